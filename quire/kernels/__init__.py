@@ -1,0 +1,1 @@
+"""How ops are computed: one folder per provider, imported only where the platform names it."""

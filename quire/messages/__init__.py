@@ -1,0 +1,4 @@
+"""Every type that crosses a border between processes or towers: requests, parameters, plans, results, outputs.
+
+All are msgspec structs (typed msgpack on the wire, never pickle). This folder imports only `base` and `config`, no torch.
+"""

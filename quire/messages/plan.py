@@ -1,0 +1,106 @@
+"""What the brain and the muscle say to each other: `StepPlan` down, `StepResult` up.
+
+A plan is a diff. Every rank mirrors the rows (one per running sequence); the plan says which rows begin, which end, and
+how many tokens each one computes now. Positions are never in a plan: with plans in flight only the rows know them.
+"""
+
+import msgspec
+
+from quire.messages.params import SamplingParams
+
+
+class NewRow(msgspec.Struct, array_like=True):
+    """A sequence enters a row: everything a rank must know about it. Also sent when it returns after preemption.
+
+    Attributes:
+        row: index of the row, below max_num_seqs.
+        token_ids: all tokens known now, the prompt first.
+        prompt_len: how many of them are the prompt.
+        computed: how many need no computing, because their pages are shared from the prefix cache.
+        pages: page numbers per cache group, in token order; index 0 stands for the sequence's first tokens.
+        params: how to sample; no strings are needed by a rank.
+        seed: noise key of this sequence, 64 bits; (seed, position) fixes the noise of a token.
+        eos_token_ids: tokens that end it (empty when ignored).
+        bad_words_ids: token sequences that must not be completed.
+        max_len: tokens (prompt and generated) at which it ends.
+    """
+
+    row: int
+    token_ids: list[int]
+    prompt_len: int
+    computed: int
+    pages: list[list[int]]
+    params: SamplingParams
+    seed: int
+    eos_token_ids: list[int]
+    bad_words_ids: list[list[int]]
+    max_len: int
+
+
+class Grant(msgspec.Struct, array_like=True):
+    """One row computes `tokens` more tokens in this step.
+
+    Attributes:
+        row: the row.
+        tokens: how many tokens, at least 1.
+        samples: whether the last of them brings a new token (False while a prompt is incomplete).
+        new_pages: pages appended per cache group.
+    """
+
+    row: int
+    tokens: int
+    samples: bool
+    new_pages: list[list[int]]
+
+
+class StepPlan(msgspec.Struct, array_like=True):
+    """One step. Ranks apply `released`, then `new`, then compute `grants` in order.
+
+    Attributes:
+        step: counts up from 1.
+        released: rows whose sequence has left.
+        new: rows that begin.
+        grants: who computes how many tokens.
+    """
+
+    step: int
+    released: list[int]
+    new: list[NewRow]
+    grants: list[Grant]
+
+
+class TokenLogprobs(msgspec.Struct, array_like=True):
+    """Log-probabilities at one position: the chosen token first, then the most probable ones in order.
+
+    Attributes:
+        ids: token ids; ids[0] is the chosen (or prompt) token.
+        logprobs: natural logarithms, the raw model's (before penalties, temperature and masks), in the order of ids.
+        rank: rank of the chosen token, 1 is the most probable.
+    """
+
+    ids: list[int]
+    logprobs: list[float]
+    rank: int
+
+
+class StepResult(msgspec.Struct, array_like=True):
+    """What a step brought. `rows` and `tokens` run in parallel.
+
+    Attributes:
+        step: of the plan.
+        rows: rows that sampled, in order of the plan's grants.
+        tokens: the token of each.
+        bad: rows whose logits were not finite: their token means nothing and the sequence must end with an error.
+        logprobs: per row that asked, for its new token.
+        prompt_logprobs: per row that asked, one entry for each prompt token computed in this step that has a successor
+            in the prompt: the entry describes that successor.
+        errors: rows whose own settings failed on the rank (a logits processor that raised), with the sentence to tell.
+    """
+
+    step: int
+    rows: list[int]
+    tokens: list[int]
+    bad: list[int] = []
+    logprobs: dict[int, TokenLogprobs] = {}
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
+    errors: dict[int, str] = {}

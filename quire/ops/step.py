@@ -1,0 +1,45 @@
+"""`StepInputs`: the device side of one plan, made once per step and read by every layer."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GroupInputs:
+    """Where one cache group's state of this step's sequences lies.
+
+    Attributes:
+        page_table: (sequences, max_pages) int32; page of each page_size tokens, unused entries 0.
+        slots: (tokens,) int64; where each new token's state is written: page * page_size + offset.
+        page_size: tokens per page.
+    """
+
+    page_table: Tensor
+    slots: Tensor
+    page_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """Tokens of all sequences of a step, packed one after another; sequence i owns query_start[i]:query_start[i+1].
+
+    Attributes:
+        token_ids: (tokens,) int64.
+        positions: (tokens,) int64, position of each token in its sequence.
+        query_start: (sequences + 1,) int32.
+        seq_lens: (sequences,) int32, tokens of each sequence once this step is computed.
+        logit_rows: (samples,) int64, indices into the packed tokens of those whose logits are wanted.
+        groups: one per cache group.
+        max_query: host bound on tokens per sequence in this step; chooses kernels and graphs.
+        max_seq: host bound on seq_lens.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    query_start: Tensor
+    seq_lens: Tensor
+    logit_rows: Tensor
+    groups: tuple[GroupInputs, ...]
+    max_query: int
+    max_seq: int
