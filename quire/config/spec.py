@@ -1,0 +1,71 @@
+"""What resolving gives: `PlatformFacts` describe the device, `RunSpec` is everything decided, with no "auto" left."""
+
+from typing import Literal
+
+import msgspec
+
+from quire.checkpoint.facts import ModelFacts
+
+
+class PlatformFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that was found, as plain values.
+
+    Attributes:
+        name: "cpu", "cuda", "rocm" or "xpu".
+        device: for torch: "cpu", "cuda:0", ...; never empty.
+        device_name: for people.
+        arch: "sm_90", "gfx942", "avx512", "avx2", ...
+        total_bytes: memory of the device (of the machine, on a CPU).
+        providers: kernel folders to try, best first; the reference is implied at the end.
+        refused: kernel folders that were refused, with the reason.
+        dtypes: types that the device computes well, preferred first.
+        page_size: tokens per page unless the user says otherwise.
+        warnings: sentences for the user (an unknown architecture, a GPU that this torch cannot use).
+    """
+
+    name: Literal["cpu", "cuda", "rocm", "xpu"]
+    device: str
+    device_name: str
+    arch: str
+    total_bytes: int
+    providers: list[str]
+    refused: dict[str, str]
+    dtypes: list[str]
+    page_size: int
+    warnings: list[str] = []
+
+
+class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine, fully decided before loading. What memory decides comes later, in `Layout`.
+
+    Attributes:
+        max_model_len: wanted; `fit_max_model_len` says whether it may shrink to what fits.
+        page_size: tokens per page.
+        memory_fraction: share of the device's memory (of the free memory, on a CPU) for the engine.
+        kv_cache_memory_bytes, num_pages: exact sizes that the user set, else None.
+        depth: plans in flight: 1 plain, 2 overlapped.
+        watermark: share of pages kept free at admission.
+    """
+
+    facts: ModelFacts
+    platform: PlatformFacts
+    dtype: str
+    load_format: Literal["safetensors", "dummy"]
+    seed: int
+    max_model_len: int
+    fit_max_model_len: bool
+    page_size: int
+    memory_fraction: float
+    kv_cache_memory_bytes: int | None
+    num_pages: int | None
+    enable_prefix_caching: bool
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    policy: Literal["fcfs", "priority", "lpm"]
+    depth: int
+    max_preemptions: int
+    watermark: float
+    max_logprobs: int
+    tensor_parallel_size: int
+    threads: int | None
+    event_log: str | None
