@@ -1,0 +1,136 @@
+"""`EngineCore`: scheduler and executor in one loop, plan, run, commit.
+
+One loop serves plain (depth 1), overlapped (2) and pipelined execution. `LLM` turns it in its own thread;
+`engine/process.py` turns it in a process of its own and speaks to front ends. It knows tokens, never text.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from quire.base.logging import get_logger
+from quire.base.registry import Registry
+from quire.checkpoint.facts import ModelFacts
+from quire.config.fields import EngineConfig
+from quire.config.resolve import resolve
+from quire.config.spec import RunSpec
+from quire.executors.base import Executor, Pending, Progress
+from quire.kvcache.layout import fit
+from quire.messages.plan import StepPlan
+from quire.messages.request import Request
+from quire.messages.state import Layout
+from quire.messages.wire import Delta, EngineFacts
+from quire.platforms import detect
+from quire.scheduler.build import make
+from quire.version import __version__
+
+log = get_logger(__name__)
+
+EXECUTORS = Registry(
+    "executor",
+    {"inline": "quire.executors.inline:InlineExecutor", "processes": "quire.executors.processes:ProcessExecutor"},
+)
+
+Clock = Callable[[], float]
+
+
+class EngineCore:
+    """One engine: its scheduler, its ranks and the plans in flight.
+
+    Args:
+        config: what the user asked for.
+        model: the checkpoint.
+        progress: called while weights load.
+        clock: monotonic seconds.
+
+    Raises:
+        ConfigError, PlatformError, CheckpointError: before any device memory is taken, where that is possible.
+    """
+
+    def __init__(
+        self, config: EngineConfig, model: ModelFacts, progress: Progress, clock: Clock = time.monotonic
+    ) -> None:
+        self.clock = clock
+        timeline = Timeline(clock)
+        platform = detect(config.device.device, config.device.kernels)
+        for warning in platform.warnings:
+            log.warning("%s", warning)
+        spec = resolve(config, model, platform)
+        timeline.mark("platform")
+        self.executor: Executor = EXECUTORS.get("inline" if spec.tensor_parallel_size == 1 else "processes")(spec)
+        try:
+            started = self.executor.start(progress)
+            timeline.mark("load")
+            layout = fit(spec, started.capacity)
+            self.executor.allocate(layout)
+            timeline.mark("memory")
+        except BaseException:
+            self.executor.stop()
+            raise
+        self.scheduler = make(spec, layout)
+        self.choices = started.choices
+        self.depth = spec.depth
+        self.in_flight: deque[tuple[StepPlan, Pending]] = deque()
+        self.facts = _facts(spec, layout, timeline.seconds)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a sequence waits or runs, or a plan is in flight."""
+        return bool(self.in_flight) or self.scheduler.has_work
+
+    def turn(self) -> list[Delta] | None:
+        """One turn of the loop: plan and launch, then settle the oldest plan. None when nothing could be done."""
+        plan = self.scheduler.plan(self.clock()) if len(self.in_flight) < self.depth else None
+        if plan is not None:
+            self.in_flight.append((plan, self.executor.step(plan)))
+        if not self.in_flight:
+            return None
+        if plan is not None and len(self.in_flight) < self.depth:
+            return []
+        _, pending = self.in_flight.popleft()
+        return self.scheduler.commit(pending.result())
+
+    def add(self, request: Request) -> None:
+        """Take a request. Raises RequestError if it can never fit."""
+        self.scheduler.add(request, self.clock())
+
+    def abort(self, ids: list[str]) -> None:
+        """End requests; unknown ids are ignored."""
+        for request_id in ids:
+            self.scheduler.abort(request_id)
+
+    def close(self) -> None:
+        """Wait for plans in flight, end the ranks, give all memory back."""
+        while self.in_flight:
+            self.in_flight.popleft()[1].result()
+        self.executor.stop()
+
+
+class Timeline:
+    """Seconds that each phase of the start took."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last = clock()
+        self.seconds: dict[str, float] = {}
+
+    def mark(self, phase: str) -> None:
+        """The phase that began at the last mark ends now."""
+        now = self._clock()
+        self.seconds[phase] = now - self._last
+        self._last = now
+
+
+def _facts(spec: RunSpec, layout: Layout, timeline: dict[str, float]) -> EngineFacts:
+    return EngineFacts(
+        version=__version__,
+        max_model_len=layout.max_model_len,
+        vocab_size=spec.facts.vocab_size,
+        max_num_seqs=spec.max_num_seqs,
+        max_prompt_len=layout.max_model_len - 1,
+        max_logprobs=spec.max_logprobs,
+        layout=layout,
+        device=f"{spec.platform.device} ({spec.platform.device_name})",
+        dtype=spec.dtype,
+        timeline=timeline,
+    )

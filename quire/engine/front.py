@@ -1,0 +1,133 @@
+"""`FrontEnd`: what `LLM` and `AsyncLLM` share: the checkpoint's facts, tokenizer and template, prompts made requests.
+
+It owns no request and starts nothing. It needs no torch.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from quire.base.errors import RequestError
+from quire.chat.template import ChatTemplate
+from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.names import resolve
+from quire.checkpoint.read import read_facts
+from quire.config.fields import EngineConfig
+from quire.messages.params import SamplingParams
+from quire.messages.request import Request
+from quire.messages.validate import make_request
+from quire.messages.wire import EngineFacts
+from quire.tokenizer.tokenizer import Tokenizer
+
+
+class TextPrompt(TypedDict):
+    """A prompt as text."""
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as token ids."""
+
+    prompt_token_ids: list[int]
+
+
+Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+ChatMessage = Mapping[str, Any]
+"""A message as the OpenAI API writes it: `role`, `content`, ..."""
+
+DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Fields of generation_config.json that become sampling defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduling:
+    """How a request stands among others: its priority (lower first) and whom it shares cached pages with."""
+
+    priority: int = 0
+    cache_salt: str = ""
+
+
+class FrontEnd:
+    """The text side of one model.
+
+    Args:
+        config: what the user asked for.
+
+    Raises:
+        CheckpointError: the folder, config.json or tokenizer is missing or damaged.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        settings = config.model
+        self.model: ModelFacts = read_facts(settings.model, resolve(settings.model, settings.revision))
+        self.tokenizer = Tokenizer.load(
+            resolve(settings.tokenizer, None) if settings.tokenizer is not None else self.model.path
+        )
+        template = self.model.chat_template
+        self.chat_template = None if template is None else ChatTemplate(template, self.tokenizer)
+        self._use_generation_config = settings.generation_config == "auto"
+        self._ids = itertools.count()
+
+    def new_id(self) -> str:
+        """An id that this front end has not used."""
+        return str(next(self._ids))
+
+    def default_params(self) -> SamplingParams:
+        """SamplingParams with the checkpoint's own defaults, if the user wants them."""
+        if not self._use_generation_config:
+            return SamplingParams()
+        given = self.model.generation_config
+        chosen = {name: given[name] for name in DEFAULTS if given.get(name) is not None}
+        if given.get("do_sample") is False:
+            chosen = {"temperature": 0.0}
+        if given.get("max_new_tokens") is not None:
+            chosen["max_tokens"] = given["max_new_tokens"]
+        return SamplingParams(**chosen)
+
+    def encode_chat(self, messages: Sequence[ChatMessage], **template_args: Any) -> list[int]:
+        """Token ids of a conversation, by the checkpoint's template. Raises RequestError if it has none."""
+        if self.chat_template is None:
+            raise RequestError(
+                f"the model {self.model.name!r} has no chat template; use plain prompts, or give a template",
+                param="messages",
+                code="no_chat_template",
+            )
+        return self.chat_template.render([dict(message) for message in messages], **template_args)
+
+    def prepare(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        facts: EngineFacts,
+        scheduling: Scheduling = Scheduling(),
+        *,
+        in_process: bool = False,
+    ) -> tuple[Request, str | None]:
+        """The request of a prompt, and the prompt's text if it came as text. Raises RequestError."""
+        text, token_ids = self._read(prompt)
+        request = make_request(
+            request_id,
+            token_ids,
+            params,
+            facts,
+            eos_token_ids=self.model.eos_token_ids,
+            encode=lambda piece: self.tokenizer.encode(piece, add_special_tokens=False),
+            priority=scheduling.priority,
+            cache_salt=scheduling.cache_salt,
+            in_process=in_process,
+        )
+        return request, text
+
+    def _read(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        if isinstance(prompt, str):
+            return prompt, self.tokenizer.encode(prompt)
+        if isinstance(prompt, Mapping):
+            if "prompt_token_ids" in prompt:
+                return None, list(prompt["prompt_token_ids"])  # type: ignore[typeddict-item]
+            if "prompt" in prompt:
+                return self._read(prompt["prompt"])
+            raise RequestError("a prompt given as a dict needs 'prompt' or 'prompt_token_ids'", param="prompt")
+        return None, list(prompt)

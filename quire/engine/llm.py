@@ -1,0 +1,227 @@
+"""`LLM`: offline inference in this process, on vLLM's names.
+
+    with LLM("folder/of/a/model") as llm:
+        for output in llm.generate(["Once upon a time"], SamplingParams(temperature=0.8, max_tokens=64)):
+            print(output.outputs[0].text)
+
+The core is turned in the caller's thread; an `LLM` is for one thread at a time. No `__main__` guard is needed.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
+
+from quire.base.errors import ConfigError, EngineError
+from quire.base.registry import load
+from quire.config.sources import engine_config
+from quire.engine.front import ChatMessage, FrontEnd, Prompt, Scheduling
+from quire.engine.outputs import OutputProcessor
+from quire.engine.progress import bar, weights_progress
+from quire.messages.outputs import RequestOutput
+from quire.messages.params import RequestOutputKind, SamplingParams
+from quire.messages.wire import EngineFacts
+from quire.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from quire.engine.core import EngineCore
+
+
+class LLM:
+    """A model in this process.
+
+    Args:
+        model: folder or hub name; the model that ships with quire by default.
+        settings: any field of `quire.config.fields` by its name (`max_model_len=2048`, `tensor_parallel_size=2`).
+
+    Raises:
+        ConfigError, PlatformError, CheckpointError: what is wrong, and the remedy.
+    """
+
+    def __init__(self, model: str = "default", **settings: Any) -> None:
+        config = engine_config(model=model, **settings)
+        self._front = FrontEnd(config)
+        with weights_progress(self._front.model.name) as progress:
+            self._core: EngineCore | None = load("quire.engine.core:EngineCore")(config, self._front.model, progress)
+        self._processor = OutputProcessor(self._front.tokenizer)
+        self._ready: dict[str, deque[RequestOutput]] = {}
+        self._single_rank = config.parallel.tensor_parallel_size == 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def facts(self) -> EngineFacts:
+        """Limits, layout and device of the engine."""
+        return self._running().facts
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._front.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What is used where no SamplingParams are given: the checkpoint's generation_config.json."""
+        return self._front.default_params()
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete each prompt; outputs come in the order of the prompts.
+
+        Args:
+            prompts: a text, a list of token ids, a dict with `prompt` or `prompt_token_ids`, or a list of those.
+            sampling_params: for all prompts, or one for each.
+            use_tqdm: show a progress bar.
+            priority: one for each prompt; lower is served first under the priority policy.
+
+        Raises:
+            RequestError: a prompt or its parameters are wrong; nothing has run then.
+        """
+        listed = _as_list(prompts)
+        params = self._params_for(listed, sampling_params)
+        ids = self._submit(listed, params, priority or [0] * len(listed))
+        done: dict[str, RequestOutput] = {}
+        with bar(len(ids), "requests", use_tqdm) as progress:
+            for output in self._outputs(ids):
+                if output.finished:
+                    done[output.request_id] = output
+                    progress.update(1)
+        return [done[request_id] for request_id in ids]
+
+    def chat(
+        self,
+        messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        **template_args: Any,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or several, rendered by the model's chat template.
+
+        Args:
+            messages: a conversation (a list of `{"role": ..., "content": ...}`) or a list of conversations.
+            template_args: `add_generation_prompt`, `continue_final_message`, and whatever the template knows.
+        """
+        conversations = [messages] if messages and isinstance(messages[0], dict) else messages
+        prompts: list[Prompt] = [
+            {"prompt_token_ids": self._front.encode_chat(conversation, **template_args)}  # type: ignore[arg-type]
+            for conversation in conversations
+        ]
+        return self.generate(prompts, sampling_params, use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Complete one prompt; each output holds what is new. Closing the iterator ends the request."""
+        params = msgspec.structs.replace(
+            sampling_params or self._front.default_params(), output_kind=RequestOutputKind.DELTA
+        )
+        ids = self._submit([prompt], [params], [0])
+        yield from self._outputs(ids)
+
+    def stream_chat(
+        self, messages: Sequence[ChatMessage], sampling_params: SamplingParams | None = None, **template_args: Any
+    ) -> Iterator[RequestOutput]:
+        """Answer one conversation; each output holds what is new."""
+        prompt: Prompt = {"prompt_token_ids": self._front.encode_chat(messages, **template_args)}
+        return self.stream(prompt, sampling_params)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix page that no running request uses."""
+        self._running().scheduler.reset_prefix_cache()
+
+    def close(self) -> None:
+        """End the engine and give all memory back. Safe to call twice."""
+        core, self._core = self._core, None
+        if core is not None:
+            core.close()
+
+    def _running(self) -> "EngineCore":
+        if self._core is None:
+            raise EngineError("this LLM was closed; make a new one")
+        return self._core
+
+    def _params_for(
+        self, prompts: Sequence[Prompt], given: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if given is None or isinstance(given, SamplingParams):
+            each = [given or self._front.default_params()] * len(prompts)
+        else:
+            each = list(given)
+        if len(each) != len(prompts):
+            raise ConfigError(f"{len(prompts)} prompts but {len(each)} sampling_params; give one, or one for each")
+        return [msgspec.structs.replace(p, output_kind=RequestOutputKind.FINAL_ONLY) for p in each]
+
+    def _submit(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: Sequence[int]) -> list[str]:
+        """Validate every prompt, then hand all of them to the core: either all run or none."""
+        core = self._running()
+        if not self._single_rank and any(p.logits_processors for p in params):
+            raise ConfigError("logits_processors need tensor_parallel_size=1: a callable does not cross processes")
+        prepared = [
+            self._front.prepare(self._front.new_id(), prompt, p, core.facts, Scheduling(priority=rank), in_process=True)
+            for prompt, p, rank in zip(prompts, params, priority, strict=True)
+        ]
+        ids = [request.id for request, _ in prepared]
+        try:
+            for (request, text), p in zip(prepared, params, strict=True):
+                core.add(request)
+                self._processor.add(request, text, p)
+                self._ready[request.id] = deque()
+        except BaseException:
+            self._drop(ids)
+            raise
+        return ids
+
+    def _outputs(self, ids: Sequence[str]) -> Iterator[RequestOutput]:
+        """Turn the core until these requests have ended, yielding their outputs. Ends them if the caller leaves."""
+        left = set(ids)
+        try:
+            while left:
+                for request_id in list(left):
+                    ready = self._ready[request_id]
+                    while ready:
+                        output = ready.popleft()
+                        if output.finished:
+                            left.discard(request_id)
+                        yield output
+                if left:
+                    self._turn()
+        finally:
+            self._drop(ids)
+
+    def _turn(self) -> None:
+        core = self._running()
+        deltas = core.turn()
+        if deltas is None:
+            raise EngineError("requests wait but nothing can run; please report this with the event log")
+        outputs, finishes = self._processor.process(deltas)
+        for finish in finishes:
+            core.scheduler.finish(finish.id, finish.index, finish.tokens)
+        for output in outputs:
+            if output.request_id in self._ready:
+                self._ready[output.request_id].append(output)
+
+    def _drop(self, ids: Sequence[str]) -> None:
+        """Forget requests; those still running are ended."""
+        for request_id in ids:
+            self._ready.pop(request_id, None)
+            self._processor.abort(request_id)
+        if self._core is not None:
+            self._core.abort(list(ids))
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Several prompts as a list; a text, a dict and a list of token ids are one prompt."""
+    if isinstance(prompts, str | dict):
+        return [prompts]
+    listed = list(prompts)
+    if listed and all(isinstance(item, int) for item in listed):
+        return [listed]  # type: ignore[list-item]
+    return listed  # type: ignore[return-value]

@@ -1,0 +1,47 @@
+"""What the engine core asks of an executor: run a plan on all ranks, wherever they are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from quire.messages.plan import StepPlan, StepResult
+from quire.messages.state import Capacity, Layout
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and in all, while weights load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What ranks report once loaded: the smallest capacity, and which provider serves each op."""
+
+    capacity: Capacity
+    choices: dict[str, str]
+
+
+class Pending(Protocol):
+    """A step under way."""
+
+    def result(self) -> StepResult:
+        """Wait for it. Raises EngineDeadError if a rank has ended."""
+        ...
+
+
+class Executor(Protocol):
+    """Ranks, as one."""
+
+    def start(self, progress: Progress) -> Started:
+        """Load the model on every rank. Raises CheckpointError, ConfigError, EngineDeadError."""
+        ...
+
+    def allocate(self, layout: Layout) -> None:
+        """Take pages on every rank."""
+        ...
+
+    def step(self, plan: StepPlan) -> Pending:
+        """Hand a plan to every rank."""
+        ...
+
+    def stop(self) -> None:
+        """End the ranks and give everything back. May be called twice."""
+        ...

@@ -1,0 +1,48 @@
+"""The executor for one device: the rank is an object in this process, a step is a direct call."""
+
+import gc
+
+import torch
+
+from quire.config.spec import RunSpec
+from quire.executors.base import Pending, Progress, Started
+from quire.messages.plan import StepPlan
+from quire.messages.state import Layout
+from quire.parallel.mesh import Mesh
+from quire.runner.runner import Runner
+
+
+class InlineExecutor:
+    """One rank, in this process."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._runner: Runner | None = Runner(spec, Mesh())
+
+    @property
+    def runner(self) -> Runner:
+        """The rank; gone after `stop`."""
+        assert self._runner is not None, "the executor was stopped"
+        return self._runner
+
+    def start(self, progress: Progress) -> Started:
+        """Load the model and measure."""
+        self.runner.load(progress)
+        return Started(self.runner.measure(), self.runner.build.provider_names())
+
+    def allocate(self, layout: Layout) -> None:
+        """Take pages."""
+        self.runner.allocate(layout)
+
+    def step(self, plan: StepPlan) -> Pending:
+        """Launch the plan."""
+        return self.runner.launch(plan)
+
+    def stop(self) -> None:
+        """Drop the model and its pages."""
+        if self._runner is None:
+            return
+        device = self._runner.device
+        self._runner = None
+        gc.collect()
+        if device.type != "cpu":
+            torch.get_device_module(device).empty_cache()

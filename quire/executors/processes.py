@@ -1,0 +1,135 @@
+"""The executor for several devices of one host: one process per rank, each on a socket pair.
+
+A rank is `python -m quire.executors.rank`, so callers need no `__main__` guard. Frames are length-prefixed msgpack; the
+socket's end is the rank's end, whichever side dies first.
+"""
+
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import TypeVar
+
+from quire.base.errors import EngineDeadError, QuireError, TransportError
+from quire.base.registry import load
+from quire.config.spec import RunSpec
+from quire.executors.base import Pending, Progress, Started
+from quire.messages.codec import Codec
+from quire.messages.frames import receive, send
+from quire.messages.plan import StepPlan, StepResult
+from quire.messages.rank import Allocate, Begin, Broken, FromRank, Loaded, Ready, Result, Run, ToRank
+from quire.messages.state import Layout
+
+STOP_TIMEOUT_S = 5.0
+
+Answer = TypeVar("Answer", Loaded, Ready, Result)
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """A rank's process and this side of its socket."""
+
+    index: int
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+
+
+class ProcessExecutor:
+    """Ranks in processes of their own."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+        self._codec: Codec[FromRank] = Codec(FromRank)
+        self._ranks: list[Rank] = []
+        self._folder = ""
+
+    def start(self, progress: Progress) -> Started:
+        """Start the ranks and load the model on each."""
+        size = self._spec.tensor_parallel_size
+        self._folder = tempfile.mkdtemp(prefix="quire-")
+        try:
+            self._ranks = [_spawn(index) for index in range(size)]
+            for rank in self._ranks:
+                self._tell(rank, Begin(self._spec, rank.index, size, f"file://{self._folder}/rendezvous"))
+            loaded = [self._expect(rank, Loaded) for rank in self._ranks]
+        except BaseException:
+            self.stop()
+            raise
+        least = min((answer.capacity for answer in loaded), key=lambda capacity: capacity.free_bytes)
+        return Started(least, loaded[0].choices)
+
+    def allocate(self, layout: Layout) -> None:
+        """Take the same pages on every rank."""
+        for rank in self._ranks:
+            self._tell(rank, Allocate(layout))
+        for rank in self._ranks:
+            self._expect(rank, Ready)
+
+    def step(self, plan: StepPlan) -> Pending:
+        """Send the plan to every rank: the same bytes."""
+        for rank in self._ranks:
+            self._tell(rank, Run(plan))
+        return _Awaited(self)
+
+    def stop(self) -> None:
+        """End the ranks: closing a socket asks for it, a signal follows."""
+        ranks, self._ranks = self._ranks, []
+        for rank in ranks:
+            rank.socket.close()
+        for rank in ranks:
+            try:
+                rank.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                rank.process.kill()
+                rank.process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def next_result(self) -> StepResult:
+        """The oldest step's result, from the sampling rank."""
+        return self._expect(self._ranks[0], Result).result
+
+    def _tell(self, rank: Rank, message: ToRank) -> None:
+        try:
+            send(rank.socket, self._codec.encode(message))
+        except OSError as error:
+            raise _ended(rank) from error
+
+    def _expect(self, rank: Rank, kind: type[Answer]) -> Answer:
+        frame = receive(rank.socket)
+        if frame is None:
+            raise _ended(rank)
+        answer = self._codec.decode(frame)
+        if isinstance(answer, Broken):
+            error: type[QuireError] = load(f"quire.base.errors:{answer.kind}")
+            raise error(f"rank {rank.index}: {answer.message}")
+        if not isinstance(answer, kind):
+            raise TransportError(f"rank {rank.index} answered {type(answer).__name__} instead of {kind.__name__}")
+        return answer
+
+
+@dataclass(frozen=True, slots=True)
+class _Awaited:
+    """A step that rank processes compute; results come in the order of the plans."""
+
+    executor: ProcessExecutor
+
+    def result(self) -> StepResult:
+        return self.executor.next_result()
+
+
+def _spawn(index: int) -> Rank:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "quire.executors.rank", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+    return Rank(index, process, ours)
+
+
+def _ended(rank: Rank) -> EngineDeadError:
+    code = rank.process.poll()
+    return EngineDeadError(f"rank {rank.index} has ended" + ("" if code is None else f" with exit code {code}"))

@@ -1,0 +1,89 @@
+"""One rank as a process: `python -m quire.executors.rank FD`, started by `executors/processes.py`.
+
+It reads plans from the socket FD and computes them; it ends when the socket does.
+"""
+
+import socket
+import sys
+import traceback
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from quire.base.errors import EngineError, QuireError
+from quire.base.logging import get_logger, setup
+from quire.messages.codec import Codec
+from quire.messages.frames import receive, send
+from quire.messages.rank import Allocate, Begin, Broken, Loaded, Ready, Result, Run, ToRank
+from quire.parallel.mesh import Mesh
+from quire.runner.runner import Runner
+
+STALL_LIMIT = timedelta(minutes=5)
+"""How long a rank waits for the others in a collective before it gives up."""
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "rocm": "nccl", "xpu": "xccl"}
+
+log = get_logger("quire.rank")
+
+
+class RankProcess:
+    """Answers the executor, message by message."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        self.codec: Codec[ToRank] = Codec(ToRank)
+        self.runner: Runner | None = None
+
+    def serve(self) -> int:
+        """Until the executor closes the socket. Returns the exit code."""
+        while (frame := receive(self.channel)) is not None:
+            try:
+                self._handle(self.codec.decode(frame))
+            except Exception as error:
+                log.error("%s", traceback.format_exc())
+                known = type(error) if isinstance(error, QuireError) else EngineError
+                self._answer(Broken(known.__name__, str(error) or type(error).__name__))
+                return 1
+        return 0
+
+    def _handle(self, message: ToRank) -> None:
+        if isinstance(message, Begin):
+            self._answer(self._begin(message))
+            return
+        assert self.runner is not None, "Begin comes first"
+        if isinstance(message, Allocate):
+            self.runner.allocate(message.layout)
+            self._answer(Ready())
+        elif isinstance(message, Run):
+            step = self.runner.launch(message.plan)
+            if self.runner.mesh.rank == 0:
+                self._answer(Result(step.result()))
+
+    def _begin(self, begin: Begin) -> Loaded:
+        dist.init_process_group(
+            BACKENDS[begin.spec.platform.name],
+            init_method=begin.rendezvous,
+            rank=begin.rank,
+            world_size=begin.size,
+            timeout=STALL_LIMIT,
+        )
+        self.runner = Runner(begin.spec, Mesh(begin.rank, begin.size, dist.group.WORLD))
+        self.runner.load(lambda done, total: None)
+        return Loaded(self.runner.measure(), self.runner.build.provider_names())
+
+    def _answer(self, message: Loaded | Ready | Result | Broken) -> None:
+        send(self.channel, self.codec.encode(message))
+
+
+def main() -> int:
+    """Serve on the inherited socket."""
+    setup()
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        code = RankProcess(channel).serve()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The conversation between an executor and its rank processes. Answers come in the order of the questions."""
+
+import msgspec
+
+from quire.config.spec import RunSpec
+from quire.messages.plan import StepPlan, StepResult
+from quire.messages.state import Capacity, Layout
+
+
+class Begin(msgspec.Struct, tag=True):
+    """Load the model as rank `rank` of `size`; answered by Loaded. `rendezvous` is where ranks find each other."""
+
+    spec: RunSpec
+    rank: int
+    size: int
+    rendezvous: str
+
+
+class Loaded(msgspec.Struct, tag=True):
+    """The rank is ready to take pages.
+
+    Attributes:
+        capacity: what it measured.
+        choices: op to provider, as resolved while the model was built.
+    """
+
+    capacity: Capacity
+    choices: dict[str, str]
+
+
+class Allocate(msgspec.Struct, tag=True):
+    """Take pages; answered by Ready."""
+
+    layout: Layout
+
+
+class Ready(msgspec.Struct, tag=True):
+    """Pages are taken."""
+
+
+class Run(msgspec.Struct, tag=True):
+    """Compute a step; only rank 0 answers, with Result."""
+
+    plan: StepPlan
+
+
+class Result(msgspec.Struct, tag=True):
+    """A step's result."""
+
+    result: StepResult
+
+
+class Broken(msgspec.Struct, tag=True):
+    """The rank cannot go on.
+
+    Attributes:
+        kind: the error's class in quire.base.errors, so that the reader can raise the same.
+        message: the sentence.
+    """
+
+    kind: str
+    message: str
+
+
+ToRank = Begin | Allocate | Run
+FromRank = Loaded | Ready | Result | Broken

@@ -1,0 +1,1 @@
+"""The muscle of one rank: rows on the device, the step, memory. It computes and never decides."""

@@ -1,0 +1,190 @@
+"""`Runner`: one rank's compute. It applies plans to its rows, runs the model and the sampler, and decides nothing.
+
+Life: `load`, `measure` (reports its capacity), `allocate` (takes its pages), then `launch` once per plan. Called by the
+executors; it knows neither the scheduler nor any process border.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from quire import loading, models
+from quire.config.spec import RunSpec
+from quire.layers.build import Build
+from quire.messages.params import SamplingParams
+from quire.messages.plan import Grant, NewRow, StepPlan, StepResult, TokenLogprobs
+from quire.messages.state import Capacity, GroupLayout, Layout
+from quire.ops.inputs import step_inputs
+from quire.ops.registry import load_providers
+from quire.ops.step import StepInputs
+from quire.parallel.mesh import Mesh
+from quire.runner.memory import memory_of
+from quire.runner.rows import Rows
+from quire.sampling.sampler import Sampler, Samples, prompt_logprobs
+
+HEAD_SLICE = 256
+"""Rows of logits made at once for prompt log-probabilities; bounds the memory that a long prompt takes."""
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes read so far and in all, while weights load."""
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A launched step. `result` waits for the device and brings to the host what was sampled."""
+
+    step: int
+    rows: list[int] = field(default_factory=list)
+    samples: Samples | None = None
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+
+    def result(self) -> StepResult:
+        """The step's result; empty on ranks that do not sample."""
+        if self.samples is None:
+            return StepResult(self.step, [], [], prompt_logprobs=self.prompt_logprobs)
+        tokens, bad, logprobs, errors = self.samples.to_host()
+        return StepResult(self.step, self.rows, tokens, bad, logprobs, self.prompt_logprobs, errors)
+
+
+class Runner:
+    """The model, rows and pages of one rank.
+
+    Args:
+        spec: everything decided.
+        mesh: this rank among those that share the model.
+    """
+
+    def __init__(self, spec: RunSpec, mesh: Mesh) -> None:
+        self.spec = spec
+        self.mesh = mesh
+        self.device = torch.device(spec.platform.device)
+        self.memory = memory_of(self.device)
+        dtype = getattr(torch, spec.dtype)
+        self.build = Build(mesh=mesh, dtype=dtype, device=self.device, providers=spec.platform.providers)
+
+    def load(self, progress: Progress) -> None:
+        """Build the model and fill its weights. Raises CheckpointError."""
+        if self.spec.threads is not None:
+            torch.set_num_threads(self.spec.threads)
+        load_providers(self.spec.platform.providers)
+        self.make_inputs = self.build.op(step_inputs, None)
+        self.model = models.build(self.spec.facts, self.build)
+        if self.spec.load_format == "dummy":
+            loading.fill_dummy(self.model, self.spec.seed, self.mesh)
+        else:
+            loading.load(self.model, self.spec.facts, self.mesh, progress)
+
+    def measure(self) -> Capacity:
+        """Run the largest step on scratch pages and report what memory is left for real ones.
+
+        Nothing is run where the user has fixed the size of the pages.
+        """
+        specs = [state.spec for state in self.build.states]
+        free = self.memory.free_bytes()
+        with self.memory.peak() as needed:
+            if self.spec.num_pages is None and self.spec.kv_cache_memory_bytes is None:
+                # Two pages per group are enough: every entry of the page tables names page 1.
+                scratch = [GroupLayout(spec, 1, self.spec.page_size, 2) for spec in dict.fromkeys(specs)]
+                self.allocate(Layout(scratch, self.spec.max_model_len))
+                self.launch(_largest_step(self.spec, len(scratch))).result()
+                self.release()
+        return Capacity(self.memory.budget(free, self.spec.memory_fraction, needed[0]), specs)
+
+    def allocate(self, layout: Layout) -> None:
+        """Take pages and rows. Layers whose state is the same share a group."""
+        for index, group in enumerate(layout.groups):
+            for state in self.build.states:
+                if state.spec == group.spec:
+                    state.bind(*state.allocate(group.pages, group.page_size), index)
+        rows, length = self.spec.max_num_seqs, layout.max_model_len
+        self.rows = Rows(rows, length, layout, self.device)
+        # Every rank runs the model; rank 0 samples and tells the others.
+        self.sampler = Sampler(rows, self.spec.facts.vocab_size, length, self.device) if self.mesh.rank == 0 else None
+
+    def release(self) -> None:
+        """Give back pages and rows."""
+        for state in self.build.states:
+            state.unbind()
+        del self.rows, self.sampler
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> InFlight:
+        """Start one step. Returns as soon as the device has its work; `InFlight.result` waits for it."""
+        self._begin(plan)
+        grants = plan.grants
+        order = torch.tensor([g.row for g in grants], device=self.device)
+        counts = torch.tensor([g.tokens for g in grants], dtype=torch.int32, device=self.device)
+        sampling = torch.tensor([i for i, g in enumerate(grants) if g.samples], dtype=torch.int64, device=self.device)
+        inputs = self._inputs(grants, order, counts, sampling)
+        hidden = self.model(inputs)
+        step = InFlight(plan.step, prompt_logprobs=self._prompt_logprobs(grants, hidden, inputs))
+        self.rows.advance(plan, order, counts)
+        if len(sampling):
+            step.rows = [g.row for g in grants if g.samples]
+            step.samples = self._sample(step.rows, order[sampling], hidden[inputs.logit_rows])
+        return step
+
+    def _begin(self, plan: StepPlan) -> None:
+        self.rows.apply(plan)
+        if self.sampler is not None:
+            for row in plan.released:
+                self.sampler.end(row)
+            for new in plan.new:
+                self.sampler.begin(new)
+
+    def _inputs(self, grants: list[Grant], order: Tensor, counts: Tensor, sampling: Tensor) -> StepInputs:
+        rows = self.rows
+        longest = max(rows.host[g.row].computed + g.tokens for g in grants)
+        bounds = (sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
+        made: StepInputs = self.make_inputs(
+            order, counts, sampling, rows.tokens, rows.computed, rows.page_tables, rows.page_sizes, bounds
+        )
+        return made
+
+    def _sample(self, rows: list[int], device_rows: Tensor, hidden: Tensor) -> Samples | None:
+        logits = self.model.logits(hidden)
+        if self.sampler is None:
+            tokens = self.mesh.broadcast(torch.empty_like(device_rows), 0)
+            self.rows.append(device_rows, tokens)
+            return None
+        samples = self.sampler.sample(logits, rows, device_rows, self.rows.tokens, self.rows.known)
+        self.rows.append(device_rows, self.mesh.broadcast(samples.tokens, 0))
+        return samples
+
+    def _prompt_logprobs(self, grants: list[Grant], hidden: Tensor, inputs: StepInputs) -> dict[int, list[TokenLogprobs]]:
+        """Of each prompt token computed now that has a successor in the prompt: the entry describes the successor."""
+        found: dict[int, list[TokenLogprobs]] = {}
+        start = 0
+        for grant in grants:
+            host = self.rows.host[grant.row]
+            wanted = host.new.params.prompt_logprobs
+            count = min(grant.tokens, host.new.prompt_len - 1 - host.computed)
+            if wanted is not None and count > 0:
+                targets = self.rows.tokens[grant.row, host.computed + 1 : host.computed + 1 + count].long()
+                found[grant.row] = self._describe(hidden[start : start + count], targets, wanted)
+            start += grant.tokens
+        return found if self.sampler is not None else {}
+
+    def _describe(self, hidden: Tensor, targets: Tensor, top: int) -> list[TokenLogprobs]:
+        entries: list[TokenLogprobs] = []
+        for first in range(0, len(targets), HEAD_SLICE):
+            logits = self.model.logits(hidden[first : first + HEAD_SLICE])
+            entries += prompt_logprobs(logits, targets[first : first + HEAD_SLICE], top)
+        return entries
+
+
+def _largest_step(spec: RunSpec, groups: int) -> StepPlan:
+    """A plan that takes the whole token budget and all rows, sampling in the way that needs most memory."""
+    budget = spec.max_num_batched_tokens
+    rows = min(spec.max_num_seqs, budget)
+    chunk = min(budget - rows + 1, spec.max_model_len)
+    params = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=spec.max_logprobs)
+    new, grants = [], []
+    for row in range(rows):
+        tokens = chunk if row == 0 else 1
+        pages = [[1] * -(-tokens // spec.page_size) for _ in range(groups)]
+        new.append(NewRow(row, [0] * tokens, tokens, 0, pages, params, row, [], [], tokens + 1))
+        grants.append(Grant(row, tokens, True, [[] for _ in range(groups)]))
+    return StepPlan(0, [], new, grants)
