@@ -1,0 +1,36 @@
+"""`CoreClient`: the front end's side of the conversation with a core process. It moves messages and owns no request."""
+
+import asyncio
+
+import zmq
+import zmq.asyncio
+
+from quire.messages.codec import Codec
+from quire.messages.wire import FromClient, Hello, ToClient
+from quire.version import __version__
+
+
+class CoreClient:
+    """A connection to the core that listens at `address`. Must be made in a running event loop."""
+
+    def __init__(self, address: str) -> None:
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set_hwm(0)
+        self._socket.linger = 0
+        self._socket.connect(address)
+        self._codec: Codec[ToClient] = Codec(ToClient)
+        self.send(Hello(__version__))
+
+    def send(self, message: FromClient) -> None:
+        """Send without waiting: the queue is unbounded, and what it holds is bounded by admission."""
+        asyncio.ensure_future(self._socket.send(self._codec.encode(message)))
+
+    async def receive(self) -> ToClient:
+        """The next message. Raises TransportError if it is none of this version."""
+        return self._codec.decode(await self._socket.recv())
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._socket.close()
+        self._context.term()

@@ -1,0 +1,195 @@
+"""The engine core as a process: `python -m quire.engine.process`, started by `engine/launch.py`.
+
+One thread, one selector: front ends' messages, the launcher's end, the core's turns. It waits only when no plan can be
+made and none is in flight, so an idle engine costs no CPU.
+"""
+
+import gc
+import os
+import sys
+import time
+import traceback
+
+import msgspec
+import zmq
+
+from quire.base.errors import QuireError, RequestError, TransportError
+from quire.base.logging import get_logger, setup
+from quire.engine.core import EngineCore
+from quire.engine.launch import Launch
+from quire.engine.progress import weights_progress
+from quire.messages.codec import Codec
+from quire.messages.wire import (
+    Abort,
+    Delta,
+    Deltas,
+    Failed,
+    Finish,
+    FromClient,
+    Hello,
+    Refused,
+    ResetPrefixCache,
+    Submit,
+    ToClient,
+)
+
+log = get_logger("quire.engine")
+
+FAREWELL_S = 2.0
+"""How long a core that cannot start waits for a front end to tell it why."""
+
+
+class Server:
+    """Front ends on one side, the core on the other.
+
+    Args:
+        address: where to listen.
+        launcher: descriptor that becomes readable when the launcher has ended.
+    """
+
+    def __init__(self, address: str, launcher: int) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.set_hwm(0)
+        self._socket.linger = 1000
+        self._socket.bind(address)
+        self._launcher = launcher
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(launcher, zmq.POLLIN)
+        self._codec: Codec[FromClient] = Codec(FromClient)
+        self._clients: list[bytes] = []
+        self._owners: dict[str, tuple[bytes, int]] = {}  # request id: its front end, and sequences still to end
+
+    def run(self, core: EngineCore) -> None:
+        """Serve until the launcher ends."""
+        self._core = core
+        idle = True
+        while self._intake(wait=idle):
+            deltas = core.turn()
+            busy = deltas is not None
+            if deltas:
+                self._publish(deltas)
+            if idle != (not busy) and not busy:
+                self._tell_all(Deltas([], core.scheduler.stats()))
+            idle = not busy
+
+    def fail(self, message: str) -> None:
+        """Tell every front end, also one that is only about to say hello, that there is no engine."""
+        deadline = time.monotonic() + FAREWELL_S
+        while not self._clients and time.monotonic() < deadline:
+            if self._socket.poll(100):
+                client, _ = self._socket.recv_multipart()
+                self._clients.append(client)
+        self._tell_all(Failed(message))
+
+    def close(self) -> None:
+        """Send what is queued, then close."""
+        self._socket.close()
+        self._context.term()
+
+    def _intake(self, wait: bool) -> bool:
+        """Take in what has arrived; with `wait`, until something does. False once the launcher has ended."""
+        ready = dict(self._poller.poll(None if wait else 0))
+        if self._launcher in ready and not os.read(self._launcher, 4096):
+            return False
+        if self._socket in ready:
+            while self._socket.poll(0):
+                client, frame = self._socket.recv_multipart()
+                self._handle(client, frame)
+        return True
+
+    def _handle(self, client: bytes, frame: bytes) -> None:
+        try:
+            message = self._codec.decode(frame)
+        except TransportError as error:
+            log.warning("dropped a frame: %s", error)
+            return
+        if isinstance(message, Submit):
+            self._submit(client, message)
+        elif isinstance(message, Finish):
+            self._core.scheduler.finish(message.id, message.index, message.tokens)
+        elif isinstance(message, Abort):
+            self._core.abort(message.ids)
+            for request_id in message.ids:
+                self._owners.pop(request_id, None)
+        elif isinstance(message, Hello):
+            self._clients.append(client)
+            self._tell(client, self._core.facts)
+        elif isinstance(message, ResetPrefixCache):
+            self._core.scheduler.reset_prefix_cache()
+
+    def _submit(self, client: bytes, message: Submit) -> None:
+        request = message.request
+        try:
+            self._core.add(request)
+        except RequestError as error:
+            self._tell(client, Refused(request.id, error.message, error.param, error.code))
+            return
+        self._owners[request.id] = (client, request.params.n)
+
+    def _publish(self, deltas: list[Delta]) -> None:
+        frames: dict[bytes, list[Delta]] = {}
+        for delta in deltas:
+            owner = self._owners.get(delta.id)
+            if owner is None:
+                continue
+            client, left = owner
+            frames.setdefault(client, []).append(delta)
+            if delta.finish_reason is not None:
+                if left == 1:
+                    del self._owners[delta.id]
+                else:
+                    self._owners[delta.id] = (client, left - 1)
+        stats = self._core.scheduler.stats()
+        for client, news in frames.items():
+            self._tell(client, Deltas(news, stats))
+
+    def _tell_all(self, message: ToClient) -> None:
+        for client in self._clients:
+            self._tell(client, message)
+
+    def _tell(self, client: bytes, message: ToClient) -> None:
+        self._socket.send_multipart([client, self._codec.encode(message)])
+
+
+def main() -> int:
+    """Read the launch message, start the core, serve."""
+    launch = msgspec.json.decode(_first_line(sys.stdin.fileno()), type=Launch)
+    setup(launch.config.log.log_level)
+    server = Server(launch.address, sys.stdin.fileno())
+    try:
+        with weights_progress(launch.model.name) as progress:
+            core = EngineCore(launch.config, launch.model, progress)
+    except QuireError as error:
+        server.fail(str(error))
+        server.close()
+        return 2
+    # What lives now lives for ever: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    try:
+        server.run(core)
+        return 0
+    except Exception as error:
+        log.error("%s", traceback.format_exc())
+        server.fail(f"the engine failed: {type(error).__name__}")
+        return 1
+    finally:
+        server.close()
+        core.close()
+
+
+def _first_line(descriptor: int) -> bytes:
+    """Up to the newline, and not a byte more: the rest of standard input is the launcher's life line."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        piece = os.read(descriptor, 1)
+        if not piece:
+            raise SystemExit("quire.engine.process is started by quire, not by hand")
+        line += piece
+    return bytes(line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
