@@ -5,6 +5,8 @@ A field is at once the flag `--max-model-len`, the environment name `QUIRE_MODEL
 all sections, so that flags need no prefix.
 """
 
+# ruff: noqa: RUF009  (`setting` is `dataclasses.field` with metadata: it makes a field, not a shared default)
+
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
@@ -23,7 +25,9 @@ def setting(default: Any, help: str, *, short: str | None = None, secret: bool =
 class ModelConfig:
     """Which model, and how it is loaded."""
 
-    model: str = setting("default", "Folder or hub name of the checkpoint; 'default' is the model that ships with quire.")
+    model: str = setting(
+        "default", "Folder or hub name of the checkpoint; 'default' is the model that ships with quire."
+    )
     tokenizer: str | None = setting(None, "Folder or hub name of the tokenizer, if it is not the model's own.")
     revision: str | None = setting(None, "Branch, tag or commit on the hub.")
     dtype: Dtype = setting("auto", "Type of weights and activations; auto takes the checkpoint's, if the device can.")
@@ -55,7 +59,9 @@ class SchedulerConfig:
 
     max_num_seqs: int | None = setting(None, "Most sequences that run at once; unset is 64 on CPUs, 256 on GPUs.")
     max_num_batched_tokens: int | None = setting(None, "Most tokens per step; unset is 512 on CPUs, 8192 on GPUs.")
-    scheduling_policy: Policy = setting("fcfs", "Order of waiting requests: arrival, priority, or longest prefix hit (lpm).")
+    scheduling_policy: Policy = setting(
+        "fcfs", "Order of waiting requests: arrival, priority, or longest prefix hit (lpm)."
+    )
     async_scheduling: bool | None = setting(
         None, "Plan the next step while the device computes; unset: on with GPUs, off on CPUs."
     )

@@ -45,6 +45,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_memory_bytes, num_pages: exact sizes that the user set, else None.
         depth: plans in flight: 1 plain, 2 overlapped.
         watermark: share of pages kept free at admission.
+        notes: sentences for the user on what was decided against expectation, such as a dtype the device lacks.
     """
 
     facts: ModelFacts
@@ -69,3 +70,4 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel_size: int
     threads: int | None
     event_log: str | None
+    notes: list[str] = []

@@ -1,0 +1,57 @@
+"""The environment: the only file that reads `os.environ`.
+
+Settings come as `QUIRE_SECTION__FIELD`; everything else is asked for by name. Whoever needs a variable asks here, so
+that one search shows all that the environment can change. Called by `sources`, and by folders that read one variable.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+
+from quire.base.logging import get_logger, warn_once
+from quire.config.fields import SECTIONS
+
+logger = get_logger(__name__)
+
+PREFIX = "QUIRE_"
+
+
+def read(name: str) -> str | None:
+    """The variable `name`, or None when it is not set."""
+    return os.environ.get(name)
+
+
+def snapshot() -> dict[str, str]:
+    """A copy of the whole environment, for reports and for the environment of child processes."""
+    return dict(os.environ)
+
+
+def variable(section: str, name: str) -> str:
+    """The environment name of a setting: `variable("model", "dtype")` is `QUIRE_MODEL__DTYPE`."""
+    return f"{PREFIX}{section}__{name}".upper()
+
+
+def settings(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Field name to text, for every setting that the environment holds.
+
+    A variable that begins with QUIRE_ and is no setting gets one warning with the nearest names.
+
+    Args:
+        environ: read instead of the process's environment.
+    """
+    source = os.environ if environ is None else environ
+    known = {variable(section, f.name): f.name for section, cls in SECTIONS.items() for f in fields(cls)}
+    found = {}
+    for name, text in source.items():
+        if name in known:
+            found[known[name]] = text
+        elif name.startswith(PREFIX):
+            warn_once(logger, f"{name} is no setting and changes nothing; {_remedy(name, list(known))}")
+    return found
+
+
+def _remedy(name: str, known: list[str]) -> str:
+    # QUIRE_PORT is a likely slip for QUIRE_SERVER__PORT, so a right field without its section counts as near.
+    close = [k for k in known if k.split("__")[1] == name.removeprefix(PREFIX)] or get_close_matches(name, known, n=2)
+    return f"did you mean {' or '.join(close)}?" if close else "names are QUIRE_SECTION__FIELD, see `quire config`"

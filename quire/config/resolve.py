@@ -1,0 +1,99 @@
+"""Resolving: what the user asked, the facts of the model and the facts of the device become a `RunSpec`.
+
+Pure: no file, no device, no environment; the same arguments give the same spec or the same ConfigError. After it there
+is no "auto" left. What only memory can decide comes later, in `Layout`. Called by the engine core before loading.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from quire.base.errors import ConfigError
+from quire.checkpoint.facts import ModelFacts
+from quire.config.check import check_engine
+from quire.config.fields import CacheConfig, EngineConfig, ModelConfig
+from quire.config.spec import PlatformFacts, RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformDefaults:
+    """What a kind of device gets where the user says nothing."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    async_scheduling: bool
+    memory: Literal["cpu_memory_utilization", "gpu_memory_utilization"]
+
+
+CPU = PlatformDefaults(64, 512, False, "cpu_memory_utilization")
+GPU = PlatformDefaults(256, 8192, True, "gpu_memory_utilization")
+DEFAULTS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "xpu": GPU}
+
+
+def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) -> RunSpec:
+    """Decide everything that can be decided before loading. Raises ConfigError, and nothing else."""
+    check_engine(engine)
+    defaults = DEFAULTS[platform.name]
+    model, cache, scheduler = engine.model, engine.cache, engine.scheduler
+    dtype, notes = _dtype(model, facts, platform)
+    overlap = defaults.async_scheduling if scheduler.async_scheduling is None else scheduler.async_scheduling
+    return RunSpec(
+        facts=facts,
+        platform=platform,
+        dtype=dtype,
+        load_format="dummy" if model.load_format == "dummy" else "safetensors",
+        seed=model.seed,
+        max_model_len=_max_model_len(model, facts),
+        fit_max_model_len=model.max_model_len is None,
+        page_size=cache.block_size or platform.page_size,
+        memory_fraction=_memory_fraction(cache, defaults),
+        kv_cache_memory_bytes=cache.kv_cache_memory_bytes,
+        num_pages=cache.num_gpu_blocks_override,
+        enable_prefix_caching=cache.enable_prefix_caching,
+        max_num_seqs=scheduler.max_num_seqs or defaults.max_num_seqs,
+        max_num_batched_tokens=scheduler.max_num_batched_tokens or defaults.max_num_batched_tokens,
+        policy=scheduler.scheduling_policy,
+        depth=2 if overlap else 1,
+        max_preemptions=scheduler.max_preemptions,
+        watermark=scheduler.watermark,
+        max_logprobs=model.max_logprobs,
+        tensor_parallel_size=engine.parallel.tensor_parallel_size,
+        threads=engine.device.threads,
+        event_log=engine.log.event_log,
+        notes=notes,
+    )
+
+
+def _dtype(model: ModelConfig, facts: ModelFacts, platform: PlatformFacts) -> tuple[str, list[str]]:
+    can = ", ".join(platform.dtypes)
+    if not platform.dtypes:
+        raise ConfigError(f"device: {platform.device_name} computes no type that quire knows; try --device cpu")
+    if model.dtype != "auto":
+        if model.dtype not in platform.dtypes:
+            raise ConfigError(f"dtype={model.dtype}: {platform.device_name} computes {can}; choose one or dtype=auto")
+        return model.dtype, []
+    if facts.dtype in platform.dtypes:
+        return facts.dtype, []
+    chosen = platform.dtypes[0]
+    return chosen, [f"weights are {facts.dtype}, {platform.device_name} computes {can}: running in {chosen}"]
+
+
+def _max_model_len(model: ModelConfig, facts: ModelFacts) -> int:
+    wanted, made_for = model.max_model_len, facts.context_len
+    if wanted is None:
+        if made_for < 1:
+            raise ConfigError(f"max_model_len: the checkpoint {facts.name} states no context length; set it")
+        return made_for
+    if wanted > made_for and not model.allow_long_max_model_len:
+        raise ConfigError(
+            f"max_model_len={wanted} is beyond the {made_for} tokens that {facts.name} was made for; "
+            f"lower it, or set allow_long_max_model_len and expect poor text"
+        )
+    return wanted
+
+
+def _memory_fraction(cache: CacheConfig, defaults: PlatformDefaults) -> float:
+    shares = {
+        "cpu_memory_utilization": cache.cpu_memory_utilization,
+        "gpu_memory_utilization": cache.gpu_memory_utilization,
+    }
+    return shares[defaults.memory]
