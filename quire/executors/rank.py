@@ -6,7 +6,6 @@ It reads plans from the socket FD and computes them; it ends when the socket doe
 import socket
 import sys
 import traceback
-from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -15,11 +14,11 @@ from quire.base.logging import get_logger, setup
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
 from quire.messages.rank import Allocate, Begin, Broken, Loaded, Ready, Result, Run, ToRank
-from quire.parallel.mesh import Mesh
+from quire.parallel.mesh import connect
 from quire.runner.runner import Runner
 
-STALL_LIMIT = timedelta(minutes=5)
-"""How long a rank waits for the others in a collective before it gives up."""
+STALL_LIMIT_S = 300.0
+"""Seconds that a rank waits for the others in a collective before it gives up."""
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "rocm": "nccl", "xpu": "xccl"}
 
@@ -60,14 +59,9 @@ class RankProcess:
                 self._answer(Result(step.result()))
 
     def _begin(self, begin: Begin) -> Loaded:
-        dist.init_process_group(
-            BACKENDS[begin.spec.platform.name],
-            init_method=begin.rendezvous,
-            rank=begin.rank,
-            world_size=begin.size,
-            timeout=STALL_LIMIT,
-        )
-        self.runner = Runner(begin.spec, Mesh(begin.rank, begin.size, dist.group.WORLD))
+        backend = BACKENDS[begin.spec.platform.name]
+        mesh = connect(begin.rank, begin.size, begin.rendezvous, backend, STALL_LIMIT_S)
+        self.runner = Runner(begin.spec, mesh)
         self.runner.load(lambda done, total: None)
         return Loaded(self.runner.measure(), self.runner.build.provider_names())
 
