@@ -1,0 +1,72 @@
+"""The machine as its files show it, laid out in a folder."""
+
+from pathlib import Path
+
+import pytest
+
+from quire.platforms.host import Host, look
+
+pytestmark = pytest.mark.plain
+
+
+def lay(root: Path, files: dict[str, str]) -> Host:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return look(root)
+
+
+@pytest.mark.parametrize(
+    ("file", "vendor"),
+    [
+        ("proc/driver/nvidia/version", "NVIDIA"),
+        ("dev/nvidiactl", "NVIDIA"),
+        ("dev/nvhost-gpu", "NVIDIA"),
+        ("dev/kfd", "AMD"),
+    ],
+)
+def test_drivers(tmp_path: Path, file: str, vendor: str) -> None:
+    assert lay(tmp_path, {file: ""}).gpu_vendors == (vendor,)
+
+
+@pytest.mark.parametrize(("slot", "found"), [("0000:00:02.0", ()), ("0000:03:00.0", ("Intel",))])
+def test_intel_cards_but_not_the_display_part_of_a_processor(tmp_path: Path, slot: str, found: tuple[str, ...]) -> None:
+    node = tmp_path / "sys/class/drm/renderD128"
+    node.mkdir(parents=True)
+    (node / "device").symlink_to(tmp_path / "pci" / slot)
+    assert lay(tmp_path, {f"pci/{slot}/vendor": "0x8086\n"}).gpu_vendors == found
+
+
+def test_processor(tmp_path: Path) -> None:
+    text = (
+        "processor\t: 0\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f\n\nprocessor\t: 1\nmodel name\t: other\n"
+    )
+    host = lay(tmp_path, {"proc/cpuinfo": text})
+    assert host.cpu == "AMD EPYC"
+    assert host.cpu_flags == {"fpu", "avx2", "avx512f"}
+
+
+def test_the_limit_of_a_container_is_the_memory(tmp_path: Path) -> None:
+    assert lay(tmp_path, {"sys/fs/cgroup/memory.max": f"{1 << 29}\n"}).memory_bytes == 1 << 29
+    assert lay(tmp_path, {"sys/fs/cgroup/memory.max": "max\n"}).memory_bytes > 1 << 29
+
+
+def test_an_empty_machine_is_a_machine(tmp_path: Path) -> None:
+    host = look(tmp_path)
+    assert host.cpu
+    assert host.memory_bytes > 0
+    assert host.gpu_vendors == ()
+
+
+@pytest.mark.parametrize(("value", "hidden"), [("", True), ("-1", True), ("0", False), (None, False)])
+def test_hidden_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None, hidden: bool) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert look(tmp_path).gpus_hidden is hidden
+
+
+def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
+    assert not look(tmp_path).has_compiler
