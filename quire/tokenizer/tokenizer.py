@@ -1,0 +1,206 @@
+"""`Tokenizer`: the one way from text to token ids and back, over the `tokenizers` library.
+
+Holds no state that a call changes (the library's truncation and padding stay off), so threads share one object. Knows
+nothing of requests and models; the front end, the server and the chat templates call it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+import tokenizers
+
+from quire.base.errors import EngineError, RequestError
+from quire.checkpoint.facts import ModelFacts
+from quire.tokenizer.files import apply_settings, named_tokens, read_settings, read_tokenizer
+from quire.tokenizer.pieces import DecoderRules, Piece, rules_of
+
+T = TypeVar("T")
+
+
+class Tokenizer:
+    """A tokenizer of one checkpoint.
+
+    Attributes:
+        special_tokens: text by role ("bos_token", "eos_token", ...), as chat templates see them.
+        special_ids: ids that `skip_special_tokens` leaves out.
+        added_ids: ids of every added token, the special ones among them.
+        vocab_size: one more than the highest token id; the model's embedding may have more rows.
+        bos_id, eos_id, pad_id: None where the checkpoint names none.
+        rules: how tokens become text.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special_tokens: dict[str, str] | None = None) -> None:
+        self._tokenizer = tokenizer
+        self.special_tokens = dict(special_tokens or {})
+        self._added = tokenizer.get_added_tokens_decoder()
+        self.added_ids = frozenset(self._added)
+        self.special_ids = frozenset(i for i, token in self._added.items() if token.special)
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.bos_id = self._id_of("bos_token")
+        self.eos_id = self._id_of("eos_token")
+        self.pad_id = self._id_of("pad_token")
+        self.rules: DecoderRules = rules_of(tokenizer)
+        self._pieces: dict[int, Piece] = {}
+
+    @classmethod
+    def load(cls, source: ModelFacts | str | Path) -> "Tokenizer":
+        """Read the tokenizer of a checkpoint or folder. Raises CheckpointError for missing or damaged files."""
+        folder = Path(source.path if isinstance(source, ModelFacts) else source)
+        tokenizer, settings = read_tokenizer(folder), read_settings(folder)
+        apply_settings(tokenizer, settings, folder)
+        return cls(tokenizer, named_tokens(settings))
+
+    def _id_of(self, name: str) -> int | None:
+        text = self.special_tokens.get(name)
+        return None if text is None else self._tokenizer.token_to_id(text)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`; literals of special tokens become these tokens. Raises RequestError for lone surrogates."""
+        _check_text(text)
+        return _guard(lambda: self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of many texts, on the threads of the library."""
+        for text in texts:
+            _check_text(text)
+        run = self._tokenizer.encode_batch_fast
+        return _guard(lambda: [e.ids for e in run(list(texts), add_special_tokens=add_special_tokens)])
+
+    def encode_plain(self, text: str, *, inside: bool = False) -> list[int]:
+        """Token ids of `text` as mere text: no added token, whatever it spells.
+
+        Args:
+            text: text of a user.
+            inside: text that follows other text or a token, so that no word mark is put before it.
+        """
+        _check_text(text)
+        plain = self._plain[1 if inside else 0]
+        ids: list[int] = _guard(lambda: plain.encode(text, add_special_tokens=False).ids)
+        if not self.added_ids.intersection(ids):
+            return ids
+        return self._encode_apart(text, inside)
+
+    def _encode_apart(self, text: str, inside: bool) -> list[int]:
+        """For vocabularies that spell an added token from plain text (Unigram): cut each literal after a character."""
+        cuts = [start + 1 for start, _ in self.control_spans(text)]
+        if not cuts:
+            raise RequestError("the text spells a special token that this tokenizer cannot write as text; leave it out")
+        parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        ids: list[int] = []
+        for number, part in enumerate(parts):
+            plain = self._plain[1 if inside or number else 0]
+            ids += plain.encode(part, add_special_tokens=False).ids
+        if self.added_ids.intersection(ids):
+            raise RequestError("the text spells a special token that this tokenizer cannot write as text; leave it out")
+        return ids
+
+    @cached_property
+    def _plain(self) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+        """The tokenizer without added tokens: for the start of a text, and for what follows something."""
+        state = json.loads(self._tokenizer.to_str())
+        state["added_tokens"], state["post_processor"] = [], None
+        start = tokenizers.Tokenizer.from_str(json.dumps(state))
+        if not _never_prepend(state["pre_tokenizer"]):
+            return start, start
+        return start, tokenizers.Tokenizer.from_str(json.dumps(state))
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Literals of the added tokens, longest first. Runs of white space are no way out of a role: left as they are."""
+        literals = sorted({t.content for t in self._added.values() if t.content.strip()}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, literals)) or "(?!)")
+
+    @cached_property
+    def control_pattern(self) -> str:
+        """A regular expression of the added tokens with the white space that they swallow, longest literal first."""
+        tokens = sorted((t for t in self._added.values() if t.content.strip()), key=lambda t: -len(t.content))
+        return "|".join(
+            (r"\s*" if t.lstrip else "") + re.escape(t.content) + (r"\s*" if t.rstrip else "") for t in tokens
+        )
+
+    def control_spans(self, text: str, *, special_only: bool = False) -> list[tuple[int, int]]:
+        """Where `text` holds literals of added tokens (or only of special ones): start and end of each."""
+        spans = [match.span() for match in self._control.finditer(text)]
+        if not special_only:
+            return spans
+        return [(a, b) for a, b in spans if self._tokenizer.token_to_id(text[a:b]) in self.special_ids]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of `ids`; ids beyond the vocabulary have none. Raises RequestError for ids that cannot be."""
+        try:
+            return _guard(lambda: self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+        except OverflowError:
+            raise RequestError("token ids must be 0 or more and below 4294967296", param="tokens") from None
+
+    def token(self, token_id: int) -> str | None:
+        """The token as the vocabulary spells it (`Ġthe`), or None beyond the vocabulary."""
+        return self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
+
+    def piece(self, token_id: int) -> Piece:
+        """A token's part of a text, word marks as spaces; empty beyond the vocabulary."""
+        found = self._pieces.get(token_id)
+        if found is None:
+            found = self._pieces[token_id] = self._make_piece(token_id)
+        return found
+
+    def first_piece(self, token_id: int) -> str:
+        """A text token's part at the very start of a text, where some decoders leave word marks out."""
+        piece = self.rules.piece(self.token(token_id) or "", first=True)
+        return piece if isinstance(piece, str) else ""
+
+    def _make_piece(self, token_id: int) -> Piece:
+        token = self.token(token_id)
+        if token is None:
+            return ""
+        if self.rules.kind != "window":
+            return self.rules.piece(token)
+        # What the library adds when the token follows another: itself, since nothing else is sure to be there.
+        once, twice = (self.decode([token_id] * n, skip_special_tokens=False) for n in (1, 2))
+        return twice[len(once) :]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text; joined over a text they are the text in UTF-8."""
+        piece = self.piece(token_id)
+        return piece.encode() if isinstance(piece, str) else piece
+
+    def token_text(self, token_id: int) -> str:
+        """The token's text for people; bytes that are not a whole character show as U+FFFD."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+
+def _never_prepend(step: dict[str, object] | None) -> bool:
+    """Turn off Metaspace's word mark at the start of a text, in place; whether there was one to turn off."""
+    if step is None:
+        return False
+    nested = step.get("pretokenizers")
+    if isinstance(nested, list):
+        return any([_never_prepend(inner) for inner in nested])
+    if step["type"] != "Metaspace" or step.get("prepend_scheme") != "first":
+        return False
+    step["prepend_scheme"] = "never"
+    return True
+
+
+def _check_text(text: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RequestError(
+                "the text holds half of a surrogate pair (\\ud800-\\udfff): send valid Unicode"
+            ) from None
+
+
+def _guard(call: Callable[[], T]) -> T:
+    """Run a call of the library; a panic of its native code is an error of this call, not the end of the process."""
+    try:
+        return call()
+    except BaseException as error:
+        # The panic's class derives from BaseException and can be imported from nowhere.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise EngineError("the tokenizer failed on this text") from None
