@@ -1,0 +1,135 @@
+"""config.json and its companions, read into `ModelFacts`.
+
+Owns the spelling of a checkpoint's metadata: nested text configs, old and new names of a field, where the chat template
+and the end-of-sequence tokens lie. Knows no tensor. `engine.launch` reads once and hands the facts to everyone.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from quire.base.errors import CheckpointError
+from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.rope import rope_facts
+
+Config = TypeVar("Config", bound=msgspec.Struct)
+DTYPES = ("float32", "bfloat16", "float16")
+MAX_CONTEXT = 1 << 30
+
+
+class _Core(msgspec.Struct, frozen=True):
+    """The fields of config.json that every decoder must have."""
+
+    model_type: str
+    vocab_size: int
+    max_position_embeddings: int
+
+
+def read_facts(name: str, path: str | Path) -> ModelFacts:
+    """The facts of the checkpoint in folder `path`, which the user called `name`.
+
+    Raises CheckpointError naming the file and field that is missing, unreadable or of the wrong type.
+    """
+    folder = Path(path)
+    config = text_part(_read_json(folder / "config.json"))
+    generation = _read_json(folder / "generation_config.json", required=False)
+    core = typed(config, _Core, str(folder / "config.json"))
+    for field, value in (("vocab_size", core.vocab_size), ("max_position_embeddings", core.max_position_embeddings)):
+        if not 0 < value <= MAX_CONTEXT:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: {field} is {value}; it must be between 1 and {MAX_CONTEXT}"
+            )
+    return ModelFacts(
+        name=name,
+        path=str(folder),
+        config=config,
+        model_type=core.model_type,
+        dtype=_dtype(config, folder),
+        context_len=_context_len(config, core.max_position_embeddings),
+        vocab_size=core.vocab_size,
+        eos_token_ids=_eos_token_ids(folder, generation, config),
+        generation_config=generation,
+        chat_template=_chat_template(folder),
+    )
+
+
+def typed(config: dict[str, Any], kind: type[Config], source: str) -> Config:
+    """`config` as the struct `kind`; fields that `kind` does not name are ignored.
+
+    Raises CheckpointError naming `source` and the field that is missing or has the wrong type or an absurd value.
+    """
+    try:
+        return msgspec.convert(config, kind)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(
+            f"{source}: {error}; the checkpoint's configuration is damaged or of another kind"
+        ) from None
+
+
+def text_part(config: dict[str, Any]) -> dict[str, Any]:
+    """The language model's part of a nested config; what it leaves out comes from the outer level."""
+    inner = config.get("text_config")
+    if not isinstance(inner, dict):
+        return config
+    outer = {key: value for key, value in config.items() if key not in ("text_config", "vision_config", "audio_config")}
+    return {**outer, **inner}
+
+
+def _read_json(file: Path, required: bool = True) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if not required:
+            return {}
+        raise CheckpointError(f"{file.parent} has no {file.name}; give a folder in Hugging Face format") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def _dtype(config: dict[str, Any], folder: Path) -> str:
+    # transformers 5 writes `dtype`, earlier releases `torch_dtype`; where both are missing weights are float32.
+    value = config.get("dtype") or config.get("torch_dtype") or "float32"
+    name = str(value).removeprefix("torch.")
+    if name not in DTYPES:
+        raise CheckpointError(f"{folder / 'config.json'}: dtype is {value!r}; known: {', '.join(DTYPES)}")
+    return name
+
+
+def _context_len(config: dict[str, Any], positions: int) -> int:
+    """Tokens that the model was made for. Some ways to stretch rope leave max_position_embeddings unstretched."""
+    rope = rope_facts(config)
+    if rope.kind in ("linear", "dynamic"):
+        return int(positions * rope.factor)
+    if rope.kind == "yarn":
+        return max(positions, int((rope.original_context or positions) * rope.factor))
+    return positions
+
+
+def _eos_token_ids(folder: Path, *sources: dict[str, Any]) -> list[int]:
+    found: list[int] = []
+    for source in sources:
+        value = source.get("eos_token_id")
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        for token in ids:
+            if not isinstance(token, int) or isinstance(token, bool):
+                raise CheckpointError(f"{folder}: eos_token_id is {value!r}; it must be a token id or a list of them")
+            if token not in found:
+                found.append(token)
+    return found
+
+
+def _chat_template(folder: Path) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    source = _read_json(folder / "tokenizer_config.json", required=False).get("chat_template")
+    if isinstance(source, list):
+        # Several named templates: the one for plain chat is called "default".
+        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+        source = named.get("default")
+    return source if isinstance(source, str) else None

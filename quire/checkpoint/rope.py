@@ -1,0 +1,99 @@
+"""How a checkpoint writes its rotary embedding, in both spellings, as one typed value.
+
+Old configs have `rope_theta` and `rope_scaling`, new ones a dict `rope_parameters`; types have older names. This is
+the one place that knows. `layers/rope.py` turns the facts into frequencies, `read.py` derives the context length from
+them.
+"""
+
+from typing import Any
+
+import msgspec
+
+from quire.base.errors import CheckpointError
+
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+OLD_NAMES = {"su": "longrope"}
+
+
+class RopeFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A rotary embedding as the checkpoint describes it.
+
+    Attributes:
+        kind: one of KINDS, how frequencies are stretched beyond the original context.
+        rope_theta: base of the geometric series of wavelengths.
+        partial_rotary_factor: share of each head that is rotated.
+        factor: how far the context was stretched.
+        original_context: tokens of the original training, where the kind needs them.
+        low_freq_factor, high_freq_factor: llama3's bounds of the band that is blended.
+        beta_fast, beta_slow, truncate, mscale, mscale_all_dim: yarn's ramp and temperature.
+        attention_factor: scale of the rotated vectors; None is worked out from `factor`.
+        short_factor, long_factor: longrope's divisor of each frequency, below and beyond the original context.
+        max_positions: `max_position_embeddings`.
+    """
+
+    kind: str = "default"
+    rope_theta: float = 10000.0
+    partial_rotary_factor: float = 1.0
+    factor: float = 1.0
+    original_context: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    attention_factor: float | None = None
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    max_positions: int = 0
+
+
+def rope_facts(config: dict[str, Any]) -> RopeFacts:
+    """The rotary embedding of `config`. Raises CheckpointError for a kind or value that is not understood."""
+    values = {"max_positions": config.get("max_position_embeddings", 0), **_spelled(config)}
+    kind = values.pop("rope_type", None) or values.pop("type", None) or "default"
+    kind = OLD_NAMES.get(kind, kind)
+    if kind not in KINDS:
+        raise CheckpointError(f"config.json: rope type {kind!r} is not supported; known: {', '.join(KINDS)}")
+    # None stands for "not given": the struct's default applies.
+    given = {key: value for key, value in values.items() if value is not None}
+    try:
+        facts = msgspec.convert({**given, "kind": kind}, RopeFacts)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"config.json: rope parameters: {error}") from None
+    _check(facts)
+    return facts
+
+
+def _spelled(config: dict[str, Any]) -> dict[str, Any]:
+    """The parameters as one dict, whichever way they are written; a field outside the dict yields to one inside."""
+    inner = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(inner, dict):
+        raise CheckpointError(f"config.json: rope_parameters must be an object, not {inner!r}")
+    nested = [key for key, value in inner.items() if isinstance(value, dict)]
+    if nested:
+        raise CheckpointError(f"config.json: rope_parameters per layer type ({', '.join(nested)}) are not supported")
+    values = dict(inner)
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if values.get(key) is None:
+            values[key] = config.get(key)
+    # Phi-3 keeps the original context outside the dict, and then that one counts.
+    outer = config.get("original_max_position_embeddings")
+    values["original_context"] = outer or values.pop("original_max_position_embeddings", None)
+    factor_missing = values.get("factor") is None and values["original_context"]
+    if factor_missing and config.get("max_position_embeddings"):
+        values["factor"] = config["max_position_embeddings"] / values["original_context"]
+    return values
+
+
+def _check(facts: RopeFacts) -> None:
+    if not facts.rope_theta > 0 or not facts.factor > 0 or not 0 < facts.partial_rotary_factor <= 1:
+        raise CheckpointError(
+            f"config.json: rope_theta={facts.rope_theta}, factor={facts.factor} must be positive and "
+            f"partial_rotary_factor={facts.partial_rotary_factor} between 0 and 1"
+        )
+    if facts.kind == "longrope" and not (facts.short_factor and facts.long_factor and facts.original_context):
+        raise CheckpointError(
+            "config.json: longrope needs short_factor, long_factor and original_max_position_embeddings"
+        )

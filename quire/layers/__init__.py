@@ -1,0 +1,1 @@
+"""The parts that models are written with. A layer is told everything by its `Build`; its step is an argument."""

@@ -1,0 +1,158 @@
+"""Attention as a layer, and the state that it keeps.
+
+`LayerState` is what a layer declares to the engine: how many bytes a token costs and which past tokens are needed. The
+runner allocates and binds pages; only the layer's op reads or writes them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quire.base.errors import CheckpointError
+from quire.checkpoint.rope import RopeFacts
+from quire.layers.build import Build
+from quire.layers.linear import Matrix, column, row
+from quire.layers.rope import rope_table, rotary_dim
+from quire.loading.recipe import Part
+from quire.messages.state import Retention, StateSpec
+from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend
+from quire.ops.step import StepInputs
+
+
+class LayerState:
+    """Keys and values of one layer, in pages.
+
+    Attributes:
+        spec: what the scheduler must know.
+        kv_heads, head_dim: of this rank's pools, `[pages, page_size, kv_heads, head_dim]` each.
+    """
+
+    def __init__(self, spec: StateSpec, kv_heads: int, head_dim: int, b: Build) -> None:
+        self.spec, self.kv_heads, self.head_dim = spec, kv_heads, head_dim
+        self._dtype, self._device = b.dtype, b.device
+        self._pages: KVPages | None = None
+
+    @classmethod
+    def declare(cls, b: Build, kv_heads: int, head_dim: int, retention: Retention) -> "LayerState":
+        """A state for `kv_heads` heads of this rank, entered into the build's list."""
+        spec = StateSpec(2 * kv_heads * head_dim * b.dtype.itemsize, retention)
+        state = cls(spec, kv_heads, head_dim, b)
+        b.states.append(state)
+        return state
+
+    def allocate(self, pages: int, page_size: int) -> tuple[Tensor, Tensor]:
+        """New pools for keys and values."""
+        shape = (pages, page_size, self.kv_heads, self.head_dim)
+        k, v = (torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(2))
+        return k, v
+
+    def bind(self, k: Tensor, v: Tensor, group: int) -> None:
+        """Use these pools from now on, found through the page table of cache group `group`."""
+        self._pages = KVPages(k, v, group)
+
+    def unbind(self) -> None:
+        """Forget the pools."""
+        self._pages = None
+
+    @property
+    def pages(self) -> KVPages:
+        """The bound pools and their group."""
+        assert self._pages is not None, "the runner binds pages before the first step"
+        return self._pages
+
+    @property
+    def k(self) -> Tensor:
+        """The pool of keys."""
+        return self.pages.k
+
+    @property
+    def v(self) -> Tensor:
+        """The pool of values."""
+        return self.pages.v
+
+    @property
+    def group(self) -> int:
+        """Index of the cache group."""
+        return self.pages.group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionPlan:
+    """What a model file says about its attention; sizes are over all ranks.
+
+    Attributes:
+        rope: how heads are rotated.
+        window: tokens that a query sees, itself included; None sees all.
+        scale: of the scores; None is head_dim ** -0.5.
+        soft_cap: bound of the scores, by tanh.
+        head_norm_eps: epsilon of RMS norms on query and key heads (modules q_norm and k_norm); None has none.
+        qkv_bias, out_bias: whether the projections have biases.
+        names: of the modules that make queries, keys and values; the same name thrice for one fused module.
+    """
+
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: RopeFacts
+    window: int | None = None
+    scale: float | None = None
+    soft_cap: float | None = None
+    head_norm_eps: float | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over pages, cut by heads over the mesh."""
+
+    def __init__(self, b: Build, plan: AttentionPlan) -> None:
+        super().__init__()
+        _check(plan)
+        heads, copies = b.mesh.split(plan.heads, "num_attention_heads"), b.mesh.copies(plan.kv_heads)
+        kv_heads = plan.kv_heads * copies // b.mesh.size
+        widths = [n * plan.head_dim for n in (plan.heads, plan.kv_heads, plan.kv_heads)]
+        matrices = [Matrix(plan.names[i], widths[i], copies if i else 1) for i in range(3)]
+        self.qkv = column(b, plan.hidden, matrices, plan.qkv_bias)
+        self.out = row(b / "o_proj", widths[0], plan.hidden, plan.out_bias)
+        self.spec = AttentionSpec(
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=plan.head_dim,
+            scale=plan.head_dim**-0.5 if plan.scale is None else plan.scale,
+            rotary_dim=rotary_dim(plan.rope, plan.head_dim),
+            window=plan.window,
+            soft_cap=plan.soft_cap,
+            norm_eps=plan.head_norm_eps,
+            dtype=b.dtype_name,
+            device=str(b.device),
+        )
+        self.state = LayerState.declare(b, kv_heads, plan.head_dim, Retention(window=plan.window))
+        self.q_norm, self.k_norm = (self._head_norm(b / name, plan) for name in ("q_norm", "k_norm"))
+        self.head_weights = HeadWeights(rope_table(b, plan.rope, plan.head_dim), self.q_norm, self.k_norm)
+        self._attend = b.op(attend, self.spec)
+
+    def forward(self, x: Tensor, step: StepInputs) -> Tensor:
+        """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
+        mixed: Tensor = self._attend(self.qkv.forward(x), self.head_weights, self.state.pages, step, self.spec)
+        return self.out.forward(mixed)
+
+    @staticmethod
+    def _head_norm(b: Build, plan: AttentionPlan) -> nn.Parameter | None:
+        return None if plan.head_norm_eps is None else b.weight(Part("weight", (plan.head_dim,)), center=1.0)
+
+
+def _check(plan: AttentionPlan) -> None:
+    if plan.heads % plan.kv_heads:
+        raise CheckpointError(
+            f"config.json: num_attention_heads={plan.heads} is no multiple of num_key_value_heads={plan.kv_heads}"
+        )
+    turned = rotary_dim(plan.rope, plan.head_dim)
+    if turned % 2 or not turned:
+        raise CheckpointError(f"config.json: {turned} values of each head would be rotated; it must be an even number")
+    if plan.rope.kind == "longrope":
+        for field, factors in (("short_factor", plan.rope.short_factor), ("long_factor", plan.rope.long_factor)):
+            if len(factors) != turned // 2:
+                raise CheckpointError(f"config.json: {field} has {len(factors)} entries, the heads need {turned // 2}")

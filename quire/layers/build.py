@@ -1,0 +1,82 @@
+"""`Build`: everything that a layer must know while it is made.
+
+It carries the place in the checkpoint, the mesh, dtype, device and kernel providers, and collects what layers
+declare: the state that they keep and the providers that were chosen. `build / "name"` descends one level of the
+checkpoint's names.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from quire.loading.recipe import Part, Recipe, Weight
+from quire.ops.registry import Choice, Op, choose
+from quire.parallel.mesh import Mesh
+
+if TYPE_CHECKING:
+    from quire.layers.attention import LayerState
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a layer is made from.
+
+    Attributes:
+        mesh: the ranks that layers are cut over.
+        dtype, device: of weights, activations and state.
+        providers: kernel folders to try, best first; they are imported already. The reference is implied.
+        max_model_len: positions that will occur; None takes the model's own context length.
+        path: where in the checkpoint's names the layer stands.
+        states: what layers keep between steps, in layer order.
+        choices: which provider serves each op, in order of building.
+        tables: rotary tables by what determines them; layers share them.
+    """
+
+    mesh: Mesh
+    dtype: torch.dtype
+    device: torch.device
+    providers: Sequence[str] = ()
+    max_model_len: int | None = None
+    path: str = ""
+    states: "list[LayerState]" = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    tables: dict[object, Tensor] = field(default_factory=dict)
+
+    def __truediv__(self, name: str) -> "Build":
+        return replace(self, path=self.name(name))
+
+    def name(self, name: str) -> str:
+        """The checkpoint's full name of `name` at this level."""
+        return f"{self.path}.{name}" if self.path else name
+
+    def weight(self, *parts: Part, center: float = 0.0, again: tuple[str, ...] = ()) -> Weight:
+        """A parameter stacked from `parts`, whose names are relative to this level; its values come later.
+
+        `center` and `again` (full names) are the recipe's.
+        """
+        recipe = Recipe(tuple(replace(part, name=self.name(part.name)) for part in parts), center, again)
+        shape = recipe.shape(self.mesh.rank, self.mesh.size)
+        return Weight(torch.empty(shape, dtype=self.dtype, device=self.device), recipe)
+
+    def op(self, op: Op, spec: Any) -> Callable[..., Any]:
+        """The function that serves `op` for `spec`, chosen here and never again."""
+        choice = choose(op, spec, self.providers)
+        self.choices.append(choice)
+        return choice.function
+
+    def provider_names(self) -> dict[str, str]:
+        """Op to the provider that serves it (several where layers differ)."""
+        names: dict[str, list[str]] = {}
+        for choice in self.choices:
+            found = names.setdefault(choice.op, [])
+            if choice.provider not in found:
+                found.append(choice.provider)
+        return {op: ", ".join(found) for op, found in names.items()}
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype as specs spell it."""
+        return str(self.dtype).removeprefix("torch.")

@@ -1,0 +1,170 @@
+"""The decoder that every family shares: embedding, layers, norm, head, and the joints between blocks.
+
+Blocks hand on a `Stream`, never a bare sum: what the last block adds is summed over the ranks, added to the residual
+and normed in one place, `Stream.join`, which is where a fused kernel goes. A model file says what one layer is.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.rope import RopeFacts, rope_facts
+from quire.layers.attention import Attention
+from quire.layers.build import Build
+from quire.layers.embedding import Embedding, Head, vocabulary_part
+from quire.layers.mlp import GatedMLP
+from quire.layers.norm import RMSNorm
+from quire.ops.step import StepInputs
+from quire.parallel.mesh import Mesh
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
+"""A size in config.json. The bound is far beyond any model and far below what would exhaust memory by itself."""
+Epsilon = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+Cap = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class DecoderConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of config.json that every family of decoders has."""
+
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    rms_norm_eps: Epsilon = 1e-6
+    tie_word_embeddings: bool = False
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values; as many as of queries unless the config says otherwise."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Values per head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What flows between blocks.
+
+    Attributes:
+        residual: (tokens, hidden), whole on every rank.
+        delta: what the last block adds, None at the start.
+        partial: whether `delta` is each rank's share of a sum.
+    """
+
+    residual: Tensor
+    delta: Tensor | None = None
+    partial: bool = False
+
+    def join(self, norm: RMSNorm, mesh: Mesh) -> tuple[Tensor, Tensor]:
+        """Add the delta to the residual: `(normed, residual)`."""
+        if self.delta is None:
+            return norm.forward(self.residual), self.residual
+        return norm.add(self.residual, self.whole(mesh))
+
+    def whole(self, mesh: Mesh) -> Tensor:
+        """The delta, summed over the ranks."""
+        assert self.delta is not None, "the stream has a delta after the first block"
+        return mesh.all_reduce(self.delta) if self.partial else self.delta
+
+
+class PreNorm(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, b: Build, norms: tuple[RMSNorm, RMSNorm], attention: Attention, mlp: GatedMLP) -> None:
+        super().__init__()
+        self.mesh = b.mesh
+        self.before_attention, self.before_mlp = norms
+        self.attention, self.mlp = attention, mlp
+
+    def forward(self, stream: Stream, step: StepInputs) -> Stream:
+        """The stream after both blocks."""
+        x, residual = stream.join(self.before_attention, self.mesh)
+        stream = Stream(residual, self.attention.forward(x, step), partial=True)
+        x, residual = stream.join(self.before_mlp, self.mesh)
+        return Stream(residual, self.mlp.forward(x), partial=True)
+
+
+class Sandwich(nn.Module):
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x))): what a block adds is normed before it is added."""
+
+    def __init__(
+        self, b: Build, norms: tuple[RMSNorm, RMSNorm, RMSNorm, RMSNorm], attention: Attention, mlp: GatedMLP
+    ) -> None:
+        """`norms`: before and after attention, before and after the feed-forward layer."""
+        super().__init__()
+        self.mesh = b.mesh
+        self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
+        self.attention, self.mlp = attention, mlp
+
+    def forward(self, stream: Stream, step: StepInputs) -> Stream:
+        """The stream after both blocks."""
+        x, residual = stream.join(self.before_attention, self.mesh)
+        stream = Stream(residual, self.attention.forward(x, step), partial=True)
+        stream = Stream(residual, self.after_attention.forward(stream.whole(self.mesh)))
+        x, residual = stream.join(self.before_mlp, self.mesh)
+        stream = Stream(residual, self.mlp.forward(x), partial=True)
+        return Stream(residual, self.after_mlp.forward(stream.whole(self.mesh)))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, norm, head.
+
+    A family derives from it and says in `layer` what one layer is; the class attributes say how its ends differ.
+    """
+
+    norm_offset: ClassVar[float] = 0.0
+    """Added to the weights of all norms when they are applied."""
+
+    def __init__(self, config: DecoderConfig, facts: ModelFacts, b: Build) -> None:
+        super().__init__()
+        self.mesh, self.config = b.mesh, config
+        self.rope: RopeFacts = rope_facts(facts.config)
+        m, head = b / "model", b / "lm_head"
+        # Some checkpoints of tied models write the table a second time, as the head.
+        again = (head.name("weight"),) if config.tie_word_embeddings else ()
+        self.embedding = Embedding(m / "embed_tokens", config.vocab_size, config.hidden_size, again)
+        layers = [self.layer(m / f"layers.{i}", i) for i in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(layers)
+        self._layers = layers
+        self.norm = self.norm_at(m / "norm")
+        part = vocabulary_part(head, config.vocab_size, config.hidden_size)
+        table = self.embedding.weight if config.tie_word_embeddings else head.weight(part)
+        self.head = Head(head, config.vocab_size, table)
+
+    def layer(self, b: Build, index: int) -> PreNorm | Sandwich:
+        """Make layer `index`. The family's own."""
+        raise NotImplementedError
+
+    def norm_at(self, b: Build) -> RMSNorm:
+        """A norm over the hidden size."""
+        return RMSNorm(b, self.config.hidden_size, self.config.rms_norm_eps, self.norm_offset)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(tokens,) to (tokens, hidden)."""
+        return self.embedding.forward(ids)
+
+    def forward(self, step: StepInputs) -> Tensor:
+        """Hidden states of all tokens of the step, normed: (tokens, hidden)."""
+        stream = Stream(self.embed(step.token_ids))
+        for layer in self._layers:
+            stream = layer.forward(stream, step)
+        return stream.join(self.norm, self.mesh)[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(n, hidden) to (n, vocab) over the whole vocabulary, in the model's dtype, on every rank."""
+        return self.head.forward(hidden)
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """Logits bounded by `cap` through tanh; unchanged without one."""
+    return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -1,0 +1,83 @@
+"""The one loader: fills every parameter of a model from its recipe, for any rank.
+
+Names and shapes are settled for the whole model before the first byte of a tensor is read. It knows no model; it
+draws no progress bar, it only reports bytes. The runner calls it.
+"""
+
+from collections.abc import Callable, Iterable
+
+from quire.base.errors import CheckpointError
+from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.headers import TensorEntry, read_headers
+from quire.loading.reader import Reader
+from quire.loading.recipe import Parametrised, Part, Weight, weights_of
+from quire.parallel.mesh import Mesh
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all."""
+
+# Tables that old checkpoints carry along and that are computed here.
+IGNORED_ENDINGS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attn.bias", "masked_bias")
+SHOWN = 6
+
+
+def load(
+    model: Parametrised,
+    facts: ModelFacts,
+    mesh: Mesh,
+    progress: Progress | None = None,
+) -> None:
+    """Fill every parameter of `model` from the files of `facts.path`.
+
+    Args:
+        model: its parameters are `Weight`s, on any device and of any float dtype; values are converted.
+        mesh: only rank and size count.
+        progress: called as bytes arrive, at least once at the end.
+
+    Raises CheckpointError naming missing and left-over tensors, wrong shapes and damaged files.
+    """
+    weights = weights_of(model)
+    entries = read_headers(facts.path)
+    _check_names(weights, entries, facts.path)
+    jobs = [(weight, part) for weight in weights for part in weight.recipe.parts]
+    _check_shapes([part for _, part in jobs], entries)
+    total = sum(weight.nbytes for weight in weights)
+    done = 0
+    with Reader() as reader:
+        for weight in weights:
+            row = 0
+            for part in weight.recipe.parts:
+                rows = part.taken(mesh.rank, mesh.size)[0]
+                reader.read_into(weight.data[row : row + rows], entries[part.name], part.spans(mesh.rank, mesh.size))
+                row += rows
+            done += weight.nbytes
+            if progress is not None:
+                progress(done, total)
+
+
+def _check_names(weights: list[Weight], entries: dict[str, TensorEntry], path: str) -> None:
+    wanted = {part.name for weight in weights for part in weight.recipe.parts}
+    again = {name for weight in weights for name in weight.recipe.again}
+    missing = sorted(wanted - entries.keys())
+    left = sorted(name for name in entries.keys() - wanted - again if not name.endswith(IGNORED_ENDINGS))
+    problems = [
+        f"{len(names)} {kind}: {_some(names)}" for kind, names in (("missing", missing), ("left over", left)) if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the tensors of {path} do not fit the model; {'; '.join(problems)}. "
+            "Check that config.json belongs to these weights"
+        )
+
+
+def _check_shapes(parts: Iterable[Part], entries: dict[str, TensorEntry]) -> None:
+    for part in parts:
+        entry = entries[part.name]
+        if entry.shape != part.shape:
+            raise CheckpointError(
+                f"{entry.file}: tensor {part.name} has shape {entry.shape}, config.json asks for {part.shape}"
+            )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,107 @@
+"""Where a parameter's values come from.
+
+A `Weight` carries its recipe: the parts of checkpoint tensors that it is stacked from, and how each part is cut over
+the ranks. From recipes alone follow sliced reads, dummy weights and the reports of missing and left-over tensors.
+Layers write recipes, `load.py` and `dummy.py` follow them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`length` entries from `start` along one dimension of a checkpoint tensor, `zeros` of padding after them."""
+
+    start: int
+    length: int
+    zeros: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One checkpoint tensor's contribution to a parameter, stacked along dimension 0 with the other parts.
+
+    Attributes:
+        name: of the checkpoint tensor.
+        shape: of the whole checkpoint tensor.
+        cut: dimension that is cut over the ranks; None gives every rank all of it.
+        first, rows: only these rows (dimension 0) belong to the part; rows None means all. Fused tensors have several
+            parts.
+        copies: so many neighbouring ranks get the same piece (KV heads fewer than ranks).
+        pad: zeros appended along `cut` so that it divides over the ranks (vocabulary).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    cut: int | None = None
+    first: int = 0
+    rows: int | None = None
+    copies: int = 1
+    pad: int = 0
+
+    def spans(self, rank: int, size: int) -> list[Span]:
+        """What rank `rank` of `size` takes, per dimension of the checkpoint tensor."""
+        whole = [Span(0, n) for n in self.shape]
+        whole[0] = Span(self.first, self.shape[0] - self.first if self.rows is None else self.rows)
+        if self.cut is not None:
+            span = whole[self.cut]
+            pieces = size // self.copies
+            n = (span.length + self.pad) // pieces
+            begin = min(rank // self.copies * n, span.length)
+            length = min(n, span.length - begin)
+            whole[self.cut] = Span(span.start + begin, length, n - length)
+        return whole
+
+    def taken(self, rank: int, size: int) -> tuple[int, ...]:
+        """Shape of what rank `rank` of `size` holds, padding included."""
+        return tuple(span.length + span.zeros for span in self.spans(rank, size))
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a parameter is filled.
+
+    Attributes:
+        parts: in order, stacked along dimension 0.
+        center: value around which dummy weights scatter (1 for norms).
+        again: tensors that hold the same values once more in some checkpoints (the head of tied models).
+    """
+
+    parts: tuple[Part, ...]
+    center: float = 0.0
+    again: tuple[str, ...] = ()
+
+    def shape(self, rank: int, size: int) -> tuple[int, ...]:
+        """Shape of the parameter on rank `rank` of `size`."""
+        shapes = [part.taken(rank, size) for part in self.parts]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+class Weight(nn.Parameter):
+    """A parameter of a served model: no gradient, and a recipe."""
+
+    recipe: Recipe
+
+    def __new__(cls, data: Tensor, recipe: Recipe) -> "Weight":
+        """Wrap `data`, which is filled later by its `recipe`."""
+        weight = torch.Tensor._make_subclass(cls, data, False)
+        weight.recipe = recipe
+        return weight
+
+
+class Parametrised(Protocol):
+    """A model, as far as loading sees it."""
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """All parameters, shared ones once."""
+        ...
+
+
+def weights_of(model: Parametrised) -> list[Weight]:
+    """Every parameter of `model` that has a recipe, shared ones once."""
+    return [parameter for parameter in model.parameters() if isinstance(parameter, Weight)]

@@ -1,0 +1,219 @@
+"""Attention over pages: writing new keys and values, attending to what is kept, and both with norm and rope in one
+block.
+
+Pools are `[pages, page_size, kv_heads, head_dim]`, one for keys and one for values. Nothing before a query's window and
+nothing beyond a sequence's length is ever read: those slots may hold anything, NaN included.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quire.messages.state import Retention
+from quire.ops.norm import NormSpec, rms_norm
+from quire.ops.registry import op
+from quire.ops.rope import RopeSpec, rope
+from quire.ops.samples import FLOATS, dtypes, normal, step_over
+from quire.ops.step import StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """One layer's attention, as this rank computes it.
+
+    Attributes:
+        heads, kv_heads: of queries and of keys on this rank; heads is a multiple of kv_heads.
+        scale: of the scores.
+        window: a query sees itself and the window - 1 tokens before it; None sees everything.
+        soft_cap: scores s become soft_cap * tanh(s / soft_cap); None leaves them.
+        rotary_dim: values of each head that are rotated.
+        norm_eps: epsilon of the RMS norm on every query and key head; None has no such norm.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rotary_dim: int
+    window: int | None = None
+    soft_cap: float | None = None
+    norm_eps: float | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def widths(self) -> list[int]:
+        """How many values of a fused row belong to queries, keys and values."""
+        return [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWeights:
+    """What prepares queries and keys.
+
+    Attributes:
+        table: (max_positions, rotary_dim) float32, cosines then sines.
+        q_norm, k_norm: (head_dim,) weights of the head norms, if the spec has them.
+    """
+
+    table: Tensor
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KVPages:
+    """One layer's pools, [pages, page_size, kv_heads, head_dim] each, and the group whose page table finds them."""
+
+    k: Tensor
+    v: Tensor
+    group: int = 0
+
+
+def _write_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
+    for dtype in FLOATS:
+        spec = AttentionSpec(4, 2, 8, 1.0, 8, dtype=dtype)
+        pages = KVPages(normal(dtype, 6, 4, 2, 8), normal(dtype, 6, 4, 2, 8, seed=1))
+        step = step_over([1, 6], [3, 6], [[4], [2, 5]], 4)
+        new = {"k": normal(dtype, 7, 2, 8, seed=2), "v": normal(dtype, 7, 2, 8, seed=3)}
+        yield spec, {**new, "pages": pages, "step": step}
+
+
+def _attention_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
+    for spec, inputs in _attend_samples():
+        qkv = inputs["qkv"][:, : spec.widths[0]]
+        yield (
+            spec,
+            {
+                "q": qkv.unflatten(-1, (-1, spec.head_dim)),
+                "pages": inputs["pages"],
+                "step": inputs["step"],
+                "spec": spec,
+            },
+        )
+
+
+_STEPS = (
+    # queries, lengths, page size: a whole prompt; decoding; chunks, decoding and a whole prompt mixed; one token alone
+    ([5], [5], 4),
+    ([1, 1, 1], [9, 1, 17], 4),
+    ([4, 1, 7, 3, 1], [12, 20, 7, 19, 8], 3),
+    ([1], [1], 1),
+)
+
+
+def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
+    variants: tuple[dict[str, Any], ...] = (
+        {},
+        {"heads": 2},
+        {"heads": 6, "window": 5},
+        {"soft_cap": 3.0, "window": 4, "scale": 0.5},
+        {"norm_eps": 1e-6, "rotary_dim": 4},
+    )
+    angle = torch.arange(32)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.03])
+    for dtype in FLOATS:
+        for variant in variants:
+            base = {"heads": 4, "kv_heads": 2, "head_dim": 8, "scale": 8**-0.5, "rotary_dim": 8, "dtype": dtype}
+            spec = AttentionSpec(**{**base, **variant})
+            table = torch.cat([angle.cos()[:, : spec.rotary_dim // 2], angle.sin()[:, : spec.rotary_dim // 2]], -1)
+            q_norm, k_norm = (normal(dtype, 8, seed=s) if spec.norm_eps else None for s in (5, 6))
+            for queries, lengths, page_size in _STEPS:
+                step, pages = _poisoned(queries, lengths, page_size, spec)
+                qkv = normal(dtype, sum(queries), sum(spec.widths), seed=4)
+                yield (
+                    spec,
+                    {
+                        "qkv": qkv,
+                        "weights": HeadWeights(table, q_norm, k_norm),
+                        "pages": pages,
+                        "step": step,
+                        "spec": spec,
+                    },
+                )
+
+
+def _poisoned(
+    queries: list[int], lengths: list[int], page_size: int, spec: AttentionSpec
+) -> tuple[StepInputs, KVPages]:
+    """A step over shuffled pages whose unused slots (other pages, tails, tokens before every window) are NaN."""
+    counts = [-(-n // page_size) for n in lengths]
+    order = (torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(7)) + 1).tolist()
+    tables = [[order.pop() for _ in range(count)] for count in counts]
+    step = step_over(queries, lengths, tables, page_size)
+    k, v = (torch.full((sum(counts) + 3, page_size, spec.kv_heads, spec.head_dim), torch.nan) for _ in range(2))
+    retention = Retention(window=spec.window)
+    for i, (query, length) in enumerate(zip(queries, lengths, strict=True)):
+        for t in range(retention.first_needed(length - query), length):
+            page, offset = tables[i][t // page_size], t % page_size
+            k[page, offset] = normal("float32", spec.kv_heads, spec.head_dim, seed=100 * i + t)
+            v[page, offset] = normal("float32", spec.kv_heads, spec.head_dim, seed=100 * i + t + 50)
+    return step, KVPages(k.to(dtypes[spec.dtype]), v.to(dtypes[spec.dtype]))
+
+
+@op(samples=_write_samples)
+def write_pages(k: Tensor, v: Tensor, pages: KVPages, step: StepInputs) -> None:
+    """Write the new tokens' keys and values, each (tokens, kv_heads, head_dim), to their slots of `pages`."""
+    slots = step.groups[pages.group].slots
+    pages.k.flatten(0, 1)[slots] = k
+    pages.v.flatten(0, 1)[slots] = v
+
+
+@op(samples=_attention_samples)
+def paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    """Causal attention of each sequence's new tokens to its pages, in float32.
+
+    Args:
+        q: (tokens, heads, head_dim); head h reads KV head h // (heads / kv_heads).
+
+    Returns: (tokens, heads, head_dim) in the dtype of `q`. A sequence of length 0 (padding) gives zeros.
+    """
+    group = step.groups[pages.group]
+    out = torch.zeros_like(q)
+    bounds, lengths = step.query_start.tolist(), step.seq_lens.tolist()
+    for i, length in enumerate(lengths):
+        a, b = bounds[i], bounds[i + 1]
+        if a == b or length == 0:
+            continue
+        first = Retention(window=spec.window).first_needed(length - (b - a))
+        kept = torch.arange(first, length, device=q.device)
+        where = group.page_table[i, kept // group.page_size].long(), kept % group.page_size
+        keys, values = (pool[where].float() for pool in (pages.k, pages.v))  # (kept, kv_heads, head_dim)
+        out[a:b] = _attend_dense(q[a:b], keys, values, kept - step.positions[a:b, None], spec)
+    return out
+
+
+def _attend_dense(q: Tensor, keys: Tensor, values: Tensor, ahead: Tensor, spec: AttentionSpec) -> Tensor:
+    """One sequence. `ahead` (queries, keys) says how far a key lies ahead of a query."""
+    repeats = spec.heads // spec.kv_heads
+    keys, values = (x.repeat_interleave(repeats, dim=1) for x in (keys, values))
+    scores = torch.einsum("qhd,khd->hqk", q.float(), keys) * spec.scale
+    if spec.soft_cap is not None:
+        scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
+    hidden = ahead > 0
+    if spec.window is not None:
+        hidden = hidden | (ahead <= -spec.window)
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
+
+
+@op(samples=_attend_samples)
+def attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    """The block between the two projections: norm and rotate heads, write the new keys and values, attend.
+
+    Args:
+        qkv: (tokens, (heads + 2 * kv_heads) * head_dim): queries, keys, values.
+
+    Returns: (tokens, heads * head_dim).
+    """
+    q, k, v = (x.unflatten(-1, (-1, spec.head_dim)) for x in torch.split(qkv, spec.widths, dim=-1))
+    if spec.norm_eps is not None:
+        norm = NormSpec(spec.head_dim, spec.norm_eps, dtype=spec.dtype, device=spec.device)
+        q, k = rms_norm(q, weights.q_norm, norm), rms_norm(k, weights.k_norm, norm)
+    turn = RopeSpec(spec.head_dim, spec.rotary_dim, spec.dtype, spec.device)
+    q, k = (rope(x, step.positions, weights.table, turn) for x in (q, k))
+    write_pages(k, v, pages, step)
+    out: Tensor = paged_attention(q, pages, step, spec)
+    return out.flatten(1)

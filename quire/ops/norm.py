@@ -1,0 +1,58 @@
+"""RMS norm, alone and with the residual addition that always comes before it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quire.ops.registry import op
+from quire.ops.samples import FLOATS, normal
+
+
+@dataclass(frozen=True, slots=True)
+class NormSpec:
+    """An RMS norm over `size` values. `offset` is added to the weight before it is applied (1 for Gemma)."""
+
+    size: int
+    eps: float
+    offset: float = 0.0
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+def _norm_samples() -> Iterator[tuple[NormSpec, dict[str, Any]]]:
+    for dtype in FLOATS:
+        for rows, size, offset in ((1, 8, 0.0), (5, 96, 0.0), (3, 64, 1.0), (0, 16, 0.0)):
+            spec = NormSpec(size, 1e-6, offset, dtype)
+            yield spec, {"x": normal(dtype, rows, size), "weight": normal(dtype, size, seed=1), "spec": spec}
+
+
+def _add_norm_samples() -> Iterator[tuple[NormSpec, dict[str, Any]]]:
+    for spec, inputs in _norm_samples():
+        x = inputs.pop("x")
+        yield spec, {"residual": x, "delta": normal(spec.dtype, *x.shape, seed=2), **inputs}
+
+
+@op(samples=_norm_samples)
+def rms_norm(x: Tensor, weight: Tensor, spec: NormSpec) -> Tensor:
+    """Each row of `x` over its root mean square, times the weight; computed in float32.
+
+    Args:
+        x: (..., size), any float dtype.
+        weight: (size,).
+
+    Returns: like `x`. Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019.
+    """
+    wide = x.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + spec.eps)
+    return (scaled * (weight.float() + spec.offset)).to(x.dtype)
+
+
+@op(samples=_add_norm_samples)
+def add_rms_norm(residual: Tensor, delta: Tensor, weight: Tensor, spec: NormSpec) -> tuple[Tensor, Tensor]:
+    """residual + delta, normed and as it is: `(normed, sum)`, both (tokens, size) in the dtype of `residual`."""
+    total = residual + delta
+    normed: Tensor = rms_norm(total, weight, spec)
+    return normed, total

@@ -1,0 +1,45 @@
+"""Tiny random checkpoints, written by transformers in float32 and in several shards."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+# Odd sizes on purpose: head_dim is not hidden / heads, heads share keys, and the vocabulary does not divide by 2.
+BASE: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+FAMILY: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {"head_dim": 12},
+    "qwen3": {},
+    "phi3": {"head_dim": 12},
+    "gemma2": {"sliding_window": 8, "num_hidden_layers": 3, "query_pre_attn_scalar": 24},
+}
+
+
+def make(model_type: str, folder: Path, **overrides: Any) -> Path:
+    """A random checkpoint of `model_type` in `folder`; `overrides` are fields of its config. Returns `folder`."""
+    config = AutoConfig.for_model(model_type, **{**BASE, **FAMILY[model_type], **overrides})
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # transformers starts norms at 1 (or 0) and biases at 0, where a loader's mistake would not show.
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    return folder

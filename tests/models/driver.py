@@ -1,0 +1,112 @@
+"""Steps a model by hand, without scheduler and runner: sequences over shuffled pages, any mix of chunks."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quire import loading, models
+from quire.checkpoint.read import read_facts
+from quire.layers.build import Build
+from quire.ops.registry import load_providers
+from quire.ops.samples import step_over
+from quire.ops.step import GroupInputs
+from quire.parallel.mesh import Mesh
+
+
+@dataclass
+class Sequence:
+    """Tokens of one sequence, how many are computed, its pages, and the logits of all computed tokens."""
+
+    tokens: list[int]
+    computed: int = 0
+    pages: list[list[int]] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+
+
+class Driver:
+    """One rank's model with its pages.
+
+    Args:
+        path: folder of the checkpoint.
+        page_size: tokens per page.
+        providers: kernel folders to try before the reference.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        page_size: int,
+        providers: list[str] | None = None,
+        mesh: Mesh | None = None,
+        max_model_len: int | None = None,
+        pages: int = 64,
+    ) -> None:
+        self.page_size = page_size
+        providers = providers or []
+        load_providers(providers)
+        self.mesh = mesh or Mesh()
+        facts = read_facts("tiny", path)
+        self.build = Build(
+            mesh=self.mesh,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            providers=providers,
+            max_model_len=max_model_len,
+        )
+        self.model = models.build(facts, self.build)
+        loading.load(self.model, facts, self.mesh)
+        self.groups = list(dict.fromkeys(state.spec for state in self.build.states))
+        self.free: list[list[int]] = []
+        for index, spec in enumerate(self.groups):
+            for state in self.build.states:
+                if state.spec == spec:
+                    k, v = state.allocate(pages, page_size)
+                    # Nobody may read what nobody wrote.
+                    state.bind(k.fill_(torch.nan), v.fill_(torch.nan), index)
+            shuffled = torch.randperm(pages - 1, generator=torch.Generator().manual_seed(index)) + 1
+            self.free.append(shuffled.tolist())
+
+    def begin(self, tokens: list[int]) -> Sequence:
+        """A sequence that knows `tokens` and has computed none."""
+        return Sequence(list(tokens), pages=[[] for _ in self.groups])
+
+    @torch.inference_mode()
+    def step(self, work: list[tuple[Sequence, int]]) -> None:
+        """Compute the next so many tokens of each sequence, all in one step; logits are appended to the sequences."""
+        queries = [count for _, count in work]
+        lengths = [sequence.computed + count for sequence, count in work]
+        inputs: list[GroupInputs] = []
+        for index, spec in enumerate(self.groups):
+            for sequence, count in work:
+                self._extend(sequence, index, sequence.computed + count)
+                self._drop(sequence, index, spec.retention.first_needed(sequence.computed))
+            made = step_over(queries, lengths, [sequence.pages[index] for sequence, _ in work], self.page_size)
+            inputs += made.groups
+        ids = [t for sequence, count in work for t in sequence.tokens[sequence.computed : sequence.computed + count]]
+        step = replace(made, token_ids=torch.tensor(ids), groups=tuple(inputs))
+        logits = self.model.logits(self.model(step))
+        for (sequence, count), share in zip(work, logits.split(queries), strict=True):
+            sequence.logits.append(share)
+            sequence.computed += count
+
+    def _extend(self, sequence: Sequence, group: int, length: int) -> None:
+        while len(sequence.pages[group]) * self.page_size < length:
+            sequence.pages[group].append(self.free[group].pop())
+
+    def _drop(self, sequence: Sequence, group: int, first_needed: int) -> None:
+        """Give back pages that lie before what is needed, and spoil them as their next owner would."""
+        for i in range(first_needed // self.page_size):
+            page = sequence.pages[group][i]
+            if page == 0:
+                continue
+            self.free[group].insert(0, page)
+            sequence.pages[group][i] = 0
+            for state in self.build.states:
+                if state.group == group:
+                    state.k[page], state.v[page] = torch.nan, torch.nan
+
+    def greedy(self, sequence: Sequence) -> int:
+        """The most probable token after what is computed."""
+        return int(sequence.logits[-1][-1].argmax())
