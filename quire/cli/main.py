@@ -1,0 +1,106 @@
+"""`quire`: finds the command and runs it.
+
+The commands are data, imported only when chosen, so that `--version` and `--help` answer at once and also where torch
+is missing or broken. Errors that quire raises on purpose become one line and exit status 2.
+"""
+
+import importlib
+import logging
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from quire.base.errors import ConfigError, QuireError
+from quire.base.registry import did_you_mean
+from quire.cli.parser import Parser
+from quire.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: the module with its `add_arguments(parser)` and `run(args) -> int`, and its line in the help."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "run": Command("quire.cli.run", "print the model's answer to a prompt"),
+    "chat": Command("quire.cli.chat", "talk with a model here, or with a running server"),
+    "serve": Command("quire.cli.serve", "serve a model over HTTP, as OpenAI's API does"),
+    "bench": Command("quire.cli.bench", "measure throughput or latency, as JSON"),
+    "config": Command("quire.cli.config", "show every setting, its value and where it came from"),
+    "doctor": Command("quire.cli.doctor", "check this machine, and say what to repair and how"),
+    "collect-env": Command("quire.cli.collect_env", "describe this machine for a bug report"),
+}
+
+USAGE_STATUS = 2
+INTERRUPTED_STATUS = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; `argv` without the program's name. Returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["help"] and words[1:]:
+        return _guarded(words[1], ["--help"])
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] in ("-V", "--version", "version"):
+        print(f"quire {__version__}")
+        return 0
+    return _guarded(words[0], words[1:])
+
+
+def usage() -> str:
+    """The text of `quire --help`."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"quire {__version__}: an LLM inference and serving engine",
+            "",
+            "usage: quire COMMAND [FLAGS]       quire COMMAND --help lists its flags",
+            "",
+            *lines,
+            "",
+            "Without a model's name every command takes the model that ships with quire:",
+            '  quire run "Once upon a time"',
+        ]
+    )
+
+
+def _guarded(name: str, words: list[str]) -> int:
+    args = Namespace()
+    try:
+        run, parser = _command(name)
+        args = parser.parse(words)
+        return 0 if args.helped else run(args)
+    except QuireError as error:
+        if _debugging(args):
+            raise
+        print(f"quire {name}: {error}", file=sys.stderr)
+        return USAGE_STATUS
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return INTERRUPTED_STATUS
+    except BrokenPipeError:
+        # The reader left (`quire config | head`). Python would complain once more while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _command(name: str) -> tuple[Callable[[Namespace], int], Parser]:
+    if name not in COMMANDS:
+        raise ConfigError(f"there is no such command; {did_you_mean(name, COMMANDS)}")
+    module = importlib.import_module(COMMANDS[name].module)
+    parser = Parser(name, COMMANDS[name].help)
+    module.add_arguments(parser)
+    return module.run, parser
+
+
+def _debugging(args: Namespace) -> bool:
+    said = vars(args).get("log_level") == "debug"
+    return said or logging.getLogger("quire").isEnabledFor(logging.DEBUG)

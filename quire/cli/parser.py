@@ -1,0 +1,83 @@
+"""`Parser`: argparse with errors as `ConfigError`, did-you-mean for unknown flags, and `--help=TOPIC`.
+
+Knows nothing of settings; `flags` fills it from the dataclasses. Made by `main`, handed to each command.
+"""
+
+import argparse
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from quire.base.errors import ConfigError
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of one command.
+
+    Attributes:
+        topics: text for `--help=TOPIC`, by topic: names of sections and of flags.
+    """
+
+    def __init__(self, command: str, help: str) -> None:
+        super().__init__(
+            prog=f"quire {command}",
+            usage=f"quire {command} [FLAGS]",
+            description=f"{help[:1].upper()}{help[1:]}.",
+            add_help=False,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=120),
+        )
+        self.topics: dict[str, str] = {}
+        self.add_argument("-h", "--help", nargs="?", const="", metavar="TOPIC", help="all flags, or about one topic")
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse. Raises ConfigError."""
+        raise ConfigError(f"{message}; {self.prog} --help lists the flags")
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """The arguments; `args.helped` says that help was asked for and printed, so that nothing is left to do.
+
+        Flags may be written with underscores, as in vLLM. Raises ConfigError that says what is wrong.
+        """
+        words = _with_dashes(words)
+        asked = next((i for i, word in enumerate(words) if word.partition("=")[0] in ("-h", "--help")), None)
+        if asked is not None:
+            # Answered before anything is checked, so that help comes where a required argument is missing.
+            print(self._help(words[asked:]))
+            return argparse.Namespace(helped=True)
+        args, left = self.parse_known_args(words)
+        if left:
+            raise ConfigError(self._unknown(left))
+        args.helped = False
+        return args
+
+    def _help(self, words: Sequence[str]) -> str:
+        topic = words[0].partition("=")[2] or next(iter(words[1:2]), "")
+        topic = topic.replace("_", "-").lstrip("-")
+        if topic in ("", "all"):
+            return self.format_help().rstrip()
+        if topic not in self.topics:
+            close = get_close_matches(topic, self.topics, n=3)
+            remedy = f"did you mean {' or '.join(close)}?" if close else f"{self.prog} --help lists the flags"
+            raise ConfigError(f"no help on {topic!r}; {remedy}")
+        return self.topics[topic]
+
+    def _unknown(self, left: Sequence[str]) -> str:
+        flag = next((word for word in left if word.startswith("-") and word != "-"), None)
+        if flag is None:
+            return f"unexpected argument {left[0]!r}; {self.prog} --help shows what it takes (quote texts with spaces)"
+        name = flag.partition("=")[0]
+        known = [option for action in self._actions for option in action.option_strings]
+        close = get_close_matches(name, known, n=2)
+        remedy = f"did you mean {' or '.join(close)}?" if close else f"{self.prog} --help lists the flags"
+        return f"unknown flag {name}; {remedy}"
+
+
+def _with_dashes(words: Sequence[str]) -> list[str]:
+    dashed: list[str] = []
+    for position, word in enumerate(words):
+        if word == "--":
+            return [*dashed, *words[position:]]
+        name, equals, value = word.partition("=")
+        dashed.append(name.replace("_", "-") + equals + value if name.startswith("--") else word)
+    return dashed
