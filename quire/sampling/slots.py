@@ -1,0 +1,59 @@
+"""Dense per-row tables that only some rows need: a slot of vocabulary width, given on demand and zeroed when given.
+
+Owned by the sampler's row state. Slot 0 stays zero and stands for every row that has none, so a gather over any batch
+is right for all of it.
+"""
+
+import torch
+from torch import Tensor
+
+
+class SlotTable:
+    """A table (slots, width) whose slots are lent to rows.
+
+    Args:
+        max_rows: rows are below it.
+        width: entries of a slot.
+        dtype: of the entries.
+        device: where the table lies.
+    """
+
+    def __init__(self, max_rows: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._max_slots = max_rows + 1
+        self._table = torch.zeros(1, width, dtype=dtype, device=device)
+        self._slot_of_row = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self._slots: dict[int, int] = {}
+        self._free: list[int] = []
+
+    def lend(self, row: int) -> Tensor:
+        """Give `row` a slot. Returns it as a zeroed (width,) view."""
+        if not self._free:
+            self._grow()
+        slot = self._free.pop()
+        self._slots[row] = slot
+        self._slot_of_row[row] = slot
+        return self._table[slot].zero_()
+
+    def give_back(self, row: int) -> None:
+        """Take the slot of `row` back, if it has one."""
+        slot = self._slots.pop(row, None)
+        if slot is not None:
+            self._slot_of_row[row] = 0
+            self._free.append(slot)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The entries of each row: (n,) int64 to (n, width); zeros for rows without a slot."""
+        return self._table[self._slot_of_row[rows]]
+
+    def add(self, rows: Tensor, columns: Tensor) -> None:
+        """Add 1 at (row, column) for each pair. Rows (n,) int64 must all have slots; columns (n,) int64."""
+        ones = torch.ones((), dtype=self._table.dtype, device=self._table.device)
+        self._table.index_put_((self._slot_of_row[rows], columns), ones, accumulate=True)
+
+    def _grow(self) -> None:
+        have = len(self._table)
+        size = min(self._max_slots, max(4, 2 * have))
+        table = torch.zeros(size, self._table.shape[1], dtype=self._table.dtype, device=self._table.device)
+        table[:have] = self._table
+        self._table = table
+        self._free = list(range(size - 1, have - 1, -1))
