@@ -5,12 +5,10 @@ Never imports torch: a child process looks (`child`). Ends with exit code 1 if s
 
 import argparse
 import platform as python_platform
-import sys
 from importlib import metadata
 
 import psutil
 
-from quire.base.errors import ConfigError
 from quire.cli.child import ask
 from quire.config.sources import load
 from quire.messages.survey import OpReport, Survey, Trouble
@@ -26,13 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; 1 if something is in the way, else 0."""
+    """Print the report; 1 if something is in the way, else 0. Raises ConfigError for a setting that means nothing."""
     asked = {name: value for name, value in (("device", args.device), ("kernels", args.kernels)) if value is not None}
-    try:
-        wanted = load(asked)[0].engine.device
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    wanted = load(asked)[0].engine.device
     survey = ask(wanted.device, wanted.kernels)
     troubles = [*missing_packages(), *survey.troubles]
     print("\n".join([*machine(), *device(survey), *ops(survey.ops), *verdict(troubles)]))

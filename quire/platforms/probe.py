@@ -80,6 +80,11 @@ class TorchProbe:
         return str(self._torch.backends.cpu.get_cpu_capability())
 
     @property
+    def threads(self) -> int:
+        """CPU threads that torch computes with."""
+        return int(self._torch.get_num_threads())
+
+    @property
     def built_archs(self) -> list[str]:
         """Architectures that torch has machine code for; empty if it does not say."""
         return list(self._torch.cuda.get_arch_list()) if self.build in ("cuda", "rocm") else []
