@@ -1,0 +1,169 @@
+"""`Completion`: one of a request's n answers while it grows: tokens become text, text is cut at stop strings.
+
+A token and its logprobs are let go together with their text, so whoever reads a stream never sees a token of a stop
+string that is still being matched. Called by `engine.outputs`; knows one sequence and no other.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from quire.engine.stops import StopFinder
+from quire.messages.outputs import CompletionOutput, FinishReason, Logprob
+from quire.messages.params import SamplingParams
+from quire.messages.plan import TokenLogprobs
+from quire.messages.wire import Delta
+from quire.tokenizer.detokenizer import Detokenizer
+from quire.tokenizer.tokenizer import Tokenizer
+
+
+def readable(entry: TokenLogprobs, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
+    """Log-probabilities of one position for people: the chosen token first, then the most probable ones in order."""
+    first = entry.ids[0]
+    named = {first: Logprob(entry.logprobs[0], entry.rank, tokenizer.token_text(first) if tokenizer else None)}
+    for rank, (token_id, logprob) in enumerate(zip(entry.ids[1:], entry.logprobs[1:], strict=True), 1):
+        if token_id != first:
+            named[token_id] = Logprob(logprob, rank, tokenizer.token_text(token_id) if tokenizer else None)
+    return named
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """A token that waits: its id, its logprobs, and where its text ends (characters from the start)."""
+
+    id: int
+    entry: TokenLogprobs | None
+    end: int
+
+
+class Completion:
+    """One answer.
+
+    Args:
+        index: which of the n.
+        prompt_ids: the prompt, which the text continues.
+        params: the request's.
+        tokenizer: None makes no text.
+
+    Attributes:
+        tokens: how many tokens count: all that came, or up to the one that completed a stop string.
+        finish_reason, stop_reason: as in CompletionOutput.
+        changed: whether something was let go since the last `take`.
+    """
+
+    def __init__(self, index: int, prompt_ids: list[int], params: SamplingParams, tokenizer: Tokenizer | None) -> None:
+        self.index = index
+        self.tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.stop_reason: int | str | None = None
+        self.changed = False
+        self._params = params
+        self._tokenizer = tokenizer
+        self._text: Detokenizer | None = None
+        self._stops: StopFinder | None = None
+        if tokenizer is not None:
+            spaces = params.spaces_between_special_tokens
+            self._text = Detokenizer(tokenizer, prompt_ids, params.skip_special_tokens, spaces)
+            if params.stop_strings:
+                self._stops = StopFinder(params.stop_strings, params.include_stop_str_in_output)
+        self._made = 0
+        self._waiting: deque[_Token] = deque()
+        self._parts: list[str] = []
+        self._ids: list[int] = []
+        self._logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
+        self._sum = 0.0
+
+    def add(self, delta: Delta) -> bool:
+        """Take news from the core. Returns whether a stop string was found that the core does not know of."""
+        entries = delta.logprobs or [None] * len(delta.token_ids)
+        last = len(delta.token_ids) - 1
+        for position, (token_id, entry) in enumerate(zip(delta.token_ids, entries, strict=True)):
+            silent = position == last and delta.finish_reason == "stop" and not self._params.include_stop_str_in_output
+            self._add_token(token_id, entry, silent)
+            if self.finish_reason is not None:
+                return delta.finish_reason is None
+        if delta.finish_reason is not None:
+            self._end(delta.finish_reason, delta.stop_reason)
+        return False
+
+    def _add_token(self, token_id: int, entry: TokenLogprobs | None, silent: bool) -> None:
+        """One token; `silent` for the eos or stop token, whose text is not part of the answer."""
+        self.tokens += 1
+        text = "" if self._text is None or silent else self._text.push([token_id])
+        self._made += len(text)
+        self._waiting.append(_Token(token_id, entry, self._made))
+        self._let_go(self._pass(text))
+
+    def _pass(self, text: str) -> str:
+        if self._stops is None:
+            return text
+        return self._stops.push(text, may_stop=self.tokens > self._params.min_tokens)
+
+    def _let_go(self, text: str) -> None:
+        """Let text go, and the tokens whose text is out; end at a stop string."""
+        if text:
+            self._parts.append(text)
+            self.changed = True
+        match = self._stops.match if self._stops else None
+        if match is not None:
+            self._cut(match.end)
+            self._finish("stop", match.stop)
+            return
+        released = self._made if self._stops is None else self._stops.released
+        while self._waiting and self._waiting[0].end <= released:
+            self._release(self._waiting.popleft())
+
+    def _cut(self, end: int) -> None:
+        """Keep the tokens up to the one that completes the stop string, as vLLM counts; drop the rest."""
+        while self._waiting:
+            token = self._waiting.popleft()
+            self._release(token)
+            if token.end >= end:
+                break
+        self.tokens -= len(self._waiting)
+        self._waiting.clear()
+
+    def _release(self, token: _Token) -> None:
+        self.changed = True
+        self._ids.append(token.id)
+        if token.entry is not None and self._logprobs is not None:
+            self._logprobs.append(readable(token.entry, self._tokenizer))
+            self._sum += token.entry.logprobs[0]
+
+    def _end(self, reason: FinishReason, stop_reason: int | None) -> None:
+        """The core ended it. After an abort or an error held text stays held: it might have been cut."""
+        if reason in ("stop", "length"):
+            text = self._text.flush() if self._text else ""
+            self._made += len(text)
+            passed = self._pass(text)
+            if self._stops is not None:
+                passed += self._stops.flush()
+            self._let_go(passed)
+        if self.finish_reason is None:
+            self._finish(reason, stop_reason)
+
+    def _finish(self, reason: FinishReason, stop_reason: int | str | None) -> None:
+        self.finish_reason, self.stop_reason = reason, stop_reason
+        self.changed = True
+
+    def fail(self) -> None:
+        """End with an error; what is held stays held."""
+        if self.finish_reason is None:
+            self._finish("error", None)
+
+    def take(self, *, delta: bool) -> CompletionOutput:
+        """What was let go: since the last time (`delta`) or since the start."""
+        output = CompletionOutput(
+            index=self.index,
+            text="".join(self._parts),
+            token_ids=self._ids if delta else list(self._ids),
+            cumulative_logprob=None if self._logprobs is None else self._sum,
+            logprobs=self._logprobs if delta or self._logprobs is None else list(self._logprobs),
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+        self.changed = False
+        self._parts = [] if delta else [output.text]
+        if delta:
+            self._ids = []
+            self._logprobs = None if self._logprobs is None else []
+        return output

@@ -1,0 +1,162 @@
+"""`OutputProcessor`: what the core says in token ids becomes what users read. The one owner of text in a front end.
+
+It holds the requests of one front end from `add` until they end, and nothing of them afterwards. What goes wrong with
+one request ends that request alone. Called by `LLM` and `AsyncLLM`; no torch, no waiting.
+"""
+
+from collections.abc import Iterable
+
+from quire.base.logging import get_logger
+from quire.engine.completion import Completion, readable
+from quire.messages.outputs import Logprob, RequestOutput
+from quire.messages.params import RequestOutputKind, SamplingParams
+from quire.messages.request import Request
+from quire.messages.wire import Delta, Finish
+from quire.tokenizer.tokenizer import Tokenizer
+
+log = get_logger(__name__)
+
+
+class _Served:
+    """A request that has not ended."""
+
+    def __init__(
+        self, request: Request, prompt: str | None, params: SamplingParams, tokenizer: Tokenizer | None
+    ) -> None:
+        self.id = request.id
+        self.prompt = prompt
+        self.prompt_ids = request.token_ids
+        self.kind = params.output_kind
+        self.tokenizer = tokenizer if params.detokenize else None
+        self.completions = [Completion(i, request.token_ids, params, self.tokenizer) for i in range(params.n)]
+        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        self.cached_tokens = 0
+        self.error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        return all(completion.finish_reason is not None for completion in self.completions)
+
+    def add(self, delta: Delta) -> list[Finish]:
+        """Take news; what the core must be told."""
+        completion = self.completions[delta.index]
+        if completion.finish_reason is not None:
+            return []  # tokens that were in flight when a stop string was found
+        self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
+        self.error = self.error or delta.error
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = [None, *(readable(entry, self.tokenizer) for entry in delta.prompt_logprobs)]
+        if completion.add(delta):
+            return [Finish(self.id, delta.index, completion.tokens)]
+        return []
+
+    def fail(self, message: str) -> list[Finish]:
+        """End every completion that goes on; what the core must be told."""
+        self.error = self.error or message
+        going_on = [completion for completion in self.completions if completion.finish_reason is None]
+        for completion in going_on:
+            completion.fail()
+        return [Finish(self.id, completion.index, completion.tokens) for completion in going_on]
+
+    def take(self) -> RequestOutput | None:
+        """The output that is due now, if one is."""
+        delta = self.kind == RequestOutputKind.DELTA
+        if self.kind == RequestOutputKind.FINAL_ONLY:
+            due = self.completions if self.finished else []
+        elif any(completion.changed for completion in self.completions):
+            due = [completion for completion in self.completions if completion.changed or not delta]
+        else:
+            due = []
+        if not due:
+            return None
+        output = RequestOutput(
+            request_id=self.id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_ids,
+            prompt_logprobs=self.prompt_logprobs,
+            outputs=[completion.take(delta=delta) for completion in due],
+            finished=self.finished,
+            num_cached_tokens=self.cached_tokens,
+            error=self.error,
+        )
+        if delta:
+            self.prompt_logprobs = None
+        return output
+
+
+class OutputProcessor:
+    """Makes the outputs of every request of one front end.
+
+    DELTA outputs hold the completions with news, CUMULATIVE ones all n completions, FINAL_ONLY comes once. A stop string
+    ends a completion at the token that completes it: this token and its logprobs count, its text is cut. The text of the
+    eos or stop token that ended a completion is left out unless include_stop_str_in_output.
+
+    Args:
+        tokenizer: None makes no text at all.
+
+    Attributes:
+        ignored: news of requests that are not (or no longer) known here.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._served: dict[str, _Served] = {}
+        self.ignored = 0
+
+    def __len__(self) -> int:
+        """Requests that have not ended."""
+        return len(self._served)
+
+    def add(self, request: Request, prompt: str | None, params: SamplingParams) -> None:
+        """Expect news of a request.
+
+        Args:
+            request: as it goes to the core.
+            prompt: its text, to be given back, if it came as text.
+            params: as validated: n, output_kind, stop and the text options are read here.
+        """
+        self._served[request.id] = _Served(request, prompt, params, self._tokenizer)
+
+    def process(self, deltas: Iterable[Delta]) -> tuple[list[RequestOutput], list[Finish]]:
+        """Outputs that are due after these news, one per request at most, and what the core must be told."""
+        touched: dict[str, _Served] = {}
+        finishes: list[Finish] = []
+        for delta in deltas:
+            served = self._served.get(delta.id)
+            if served is None:
+                self.ignored += 1
+                continue
+            touched[delta.id] = served
+            finishes += _add(served, delta)
+        outputs = []
+        for served in touched.values():
+            output = served.take()
+            if output is not None:
+                outputs.append(output)
+            if served.finished:
+                del self._served[served.id]
+        return outputs, finishes
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; unknown ids are ignored."""
+        self._served.pop(request_id, None)
+
+    def fail_all(self, message: str) -> list[RequestOutput]:
+        """End every request with an error; their last outputs."""
+        outputs = []
+        for served in self._served.values():
+            served.fail(message)
+            output = served.take()
+            if output is not None:
+                outputs.append(output)
+        self._served.clear()
+        return outputs
+
+
+def _add(served: _Served, delta: Delta) -> list[Finish]:
+    try:
+        return served.add(delta)
+    except Exception as error:
+        # Whatever it is, it belongs to this request: the others of the step must get their text.
+        log.exception("request %s: making its text failed", served.id)
+        return served.fail(f"the output could not be turned into text ({type(error).__name__}: {error})")
