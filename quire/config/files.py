@@ -3,21 +3,31 @@
 Knows the shape of files, not the types of values (`parse`). Called by `sources`.
 """
 
+import json
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
-
 from quire.base.errors import ConfigError
 from quire.config.fields import SECTIONS, section_of
 
+
+def _read_yaml(text: str) -> object:
+    # Imported only for a YAML file, so that `quire doctor` can still tell that this package is missing.
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+
+
 READERS: dict[str, Callable[[str], object]] = {
-    ".yaml": yaml.safe_load,
-    ".yml": yaml.safe_load,
-    ".json": yaml.safe_load,
+    ".yaml": _read_yaml,
+    ".yml": _read_yaml,
+    ".json": json.loads,
     ".toml": tomllib.loads,
 }
 
@@ -49,7 +59,7 @@ def _parse(path: Path) -> object:
         return reader(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the name after --config") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path}: not well-formed: {' '.join(str(error).split())}") from None
 
 

@@ -22,7 +22,7 @@ MULTIPLIERS: dict[str, int] = {"": 1} | {
     for letters, base in (("kmgt", 1000), ("KMGT", 1024))
     for power, letter in enumerate(letters, start=1)
 }
-WHOLE = re.compile(r"(-?)(\d{1,18})(?:\.(\d{1,9}))?([kmgtKMGT]?)")
+WHOLE = re.compile(r"(-?)(\d{1,18})(?:\.(\d{1,9}))?([kmgtKMGT]?)", re.ASCII)
 TRUTH = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 UNSET = ("auto", "none", "null")
 

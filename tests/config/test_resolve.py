@@ -1,0 +1,139 @@
+"""Resolving is pure: the same arguments give the same RunSpec, or the same ConfigError and nothing else."""
+
+from dataclasses import fields
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quire.base.errors import ConfigError
+from quire.config.check import RANGES
+from quire.config.fields import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from quire.config.parse import kind_of
+from quire.config.resolve import resolve
+from quire.config.spec import PlatformFacts, RunSpec
+from tests.config.facts import CPU, GPU, model
+
+pytestmark = pytest.mark.plain
+
+
+def test_a_cpu_gets_small_defaults() -> None:
+    spec = resolve(EngineConfig(), model(), CPU)
+    assert (spec.max_num_seqs, spec.max_num_batched_tokens, spec.depth, spec.page_size) == (64, 512, 1, 16)
+    assert spec.memory_fraction == CacheConfig().cpu_memory_utilization
+    assert (spec.load_format, spec.policy, spec.enable_prefix_caching) == ("safetensors", "fcfs", True)
+
+
+@pytest.mark.parametrize("name", ["cuda", "rocm", "xpu"])
+def test_a_gpu_gets_large_defaults(name: str) -> None:
+    spec = resolve(EngineConfig(), model(), msgspec.structs.replace(GPU, name=name))
+    assert (spec.max_num_seqs, spec.max_num_batched_tokens, spec.depth, spec.page_size) == (256, 8192, 2, 64)
+    assert spec.memory_fraction == CacheConfig().gpu_memory_utilization
+
+
+def test_what_the_user_says_stands() -> None:
+    engine = EngineConfig(
+        model=ModelConfig(max_model_len=100, load_format="dummy", seed=5),
+        cache=CacheConfig(block_size=3, num_gpu_blocks_override=7, enable_prefix_caching=False),
+        scheduler=SchedulerConfig(max_num_seqs=2, max_num_batched_tokens=9, async_scheduling=True, max_preemptions=0),
+    )
+    spec = resolve(engine, model(), CPU)
+    assert (spec.max_model_len, spec.fit_max_model_len, spec.load_format, spec.seed) == (100, False, "dummy", 5)
+    assert (spec.page_size, spec.num_pages, spec.enable_prefix_caching) == (3, 7, False)
+    assert (spec.max_num_seqs, spec.max_num_batched_tokens, spec.depth, spec.max_preemptions) == (2, 9, 2, 0)
+
+
+def test_overlap_can_be_turned_off_on_a_gpu() -> None:
+    assert resolve(EngineConfig(scheduler=SchedulerConfig(async_scheduling=False)), model(), GPU).depth == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "checkpoint", "platform", "chosen", "noted"),
+    [
+        ("auto", "bfloat16", CPU, "bfloat16", False),
+        ("auto", "float16", CPU, "float32", True),
+        ("auto", "float64", GPU, "bfloat16", True),
+        ("float32", "bfloat16", CPU, "float32", False),
+        ("float16", "bfloat16", GPU, "float16", False),
+    ],
+)
+def test_dtype(wanted: Any, checkpoint: str, platform: PlatformFacts, chosen: str, noted: bool) -> None:
+    spec = resolve(EngineConfig(model=ModelConfig(dtype=wanted)), model(dtype=checkpoint), platform)
+    assert spec.dtype == chosen
+    assert [checkpoint in note and chosen in note for note in spec.notes] == ([True] if noted else [])
+
+
+def test_a_dtype_that_the_device_lacks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="dtype=float16: a CPU computes float32, bfloat16"):
+        resolve(EngineConfig(model=ModelConfig(dtype="float16")), model(), CPU)
+
+
+def test_max_model_len_fits_itself_only_when_unset() -> None:
+    spec = resolve(EngineConfig(), model(context_len=777), CPU)
+    assert (spec.max_model_len, spec.fit_max_model_len) == (777, True)
+
+
+def test_max_model_len_beyond_the_model_needs_a_word() -> None:
+    with pytest.raises(ConfigError, match=r"max_model_len=2049 is beyond the 2048 tokens .*allow_long_max_model_len"):
+        resolve(EngineConfig(model=ModelConfig(max_model_len=2049)), model(), CPU)
+    allowed = EngineConfig(model=ModelConfig(max_model_len=2049, allow_long_max_model_len=True))
+    assert resolve(allowed, model(), CPU).max_model_len == 2049
+
+
+def test_a_model_without_a_context_length_needs_one_from_the_user() -> None:
+    with pytest.raises(ConfigError, match="states no context length"):
+        resolve(EngineConfig(), model(context_len=0), CPU)
+
+
+def values(cls: type) -> st.SearchStrategy[Any]:
+    """Instances of a section, with values in range and out of it, and now and then of another type."""
+    return st.builds(cls, **{f.name: _value(f) for f in fields(cls)})
+
+
+def _value(field: Any) -> st.SearchStrategy[object]:
+    kind, rule = kind_of(field), RANGES.get(field.name)
+    by_type: dict[type, st.SearchStrategy[object]] = {
+        bool: st.booleans(),
+        int: st.integers(),
+        float: st.floats(),
+        str: st.text(max_size=5),
+    }
+    strategies = [st.just(field.default), by_type[kind.base]]
+    if kind.choices:
+        strategies.append(st.sampled_from(kind.choices))
+    if rule is not None and kind.base is int:
+        strategies.append(st.integers(int(rule.least), int(rule.least) + 5000))
+    if rule is not None and kind.base is float:
+        strategies.append(st.floats(rule.least, rule.most, exclude_min=rule.above))
+    # Mostly good values, or no example would get past the first check.
+    return st.integers(0, 40).flatmap(lambda i: strategies[-1] if i > 1 else strategies[i])
+
+
+ENGINES = st.builds(EngineConfig, **{f.name: values(f.default_factory) for f in fields(EngineConfig)})  # type: ignore[arg-type]
+MODELS = st.builds(model, dtype=st.sampled_from(["float32", "float64", ""]), context_len=st.integers(-1, 9000))
+PLATFORMS = st.builds(
+    lambda base, dtypes: msgspec.structs.replace(base, dtypes=dtypes),
+    st.sampled_from([CPU, GPU]),
+    st.lists(st.sampled_from(["float32", "bfloat16", "float16"]), unique=True),
+)
+
+
+@given(ENGINES, MODELS, PLATFORMS)
+def test_resolve_gives_a_whole_spec_or_a_config_error(engine: EngineConfig, facts: Any, platform: Any) -> None:
+    first, second = _outcome(engine, facts, platform), _outcome(engine, facts, platform)
+    assert first == second
+    if isinstance(first, RunSpec):
+        assert first.dtype in platform.dtypes
+        assert min(first.max_model_len, first.page_size, first.max_num_seqs, first.max_num_batched_tokens) >= 1
+        assert first.depth in (1, 2)
+        # A RunSpec goes to ranks as it is, so its types must be those that it declares.
+        assert msgspec.convert(msgspec.to_builtins(first), RunSpec) == first
+
+
+def _outcome(engine: EngineConfig, facts: Any, platform: Any) -> RunSpec | str:
+    try:
+        return resolve(engine, facts, platform)
+    except ConfigError as error:
+        return str(error)
