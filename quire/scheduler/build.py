@@ -1,0 +1,19 @@
+"""`make`: a scheduler from the resolved spec and the layout. Called once by the engine core."""
+
+from quire.config.spec import RunSpec
+from quire.messages.state import Layout
+from quire.scheduler.limits import Limits
+from quire.scheduler.scheduler import Scheduler
+
+
+def make(spec: RunSpec, layout: Layout) -> Scheduler:
+    """The scheduler of an engine; with `event_log` set, one that writes down everything that happens to it."""
+    limits = Limits(
+        max_num_seqs=spec.max_num_seqs,
+        max_num_batched_tokens=spec.max_num_batched_tokens,
+        max_preemptions=spec.max_preemptions,
+        watermark=spec.watermark,
+        policy=spec.policy,
+        prefix_caching=spec.enable_prefix_caching,
+    )
+    return Scheduler(limits, layout, seed=spec.seed)

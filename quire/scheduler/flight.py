@@ -1,0 +1,58 @@
+"""`Draft`: the plan being made, and what is remembered of it until its result is in."""
+
+from quire.messages.plan import Grant, NewRow, StepPlan
+from quire.scheduler.sequence import Sequence
+
+
+class Draft:
+    """Collects grants; afterwards the scheduler's record of a plan in flight.
+
+    Attributes:
+        step: number of the plan.
+        sampling: sequences that sample, in order of their grants.
+        chunks: sequences whose prompt goes on after this step.
+        tokens: tokens that the plan computes.
+    """
+
+    __slots__ = ("chunks", "grants", "new", "sampling", "step", "tokens")
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.grants: list[Grant] = []
+        self.new: list[NewRow] = []
+        self.sampling: list[Sequence] = []
+        self.chunks: list[Sequence] = []
+        self.tokens = 0
+
+    def begin(self, seq: Sequence) -> None:
+        """A sequence enters its row, with all that it shares; it has no pages of its own yet."""
+        request = seq.request
+        fresh = [len(pages) for pages in seq.fresh]
+        self.new.append(
+            NewRow(
+                row=seq.row,
+                token_ids=list(seq.tokens),
+                prompt_len=seq.prompt_len,
+                computed=seq.computed,
+                pages=[t.pages[: len(t.pages) - new] for t, new in zip(seq.tables, fresh, strict=True)],
+                params=seq.params,
+                seed=seq.seed,
+                eos_token_ids=[] if seq.params.ignore_eos else request.eos_token_ids,
+                bad_words_ids=request.bad_words_ids,
+                max_len=seq.max_len,
+            )
+        )
+
+    def grant(self, seq: Sequence, tokens: int) -> None:
+        """`tokens` more tokens of `seq`; counts them and the sample that the last of them brings."""
+        samples = tokens == seq.pending
+        self.grants.append(Grant(seq.row, tokens, samples, seq.fresh))
+        (self.sampling if samples else self.chunks).append(seq)
+        self.tokens += tokens
+        seq.computed += tokens
+        seq.expected += samples
+        seq.in_flight += 1
+
+    def plan(self, released: list[int]) -> StepPlan:
+        """The message for the ranks."""
+        return StepPlan(self.step, released, self.new, self.grants)

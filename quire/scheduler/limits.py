@@ -1,0 +1,31 @@
+"""`Limits`: the numbers that the scheduler must keep to. Made by `build.make` from the resolved spec."""
+
+import msgspec
+
+from quire.config.fields import Policy
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scheduler is made with, besides the layout of the pages.
+
+    Attributes:
+        max_num_seqs: sequences that run at once; also the number of rows.
+        max_num_batched_tokens: tokens per step.
+        max_preemptions: after so many a sequence is pinned and runs to its end.
+        watermark: share of pages kept free when a sequence is admitted beside others.
+        policy: name in `order.ORDERS`.
+        prefix_caching: whether requests find each other's pages.
+        chain: whether the device may feed its own sample into the next plan (not across pipeline stages).
+        look_past: waiting sequences that are tried, per plan, after one that does not fit.
+        max_passed: how often a waiting sequence may be overtaken because it did not fit; then it blocks the others.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_preemptions: int = 8
+    watermark: float = 0.01
+    policy: Policy = "fcfs"
+    prefix_caching: bool = True
+    chain: bool = True
+    look_past: int = 4
+    max_passed: int = 64
