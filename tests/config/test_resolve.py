@@ -1,6 +1,6 @@
 """Resolving is pure: the same arguments give the same RunSpec, or the same ConfigError and nothing else."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import msgspec
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from quire.base.errors import ConfigError
 from quire.config.check import RANGES
-from quire.config.fields import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from quire.config.fields import SECTIONS, CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire.config.parse import kind_of
 from quire.config.resolve import resolve
 from quire.config.spec import PlatformFacts, RunSpec
@@ -87,36 +87,41 @@ def test_a_model_without_a_context_length_needs_one_from_the_user() -> None:
         resolve(EngineConfig(), model(context_len=0), CPU)
 
 
-def values(cls: type) -> st.SearchStrategy[Any]:
-    """Instances of a section, with values in range and out of it, and now and then of another type."""
-    return st.builds(cls, **{f.name: _value(f) for f in fields(cls)})
-
-
-def _value(field: Any) -> st.SearchStrategy[object]:
+def good(field: Any) -> st.SearchStrategy[object]:
+    """Values that the rules allow for this field."""
     kind, rule = kind_of(field), RANGES.get(field.name)
-    by_type: dict[type, st.SearchStrategy[object]] = {
-        bool: st.booleans(),
-        int: st.integers(),
-        float: st.floats(),
-        str: st.text(max_size=5),
-    }
-    strategies = [st.just(field.default), by_type[kind.base]]
     if kind.choices:
-        strategies.append(st.sampled_from(kind.choices))
+        return st.sampled_from(kind.choices)
     if rule is not None and kind.base is int:
-        strategies.append(st.integers(int(rule.least), int(rule.least) + 5000))
-    if rule is not None and kind.base is float:
-        strategies.append(st.floats(rule.least, rule.most, exclude_min=rule.above))
-    # Mostly good values, or no example would get past the first check.
-    return st.integers(0, 40).flatmap(lambda i: strategies[-1] if i > 1 else strategies[i])
+        return st.just(field.default) | st.integers(int(rule.least), int(rule.least) + 5000)
+    if rule is not None:
+        return st.floats(rule.least, rule.most, exclude_min=rule.above)
+    return st.booleans() if kind.base is bool else st.text("ab/:", min_size=1)
 
 
-ENGINES = st.builds(EngineConfig, **{f.name: values(f.default_factory) for f in fields(EngineConfig)})  # type: ignore[arg-type]
-MODELS = st.builds(model, dtype=st.sampled_from(["float32", "float64", ""]), context_len=st.integers(-1, 9000))
+def spoilt(engine: EngineConfig, changes: list[tuple[str, str, object]]) -> EngineConfig:
+    """`engine` with some fields set to anything at all."""
+    for section, name, value in changes:
+        engine = replace(engine, **{section: replace(getattr(engine, section), **{name: value})})
+    return engine
+
+
+ENGINE_SECTIONS = {f.name: SECTIONS[f.name] for f in fields(EngineConfig)}
+NAMES = [(section, f.name) for section, cls in ENGINE_SECTIONS.items() for f in fields(cls)]
+ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just([])
+CHANGES = st.just([]) | st.lists(st.tuples(st.sampled_from(NAMES), ANYTHING).map(lambda c: (*c[0], c[1])), max_size=2)
+GOOD = {
+    section: st.builds(cls, **{f.name: good(f) for f in fields(cls) if f.name != "kv_cache_memory_bytes"})
+    for section, cls in ENGINE_SECTIONS.items()
+}
+ENGINES = st.builds(spoilt, st.builds(EngineConfig, **GOOD), CHANGES)
+MODELS = st.builds(
+    model, dtype=st.sampled_from(["float32", "float64", ""]), context_len=st.sampled_from([0, 300, 90_000])
+)
 PLATFORMS = st.builds(
     lambda base, dtypes: msgspec.structs.replace(base, dtypes=dtypes),
     st.sampled_from([CPU, GPU]),
-    st.lists(st.sampled_from(["float32", "bfloat16", "float16"]), unique=True),
+    st.sampled_from([["float32", "bfloat16", "float16"], ["bfloat16", "float32"], ["float32", "bfloat16"], []]),
 )
 
 
