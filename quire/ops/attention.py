@@ -45,9 +45,9 @@ class AttentionSpec:
     device: str = "cpu"
 
     @property
-    def widths(self) -> list[int]:
-        """How many values of a fused row belong to queries, keys and values."""
-        return [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim]
+    def parts(self) -> list[int]:
+        """How many heads of a fused row are queries, keys and values."""
+        return [self.heads, self.kv_heads, self.kv_heads]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +84,15 @@ def _write_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
 
 def _attention_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
     for spec, inputs in _attend_samples():
-        qkv = inputs["qkv"][:, : spec.widths[0]]
-        yield (
-            spec,
-            {
-                "q": qkv.unflatten(-1, (-1, spec.head_dim)),
-                "pages": inputs["pages"],
-                "step": inputs["step"],
-                "spec": spec,
-            },
-        )
+        step = inputs["step"]
+        q = normal(spec.dtype, len(step.positions), spec.heads, spec.head_dim, seed=4)
+        yield spec, {"q": q, "pages": inputs["pages"], "step": step, "spec": spec}
 
 
 _STEPS = (
-    # queries, lengths, page size: a whole prompt; decoding; chunks, decoding and a whole prompt mixed; one token alone
+    # queries, lengths, page size: a whole prompt; decoding beside padding; chunks, decoding and a prompt; one token
     ([5], [5], 4),
-    ([1, 1, 1], [9, 1, 17], 4),
+    ([1, 1, 1, 1], [9, 1, 0, 17], 4),
     ([4, 1, 7, 3, 1], [12, 20, 7, 19, 8], 3),
     ([1], [1], 1),
 )
@@ -122,7 +115,7 @@ def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
             q_norm, k_norm = (normal(dtype, 8, seed=s) if spec.norm_eps else None for s in (5, 6))
             for queries, lengths, page_size in _STEPS:
                 step, pages = _poisoned(queries, lengths, page_size, spec)
-                qkv = normal(dtype, sum(queries), sum(spec.widths), seed=4)
+                qkv = normal(dtype, sum(queries), sum(spec.parts) * spec.head_dim, seed=4)
                 yield (
                     spec,
                     {
@@ -208,7 +201,7 @@ def attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, 
 
     Returns: (tokens, heads * head_dim).
     """
-    q, k, v = (x.unflatten(-1, (-1, spec.head_dim)) for x in torch.split(qkv, spec.widths, dim=-1))
+    q, k, v = torch.split(qkv.view(len(qkv), sum(spec.parts), spec.head_dim), spec.parts, dim=1)
     if spec.norm_eps is not None:
         norm = NormSpec(spec.head_dim, spec.norm_eps, dtype=spec.dtype, device=spec.device)
         q, k = rms_norm(q, weights.q_norm, norm), rms_norm(k, weights.k_norm, norm)

@@ -25,13 +25,17 @@ def step_over(
     """A step of one cache group in which sequence i computes the last queries[i] of its lengths[i] tokens.
 
     Args:
+        lengths: a sequence of length 0 is padding: it computes at position 0 and writes to slot 0.
         tables: page numbers of each sequence, enough for its length.
 
     Token ids are 0; the caller replaces them where they matter.
     """
-    positions = [t for q, n in zip(queries, lengths, strict=True) for t in range(n - q, n)]
+    positions = [t for q, n in zip(queries, lengths, strict=True) for t in (range(n - q, n) if n else [0] * q)]
     owners = [i for i, q in enumerate(queries) for _ in range(q)]
-    slots = [tables[i][t // page_size] * page_size + t % page_size for i, t in zip(owners, positions, strict=True)]
+    slots = [
+        tables[i][t // page_size] * page_size + t % page_size if lengths[i] else 0
+        for i, t in zip(owners, positions, strict=True)
+    ]
     table = torch.zeros(len(tables), max((len(pages) for pages in tables), default=0), dtype=torch.int32)
     for i, pages in enumerate(tables):
         table[i, : len(pages)] = torch.tensor(pages, dtype=torch.int32)

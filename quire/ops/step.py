@@ -1,8 +1,12 @@
 """`StepInputs`: the device side of one plan, made once per step and read by every layer."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import Tensor
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class StepInputs:
         groups: one per cache group.
         max_query: host bound on tokens per sequence in this step; chooses kernels and graphs.
         max_seq: host bound on seq_lens.
+        derived: see `once`.
     """
 
     token_ids: Tensor
@@ -43,3 +48,14 @@ class StepInputs:
     groups: tuple[GroupInputs, ...]
     max_query: int
     max_seq: int
+    derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` returns, worked out at the first call with `key` in this step and shared by all later ones.
+
+        For what a kernel derives from the step alone (masks, gather indices), which every layer would repeat.
+        """
+        if key not in self.derived:
+            self.derived[key] = make()
+        made: Made = self.derived[key]
+        return made

@@ -1,0 +1,150 @@
+"""Attention over pages by gathering: one batched call for all sequences that compute one token, one per longer chunk.
+
+Query heads that share a KV head are stacked as rows of one small matrix, which on CPUs is many times faster than
+`enable_gqa`. What depends on the step alone (indices, masks) is worked out once per step, not once per layer.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quire.messages.state import Retention
+from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend, paged_attention, write_pages
+from quire.ops.registry import provide
+from quire.ops.step import StepInputs
+
+
+@provide("torch_native", write_pages)
+def native_write_pages(k: Tensor, v: Tensor, pages: KVPages, step: StepInputs) -> None:
+    """See `write_pages`."""
+    slots = step.groups[pages.group].slots
+    pages.k.flatten(0, 1).index_copy_(0, slots, k)
+    pages.v.flatten(0, 1).index_copy_(0, slots, v)
+
+
+@provide("torch_native", attend)
+def native_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    """See `attend`. Queries and keys lie side by side in a row, so they are normed and rotated together."""
+    heads = qkv.view(len(qkv), sum(spec.parts), spec.head_dim)
+    both = spec.heads + spec.kv_heads
+    qk = heads[:, :both].float()
+    if spec.norm_eps is not None:
+        qk = F.rms_norm(qk, (spec.head_dim,), None, spec.norm_eps) * _stacked_norms(weights, spec)
+    qk = _rotate(qk, weights.table, step, spec).to(qkv.dtype)
+    native_write_pages(qk[:, spec.heads :], heads[:, both:], pages, step)
+    return native_paged_attention(qk[:, : spec.heads], pages, step, spec).flatten(1)
+
+
+def _stacked_norms(weights: HeadWeights, spec: AttentionSpec) -> Tensor:
+    """(heads + kv_heads, head_dim): the weight of each head's norm."""
+    return torch.cat([weights.q_norm.expand(spec.heads, -1), weights.k_norm.expand(spec.kv_heads, -1)])
+
+
+def _rotate(x: Tensor, table: Tensor, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    def angles() -> tuple[Tensor, Tensor]:
+        cos, sin = table[step.positions][:, None].chunk(2, dim=-1)
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+    cos, sin = step.once(("angles", id(table)), angles)
+    turned = x if spec.rotary_dim == spec.head_dim else x[..., : spec.rotary_dim]
+    # Rolling by half swaps the two values of every pair.
+    turned = torch.addcmul(turned * cos, turned.roll(spec.rotary_dim // 2, -1), sin)
+    return turned if spec.rotary_dim == spec.head_dim else torch.cat([turned, x[..., spec.rotary_dim :]], dim=-1)
+
+
+@provide("torch_native", paged_attention)
+def native_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    """See `paged_attention`."""
+    if step.max_query == 1:
+        return _decode(q, None, pages, step, spec)
+    bounds, lengths = step.once("bounds", lambda: (step.query_start.tolist(), step.seq_lens.tolist()))
+    out = torch.empty_like(q)
+    singles = [i for i in range(len(lengths)) if bounds[i + 1] - bounds[i] == 1]
+    if singles:
+        rows, tokens = step.once("singles", lambda: _index(q.device, singles, [bounds[i] for i in singles]))
+        out[tokens] = _decode(q[tokens], rows, pages, step, spec)
+    for i, length in enumerate(lengths):
+        a, b = bounds[i], bounds[i + 1]
+        if b - a > 1:
+            out[a:b] = _chunk(q[a:b], i, length, pages, step, spec) if length else 0
+    return out
+
+
+def _index(device: torch.device, *lists: list[int]) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(values, device=device) for values in lists)
+
+
+def _decode(q: Tensor, rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    """One query per sequence, for the sequences `rows` (None: all). q (n, heads, head_dim)."""
+    index, mask, empty = step.once(
+        ("decode", pages.group, spec.window, spec.kv_heads, rows is None), lambda: _decode_plan(rows, pages, step, spec)
+    )
+    n = len(q)
+    k, v = (F.embedding(index, pool.view(-1, spec.head_dim)) for pool in (pages.k, pages.v))
+    # (n, kv_heads, tokens, head_dim); the query heads of a KV head are the rows of one product.
+    scores = torch.matmul(q.view(n, spec.kv_heads, -1, spec.head_dim), k.transpose(-1, -2)).float()
+    weights = _capped(scores, spec).add_(mask).softmax(dim=-1).to(q.dtype)
+    return torch.matmul(weights, v).view(n, spec.heads, spec.head_dim).masked_fill_(empty, 0)
+
+
+def _decode_plan(rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> tuple[Tensor, ...]:
+    """What to gather and what to see.
+
+    Returns: (n, kv_heads, tokens) int64, rows of a pool seen as heads; (n, 1, 1, tokens) float32, -inf where a row is
+    shorter than the longest; (n, 1, 1) bool, rows of padding.
+    """
+    group = step.groups[pages.group]
+    table, size, lengths = group.page_table.long(), group.page_size, step.seq_lens.long()
+    if rows is not None:
+        table, lengths = table[rows], lengths[rows]
+    lengths = lengths[:, None]
+    count = step.max_seq if spec.window is None else min(step.max_seq, spec.window)
+    wanted = (lengths - count).clamp(min=0) + torch.arange(count, device=table.device)
+    mask = torch.zeros(wanted.shape, device=table.device).masked_fill_(wanted >= lengths, float("-inf"))
+    # Short rows read their own last token again: what lies beyond may be NaN, which no weight of 0 can undo.
+    position = torch.minimum(wanted, lengths - 1).clamp(min=0)
+    slots = table.gather(1, position // size) * size + position % size
+    heads = torch.arange(spec.kv_heads, device=table.device)[:, None]
+    return slots[:, None] * spec.kv_heads + heads, mask[:, None, None], (lengths == 0)[:, :, None]
+
+
+def _chunk(q: Tensor, i: int, length: int, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    """Several queries of sequence `i`, which has `length` tokens with them. q (queries, heads, head_dim)."""
+    size, n = step.groups[pages.group].page_size, len(q)
+    start = Retention(window=spec.window).first_needed(length - n)
+    index = step.groups[pages.group].page_table[i, start // size : -(-length // size)]
+    skip = start % size
+    k, v = (
+        pool.index_select(0, index).flatten(0, 1)[skip : skip + length - start] for pool in (pages.k, pages.v)
+    )  # (tokens, kv_heads, head_dim)
+    mask = step.once(("mask", i, spec.window), lambda: _chunk_mask(n, start, length, spec.window, q.device))
+    # KV heads take the place of the batch; the query heads that share one see it through a stride of 0.
+    groups = spec.heads // spec.kv_heads
+    q = q.view(n, spec.kv_heads, groups, spec.head_dim).permute(1, 2, 0, 3)
+    k, v = (x.permute(1, 0, 2)[:, None].expand(-1, groups, -1, -1) for x in (k, v))
+    return _dense(q, k, v, mask, spec).permute(2, 0, 1, 3).reshape(n, spec.heads, spec.head_dim)
+
+
+def _chunk_mask(queries: int, start: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """(queries, tokens) bool, or None where causality from the first token on says it all."""
+    if queries == length and (window is None or window >= length):
+        return None
+    ahead = torch.arange(start, length, device=device) - torch.arange(length - queries, length, device=device)[:, None]
+    return ahead <= 0 if window is None else (ahead <= 0) & (ahead > -window)
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, spec: AttentionSpec) -> Tensor:
+    """Attention of (a, b, queries, head_dim) to (a, b, tokens, head_dim); `seen` None is causal."""
+    if spec.soft_cap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, scale=spec.scale)
+    scores = _capped(torch.matmul(q, k.transpose(-1, -2)).float(), spec)
+    if seen is None:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    return torch.matmul(scores.masked_fill_(~seen, float("-inf")).softmax(dim=-1).to(q.dtype), v)
+
+
+def _capped(scores: Tensor, spec: AttentionSpec) -> Tensor:
+    """Scores scaled and, where the spec says so, bounded; in place."""
+    if spec.soft_cap is None:
+        return scores.mul_(spec.scale)
+    return scores.mul_(spec.scale / spec.soft_cap).tanh_().mul_(spec.soft_cap)

@@ -1,0 +1,24 @@
+"""RMS norms by torch's operator, where the weight is applied as it is."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from quire.ops.norm import NormSpec, add_rms_norm, rms_norm
+from quire.ops.registry import provide
+
+
+def _refuses(spec: NormSpec) -> str | None:
+    return "adds nothing to the weight" if spec.offset else None
+
+
+@provide("torch_native", rms_norm, _refuses)
+def native_rms_norm(x: Tensor, weight: Tensor, spec: NormSpec) -> Tensor:
+    """See `rms_norm`."""
+    return F.rms_norm(x, (spec.size,), weight, spec.eps)
+
+
+@provide("torch_native", add_rms_norm, _refuses)
+def native_add_rms_norm(residual: Tensor, delta: Tensor, weight: Tensor, spec: NormSpec) -> tuple[Tensor, Tensor]:
+    """See `add_rms_norm`."""
+    total = residual + delta
+    return F.rms_norm(total, (spec.size,), weight, spec.eps), total

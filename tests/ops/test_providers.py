@@ -1,0 +1,94 @@
+"""Every provider of every op, on the op's own samples, against the reference. New ones join by themselves."""
+
+import copy
+import dataclasses
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import quire.kernels
+import quire.ops
+from quire.ops import activation, attention, inputs, linear, norm, rope
+from quire.ops.registry import OPS, REFERENCE, Op, load_providers
+
+pytestmark = pytest.mark.torch
+
+MODULES = (activation, attention, inputs, linear, norm, rope)
+FOLDERS = [module.name for module in pkgutil.iter_modules(quire.kernels.__path__)]
+load_providers([name for name in FOLDERS if name == "torch_native"])
+CASES = [(op, name) for op in OPS.values() for name in op.providers if name != REFERENCE]
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor within nested containers and dataclasses."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors(item)
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            if field.compare:
+                yield from tensors(getattr(value, field.name))
+
+
+def run(op: Op, provider: str, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """What the provider returns, and what became of the inputs."""
+    kwargs = copy.deepcopy(kwargs)
+    return [*tensors(op.providers[provider].function(**kwargs)), *tensors(kwargs)]
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+def test_an_op_has_samples_that_its_reference_runs(op: Op) -> None:
+    samples = list(op.samples())
+    assert samples
+    for _spec, kwargs in samples:
+        assert run(op, REFERENCE, kwargs)
+
+
+@pytest.mark.parametrize(("op", "provider"), CASES, ids=[f"{op.name}-{name}" for op, name in CASES])
+def test_a_provider_equals_the_reference(op: Op, provider: str) -> None:
+    compared = 0
+    for spec, kwargs in op.samples():
+        if op.providers[provider].refuses(spec):
+            continue
+        for want, got in zip(run(op, REFERENCE, kwargs), run(op, provider, kwargs), strict=True):
+            assert got.dtype == want.dtype and got.shape == want.shape, spec
+            if want.is_floating_point():
+                rtol, atol = op.tolerance[str(want.dtype).removeprefix("torch.")]
+                torch.testing.assert_close(
+                    got, want, rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, s=spec: f"{s}\n{m}"
+                )
+            else:
+                assert torch.equal(got, want), spec
+        compared += 1
+    assert compared, "the provider refuses every sample"
+
+
+def test_every_module_of_ops_is_tested() -> None:
+    contracts = {"registry", "samples", "step"}
+    assert {module.name for module in pkgutil.iter_modules(quire.ops.__path__)} - contracts == {
+        module.__name__.rpartition(".")[2] for module in MODULES
+    }
+
+
+@pytest.mark.parametrize("name", ["attend", "paged_attention"])
+def test_attention_reads_nothing_stale(name: str) -> None:
+    # The samples hold NaN wherever nothing may be read: unused pages, tails, tokens that left every window.
+    op = OPS[name]
+    for provider in op.providers:
+        poisoned = 0
+        for spec, kwargs in op.samples():
+            if op.providers[provider].refuses(spec):
+                continue
+            kwargs = copy.deepcopy(kwargs)
+            poisoned += int(kwargs["pages"].k.isnan().sum())
+            out = op.providers[provider].function(**kwargs)
+            assert torch.isfinite(out).all(), (provider, spec)
+        assert poisoned
