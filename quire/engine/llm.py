@@ -8,9 +8,9 @@ The core is turned in the caller's thread; an `LLM` is for one thread at a time.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
 
@@ -111,10 +111,8 @@ class LLM:
             messages: a conversation (a list of `{"role": ..., "content": ...}`) or a list of conversations.
             template_args: `add_generation_prompt`, `continue_final_message`, and whatever the template knows.
         """
-        conversations = [messages] if messages and isinstance(messages[0], dict) else messages
         prompts: list[Prompt] = [
-            {"prompt_token_ids": self._front.encode_chat(conversation, **template_args)}  # type: ignore[arg-type]
-            for conversation in conversations
+            self._front.encode_chat(conversation, **template_args) for conversation in _conversations(messages)
         ]
         return self.generate(prompts, sampling_params, use_tqdm)
 
@@ -130,8 +128,7 @@ class LLM:
         self, messages: Sequence[ChatMessage], sampling_params: SamplingParams | None = None, **template_args: Any
     ) -> Iterator[RequestOutput]:
         """Answer one conversation; each output holds what is new."""
-        prompt: Prompt = {"prompt_token_ids": self._front.encode_chat(messages, **template_args)}
-        return self.stream(prompt, sampling_params)
+        return self.stream(self._front.encode_chat(messages, **template_args), sampling_params)
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix page that no running request uses."""
@@ -217,11 +214,19 @@ class LLM:
             self._core.abort(list(ids))
 
 
+def _conversations(
+    messages: Sequence[ChatMessage] | Sequence[Sequence[ChatMessage]],
+) -> Sequence[Sequence[ChatMessage]]:
+    """Several conversations as a list of them; a list of messages is one."""
+    if messages and isinstance(messages[0], Mapping):
+        return [cast(Sequence[ChatMessage], messages)]
+    return cast(Sequence[Sequence[ChatMessage]], messages)
+
+
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Several prompts as a list; a text, a dict and a list of token ids are one prompt."""
-    if isinstance(prompts, str | dict):
-        return [prompts]
-    listed = list(prompts)
-    if listed and all(isinstance(item, int) for item in listed):
-        return [listed]  # type: ignore[list-item]
-    return listed  # type: ignore[return-value]
+    if isinstance(prompts, str | Mapping):
+        return [cast(Prompt, prompts)]
+    if prompts and isinstance(prompts[0], int):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))

@@ -3,11 +3,12 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Never
 
 from tqdm import tqdm
 
 
-def bar(total: int, unit: str, shown: bool = True) -> "tqdm[None]":
+def bar(total: int, unit: str, shown: bool = True) -> "tqdm[Never]":
     """A bar over `total` pieces of work; silent where standard error is no terminal."""
     return tqdm(total=total, unit=f" {unit}", disable=not (shown and sys.stderr.isatty()), dynamic_ncols=True)
 

@@ -6,6 +6,7 @@ It reads plans from the socket FD and computes them; it ends when the socket doe
 import socket
 import sys
 import traceback
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -14,11 +15,11 @@ from quire.base.logging import get_logger, setup
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
 from quire.messages.rank import Allocate, Begin, Broken, Loaded, Ready, Result, Run, ToRank
-from quire.parallel.mesh import connect
+from quire.parallel.mesh import Mesh
 from quire.runner.runner import Runner
 
-STALL_LIMIT_S = 300.0
-"""Seconds that a rank waits for the others in a collective before it gives up."""
+STALL_LIMIT = timedelta(minutes=5)
+"""How long a rank waits for the others in a collective before it gives up."""
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "rocm": "nccl", "xpu": "xccl"}
 
@@ -60,8 +61,10 @@ class RankProcess:
 
     def _begin(self, begin: Begin) -> Loaded:
         backend = BACKENDS[begin.spec.platform.name]
-        mesh = connect(begin.rank, begin.size, begin.rendezvous, backend, STALL_LIMIT_S)
-        self.runner = Runner(begin.spec, mesh)
+        dist.init_process_group(
+            backend, init_method=begin.rendezvous, rank=begin.rank, world_size=begin.size, timeout=STALL_LIMIT
+        )
+        self.runner = Runner(begin.spec, Mesh(begin.rank, begin.size))
         self.runner.load(lambda done, total: None)
         return Loaded(self.runner.measure(), self.runner.build.provider_names())
 

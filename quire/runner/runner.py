@@ -62,7 +62,13 @@ class Runner:
         self.device = torch.device(spec.platform.device)
         self.memory = memory_of(self.device)
         dtype = getattr(torch, spec.dtype)
-        self.build = Build(mesh=mesh, dtype=dtype, device=self.device, providers=spec.platform.providers)
+        self.build = Build(
+            mesh=mesh,
+            dtype=dtype,
+            device=self.device,
+            providers=spec.platform.providers,
+            max_model_len=spec.max_model_len,
+        )
 
     def load(self, progress: Progress) -> None:
         """Build the model and fill its weights. Raises CheckpointError."""

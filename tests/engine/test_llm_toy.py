@@ -53,7 +53,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_way_of_scheduling_equals_the_oracle(toy, name):
     folder, window = toy
-    settings = {"kv_cache_memory_bytes": 1 << 20, "block_size": 8, **SETTINGS[name]}
+    settings = {"num_gpu_blocks_override": 400, "block_size": 8, **SETTINGS[name]}
     given = [p[:60] for p in prompts()]
     rng = random.Random(1)
     lengths = [rng.randint(1, 30) for _ in given]

@@ -23,6 +23,8 @@ def make_toy(folder: Path, vocab_size: int = 400, window: int | None = None, con
         "window": window,
     }
     (folder / "config.json").write_text(json.dumps(config))
+    # A safetensors file without tensors: the toy has no weights, but is loaded like any other model.
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     return folder
 
 
