@@ -1,0 +1,79 @@
+"""The application: its routes as data, and what every request passes on its way to them.
+
+A new endpoint is a function in a file of its own and one line in ROUTES. It needs a key unless it says `public=True`.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from quire.config.fields import ServerConfig
+from quire.server import ops
+from quire.server.admission import Admission
+from quire.server.auth import KeyGuard
+from quire.server.errors import as_api_error
+from quire.server.metrics import Metrics
+from quire.server.middleware import Entrance
+from quire.server.openai import chat, completions, models, tokens
+from quire.server.service import Engine, Service, Template
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A route: one path, one method (GET answers HEAD too), one function; `public` ones need no key."""
+
+    method: str
+    path: str
+    serve: Callable[[Request], Awaitable[Response]]
+    public: bool = False
+
+
+ROUTES = (
+    Endpoint("POST", "/v1/chat/completions", chat.chat_completions),
+    Endpoint("POST", "/v1/completions", completions.completions),
+    Endpoint("GET", "/v1/models", models.list_models),
+    Endpoint("GET", "/v1/models/{model:path}", models.get_model),
+    Endpoint("POST", "/tokenize", tokens.tokenize),
+    Endpoint("POST", "/detokenize", tokens.detokenize),
+    Endpoint("GET", "/version", ops.version),
+    Endpoint("GET", "/metrics", ops.metrics),
+    Endpoint("GET", "/live", ops.live, public=True),
+    Endpoint("GET", "/ready", ops.ready, public=True),
+    Endpoint("GET", "/health", ops.ready, public=True),
+    Endpoint("GET", "/ping", ops.ready, public=True),
+)
+
+
+def create_app(engine: Engine, config: ServerConfig, template: Template | None = None) -> Starlette:
+    """The ASGI application over `engine` (an `AsyncLLM` or anything like it).
+
+    Args:
+        engine: ready to generate.
+        config: of the server.
+        template: for /v1/chat/completions; None if the model cannot chat.
+    """
+    name = config.served_model_name or engine.model.name
+    metrics = Metrics(engine, engine.facts, name, [route.path for route in ROUTES])
+    admission = Admission(engine.facts.max_num_seqs, config.max_queued_requests)
+    app = Starlette(
+        routes=[Route(route.path, route.serve, methods=[route.method]) for route in ROUTES],
+        middleware=[
+            Middleware(Entrance, metrics=metrics, access_log=not config.disable_access_log),
+            Middleware(KeyGuard, key=config.api_key, public=[route.path for route in ROUTES if route.public]),
+        ],
+        exception_handlers={HTTPException: _no_route},
+    )
+    # A redirect would answer for a URL that is not in the table.
+    app.router.redirect_slashes = False
+    app.state.service = Service(engine, config, metrics, admission, template, name)
+    return app
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    return as_api_error(error).response()

@@ -1,0 +1,192 @@
+"""From a checked request to its outputs: submit every prompt, merge what comes, stop everything when anybody leaves.
+
+Endpoints call `collect` for a whole answer and `admitted` for a stream. Failures are exceptions: RequestError before
+the first output, EngineError after.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from quire.base.errors import EngineError
+from quire.messages.outputs import RequestOutput
+from quire.messages.params import RequestOutputKind, SamplingParams
+from quire.messages.validate import make_request
+from quire.server.metrics import Record
+from quire.server.service import Service
+
+Item = tuple[int, RequestOutput]
+"""Number of the prompt, and news of it."""
+
+QUEUED_ITEMS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to generate.
+
+    Attributes:
+        id: unique, made by the server.
+        prompts: token ids of each prompt.
+        params: for all of them.
+    """
+
+    id: str
+    prompts: list[list[int]]
+    params: SamplingParams
+    priority: int = 0
+    cache_salt: str = ""
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one HTTP request, as they are counted."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def add_prompt(self, output: RequestOutput) -> None:
+        """Count the prompt of an output; once per prompt."""
+        self.prompt_tokens += len(output.prompt_token_ids)
+        self.cached_tokens += output.num_cached_tokens
+
+    def as_json(self) -> dict[str, object]:
+        """OpenAI's usage object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+
+async def collect(service: Service, job: Job) -> list[RequestOutput]:
+    """The finished output of each prompt, in their order, completions by index."""
+    done: dict[int, RequestOutput] = {}
+    async with aclosing(run(service, job)) as items:
+        async for prompt, output in items:
+            done[prompt] = output
+    for output in done.values():
+        output.outputs.sort(key=lambda completion: completion.index)
+    return [done[prompt] for prompt in range(len(job.prompts))]
+
+
+async def admitted(service: Service, job: Job, patience_s: float) -> AsyncGenerator[Item, None]:
+    """The outputs of `job` as they come, returned once it is sure that it runs.
+
+    A refusal is raised here, while the answer can still have any status. After `patience_s` without output the request
+    has been submitted and waits its turn.
+    """
+    items = run(service, job)
+    first = asyncio.ensure_future(anext(items))
+    try:
+        await asyncio.wait([first], timeout=patience_s)
+        if first.done():
+            first.result()
+    except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await items.aclose()
+        raise
+    return _resumed(first, items)
+
+
+async def _resumed(first: "asyncio.Future[Item]", items: AsyncGenerator[Item, None]) -> AsyncGenerator[Item, None]:
+    try:
+        yield await first
+        async for item in items:
+            yield item
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await items.aclose()
+
+
+async def run(service: Service, job: Job) -> AsyncGenerator[Item, None]:
+    """Serve `job`, counted and measured. Closing the generator ends all of it."""
+    service.check_ready()
+    record = Record(service.metrics, job.params.output_kind == RequestOutputKind.DELTA)
+    with service.admission.enter(len(job.prompts) * job.params.n):
+        failure: str | None = "abort"
+        source = _one(service, job, 0) if len(job.prompts) == 1 else _many(service, job)
+        try:
+            async with aclosing(source):
+                async for prompt, output in source:
+                    _raise_failed(output)
+                    record.saw(prompt, output)
+                    yield prompt, output
+            failure = None
+        except Exception:
+            failure = "error"
+            raise
+        finally:
+            record.end(failure)
+
+
+async def _one(service: Service, job: Job, prompt: int) -> AsyncGenerator[Item, None]:
+    outputs = service.engine.generate(
+        {"prompt_token_ids": job.prompts[prompt]},
+        job.params,
+        f"{job.id}-{prompt}",
+        priority=job.priority,
+        cache_salt=job.cache_salt,
+    )
+    async with aclosing(outputs):
+        async for output in outputs:
+            yield prompt, output
+
+
+async def _many(service: Service, job: Job) -> AsyncGenerator[Item, None]:
+    """Several prompts at once; all are checked before the first one is submitted."""
+    for number, prompt in enumerate(job.prompts):
+        _check(service, job, number, prompt)
+    queue: asyncio.Queue[Item | Exception | None] = asyncio.Queue(QUEUED_ITEMS)
+    tasks = [asyncio.create_task(_pump(_one(service, job, number), queue)) for number in range(len(job.prompts))]
+    try:
+        left = len(tasks)
+        while left:
+            item = await queue.get()
+            if item is None:
+                left -= 1
+            elif isinstance(item, Exception):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(items: AsyncIterator[Item], queue: "asyncio.Queue[Item | Exception | None]") -> None:
+    try:
+        async for item in items:
+            await queue.put(item)
+        await queue.put(None)
+    except Exception as error:
+        await queue.put(error)
+
+
+def _check(service: Service, job: Job, number: int, prompt: list[int]) -> None:
+    engine = service.engine
+    make_request(
+        f"{job.id}-{number}",
+        prompt,
+        job.params,
+        engine.facts,
+        eos_token_ids=engine.model.eos_token_ids,
+        encode=lambda text: engine.tokenizer.encode(text, add_special_tokens=False),
+        priority=job.priority,
+        cache_salt=job.cache_salt,
+    )
+
+
+def _raise_failed(output: RequestOutput) -> None:
+    for completion in output.outputs:
+        if completion.finish_reason == "error":
+            raise EngineError(output.error or "The engine failed on this request.")
+        if completion.finish_reason == "abort":
+            raise EngineError("The request was ended by the server.")

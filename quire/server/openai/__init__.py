@@ -1,0 +1,1 @@
+"""OpenAI's endpoints: chat completions, completions, models; and /tokenize and /detokenize in vLLM's dialect."""

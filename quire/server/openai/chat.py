@@ -1,0 +1,179 @@
+"""POST /v1/chat/completions: a conversation in, the next message out, whole or as a stream of chunks."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.base.errors import RequestError
+from quire.messages.outputs import CompletionOutput, RequestOutput
+from quire.messages.params import SamplingParams
+from quire.server.body import read_json
+from quire.server.generation import Item, Job, Usage, admitted, collect
+from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
+from quire.server.openai.prompts import render_chat
+from quire.server.openai.sampling import answer_id, check_best_of, job_id, model_max_tokens, salt_of, sampling_params
+from quire.server.openai.schema import ChatRequest, StreamOptions, check_model, check_stream_options, read
+from quire.server.service import Service, service_of
+from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame, event
+from quire.server.watch import Watch
+
+
+async def chat_completions(request: Request) -> Response:
+    """Serve one request; see the module."""
+    service = service_of(request)
+    asked = read(ChatRequest, await read_json(request, service.config.max_body_bytes), service)
+    check_model(asked.model, service)
+    check_stream_options(asked)
+    check_best_of(asked)
+    service.check_ready()
+    params = _params(asked, service)
+    async with Watch(request.receive, service.open_watches):
+        job = Job(job_id(), [await render_chat(asked, service)], params, asked.priority or 0, salt_of(asked))
+        chat = Chat(answer_id("chatcmpl", asked), service, asked)
+        try:
+            if asked.stream:
+                items = await admitted(service, job, KEEP_ALIVE_S)
+                return EventStream(chat.chunks(items), service.open_watches)
+            (output,) = await collect(service, job)
+        except RequestError as error:
+            raise _about_messages(error) from None
+    return Response(msgspec.json.encode(chat.whole(output)), media_type="application/json")
+
+
+def _params(asked: ChatRequest, service: Service) -> SamplingParams:
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise RequestError("top_logprobs need logprobs: true.", "top_logprobs")
+    limit = service.engine.facts.max_logprobs
+    if asked.top_logprobs is not None and not 0 <= asked.top_logprobs <= limit:
+        raise RequestError(f"top_logprobs must be from 0 to {limit}.", "top_logprobs")
+    longest = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+    return sampling_params(
+        asked,
+        service,
+        max_tokens=model_max_tokens(service) if longest is None else longest,
+        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+    )
+
+
+def _about_messages(error: RequestError) -> RequestError:
+    """A chat has no field `prompt`: what is wrong with it is wrong with the messages."""
+    return RequestError(error.message, "messages" if error.param == "prompt" else error.param, error.code)
+
+
+@dataclass(slots=True)
+class Chat:
+    """One answer being written."""
+
+    id: str
+    service: Service
+    asked: ChatRequest
+
+    def whole(self, output: RequestOutput) -> dict[str, object]:
+        """The answer in one piece."""
+        usage = Usage(completion_tokens=sum(len(completion.token_ids) for completion in output.outputs))
+        usage.add_prompt(output)
+        answer = {
+            **self._head("chat.completion"),
+            "choices": [self._choice(completion) for completion in output.outputs],
+            "usage": usage.as_json(),
+            "prompt_logprobs": prompt_logprobs(output),
+        }
+        return {**answer, "prompt_token_ids": output.prompt_token_ids} if self.asked.return_token_ids else answer
+
+    async def chunks(self, items: AsyncGenerator[Item, None]) -> AsyncGenerator[bytes, None]:
+        """The answer as events."""
+        writer = ChunkWriter(self._head("chat.completion.chunk"), self.asked, self.service)
+        async with aclosing(items):
+            yield b"".join([writer.first(index) for index in range(self.asked.n or 1)])
+            async for _, output in items:
+                if rendered := writer.news(output):
+                    yield rendered
+        if writer.options.include_usage:
+            yield writer.last()
+
+    def _head(self, kind: str) -> dict[str, object]:
+        service = self.service
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": int(time.time()),
+            "model": service.model_name,
+            "system_fingerprint": service.fingerprint,
+        }
+
+    def _choice(self, completion: CompletionOutput) -> dict[str, object]:
+        choice = {
+            "index": completion.index,
+            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "logprobs": chat_logprobs(completion, self.asked.top_logprobs or 0, self.service.engine.tokenizer),
+            "finish_reason": completion.finish_reason,
+            "stop_reason": completion.stop_reason,
+        }
+        return {**choice, "token_ids": completion.token_ids} if self.asked.return_token_ids else choice
+
+
+class ChunkWriter:
+    """Renders the chunks of one stream.
+
+    Nearly every chunk differs from the one before only in its text, so everything around the text is rendered once.
+    """
+
+    def __init__(self, head: dict[str, object], asked: ChatRequest, service: Service) -> None:
+        self.options = asked.stream_options or StreamOptions()
+        self._head = head
+        self._asked = asked
+        self._tokenizer = service.engine.tokenizer
+        self._usage = Usage()
+        self._prompt_seen = False
+        self._plain = not (asked.logprobs or asked.return_token_ids or self.options.continuous_usage_stats)
+        self._frames = [Frame(self._chunk(index, {"content": Frame.MARK})) for index in range(asked.n or 1)]
+
+    def first(self, index: int) -> bytes:
+        """The chunk that opens a choice."""
+        return self._chunk(index, {"role": "assistant", "content": ""})
+
+    def news(self, output: RequestOutput) -> bytes:
+        """Chunks for what is new; empty if nothing is to be told yet."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            self._usage.add_prompt(output)
+        return b"".join([self._completion(completion) for completion in output.outputs])
+
+    def last(self) -> bytes:
+        """The chunk with usage and no choices."""
+        return event(msgspec.json.encode({**self._head, "choices": [], "usage": self._usage.as_json()}))
+
+    def _completion(self, completion: CompletionOutput) -> bytes:
+        self._usage.completion_tokens += len(completion.token_ids)
+        rendered = b""
+        if self._plain:
+            if completion.text:
+                rendered = self._frames[completion.index].around(completion.text)
+        elif completion.text or completion.token_ids:
+            rendered = self._detailed(completion)
+        if completion.finish_reason is not None:
+            ending = {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
+            rendered += self._chunk(completion.index, {}, **ending)
+        return rendered
+
+    def _detailed(self, completion: CompletionOutput) -> bytes:
+        more: dict[str, object] = {
+            "logprobs": chat_logprobs(completion, self._asked.top_logprobs or 0, self._tokenizer)
+        }
+        if self._asked.return_token_ids:
+            more["token_ids"] = completion.token_ids
+        return self._chunk(completion.index, {"content": completion.text}, **more)
+
+    def _chunk(self, index: int, delta: dict[str, object], **more: object) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
+        chunk = {**self._head, "choices": [choice]}
+        if self.options.continuous_usage_stats:
+            chunk["usage"] = self._usage.as_json()
+        elif self.options.include_usage:
+            chunk["usage"] = None
+        return event(msgspec.json.encode(chunk))

@@ -1,0 +1,104 @@
+"""Prompts as token ids: the four forms of `prompt`, the rendered chat, and text of any length without blocking others.
+
+Encoding takes long for long texts; it then runs in a thread, where the tokenizer lets other work go on.
+"""
+
+import asyncio
+from functools import partial
+
+from quire.base.errors import RequestError
+from quire.server.openai.messages import read_messages
+from quire.server.openai.schema import ChatRequest, TokenizeRequest
+from quire.server.service import Service
+
+MAX_PROMPTS = 1024
+LONG_TEXT_CHARS = 100_000
+MAX_TEXT_CHARS = 8_000_000
+"""More text than this is refused before it is encoded: no context holds it."""
+
+RESERVED = frozenset(
+    {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
+)
+"""Names in a template that chat_template_kwargs must not set."""
+
+
+async def read_prompts(
+    prompt: object, add_special_tokens: bool, service: Service
+) -> tuple[list[list[int]], list[str | None]]:
+    """Token ids of each prompt, and its text if it came as text.
+
+    Args:
+        prompt: a string, a list of strings, a list of token ids or a list of such lists.
+    """
+    listed = _listed(prompt)
+    if len(listed) > MAX_PROMPTS:
+        raise RequestError(f"prompt takes at most {MAX_PROMPTS} prompts.", "prompt", "too_many_prompts")
+    ids: list[list[int]] = []
+    texts: list[str | None] = []
+    for one in listed:
+        texts.append(one if isinstance(one, str) else None)
+        ids.append(await encode(one, add_special_tokens, service) if isinstance(one, str) else one)
+    return ids, texts
+
+
+async def encode(text: str, add_special_tokens: bool, service: Service) -> list[int]:
+    """`text` as token ids."""
+    _check_length(len(text), "prompt")
+    work = partial(service.engine.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    return await asyncio.to_thread(work) if len(text) > LONG_TEXT_CHARS else work()
+
+
+async def render_chat(asked: ChatRequest | TokenizeRequest, service: Service) -> list[int]:
+    """A conversation as token ids, by the model's template. Raises RequestError."""
+    template = service.template
+    if template is None:
+        raise RequestError(
+            "This model has no chat template: use /v1/completions, or start the server with --chat-template FILE.",
+            "messages",
+            "no_chat_template",
+        )
+    if asked.add_special_tokens:
+        raise RequestError("add_special_tokens: the chat template writes special tokens itself.", "add_special_tokens")
+    messages = read_messages(asked.messages, developer_role="developer" in template.source)
+    continued = bool(asked.continue_final_message)
+    if continued and asked.add_generation_prompt:
+        raise RequestError(
+            "continue_final_message and add_generation_prompt exclude each other.", "continue_final_message"
+        )
+    work = partial(
+        template.render,
+        messages,
+        add_generation_prompt=not continued if asked.add_generation_prompt is None else asked.add_generation_prompt,
+        continue_final_message=continued,
+        **_template_kwargs(asked.chat_template_kwargs or {}),
+    )
+    chars = sum(len(message["content"]) for message in messages)
+    _check_length(chars, "messages")
+    return await asyncio.to_thread(work) if chars > LONG_TEXT_CHARS else work()
+
+
+def _template_kwargs(kwargs: dict[str, object]) -> dict[str, object]:
+    if taken := sorted(RESERVED & kwargs.keys()):
+        raise RequestError(f"chat_template_kwargs must not set {taken[0]}.", "chat_template_kwargs")
+    return kwargs
+
+
+def _check_length(chars: int, param: str) -> None:
+    if chars > MAX_TEXT_CHARS:
+        raise RequestError(f"{param} holds more than {MAX_TEXT_CHARS} characters.", param, "context_length_exceeded")
+
+
+def _listed(prompt: object) -> list[str | list[int]]:
+    """`prompt` as a list of prompts. Token ids themselves are the validator's to judge."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not isinstance(prompt, list):
+        raise RequestError("prompt must be a string, a list of strings or token ids.", "prompt", "invalid_type")
+    if not prompt:
+        raise RequestError("prompt must hold at least one token.", "prompt", "empty_prompt")
+    kinds = set(map(type, prompt))
+    if kinds == {int}:
+        return [prompt]
+    if kinds in ({str}, {list}):
+        return prompt
+    raise RequestError("prompt must be all strings, all integers or all lists of integers.", "prompt", "invalid_type")

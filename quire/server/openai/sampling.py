@@ -1,0 +1,88 @@
+"""From the fields of a request to `SamplingParams`, the same way for chat completions and completions.
+
+Values are only put in place here; `quire/messages/validate.py` judges them.
+"""
+
+import re
+import uuid
+
+import msgspec
+
+from quire.base.errors import RequestError
+from quire.messages.params import RequestOutputKind, SamplingParams
+from quire.server.openai.schema import Generating
+from quire.server.service import Service
+
+SAME_NAME = (
+    *("n", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "include_stop_str_in_output", "ignore_eos"),
+    *("bad_words", "allowed_token_ids", "prompt_logprobs", "skip_special_tokens", "spaces_between_special_tokens"),
+    "truncate_prompt_tokens",
+)
+"""Fields that SamplingParams calls by the same name."""
+
+LIBRARY_MAX_TOKENS = SamplingParams().max_tokens
+
+_TOKEN_ID = re.compile(r"\d{1,10}", re.ASCII)
+_LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def sampling_params(
+    asked: Generating,
+    service: Service,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
+) -> SamplingParams:
+    """The sampling of a request: the model's defaults, then what was asked."""
+    given = {
+        name: value for name, value in msgspec.structs.asdict(asked).items() if name in SAME_NAME and value is not None
+    }
+    if asked.logit_bias:
+        given["logit_bias"] = {_token_id(key): bias for key, bias in asked.logit_bias.items()}
+    if prompt_logprobs is not None:
+        given["prompt_logprobs"] = prompt_logprobs
+    kind = RequestOutputKind.DELTA if asked.stream else RequestOutputKind.FINAL_ONLY
+    defaults = service.engine.default_params()
+    return msgspec.structs.replace(defaults, **given, max_tokens=max_tokens, logprobs=logprobs, output_kind=kind)
+
+
+def model_max_tokens(service: Service) -> int | None:
+    """The model's own default for the length of an answer, if its generation_config.json has one."""
+    own = service.engine.default_params().max_tokens
+    return None if own == LIBRARY_MAX_TOKENS else own
+
+
+def check_best_of(asked: Generating) -> None:
+    """best_of is served where it does nothing."""
+    if asked.best_of is not None and asked.best_of != (asked.n or 1):
+        raise RequestError(
+            "best_of is not supported, except equal to n; leave it out.", "best_of", "unsupported_parameter"
+        )
+
+
+def salt_of(asked: Generating) -> str:
+    """The cache salt; a salt that is sent must not be empty, or tenants would share by accident."""
+    if asked.cache_salt == "":
+        raise RequestError("cache_salt must not be empty; leave it out to share cached prefixes.", "cache_salt")
+    return asked.cache_salt or ""
+
+
+def answer_id(prefix: str, asked: Generating) -> str:
+    """The id in the answer: a label, made from the client's own if that is harmless."""
+    own = asked.request_id
+    if own is not None and not _LABEL.fullmatch(own):
+        raise RequestError("request_id takes up to 64 letters, digits, '.', '_' and '-'.", "request_id")
+    return f"{prefix}-{own or uuid.uuid4().hex}"
+
+
+def job_id() -> str:
+    """A key for the engine, never chosen by a client."""
+    return uuid.uuid4().hex
+
+
+def _token_id(key: str) -> int:
+    if not _TOKEN_ID.fullmatch(key):
+        raise RequestError("logit_bias must have token ids as keys.", "logit_bias")
+    return int(key)

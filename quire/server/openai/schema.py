@@ -1,0 +1,189 @@
+"""The fields of requests, typed; and what becomes of fields that are not served.
+
+Three kinds of other fields: harmless ones are ignored, unknown ones are ignored with one warning, and those that would
+change the answer are refused, because an answer that silently lacks what was asked for is a wrong answer.
+"""
+
+from typing import TypeVar
+
+import msgspec
+
+from quire.base.errors import RequestError
+from quire.server.body import Json, to_struct
+from quire.server.errors import ApiError, clip
+from quire.server.service import Service
+
+
+class StreamOptions(msgspec.Struct):
+    """`include_usage`: a last chunk with usage. `continuous_usage_stats`: usage in every chunk."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class Generating(msgspec.Struct, kw_only=True):
+    """Fields that chat completions and completions share; null always means the default."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    best_of: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    logit_bias: dict[str, float] | None = None
+    prompt_logprobs: int | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+
+
+class ChatRequest(Generating, kw_only=True):
+    """POST /v1/chat/completions. `messages` are checked in `messages.py`."""
+
+    messages: object
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    max_completion_tokens: int | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+
+
+class CompletionRequest(Generating, kw_only=True):
+    """POST /v1/completions. `prompt` is checked in `prompts.py`."""
+
+    prompt: object
+    echo: bool | None = None
+    logprobs: int | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /tokenize: `prompt`, or `messages` as in a chat."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: object = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, object] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /detokenize."""
+
+    tokens: list[int]
+    model: str | None = None
+
+
+IGNORED = frozenset(
+    {
+        *(
+            "user",
+            "metadata",
+            "store",
+            "service_tier",
+            "safety_identifier",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+        ),
+        *("parallel_tool_calls", "session_id", "prediction", "include_reasoning", "length_penalty"),
+    }
+)
+"""Known fields that change no answer."""
+
+NOTHING: tuple[object, ...] = (None, False, "", [], {})
+"""Values by which a client says that it does not use a field."""
+
+REFUSED: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(("functions", "logit_processors", "logits_processors", "suffix", "documents", "audio"), NOTHING),
+    "tools": (None,),
+    "tool_choice": (None, "none"),
+    "function_call": (None, "none"),
+    "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "reasoning_effort": (None, "none"),
+    "verbosity": (None, "medium"),
+    "truncation_side": (None, "left"),
+    "use_beam_search": NOTHING,
+    **dict.fromkeys(
+        (
+            "guided_json",
+            "guided_regex",
+            "guided_choice",
+            "guided_grammar",
+            "guided_decoding_backend",
+            "structured_outputs",
+        ),
+        NOTHING,
+    ),
+    **dict.fromkeys(
+        ("grammar", "regex", "ebnf", "json_schema", "web_search_options", "thinking_token_budget"), NOTHING
+    ),
+    **dict.fromkeys(("mirostat", "typical_p", "tfs", "no_repeat_ngram_size", "logprob_token_ids"), NOTHING),
+    **dict.fromkeys(("prompt_embeds", "mm_processor_kwargs", "media_io_kwargs", "kv_transfer_params"), NOTHING),
+    **dict.fromkeys(("vllm_xargs", "repetition_detection", "watermarking", "return_tokens_as_token_ids"), NOTHING),
+}
+"""Fields that would change the answer and are not served, with the values that ask for nothing."""
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def read(kind: type[T], body: Json, service: Service) -> T:
+    """The fields of a request. Raises ApiError for a wrong type or a field that is not served, RequestError else."""
+    known = set(kind.__struct_fields__)
+    for name in body.keys() - known:
+        _refuse_if_asked(name, body[name])
+    service.warn_unknown({name for name in body if name not in known | IGNORED | REFUSED.keys()})
+    return to_struct(kind, body)
+
+
+def _refuse_if_asked(name: str, value: object) -> None:
+    if name == "chat_template" and value is not None:
+        raise RequestError(
+            "chat_template is the server's to choose: start it with --chat-template FILE.",
+            name,
+            "chat_template_not_allowed",
+        )
+    if name in REFUSED and value not in REFUSED[name]:
+        raise RequestError(f"{name} is not supported yet; leave it out.", name, "unsupported_parameter")
+
+
+def check_model(name: str | None, service: Service) -> None:
+    """Raise the 404 for a model that is not served here. None means the one that is."""
+    if name is not None and name != service.model_name:
+        raise ApiError(
+            404,
+            f"The model `{clip(name)}` does not exist; this server has `{service.model_name}`.",
+            "model_not_found",
+            "model",
+        )
+
+
+def check_stream_options(asked: Generating) -> None:
+    """stream_options mean nothing without a stream."""
+    if asked.stream_options is not None and not asked.stream:
+        raise RequestError("stream_options need stream: true.", "stream_options")
+    if asked.stream and asked.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs are not given in streams; leave out stream.", "prompt_logprobs")

@@ -1,0 +1,54 @@
+"""POST /tokenize and /detokenize, in vLLM's dialect: what a text is in tokens, and back."""
+
+import asyncio
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.base.errors import RequestError
+from quire.messages.validate import check_token_ids
+from quire.server.body import read_json
+from quire.server.openai.prompts import encode, render_chat
+from quire.server.openai.schema import DetokenizeRequest, TokenizeRequest, check_model, read
+from quire.server.service import service_of
+
+MAX_TOKENS = 1 << 20
+LONG_TOKENS = 20_000
+
+
+async def tokenize(request: Request) -> Response:
+    """The token ids of a prompt or of a rendered chat."""
+    service = service_of(request)
+    asked = read(TokenizeRequest, await read_json(request, service.config.max_body_bytes), service)
+    check_model(asked.model, service)
+    if (asked.prompt is None) == (asked.messages is None):
+        raise RequestError("Send either prompt or messages.", "prompt")
+    if asked.prompt is None:
+        ids = await render_chat(asked, service)
+    else:
+        ids = await encode(asked.prompt, asked.add_special_tokens is not False, service)
+    tokenizer = service.engine.tokenizer
+    answer = {
+        "count": len(ids),
+        "max_model_len": service.engine.facts.max_model_len,
+        "tokens": ids,
+        "token_strs": [tokenizer.token_text(token) for token in ids] if asked.return_token_strs else None,
+    }
+    return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+async def detokenize(request: Request) -> Response:
+    """The text of token ids."""
+    service = service_of(request)
+    asked = read(DetokenizeRequest, await read_json(request, service.config.max_body_bytes), service)
+    check_model(asked.model, service)
+    if len(asked.tokens) > MAX_TOKENS:
+        raise RequestError(f"tokens takes at most {MAX_TOKENS} ids.", "tokens")
+    tokenizer = service.engine.tokenizer
+    check_token_ids("tokens", asked.tokens, service.engine.facts.vocab_size)
+    if len(asked.tokens) > LONG_TOKENS:
+        text = await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special_tokens=False)
+    else:
+        text = tokenizer.decode(asked.tokens, skip_special_tokens=False)
+    return Response(msgspec.json.encode({"prompt": text}), media_type="application/json")

@@ -1,0 +1,33 @@
+"""What operators ask: is it alive, is it ready, which version, what do the meters say."""
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.server.errors import unavailable
+from quire.server.service import service_of
+from quire.version import __version__
+
+
+async def live(request: Request) -> Response:
+    """200 as long as this process answers."""
+    return Response(status_code=200)
+
+
+async def ready(request: Request) -> Response:
+    """200 if a request would be served now: the engine lives and makes progress, and the server is not stopping."""
+    problem = service_of(request).problem()
+    if problem is not None:
+        raise unavailable(f"Not ready: {problem}.", "not_ready")
+    return Response(status_code=200)
+
+
+async def version(request: Request) -> Response:
+    """The version of quire."""
+    return Response(msgspec.json.encode({"version": __version__}), media_type="application/json")
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus text."""
+    return Response(service_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,0 +1,176 @@
+"""What the endpoints share: the engine, the limits, the names; and the protocol that an engine must follow.
+
+`Service` is made once by `create_app` and found by endpoints at `request.app.state.service`.
+"""
+
+import hashlib
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypedDict
+
+from starlette.requests import Request
+
+from quire.base.errors import EngineDeadError
+from quire.base.logging import get_logger, warn_once
+from quire.checkpoint.facts import ModelFacts
+from quire.config.fields import ServerConfig
+from quire.messages.outputs import RequestOutput
+from quire.messages.params import SamplingParams
+from quire.messages.wire import EngineFacts, Stats
+from quire.server.admission import Admission
+from quire.server.errors import clip
+from quire.server.metrics import Metrics
+from quire.server.watch import Watch
+
+log = get_logger(__name__)
+
+STALL_S = 120.0
+"""With work at hand and no step for so long, the engine counts as hung. No step of a sane set-up takes this long."""
+
+MAX_WARNED_FIELDS = 100
+
+
+class Tokenizer(Protocol):
+    """What the server needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Text to ids."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        """Ids to text."""
+
+    def token_text(self, token_id: int, /) -> str:
+        """One token as text."""
+
+    def token_bytes(self, token_id: int, /) -> bytes:
+        """One token as bytes."""
+
+
+class Template(Protocol):
+    """A chat template."""
+
+    @property
+    def source(self) -> str:
+        """Its Jinja text."""
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **kwargs: Any,
+    ) -> list[int]:
+        """A conversation as token ids. Raises RequestError."""
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as token ids."""
+
+    prompt_token_ids: list[int]
+
+
+class Engine(Protocol):
+    """`AsyncLLM`, as far as the server uses it; tests bring a fake."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """Limits and layout."""
+
+    @property
+    def model(self) -> ModelFacts:
+        """The checkpoint."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+
+    @property
+    def stats(self) -> Stats:
+        """Of the last step."""
+
+    @property
+    def dead(self) -> str | None:
+        """Why the engine has ended, or None."""
+
+    def default_params(self) -> SamplingParams:
+        """The checkpoint's sampling defaults."""
+
+    def generate(
+        self,
+        prompt: TokensPrompt,
+        sampling_params: SamplingParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Complete a prompt."""
+
+
+@dataclass(slots=True)
+class Service:
+    """One served model.
+
+    Attributes:
+        engine, config, metrics, admission: what endpoints work with.
+        template: of the chat endpoint, if the model can chat.
+        model_name: the model's name in the API.
+        created: when the service was made, unix seconds.
+        open_watches: one per request at work.
+    """
+
+    engine: Engine
+    config: ServerConfig
+    metrics: Metrics
+    admission: Admission
+    template: Template | None
+    model_name: str
+    created: int = field(default_factory=lambda: int(time.time()))
+    open_watches: set[Watch] = field(default_factory=set)
+    _steps: int = -1
+    _stepped_at: float = 0.0
+    _warned: set[str] = field(default_factory=set)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when answers to the same request may change."""
+        facts = self.engine.facts
+        parts = (self.engine.model.name, facts.dtype, facts.device, facts.version)
+        return "fp_" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:10]
+
+    def check_ready(self) -> None:
+        """Raise the error that a new request would meet now. Called before any costly work."""
+        if self.engine.dead is not None:
+            raise EngineDeadError(self.engine.dead)
+        self.admission.check()
+
+    def problem(self) -> str | None:
+        """Why the service is not ready, or None. Judged by progress: work at hand must make steps."""
+        if self.engine.dead is not None:
+            return "the engine has stopped"
+        if self.admission.draining:
+            return "the server is shutting down"
+        now = time.monotonic()
+        steps = self.engine.stats.steps
+        if steps != self._steps or self.admission.open == 0:
+            self._steps, self._stepped_at = steps, now
+        return "the engine makes no progress" if now - self._stepped_at > STALL_S else None
+
+    def warn_unknown(self, names: set[str]) -> None:
+        """Say once per field name, and for a bounded number of names, that a field has no effect."""
+        for name in names - self._warned:
+            if len(self._warned) < MAX_WARNED_FIELDS:
+                self._warned.add(name)
+                warn_once(log, f"requests send the unknown field {clip(name, 64)!r}, which has no effect")
+
+
+def service_of(request: Request) -> Service:
+    """The service that `request` came to."""
+    service: Service = request.app.state.service
+    return service
