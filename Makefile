@@ -1,0 +1,97 @@
+# One verb per act. `make demo` and `make test` start from nothing: they make .venv and install what they need.
+# PYTHON=python3.12 chooses the interpreter, VENV=path the environment.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+  "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# Stamps say what is installed in $(VENV); they are older than the files they depend on when it must be renewed.
+CORE := $(VENV)/.installed-core
+TEST := $(VENV)/.installed-test
+DEV := $(VENV)/.installed-dev
+# Two workers compute beside each other, so one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n 2 --dist worksteal
+PROMPT ?= The old house stood on a hill above the village, and
+
+.PHONY: help setup demo test test-long check check-extras sizes bench docs constraints clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo          install, and stream an answer of the model that ships with quire'
+	@echo 'make test          install, and run the tests'
+	@echo 'make setup         make $(VENV) with quire and what its tests need'
+	@echo 'make test-long     the tests with 20,000 examples per property; takes an hour'
+	@echo 'make check         format, lint, types, import contracts, sizes, plain tests with coverage'
+	@echo 'make check-extras  the core install alone imports every module and runs the shipped model'
+	@echo 'make sizes         lines per folder, the change against main, and the hard stops'
+	@echo 'make bench         the measurements of benchmarks/, appended to benchmarks/ledger'
+	@echo 'make docs          renew the generated documents and check every link'
+	@echo 'make constraints   renew constraints.txt from pyproject.toml'
+	@echo 'make clean         remove $(VENV), caches and builds'
+
+setup: $(TEST)
+
+demo: $(CORE)
+	@echo 'quire run "$(PROMPT)"'
+	@$(BIN)/quire run --raw --hints "$(PROMPT)"
+
+test: $(TEST)
+	$(PYTEST) $(PARALLEL)
+
+test-long: $(TEST)
+	HYPOTHESIS_PROFILE=long $(PYTEST) $(PARALLEL) --timeout 7200
+
+check: $(DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/sizes.py
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -m plain
+	$(BIN)/coverage report --skip-covered --skip-empty
+
+# A second environment with the core only: what an extra brings would hide a missing dependency.
+check-extras:
+	$(MAKE) VENV=.cache/venv-core .cache/venv-core/.installed-core
+	.cache/venv-core/bin/python tools/import_all.py
+	.cache/venv-core/bin/quire run --raw --max-tokens 16 "$(PROMPT)"
+
+sizes: $(CORE)
+	$(BIN)/python tools/sizes.py
+
+bench: $(TEST)
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+docs: $(CORE)
+	$(BIN)/python tools/make_config_docs.py
+	$(BIN)/python tools/check_links.py
+
+constraints: $(CORE)
+	$(BIN)/python tools/make_constraints.py
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'quire needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and by itself: an environment that has one keeps it, whatever build it is.
+$(CORE): pyproject.toml constraints.txt | $(BIN)/python
+	@echo 'Installing quire and torch into $(VENV); the first time takes a few minutes.'
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) torch
+	@$(PIP) --editable .
+	@touch $@
+
+$(TEST): $(CORE)
+	@echo 'Installing what the tests need.'
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+$(DEV): $(TEST)
+	@echo 'Installing what the checks need.'
+	@$(PIP) --editable '.[dev]'
+	@touch $@

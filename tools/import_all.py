@@ -1,0 +1,26 @@
+"""Imports every module of quire and says which cannot be imported; run it where only the core is installed."""
+
+import importlib
+import pkgutil
+import sys
+
+import quire
+
+
+def main() -> int:
+    """1 if a module cannot be imported."""
+    failed = 0
+    for module in pkgutil.walk_packages(quire.__path__, "quire."):
+        if module.name.endswith("__main__"):
+            continue
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:
+            failed += 1
+            print(f"{module.name}: {error}")
+    print(f"{failed} modules cannot be imported" if failed else "every module can be imported")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
