@@ -101,9 +101,12 @@ def _dtype(config: dict[str, Any], folder: Path) -> str:
 
 
 def _context_len(config: dict[str, Any], positions: int) -> int:
-    """Tokens that the model was made for. Some ways to stretch rope leave max_position_embeddings unstretched."""
+    """Tokens that the model was made for. Some ways to stretch rope leave max_position_embeddings unstretched.
+
+    Dynamic rope is stretched only where a user asks for more: up to max_position_embeddings it is plain rope.
+    """
     rope = rope_facts(config)
-    if rope.kind in ("linear", "dynamic"):
+    if rope.kind == "linear":
         return int(positions * rope.factor)
     if rope.kind == "yarn":
         return max(positions, int((rope.original_context or positions) * rope.factor))

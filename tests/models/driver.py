@@ -44,6 +44,7 @@ class Driver:
         pages: int = 64,
     ) -> None:
         self.page_size = page_size
+        self.finished: list[Sequence] = []
         providers = providers or []
         load_providers(providers)
         self.mesh = mesh or Mesh()

@@ -1,0 +1,141 @@
+"""Every family against transformers: tiny random checkpoints, the real loader, ragged mixed batches over pages."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from tests.models.checkpoints import make
+from tests.models.driver import Driver
+
+pytestmark = pytest.mark.torch
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint: family, what its config changes, and the engine's max_model_len where it matters."""
+
+    name: str
+    family: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    max_model_len: int | None = None
+
+
+def rope(kind: str, **values: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10000.0, **values}}
+
+
+LONGROPE: dict[str, Any] = {
+    **rope(
+        "longrope",
+        original_max_position_embeddings=32,
+        short_factor=[1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+        long_factor=[1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
+    ),
+    "original_max_position_embeddings": 32,
+}
+CASES = [
+    Case("llama", "llama"),
+    Case("llama tied", "llama", {"tie_word_embeddings": True}),
+    Case("llama biases", "llama", {"attention_bias": True, "mlp_bias": True}),
+    Case("llama no grouping", "llama", {"num_key_value_heads": None, "head_dim": None}),
+    Case(
+        "llama3 rope",
+        "llama",
+        rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32),
+    ),
+    Case("linear rope", "llama", rope("linear", factor=2.0)),
+    Case("dynamic rope", "llama", rope("dynamic", factor=2.0)),
+    Case("yarn rope", "llama", rope("yarn", factor=4.0, original_max_position_embeddings=32)),
+    Case("qwen2", "qwen2"),
+    Case(
+        "qwen2 window",
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "tie_word_embeddings": True},
+    ),
+    Case("qwen3", "qwen3"),
+    Case("qwen3 tied", "qwen3", {"tie_word_embeddings": True, "attention_bias": True}),
+    Case("mistral", "mistral"),
+    Case("mistral window", "mistral", {"sliding_window": 7}),
+    Case("phi3", "phi3"),
+    Case("phi3 window", "phi3", {"sliding_window": 9}),
+    Case("phi3 partial rotary", "phi3", {"partial_rotary_factor": 0.5}),
+    Case("phi3 longrope within", "phi3", LONGROPE, max_model_len=32),
+    Case("phi3 longrope beyond", "phi3", LONGROPE, max_model_len=128),
+    Case("gemma2", "gemma2"),
+    Case("gemma2 no caps", "gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+]
+PROMPTS = {"within": (13, 7, 21), "beyond": (40, 34, 51)}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {case.name: make(case.family, folder / case.name.replace(" ", "-"), **case.changes) for case in CASES}
+
+
+def expected(model: nn.Module, tokens: list[int]) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits
+
+
+def prompts(case: Case) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    lengths = PROMPTS["beyond" if case.max_model_len == 128 else "within"]
+    return [torch.randint(3, 97, (n,), generator=generator).tolist() for n in lengths]
+
+
+def generate(driver: Driver, texts: list[list[int]], new: int) -> list[list[int]]:
+    """Greedy continuations. Chunks of different sizes, a late arrival and decoding share the steps."""
+    sequences = [driver.begin(text) for text in texts]
+    chunks = [5, 100, 8]
+    first_step = [0, 2, 0]
+    step = 0
+    while any(len(s.tokens) < len(t) + new for s, t in zip(sequences, texts, strict=True)):
+        work = []
+        for i, sequence in enumerate(sequences):
+            pending = len(sequence.tokens) - sequence.computed
+            if pending and step >= first_step[i]:
+                work.append((sequence, min(pending, chunks[i])))
+        driver.step(work)
+        for sequence, _count in work:
+            if sequence.computed == len(sequence.tokens):
+                sequence.tokens.append(driver.greedy(sequence))
+        step += 1
+    for sequence, text in zip(sequences, texts, strict=True):
+        # The last token was never computed; what was is compared below.
+        del sequence.tokens[len(text) + new :]
+        sequence.logits = [torch.cat(sequence.logits)[: len(sequence.tokens) - 1]]
+    driver.finished = sequences
+    return [sequence.tokens for sequence in sequences]
+
+
+@pytest.mark.parametrize("providers", [[], ["torch_native"]], ids=["reference", "torch_native"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_logits_and_greedy_tokens_are_those_of_transformers(
+    case: Case, providers: list[str], checkpoints: dict[str, Path]
+) -> None:
+    path = checkpoints[case.name]
+    judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    driver = Driver(path, 4, providers, max_model_len=case.max_model_len)
+    for tokens, sequence in zip(generate(driver, prompts(case), 6), driver.finished, strict=True):
+        want = expected(judge, tokens)[:-1]
+        assert (sequence.logits[0] - want).abs().max() < TOLERANCE
+        start = len(tokens) - 6
+        assert tokens[start:] == want[start - 1 :].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 16])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mistral window"])
+def test_the_page_size_changes_nothing(name: str, page_size: int, checkpoints: dict[str, Path]) -> None:
+    case = next(case for case in CASES if case.name == name)
+    want = generate(Driver(checkpoints[name], 4), prompts(case), 4)
+    for providers in ([], ["torch_native"]):
+        assert generate(Driver(checkpoints[name], page_size, providers, pages=130), prompts(case), 4) == want
