@@ -2,6 +2,7 @@
 
 from quire.config.spec import RunSpec
 from quire.messages.state import Layout
+from quire.scheduler.events import RecordedScheduler
 from quire.scheduler.limits import Limits
 from quire.scheduler.scheduler import Scheduler
 
@@ -16,4 +17,6 @@ def make(spec: RunSpec, layout: Layout) -> Scheduler:
         policy=spec.policy,
         prefix_caching=spec.enable_prefix_caching,
     )
+    if spec.event_log is not None:
+        return RecordedScheduler(limits, layout, spec.event_log, seed=spec.seed)
     return Scheduler(limits, layout, seed=spec.seed)

@@ -11,10 +11,11 @@ class Draft:
         step: number of the plan.
         sampling: sequences that sample, in order of their grants.
         chunks: sequences whose prompt goes on after this step.
+        caught_up: sequences that are not steady: they may fill pages whose tokens are known already.
         tokens: tokens that the plan computes.
     """
 
-    __slots__ = ("chunks", "grants", "new", "sampling", "step", "tokens")
+    __slots__ = ("caught_up", "chunks", "grants", "new", "sampling", "step", "tokens")
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -22,6 +23,7 @@ class Draft:
         self.new: list[NewRow] = []
         self.sampling: list[Sequence] = []
         self.chunks: list[Sequence] = []
+        self.caught_up: list[Sequence] = []
         self.tokens = 0
 
     def begin(self, seq: Sequence) -> None:
@@ -43,11 +45,22 @@ class Draft:
             )
         )
 
+    def advance(self, seq: Sequence) -> None:
+        """One more token of a sequence for which no resource needs to be asked."""
+        assert seq.steady_grant is not None
+        self.grants.append(seq.steady_grant)
+        self.sampling.append(seq)
+        self.tokens += 1
+        seq.computed += 1
+        seq.expected += 1
+        seq.in_flight += 1
+
     def grant(self, seq: Sequence, tokens: int) -> None:
         """`tokens` more tokens of `seq`; counts them and the sample that the last of them brings."""
         samples = tokens == seq.pending
         self.grants.append(Grant(seq.row, tokens, samples, seq.fresh))
         (self.sampling if samples else self.chunks).append(seq)
+        self.caught_up.append(seq)
         self.tokens += tokens
         seq.computed += tokens
         seq.expected += samples

@@ -1,0 +1,99 @@
+"""`settle`: what a result means for the sequences of its plan.
+
+Appends samples, ends sequences, makes the news for front ends. Two rules of overlap live here: results for a sequence
+that has ended are dropped, and what a sequence holds is given back when its last plan in flight is in.
+"""
+
+from quire.messages.plan import StepResult
+from quire.messages.wire import Delta
+from quire.scheduler.draft import Draft
+from quire.scheduler.ending import NOT_FINITE, ending
+from quire.scheduler.intake import without_prompt_logprobs
+from quire.scheduler.roster import Roster
+from quire.scheduler.sequence import Sequence, State
+
+
+def settle(roster: Roster, flight: Draft, result: StepResult, last_step: int) -> list[Delta]:
+    """Take in the result of `flight`; `last_step` is the newest plan handed over. News in order of the grants."""
+    deltas = _fail(roster, flight, result) if result.bad or result.errors else []
+    for seq in flight.chunks:
+        seq.in_flight -= 1
+        if seq.state is State.RUNNING:
+            _collect_prompt_logprobs(seq, result)
+        else:
+            roster.leave(seq)
+    samples = dict(zip(result.rows, result.tokens, strict=True))
+    for seq in flight.sampling:
+        seq.in_flight -= 1
+        seq.expected -= 1
+        if seq.state is not State.RUNNING:
+            roster.counters.discarded += 1
+            roster.leave(seq)
+            continue
+        token = samples[seq.row]
+        seq.tokens.append(token)
+        if seq.plain and len(seq.tokens) < seq.alarm and token not in seq.stops:
+            deltas.append(Delta(seq.request.id, seq.index, [token]))
+        else:
+            roster.register(seq, last_step)
+            deltas.append(_news(roster, seq, result))
+    return deltas
+
+
+def _news(roster: Roster, seq: Sequence, result: StepResult) -> Delta:
+    """All there is to say of the last token of `seq`; ends the sequence if that token does."""
+    delta = Delta(seq.id, seq.index, seq.tokens[-1:])
+    if seq.params.logprobs is not None and (logprobs := result.logprobs.get(seq.row)):
+        delta.logprobs = [logprobs]
+    if seq.generated == 1:
+        _first_news(seq, delta, result)
+    # This sample has read every page that was filled up to its plan, and it was finite.
+    seq.hit = None
+    while seq.unconfirmed and seq.unconfirmed[0][0] <= result.step:
+        seq.unconfirmed.popleft()
+    seq.plain = seq.params.logprobs is None and not seq.unconfirmed
+    if end := ending(seq):
+        delta.finish_reason, delta.stop_reason = end
+        roster.counters.finished += 1
+        roster.end(seq)
+    return delta
+
+
+def _first_news(seq: Sequence, delta: Delta, result: StepResult) -> None:
+    delta.cached_tokens = seq.cached_tokens or 0
+    if seq.wants_prompt_logprobs:
+        _collect_prompt_logprobs(seq, result)
+        delta.prompt_logprobs, seq.prompt_logprobs = seq.prompt_logprobs or [], None
+        seq.params = without_prompt_logprobs(seq.params)
+
+
+def _collect_prompt_logprobs(seq: Sequence, result: StepResult) -> None:
+    if seq.wants_prompt_logprobs and (entries := result.prompt_logprobs.get(seq.row)):
+        seq.prompt_logprobs = (seq.prompt_logprobs or []) + entries
+
+
+def _fail(roster: Roster, flight: Draft, result: StepResult) -> list[Delta]:
+    """End the sequences whose rows failed; what they computed must reach nobody."""
+    sentences = result.errors | dict.fromkeys(result.bad, NOT_FINITE)
+    deltas = []
+    for seq in (*flight.chunks, *flight.sampling):
+        if seq.row in sentences and seq.state is State.RUNNING:
+            deltas.append(Delta(seq.id, seq.index, [], finish_reason="error", error=sentences[seq.row]))
+            roster.counters.failed += 1
+            _withdraw(roster, seq)
+            roster.end(seq)
+    return deltas
+
+
+def _withdraw(roster: Roster, seq: Sequence) -> None:
+    """Take the pages of `seq` out of the index; whoever shares one that nothing has confirmed starts again."""
+    doubtful = roster.pages.withdraw(seq)
+    for other in tuple(roster.running):
+        if other is not seq and other.state is State.RUNNING and _uses(other, doubtful):
+            roster.restart(other)
+            _withdraw(roster, other)
+
+
+def _uses(seq: Sequence, doubtful: set[tuple[int, int]]) -> bool:
+    pages = seq.hit.pages if seq.hit else []
+    return any((group, page) in doubtful for group, numbers in enumerate(pages) for page in numbers)
