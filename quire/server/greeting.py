@@ -1,0 +1,71 @@
+"""What is printed when the server is ready: what was chosen, where the time went, and what to type next."""
+
+import socket
+
+import msgspec
+
+from quire.messages.params import SamplingParams
+from quire.server.service import Service
+from quire.version import __version__
+
+LOOPBACK = ("127.", "::1", "localhost")
+
+
+def greeting(service: Service, listener: socket.socket) -> str:
+    """The whole text."""
+    facts = service.engine.facts
+    url = url_of(listener)
+    pages = ", ".join(f"{group.pages} pages of {group.page_size} tokens" for group in facts.layout.groups)
+    lines = [
+        f"quire {__version__}",
+        f"  model     {service.model_name}, {facts.dtype} on {facts.device}",
+        f"  context   {facts.max_model_len} tokens; {facts.max_num_seqs} sequences at once; {pages}",
+        f"  sampling  {_defaults(service.engine.default_params())}",
+        f"  start-up  {_timeline(facts.timeline)}",
+        f"  ready at  {url}",
+        *_warnings(service, listener),
+        "",
+        "Try it:",
+        f"  {_example(service, url)}",
+    ]
+    return "\n".join(lines)
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where clients on this machine find the server."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _defaults(params: SamplingParams) -> str:
+    """What differs from the library's defaults, as it comes from the checkpoint."""
+    plain = msgspec.structs.asdict(SamplingParams())
+    own = {name: value for name, value in msgspec.structs.asdict(params).items() if value != plain[name]}
+    if not own:
+        return "no defaults in the checkpoint: temperature 1"
+    return (
+        ", ".join(f"{name} {value}" for name, value in own.items()) + " (from the checkpoint's generation_config.json)"
+    )
+
+
+def _timeline(timeline: dict[str, float]) -> str:
+    phases = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in timeline.items())
+    return f"{phases}; together {sum(timeline.values()):.2f} s"
+
+
+def _warnings(service: Service, listener: socket.socket) -> list[str]:
+    host = str(listener.getsockname()[0])
+    if service.config.api_key is None and not host.startswith(LOOPBACK):
+        return [f"  WARNING   {host} can be reached from other machines and no key is asked for; set --api-key"]
+    return []
+
+
+def _example(service: Service, url: str) -> str:
+    key = "" if service.config.api_key is None else " -H 'Authorization: Bearer KEY'"
+    model = msgspec.json.encode(service.model_name).decode()
+    if service.template is None:
+        path, body = "/v1/completions", f'{{"model": {model}, "prompt": "Once upon a time", "max_tokens": 64}}'
+    else:
+        path = "/v1/chat/completions"
+        body = f'{{"model": {model}, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    return f"curl {url}{path}{key} -H 'Content-Type: application/json' -d '{body}'"
