@@ -77,7 +77,9 @@ def _guarded(name: str, words: list[str]) -> int:
     try:
         run, parser = _command(name)
         args = parser.parse(words)
-        return 0 if args.helped else run(args)
+        status = 0 if args.helped else run(args)
+        sys.stdout.flush()
+        return status
     except QuireError as error:
         if _debugging(args):
             raise

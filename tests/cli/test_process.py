@@ -1,0 +1,69 @@
+"""`quire` as a process: fast, and alive where importing torch kills the interpreter."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.plain
+
+
+@pytest.fixture
+def deadly_torch(tmp_path: Path) -> dict[str, str]:
+    """An environment in which `import torch` ends the process at once."""
+    (tmp_path / "torch.py").write_text("import os\nos._exit(66)\n")
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+def quire(*words: str, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "quire.cli", *words], env=env, capture_output=True, text=True, timeout=60
+    )
+
+
+def fastest(*words: str, env: dict[str, str], budget_s: float) -> float:
+    """The best of up to five runs: other work on the machine only ever makes a run slower."""
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        assert quire(*words, env=env).returncode == 0
+        best = min(best, time.perf_counter() - started)
+        if best < budget_s:
+            break
+    return best
+
+
+@pytest.mark.parametrize(("flag", "budget_s"), [("--version", 0.15), ("--help", 0.3)])
+def test_version_and_help_are_fast_and_import_no_torch(
+    flag: str, budget_s: float, deadly_torch: dict[str, str]
+) -> None:
+    assert fastest(flag, env=deadly_torch, budget_s=budget_s) < budget_s
+
+
+def test_the_trap_is_a_trap(deadly_torch: dict[str, str]) -> None:
+    done = subprocess.run([sys.executable, "-c", "import torch"], env=deadly_torch, check=False)
+    assert done.returncode == 66
+
+
+def test_all_commands_but_the_engine_live_without_torch(deadly_torch: dict[str, str]) -> None:
+    program = (
+        "from quire.cli.main import COMMANDS, main\n"
+        "assert [main([name, '--help']) for name in COMMANDS] == [0] * len(COMMANDS)\n"
+        "assert main(['config', '--json']) == 0\n"
+        "assert main(['serve', '--port', 'x']) == 2\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=deadly_torch, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [["config"], ["config", "--help=log"]])
+def test_a_reader_that_leaves_is_no_error(words: list[str], deadly_torch: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "quire.cli", *words]
+    with subprocess.Popen(command, env=deadly_torch, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
