@@ -5,6 +5,7 @@ string that is still being matched. Called by `engine.outputs`; knows one sequen
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quire.engine.stops import StopFinder
@@ -74,7 +75,7 @@ class Completion:
 
     def add(self, delta: Delta) -> bool:
         """Take news from the core. Returns whether a stop string was found that the core does not know of."""
-        entries = delta.logprobs or [None] * len(delta.token_ids)
+        entries: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(delta.token_ids)
         last = len(delta.token_ids) - 1
         for position, (token_id, entry) in enumerate(zip(delta.token_ids, entries, strict=True)):
             silent = position == last and delta.finish_reason == "stop" and not self._params.include_stop_str_in_output

@@ -87,9 +87,9 @@ class _Served:
 class OutputProcessor:
     """Makes the outputs of every request of one front end.
 
-    DELTA outputs hold the completions with news, CUMULATIVE ones all n completions, FINAL_ONLY comes once. A stop string
-    ends a completion at the token that completes it: this token and its logprobs count, its text is cut. The text of the
-    eos or stop token that ended a completion is left out unless include_stop_str_in_output.
+    DELTA outputs hold the completions with news, CUMULATIVE ones all n completions, FINAL_ONLY comes once. A stop
+    string ends a completion at the token that completes it: this token and its logprobs count, its text is cut. The
+    text of the eos or stop token that ended a completion is left out unless include_stop_str_in_output.
 
     Args:
         tokenizer: None makes no text at all.

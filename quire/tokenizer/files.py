@@ -23,7 +23,7 @@ def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing: quire reads fast tokenizers only; write one with "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers, or name another folder with --tokenizer"
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...) of transformers, or name a folder with --tokenizer"
         )
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -95,8 +95,8 @@ def _check_id(tokenizer: tokenizers.Tokenizer, text: str, token_id: int, folder:
     actual = tokenizer.token_to_id(text)
     if actual != token_id:
         raise CheckpointError(
-            f"{folder / 'tokenizer_config.json'}: added token {text!r} has id {token_id}, but tokenizer.json makes it {actual}; "
-            "the two files are not of one model, download both again"
+            f"{folder / 'tokenizer_config.json'}: added token {text!r} has id {token_id}, but tokenizer.json makes it "
+            f"{actual}; the two files are not of one model, download both again"
         )
 
 

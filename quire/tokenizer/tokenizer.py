@@ -59,7 +59,11 @@ class Tokenizer:
         return None if text is None else self._tokenizer.token_to_id(text)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`; literals of special tokens become these tokens. Raises RequestError for lone surrogates."""
+        """Token ids of `text`; literals of special tokens become these tokens.
+
+        Raises:
+            RequestError: the text holds half of a surrogate pair.
+        """
         _check_text(text)
         return _guard(lambda: self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
@@ -109,25 +113,49 @@ class Tokenizer:
         return start, tokenizers.Tokenizer.from_str(json.dumps(state))
 
     @cached_property
-    def _control(self) -> re.Pattern[str]:
-        """Literals of the added tokens, longest first. Runs of white space are no way out of a role: left as they are."""
-        literals = sorted({t.content for t in self._added.values() if t.content.strip()}, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, literals)) or "(?!)")
+    def _markers(self) -> list[tokenizers.AddedToken]:
+        """The added tokens, longest first. Runs of white space are left out: nobody leaves a role through them."""
+        return sorted((t for t in self._added.values() if t.content.strip()), key=lambda t: -len(t.content))
+
+    @cached_property
+    def literal_pattern(self) -> str:
+        """A regular expression, without groups, of what spells an added token."""
+        return "|".join(re.escape(token.content) for token in self._markers) or "(?!)"
 
     @cached_property
     def control_pattern(self) -> str:
-        """A regular expression of the added tokens with the white space that they swallow, longest literal first."""
-        tokens = sorted((t for t in self._added.values() if t.content.strip()), key=lambda t: -len(t.content))
-        return "|".join(
-            (r"\s*" if t.lstrip else "") + re.escape(t.content) + (r"\s*" if t.rstrip else "") for t in tokens
-        )
+        """The same, with the white space that some of these tokens swallow."""
+        # The look-behind keeps the search linear in runs of white space.
+        parts = [
+            (r"(?<!\s)\s*" if t.lstrip else "") + re.escape(t.content) + (r"\s*" if t.rstrip else "")
+            for t in self._markers
+        ]
+        return "|".join(parts) or "(?!)"
+
+    @cached_property
+    def _literals(self) -> re.Pattern[str]:
+        return re.compile(self.literal_pattern)
+
+    @cached_property
+    def _normalized_literals(self) -> re.Pattern[str]:
+        """What spells an added token only once the text is normalized (in lower case, say)."""
+        normalize = self._tokenizer.normalizer
+        tokens = [t for t in self._markers if t.normalized] if normalize is not None else []
+        return re.compile("|".join(re.escape(normalize.normalize_str(t.content)) for t in tokens) or "(?!)")
 
     def control_spans(self, text: str, *, special_only: bool = False) -> list[tuple[int, int]]:
-        """Where `text` holds literals of added tokens (or only of special ones): start and end of each."""
-        spans = [match.span() for match in self._control.finditer(text)]
-        if not special_only:
-            return spans
-        return [(a, b) for a, b in spans if self._tokenizer.token_to_id(text[a:b]) in self.special_ids]
+        """Where `text` holds literals of added tokens (or only of special ones): start and end of each.
+
+        A text that spells one only after normalization is one span as a whole.
+        """
+        spans = [match.span() for match in self._literals.finditer(text)]
+        if special_only:
+            spans = [(a, b) for a, b in spans if self._tokenizer.token_to_id(text[a:b]) in self.special_ids]
+        if not spans and self._normalized_literals.pattern != "(?!)":
+            normal = _guard(lambda: self._tokenizer.normalizer.normalize_str(text))
+            if self._normalized_literals.search(normal) and not self._literals.search(text):
+                return [(0, len(text))]
+        return spans
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; ids beyond the vocabulary have none. Raises RequestError for ids that cannot be."""
@@ -178,7 +206,8 @@ def _never_prepend(step: dict[str, object] | None) -> bool:
         return False
     nested = step.get("pretokenizers")
     if isinstance(nested, list):
-        return any([_never_prepend(inner) for inner in nested])
+        changed = [_never_prepend(inner) for inner in nested]
+        return any(changed)
     if step["type"] != "Metaspace" or step.get("prepend_scheme") != "first":
         return False
     step["prepend_scheme"] = "never"
