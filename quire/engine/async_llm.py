@@ -9,6 +9,7 @@ Leaving the generator early, or cancelling the task that iterates it, ends the r
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from quire.base.errors import EngineDeadError, EngineError, QuireError, RequestError
@@ -22,14 +23,31 @@ from quire.engine.launch import CoreProcess
 from quire.engine.outputs import OutputProcessor
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
-from quire.messages.wire import Abort, Deltas, EngineFacts, Failed, Refused, ResetPrefixCache, Stats, Submit, ToClient
+from quire.messages.wire import (
+    Abort,
+    Delta,
+    Deltas,
+    EngineFacts,
+    Failed,
+    Refused,
+    ResetPrefixCache,
+    Stats,
+    Submit,
+    ToClient,
+)
 from quire.tokenizer.tokenizer import Tokenizer
 
 log = get_logger(__name__)
 
 STOP_TIMEOUT_S = 5.0
 
-Stream = asyncio.Queue[RequestOutput | QuireError]
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """An open request: how many completions it has, and what waits for whoever iterates it."""
+
+    n: int
+    queue: asyncio.Queue[RequestOutput | QuireError] = field(default_factory=asyncio.Queue)
 
 
 class AsyncLLM:
@@ -126,14 +144,14 @@ class AsyncLLM:
         scheduling = Scheduling(priority, cache_salt)
         request, text = self._front.prepare(request_id, prompt, sampling_params, self.facts, scheduling)
         self._raise_if_dead()
-        stream: Stream = asyncio.Queue()
+        stream = Stream(request.params.n)
         self._streams[request_id] = stream
         self._processor.add(request, text, sampling_params)
         self._client.send(Submit(request))
         finished = False
         try:
             while not finished:
-                item = await stream.get()
+                item = await stream.queue.get()
                 if isinstance(item, QuireError):
                     finished = True
                     raise item
@@ -151,8 +169,11 @@ class AsyncLLM:
         if stream is None:
             return
         self._client.send(Abort([request_id]))
-        for output in self._processor.abort(request_id):
-            stream.put_nowait(output)
+        # The core says nothing of aborted requests; the ends that it would have sent are made here.
+        ends = [Delta(request_id, index, [], finish_reason="abort") for index in range(stream.n)]
+        outputs, _ = self._processor.process(ends)
+        for output in outputs:
+            stream.queue.put_nowait(output)
 
     async def reset_prefix_cache(self) -> None:
         """Forget every cached prefix page that no running request uses."""
@@ -192,7 +213,7 @@ class AsyncLLM:
     def _put(self, request_id: str, item: RequestOutput | QuireError) -> None:
         stream = self._streams.get(request_id)
         if stream is not None:
-            stream.put_nowait(item)
+            stream.queue.put_nowait(item)
 
     async def _watch(self) -> None:
         self._die(await self._process.ended())
@@ -204,7 +225,7 @@ class AsyncLLM:
         self.dead = reason
         for request_id, stream in self._streams.items():
             self._processor.abort(request_id)
-            stream.put_nowait(EngineDeadError(reason))
+            stream.queue.put_nowait(EngineDeadError(reason))
         self.on_death(reason)
 
 
