@@ -75,7 +75,8 @@ class RemoteChat:
         except (OSError, http.client.HTTPException) as error:
             raise ConfigError(f"no server answers at {self._where} ({error}); start one with: quire serve") from None
         if response.status != http.client.OK:
-            raise RequestError(f"the server says {response.status}: {_refusal(response.read())}")
+            remedy = "; give --api-key" if response.status == http.client.UNAUTHORIZED else ""
+            raise RequestError(f"the server says {response.status}: {_refusal(response.read())}{remedy}")
         return response
 
 

@@ -88,7 +88,7 @@ def test_the_address_may_end_in_v1_and_the_model_be_named(server: Server) -> Non
 
 
 def test_a_refusal_is_told(server: Server) -> None:
-    with pytest.raises(RequestError, match="the server says 401: wrong key"):
+    with pytest.raises(RequestError, match="the server says 401: wrong key; give --api-key"):
         list(RemoteChat(server.url, None, "m", {}).answer(HELLO))
 
 
