@@ -28,11 +28,12 @@ class Draw:
 
     def pick(self, at: Tensor) -> "Draw":
         """The lines `at`, (m,) int64."""
-        return Draw(self.x[at], (self.keys[0][at], self.keys[1][at]), self.top_k[at], self.top_p[at])
+        x = self.x.index_select(0, at)
+        return Draw(x, (self.keys[0][at], self.keys[1][at]), self.top_k[at], self.top_p[at])
 
 
 def draw(rows: Draw, kind: Feature, width: int, ids: Tensor) -> Tensor:
-    """Tokens (n,) int64.
+    """Tokens (n,) int64. May overwrite the logits.
 
     Args:
         rows: what to draw from.
@@ -46,7 +47,7 @@ def draw(rows: Draw, kind: Feature, width: int, ids: Tensor) -> Tensor:
         return _nucleus(rows)
     if kind == Feature.SORTED:
         return _among(rows, rows.x.shape[1])
-    return (rows.x - log_exponential(rows.keys, ids)).argmax(-1)
+    return rows.x.sub_(log_exponential(rows.keys, ids)).argmax(-1)
 
 
 def _among(rows: Draw, width: int) -> Tensor:
@@ -68,6 +69,6 @@ def _nucleus(rows: Draw) -> Tensor:
 
 
 def _choose(rows: Draw, values: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    noisy = values - log_exponential(rows.keys, ids.int())
+    noisy = values.sub_(log_exponential(rows.keys, ids.int()))
     best = noisy.masked_fill_(~mask, -torch.inf).argmax(-1, keepdim=True)
     return ids.gather(1, best).squeeze(1)

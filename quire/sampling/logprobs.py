@@ -33,14 +33,20 @@ def describe(logits: Tensor, chosen: Tensor, top: int) -> Logprobs:
     values = logits.float().log_softmax(-1)
     chosen = chosen.unsqueeze(1)
     own = values.gather(1, chosen)
-    ids = torch.arange(values.shape[1], device=values.device)
-    ahead = (values > own) | ((values == own) & (ids < chosen))
-    ranks = ahead.sum(-1) + 1
+    ranks = _ahead(values, own, chosen).long() + 1
     top = min(top, values.shape[1])
     if top == 0:
         return Logprobs(chosen, own, ranks)
     best, best_ids = candidates(values, top)
     return Logprobs(torch.cat([chosen, best_ids], 1), torch.cat([own, best], 1), ranks)
+
+
+def _ahead(values: Tensor, own: Tensor, chosen: Tensor) -> Tensor:
+    """How many tokens are before the chosen one, (n,) float32: more probable, or equally and with a lower id."""
+    ids = torch.arange(values.shape[1], dtype=torch.int32, device=values.device)
+    lower = torch.lt(ids, chosen.int(), out=torch.empty_like(values))
+    equal = torch.eq(values, own, out=torch.empty_like(values))
+    return torch.gt(values, own, out=torch.empty_like(values)).add_(equal.mul_(lower)).sum(-1)
 
 
 def prompt_logprobs(logits: Tensor, targets: Tensor, top: int) -> list[TokenLogprobs]:

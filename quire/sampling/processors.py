@@ -5,9 +5,11 @@
 3. repetition, then frequency, then presence penalty,
 4. bans (bad_words, and the ends of text while min_tokens is not reached),
 then, in the sampler, temperature, min_p, top_k, top_p. It is vLLM's order; in Hugging Face's min_p comes after top_p.
+All of it is float arithmetic: on CPUs selecting by a mask costs ten times as much as multiplying by 0 and 1.
 """
 
 from dataclasses import dataclass
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -52,15 +54,17 @@ def apply(x: Tensor, features: Feature, settings: Settings, rows: Tensor, state:
 
 def _repetition(x: Tensor, counts: Tensor, penalty: Tensor) -> None:
     """Divide positive and multiply negative logits of tokens in prompt or output (Keskar et al., CTRL, 2019)."""
-    factor = torch.where(counts != 0, penalty, 1.0)
-    x.copy_(torch.where(x > 0, x / factor, x * factor))
+    seen = counts.clamp(max=1).float()
+    factor = seen * penalty - (seen - 1)  # exactly the penalty or 1
+    below = x.clamp(max=0).mul_(factor)
+    x.relu_().div_(factor).add_(below)
 
 
 def _frequency(x: Tensor, counts: Tensor, frequency: Tensor, presence: Tensor) -> None:
     """Subtract `frequency` per occurrence in the output and `presence` once, as in OpenAI's API."""
-    generated = counts & (IN_PROMPT - 1)
+    generated = (counts & (IN_PROMPT - 1)).float()
     x -= frequency * generated
-    x -= presence * (generated > 0)
+    x -= presence * generated.clamp_(max=1)
 
 
 def run_callables(x: Tensor, row: int, host: HostRow, history: History) -> str | None:
@@ -75,10 +79,11 @@ def run_callables(x: Tensor, row: int, host: HostRow, history: History) -> str |
     tokens = history.tokens[row, : int(history.known[row])].tolist()
     prompt, generated = tokens[: host.prompt_len], tokens[host.prompt_len :]
     for processor in host.processors:
-        name = getattr(processor.call, "__name__", type(processor.call).__name__)
+        call = processor.call
+        name = call.__name__ if isinstance(call, FunctionType) else type(call).__name__
         arguments = (prompt, generated) if processor.wants_prompt else (generated,)
         try:
-            result = processor.call(*(list(a) for a in arguments), x.clone())
+            result = call(*(list(a) for a in arguments), x.clone())
         except Exception as error:  # whatever the user's code raises belongs to the user's request
             return f"logits processor {name} raised {type(error).__name__}: {error}"
         if not isinstance(result, Tensor) or result.shape != x.shape:

@@ -85,7 +85,9 @@ class Sampler:
             if at is None:
                 tokens, empty = self._sample_slice(logits, part, rows_device, past, errors)
             else:
-                tokens[at], empty[at] = self._sample_slice(logits[at], part, rows_device[at], past, errors)
+                tokens[at], empty[at] = self._sample_slice(
+                    logits.index_select(0, at), part, rows_device[at], past, errors
+                )
         status = torch.where(bad, BAD, torch.where(empty, EXHAUSTED, OK))
         tokens = tokens.masked_fill(status != OK, 0)
         if batch.counted is not None:
@@ -160,6 +162,6 @@ def _report(logits: Tensor, tokens: Tensor, batch: Batch) -> list[Reported]:
     reported = []
     for lines, counts in batch.reported:
         at = torch.tensor(lines, device=logits.device)
-        found = describe(logits[at], tokens[at], max(counts))
+        found = describe(logits.index_select(0, at), tokens[at], max(counts))
         reported.append(Reported([batch.rows[i] for i in lines], counts, found))
     return reported

@@ -43,7 +43,7 @@ class SlotTable:
 
     def gather(self, rows: Tensor) -> Tensor:
         """The entries of each row: (n,) int64 to (n, width); zeros for rows without a slot."""
-        return self._table[self._slot_of_row[rows]]
+        return self._table.index_select(0, self._slot_of_row[rows])
 
     def add(self, rows: Tensor, columns: Tensor) -> None:
         """Add 1 at (row, column) for each pair. Rows (n,) int64 must all have slots; columns (n,) int64."""

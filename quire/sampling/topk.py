@@ -52,7 +52,8 @@ def drop_improbable(x: Tensor, log_min_p: Tensor) -> Tensor:
         x: (n, vocab) float32, maximum 0.
         log_min_p: (n, 1) float32; -inf drops nothing.
     """
-    return x.masked_fill_(x < log_min_p, -torch.inf)
+    # Dividing by 0 makes -inf of a negative number; the maximum is 0, but it is kept and divided by 1.
+    return x.div_(torch.ge(x, log_min_p, out=torch.empty_like(x)))
 
 
 def kept(values: Tensor, top_k: Tensor, top_p: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor]:

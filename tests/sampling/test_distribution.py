@@ -1,0 +1,115 @@
+"""Draws follow the exact distribution, for each setting and for all of them together."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from quire.messages.params import SamplingParams
+from quire.sampling import draw
+from tests.sampling.rig import Rig, assert_drawn_from, exact
+
+pytestmark = pytest.mark.torch
+
+VOCAB, ROWS, DRAWS = 40, 1000, 20_000
+LOGITS = torch.randn(VOCAB, generator=torch.Generator().manual_seed(7)) * 2
+TIES = LOGITS.round()
+OUTPUT = (4, 4, 9, 30)
+
+ADVANCING = {
+    "plain": {},
+    "cold": {"temperature": 0.5},
+    "hot": {"temperature": 2.0},
+    "top_k": {"top_k": 5},
+    "top_k of one less than all": {"top_k": VOCAB - 1},
+    "top_k beyond the vocabulary": {"top_k": VOCAB + 60},
+    "top_p": {"top_p": 0.7},
+    "tiny top_p": {"top_p": 1e-9},
+    "min_p": {"min_p": 0.1},
+    "top_k, top_p": {"top_k": 9, "top_p": 0.8, "temperature": 1.5},
+    "min_p, top_p": {"min_p": 0.05, "top_p": 0.85, "temperature": 1.3},
+    "min_p, top_k": {"min_p": 0.02, "top_k": 12},
+    "bias": {"logit_bias": {0: 3.5, 1: -100.0, 2: 1.0}},
+    "allowed": {"allowed_token_ids": [3, 8, 20]},
+    "bias, allowed, top_p": {"logit_bias": {3: 2.0}, "allowed_token_ids": [3, 8, 20, 21], "top_p": 0.9},
+}
+COUNTING = {
+    "repetition": {"repetition_penalty": 1.5},
+    "frequency": {"frequency_penalty": 0.7},
+    "presence": {"presence_penalty": -1.2},
+    "everything": {
+        "repetition_penalty": 0.8,
+        "frequency_penalty": 0.5,
+        "presence_penalty": 0.4,
+        "logit_bias": {4: 2.5, 11: -1.0},
+        "allowed_token_ids": list(range(25)),
+        "temperature": 1.4,
+        "min_p": 0.01,
+        "top_k": 12,
+        "top_p": 0.95,
+    },
+}
+
+
+def draws(params: SamplingParams, logits: torch.Tensor, again: bool) -> list[int]:
+    """DRAWS tokens: of many seeds, at many positions. `again` begins the rows anew each time, as counts would grow."""
+    rig = Rig(VOCAB, ROWS)
+    rows, tokens = list(range(ROWS)), []
+    lines = logits.expand(ROWS, VOCAB)
+    for turn in range(DRAWS // ROWS):
+        if again or turn == 0:
+            for row in rows:
+                rig.begin(row, params, output=OUTPUT, seed=row + turn * ROWS)
+        tokens += rig.sample(lines, rows)[0]
+        rig.known += 1
+    return tokens
+
+
+@pytest.mark.parametrize("case", ADVANCING)
+def test_draws_follow_the_exact_distribution(case):
+    params = SamplingParams(**ADVANCING[case])
+    assert_drawn_from(draws(params, LOGITS, again=False), exact(LOGITS, params, output=OUTPUT))
+
+
+@pytest.mark.parametrize("case", COUNTING)
+def test_penalties_shape_the_distribution(case):
+    params = SamplingParams(**COUNTING[case])
+    assert_drawn_from(draws(params, LOGITS, again=True), exact(LOGITS, params, output=OUTPUT))
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.3}, {"top_k": 11, "top_p": 0.75}])
+def test_ties_are_cut_by_id(settings):
+    params = SamplingParams(**settings)
+    assert_drawn_from(draws(params, TIES, again=False), exact(TIES, params))
+
+
+def test_a_long_nucleus_follows_the_exact_distribution(monkeypatch):
+    monkeypatch.setattr(draw, "NUCLEUS_WIDTH", 4)
+    params = SamplingParams(top_p=0.9)
+    assert (exact(LOGITS, params) > 0).sum() > 4
+    assert_drawn_from(draws(params, LOGITS, again=False), exact(LOGITS, params))
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 30}, {"top_p": 0.99}])
+def test_a_large_vocabulary(settings):
+    logits = torch.randn(2000, generator=torch.Generator().manual_seed(1)) * 3
+    rig = Rig(2000, 200)
+    params = SamplingParams(**settings)
+    rows, tokens = list(range(200)), []
+    for row in rows:
+        rig.begin(row, params, seed=row)
+    for _ in range(15 if settings == {"top_p": 0.99} else 100):
+        tokens += rig.sample(logits.expand(200, -1), rows)[0]
+        rig.known += 1
+    assert_drawn_from(tokens, exact(logits, params))
+
+
+def test_a_sequence_of_tokens_is_independent_of_its_past():
+    """Pairs of successive tokens of one row, at noise alone, fill their cells evenly."""
+    rig = Rig(4, ROWS, 64)
+    for row in range(ROWS):
+        rig.begin(row, SamplingParams(), seed=row)
+    logits = torch.zeros(ROWS, 4)
+    turns = [rig.step(logits, list(range(ROWS))) for _ in range(41)]
+    pairs = [a * 4 + b for before, after in pairwise(turns) for a, b in zip(before, after, strict=True)]
+    assert_drawn_from(pairs, exact(torch.zeros(16), SamplingParams(), prompt=()))
