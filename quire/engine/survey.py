@@ -79,7 +79,7 @@ def _op_report(op: Op, platform: PlatformFacts) -> OpReport:
 def _on(spec: object, device: str) -> object:
     """The sample spec as it would be on `device`; samples are written for the CPU."""
     if is_dataclass(spec) and not isinstance(spec, type) and any(field.name == "device" for field in fields(spec)):
-        return replace(spec, device=device.partition(":")[0])
+        return replace(spec, device=device)
     return spec
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.torch
 GENERATE = """
 import sys
 from quire import LLM, SamplingParams
-with LLM(sys.argv[1], kernels="reference", device="cpu") as llm:
+with LLM(sys.argv[1], kernels="reference", device="cpu", num_gpu_blocks_override=64) as llm:
     (output,) = llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4, temperature=0, ignore_eos=True), use_tqdm=False)
 print(len(output.outputs[0].token_ids))
 """
