@@ -42,9 +42,13 @@ class LayerState:
         return state
 
     def allocate(self, pages: int, page_size: int) -> tuple[Tensor, Tensor]:
-        """New pools for keys and values."""
+        """New pools for keys and values. Only page 0, which padding reads, is cleared: the rest of a CPU's pools takes
+        no memory before it is written.
+        """
         shape = (pages, page_size, self.kv_heads, self.head_dim)
-        k, v = (torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(2))
+        k, v = (torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(2))
+        k[0].zero_()
+        v[0].zero_()
         return k, v
 
     def bind(self, k: Tensor, v: Tensor, group: int) -> None:
