@@ -56,6 +56,8 @@ class EngineCore:
         for warning in platform.warnings:
             log.warning("%s", warning)
         spec = resolve(config, model, platform)
+        for note in spec.notes:
+            log.info("%s", note)
         timeline.mark("platform")
         self.executor: Executor = EXECUTORS.get("inline" if spec.tensor_parallel_size == 1 else "processes")(spec)
         try:
