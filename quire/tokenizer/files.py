@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers.processors import TemplateProcessing
 
 from quire.base.errors import CheckpointError
 
@@ -64,7 +63,11 @@ def named_tokens(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def apply_settings(tokenizer: tokenizers.Tokenizer, settings: dict[str, Any], folder: Path) -> None:
-    """Add the tokens that only the settings know, and the bos and eos tokens that they ask for."""
+    """Add the tokens that only the settings know.
+
+    `add_bos_token` and `add_eos_token` are not read: since version 5 of transformers the post-processor in
+    tokenizer.json alone says what is put around a text.
+    """
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for token_id, token in _declared(settings, folder):
         if token.content not in known:
@@ -73,8 +76,6 @@ def apply_settings(tokenizer: tokenizers.Tokenizer, settings: dict[str, Any], fo
             _check_id(tokenizer, token.content, token_id, folder)
     named = named_tokens(settings)
     tokenizer.add_special_tokens([text for text in named.values() if text not in known])
-    if isinstance(settings.get("add_bos_token"), bool) or isinstance(settings.get("add_eos_token"), bool):
-        _set_ends(tokenizer, settings, named)
 
 
 def _declared(settings: dict[str, Any], folder: Path) -> list[tuple[int, tokenizers.AddedToken]]:
@@ -98,14 +99,3 @@ def _check_id(tokenizer: tokenizers.Tokenizer, text: str, token_id: int, folder:
             f"{folder / 'tokenizer_config.json'}: added token {text!r} has id {token_id}, but tokenizer.json makes it "
             f"{actual}; the two files are not of one model, download both again"
         )
-
-
-def _set_ends(tokenizer: tokenizers.Tokenizer, settings: dict[str, Any], named: dict[str, str]) -> None:
-    """Replace the post-processor as transformers does: an explicit add_bos_token or add_eos_token decides for both."""
-    bos = named.get("bos_token") if settings.get("add_bos_token") else None
-    eos = named.get("eos_token") if settings.get("add_eos_token") else None
-    ends = [text for text in (bos, eos) if text is not None]
-    template = " ".join([*([f"{bos}:0"] if bos else []), "$A:0", *([f"{eos}:0"] if eos else [])])
-    tokenizer.post_processor = TemplateProcessing(
-        single=template, pair=f"{template} $B:1", special_tokens=[(text, tokenizer.token_to_id(text)) for text in ends]
-    )

@@ -7,7 +7,9 @@ nothing of requests and models; the front end, the server and the chat templates
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +21,18 @@ from quire.tokenizer.files import apply_settings, named_tokens, read_settings, r
 from quire.tokenizer.pieces import DecoderRules, Piece, rules_of
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _PlainTokenizer:
+    """A tokenizer without added tokens: for the start of a text, for what follows something, and what neither may say.
+
+    The unknown token is not forbidden: it stands for characters that the vocabulary lacks, and ends nothing.
+    """
+
+    start: tokenizers.Tokenizer
+    inside: tokenizers.Tokenizer
+    forbidden: frozenset[int]
 
 
 class Tokenizer:
@@ -82,35 +96,32 @@ class Tokenizer:
             inside: text that follows other text or a token, so that no word mark is put before it.
         """
         _check_text(text)
-        plain = self._plain[1 if inside else 0]
-        ids: list[int] = _guard(lambda: plain.encode(text, add_special_tokens=False).ids)
-        if not self.added_ids.intersection(ids):
+        ids = self._run_plain(text, inside)
+        if not self._plain.forbidden.intersection(ids):
             return ids
-        return self._encode_apart(text, inside)
-
-    def _encode_apart(self, text: str, inside: bool) -> list[int]:
-        """For vocabularies that spell an added token from plain text (Unigram): cut each literal after a character."""
+        # The vocabulary itself holds the token (Unigram): cut each literal after its first character.
         cuts = [start + 1 for start, _ in self.control_spans(text)]
-        if not cuts:
-            raise RequestError("the text spells a special token that this tokenizer cannot write as text; leave it out")
-        parts = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        ids: list[int] = []
-        for number, part in enumerate(parts):
-            plain = self._plain[1 if inside or number else 0]
-            ids += plain.encode(part, add_special_tokens=False).ids
-        if self.added_ids.intersection(ids):
+        edges = [0, *cuts, len(text)]
+        ids = [i for a, b in pairwise(edges) for i in self._run_plain(text[a:b], inside or a > 0)]
+        if self._plain.forbidden.intersection(ids):
             raise RequestError("the text spells a special token that this tokenizer cannot write as text; leave it out")
         return ids
 
+    def _run_plain(self, text: str, inside: bool) -> list[int]:
+        tokenizer = self._plain.inside if inside else self._plain.start
+        return _guard(lambda: tokenizer.encode(text, add_special_tokens=False).ids)
+
     @cached_property
-    def _plain(self) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
-        """The tokenizer without added tokens: for the start of a text, and for what follows something."""
+    def _plain(self) -> "_PlainTokenizer":
+        """Made at first use: it holds the vocabulary once more."""
         state = json.loads(self._tokenizer.to_str())
+        unknown = state["model"].get("unk_token") or self.special_tokens.get("unk_token")
+        unknown_id = state["model"].get("unk_id") if unknown is None else self._tokenizer.token_to_id(unknown)
         state["added_tokens"], state["post_processor"] = [], None
-        start = tokenizers.Tokenizer.from_str(json.dumps(state))
-        if not _never_prepend(state["pre_tokenizer"]):
-            return start, start
-        return start, tokenizers.Tokenizer.from_str(json.dumps(state))
+        start = inside = tokenizers.Tokenizer.from_str(json.dumps(state))
+        if _never_prepend(state["pre_tokenizer"]):
+            inside = tokenizers.Tokenizer.from_str(json.dumps(state))
+        return _PlainTokenizer(start, inside, self.added_ids - {unknown_id})
 
     @cached_property
     def _markers(self) -> list[tokenizers.AddedToken]:

@@ -1,6 +1,7 @@
 """The detokenizer says, in pieces, exactly what decoding everything at once says."""
 
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]
 def stream(detokenizer: Detokenizer, ids: list[int], cuts: list[int]) -> list[str]:
     """The deltas for `ids` cut at `cuts`, and what is flushed."""
     edges = sorted({0, len(ids), *(cut % (len(ids) + 1) for cut in cuts)})
-    deltas = [detokenizer.push(ids[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    deltas = [detokenizer.push(ids[a:b]) for a, b in pairwise(edges)]
     return [*deltas, detokenizer.flush()]
 
 
