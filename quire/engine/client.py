@@ -20,11 +20,15 @@ class CoreClient:
         self._socket.linger = 0
         self._socket.connect(address)
         self._codec: Codec[ToClient] = Codec(ToClient)
+        self._sending: set[asyncio.Future[object]] = set()
         self.send(Hello(__version__))
 
     def send(self, message: FromClient) -> None:
         """Send without waiting: the queue is unbounded, and what it holds is bounded by admission."""
-        asyncio.ensure_future(self._socket.send(self._codec.encode(message)))
+        sending = asyncio.ensure_future(self._socket.send(self._codec.encode(message)))
+        # The loop itself keeps only a weak reference.
+        self._sending.add(sending)
+        sending.add_done_callback(self._sending.discard)
 
     async def receive(self) -> ToClient:
         """The next message. Raises TransportError if it is none of this version."""

@@ -6,7 +6,6 @@ One loop serves plain (depth 1), overlapped (2) and pipelined execution. `LLM` t
 
 import time
 from collections import deque
-from collections.abc import Callable
 
 from quire.base.logging import get_logger
 from quire.base.registry import Registry
@@ -31,8 +30,6 @@ EXECUTORS = Registry(
     {"inline": "quire.executors.inline:InlineExecutor", "processes": "quire.executors.processes:ProcessExecutor"},
 )
 
-Clock = Callable[[], float]
-
 
 class EngineCore:
     """One engine: its scheduler, its ranks and the plans in flight.
@@ -41,36 +38,39 @@ class EngineCore:
         config: what the user asked for.
         model: the checkpoint.
         progress: called while weights load.
-        clock: monotonic seconds.
+        timeline: began when the process did; otherwise it begins now.
 
     Raises:
         ConfigError, PlatformError, CheckpointError: before any device memory is taken, where that is possible.
     """
 
     def __init__(
-        self, config: EngineConfig, model: ModelFacts, progress: Progress, clock: Clock = time.monotonic
+        self,
+        config: EngineConfig,
+        model: ModelFacts,
+        progress: Progress,
+        timeline: "Timeline | None" = None,
     ) -> None:
-        self.clock = clock
-        timeline = Timeline(clock)
+        timeline = timeline or Timeline()
+        # torch is imported here, if it was not before.
         platform = detect(config.device.device, config.device.kernels)
         for warning in platform.warnings:
             log.warning("%s", warning)
         spec = resolve(config, model, platform)
         for note in spec.notes:
             log.info("%s", note)
-        timeline.mark("platform")
         self.executor: Executor = EXECUTORS.get("inline" if spec.tensor_parallel_size == 1 else "processes")(spec)
+        timeline.mark("import")
         try:
-            started = self.executor.start(progress)
+            self.choices = self.executor.load(progress)
             timeline.mark("load")
-            layout = fit(spec, started.capacity)
+            layout = fit(spec, self.executor.measure())
             self.executor.allocate(layout)
             timeline.mark("memory")
         except BaseException:
             self.executor.stop()
             raise
         self.scheduler = make(spec, layout)
-        self.choices = started.choices
         self.depth = spec.depth
         self.in_flight: deque[tuple[StepPlan, Pending]] = deque()
         self.facts = _facts(spec, layout, timeline.seconds)
@@ -82,7 +82,7 @@ class EngineCore:
 
     def turn(self) -> list[Delta] | None:
         """One turn of the loop: plan and launch, then settle the oldest plan. None when nothing could be done."""
-        plan = self.scheduler.plan(self.clock()) if len(self.in_flight) < self.depth else None
+        plan = self.scheduler.plan(time.monotonic()) if len(self.in_flight) < self.depth else None
         if plan is not None:
             self.in_flight.append((plan, self.executor.step(plan)))
         if not self.in_flight:
@@ -94,7 +94,7 @@ class EngineCore:
 
     def add(self, request: Request) -> None:
         """Take a request. Raises RequestError if it can never fit."""
-        self.scheduler.add(request, self.clock())
+        self.scheduler.add(request, time.monotonic())
 
     def abort(self, ids: list[str]) -> None:
         """End requests; unknown ids are ignored."""
@@ -109,16 +109,19 @@ class EngineCore:
 
 
 class Timeline:
-    """Seconds that each phase of the start took."""
+    """Seconds that each phase of the start took.
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._last = clock()
+    Args:
+        age_s: how long ago the first phase began.
+    """
+
+    def __init__(self, age_s: float = 0.0) -> None:
+        self._last = time.monotonic() - age_s
         self.seconds: dict[str, float] = {}
 
     def mark(self, phase: str) -> None:
         """The phase that began at the last mark ends now."""
-        now = self._clock()
+        now = time.monotonic()
         self.seconds[phase] = now - self._last
         self._last = now
 

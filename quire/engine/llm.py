@@ -52,7 +52,9 @@ class LLM:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     @property
@@ -156,7 +158,9 @@ class LLM:
             raise ConfigError(f"{len(prompts)} prompts but {len(each)} sampling_params; give one, or one for each")
         return [msgspec.structs.replace(p, output_kind=RequestOutputKind.FINAL_ONLY) for p in each]
 
-    def _submit(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: Sequence[int]) -> list[str]:
+    def _submit(
+        self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], priority: Sequence[int]
+    ) -> list[str]:
         """Validate every prompt, then hand all of them to the core: either all run or none."""
         core = self._running()
         if not self._single_rank and any(p.logits_processors for p in params):

@@ -11,11 +11,12 @@ import time
 import traceback
 
 import msgspec
+import psutil
 import zmq
 
 from quire.base.errors import QuireError, RequestError, TransportError
 from quire.base.logging import get_logger, setup
-from quire.engine.core import EngineCore
+from quire.engine.core import EngineCore, Timeline
 from quire.engine.launch import Launch
 from quire.engine.progress import weights_progress
 from quire.messages.codec import Codec
@@ -158,9 +159,10 @@ def main() -> int:
     launch = msgspec.json.decode(_first_line(sys.stdin.fileno()), type=Launch)
     setup(launch.config.log.log_level)
     server = Server(launch.address, sys.stdin.fileno())
+    timeline = Timeline(age_s=time.time() - psutil.Process().create_time())
     try:
         with weights_progress(launch.model.name) as progress:
-            core = EngineCore(launch.config, launch.model, progress)
+            core = EngineCore(launch.config, launch.model, progress, timeline)
     except QuireError as error:
         server.fail(str(error))
         server.close()

@@ -1,4 +1,4 @@
 """Where ranks live: in this process, or in processes of their own on this host.
 
-An executor has `start() -> Started`, `allocate(layout)`, `step(plan) -> Pending` and `stop()`; `Pending.result()` waits.
+An executor has `load`, `measure`, `allocate(layout)`, `step(plan) -> Pending` and `stop()`; `Pending.result()` waits.
 """

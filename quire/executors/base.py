@@ -1,7 +1,6 @@
 """What the engine core asks of an executor: run a plan on all ranks, wherever they are."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from quire.messages.plan import StepPlan, StepResult
@@ -9,14 +8,6 @@ from quire.messages.state import Capacity, Layout
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and in all, while weights load."""
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """What ranks report once loaded: the smallest capacity, and which provider serves each op."""
-
-    capacity: Capacity
-    choices: dict[str, str]
 
 
 class Pending(Protocol):
@@ -30,8 +21,15 @@ class Pending(Protocol):
 class Executor(Protocol):
     """Ranks, as one."""
 
-    def start(self, progress: Progress) -> Started:
-        """Load the model on every rank. Raises CheckpointError, ConfigError, EngineDeadError."""
+    def load(self, progress: Progress) -> dict[str, str]:
+        """Load the model on every rank; which provider serves each op.
+
+        Raises CheckpointError, ConfigError, EngineDeadError.
+        """
+        ...
+
+    def measure(self) -> Capacity:
+        """What the rank with the least memory can give to pages."""
         ...
 
     def allocate(self, layout: Layout) -> None:

@@ -5,9 +5,9 @@ import gc
 import torch
 
 from quire.config.spec import RunSpec
-from quire.executors.base import Pending, Progress, Started
+from quire.executors.base import Pending, Progress
 from quire.messages.plan import StepPlan
-from quire.messages.state import Layout
+from quire.messages.state import Capacity, Layout
 from quire.parallel.mesh import Mesh
 from quire.runner.runner import Runner
 
@@ -24,10 +24,14 @@ class InlineExecutor:
         assert self._runner is not None, "the executor was stopped"
         return self._runner
 
-    def start(self, progress: Progress) -> Started:
-        """Load the model and measure."""
+    def load(self, progress: Progress) -> dict[str, str]:
+        """Build and load the model."""
         self.runner.load(progress)
-        return Started(self.runner.measure(), self.runner.build.provider_names())
+        return self.runner.build.provider_names()
+
+    def measure(self) -> Capacity:
+        """Run the largest step."""
+        return self.runner.measure()
 
     def allocate(self, layout: Layout) -> None:
         """Take pages."""

@@ -15,16 +15,28 @@ from typing import TypeVar
 from quire.base.errors import EngineDeadError, QuireError, TransportError
 from quire.base.registry import load
 from quire.config.spec import RunSpec
-from quire.executors.base import Pending, Progress, Started
+from quire.executors.base import Pending, Progress
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
 from quire.messages.plan import StepPlan, StepResult
-from quire.messages.rank import Allocate, Begin, Broken, FromRank, Loaded, Ready, Result, Run, ToRank
-from quire.messages.state import Layout
+from quire.messages.rank import (
+    Allocate,
+    Begin,
+    Broken,
+    FromRank,
+    Loaded,
+    Measure,
+    Measured,
+    Ready,
+    Result,
+    Run,
+    ToRank,
+)
+from quire.messages.state import Capacity, Layout
 
 STOP_TIMEOUT_S = 5.0
 
-Answer = TypeVar("Answer", Loaded, Ready, Result)
+Answer = TypeVar("Answer", Loaded, Measured, Ready, Result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,7 @@ class ProcessExecutor:
         self._ranks: list[Rank] = []
         self._folder = ""
 
-    def start(self, progress: Progress) -> Started:
+    def load(self, progress: Progress) -> dict[str, str]:
         """Start the ranks and load the model on each."""
         size = self._spec.tensor_parallel_size
         self._folder = tempfile.mkdtemp(prefix="quire-")
@@ -57,8 +69,14 @@ class ProcessExecutor:
         except BaseException:
             self.stop()
             raise
-        least = min((answer.capacity for answer in loaded), key=lambda capacity: capacity.free_bytes)
-        return Started(least, loaded[0].choices)
+        return loaded[0].choices
+
+    def measure(self) -> Capacity:
+        """Run the largest step on all ranks at once."""
+        for rank in self._ranks:
+            self._tell(rank, Measure())
+        measured = [self._expect(rank, Measured).capacity for rank in self._ranks]
+        return min(measured, key=lambda capacity: capacity.free_bytes)
 
     def allocate(self, layout: Layout) -> None:
         """Take the same pages on every rank."""

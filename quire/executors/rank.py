@@ -14,7 +14,19 @@ from quire.base.errors import EngineError, QuireError
 from quire.base.logging import get_logger, setup
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
-from quire.messages.rank import Allocate, Begin, Broken, Loaded, Ready, Result, Run, ToRank
+from quire.messages.rank import (
+    Allocate,
+    Begin,
+    Broken,
+    FromRank,
+    Loaded,
+    Measure,
+    Measured,
+    Ready,
+    Result,
+    Run,
+    ToRank,
+)
 from quire.parallel.mesh import Mesh
 from quire.runner.runner import Runner
 
@@ -51,7 +63,9 @@ class RankProcess:
             self._answer(self._begin(message))
             return
         assert self.runner is not None, "Begin comes first"
-        if isinstance(message, Allocate):
+        if isinstance(message, Measure):
+            self._answer(Measured(self.runner.measure()))
+        elif isinstance(message, Allocate):
             self.runner.allocate(message.layout)
             self._answer(Ready())
         elif isinstance(message, Run):
@@ -66,9 +80,9 @@ class RankProcess:
         )
         self.runner = Runner(begin.spec, Mesh(begin.rank, begin.size))
         self.runner.load(lambda done, total: None)
-        return Loaded(self.runner.measure(), self.runner.build.provider_names())
+        return Loaded(self.runner.build.provider_names())
 
-    def _answer(self, message: Loaded | Ready | Result | Broken) -> None:
+    def _answer(self, message: FromRank) -> None:
         send(self.channel, self.codec.encode(message))
 
 

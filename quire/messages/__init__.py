@@ -1,4 +1,5 @@
 """Every type that crosses a border between processes or towers: requests, parameters, plans, results, outputs.
 
-All are msgspec structs (typed msgpack on the wire, never pickle). This folder imports only `base` and `config`, no torch.
+All are msgspec structs (typed msgpack on the wire, never pickle). Only `base`, `checkpoint` and `config` lie below; no
+torch.
 """

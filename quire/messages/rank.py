@@ -17,15 +17,19 @@ class Begin(msgspec.Struct, tag=True):
 
 
 class Loaded(msgspec.Struct, tag=True):
-    """The rank is ready to take pages.
+    """The model is loaded; `choices` says which provider serves each op."""
 
-    Attributes:
-        capacity: what it measured.
-        choices: op to provider, as resolved while the model was built.
-    """
+    choices: dict[str, str]
+
+
+class Measure(msgspec.Struct, tag=True):
+    """Run the largest step; answered by Measured."""
+
+
+class Measured(msgspec.Struct, tag=True):
+    """What is left for pages."""
 
     capacity: Capacity
-    choices: dict[str, str]
 
 
 class Allocate(msgspec.Struct, tag=True):
@@ -62,5 +66,5 @@ class Broken(msgspec.Struct, tag=True):
     message: str
 
 
-ToRank = Begin | Allocate | Run
-FromRank = Loaded | Ready | Result | Broken
+ToRank = Begin | Measure | Allocate | Run
+FromRank = Loaded | Measured | Ready | Result | Broken

@@ -159,7 +159,9 @@ class Runner:
         self.rows.append(device_rows, self.mesh.broadcast(samples.tokens, 0))
         return samples
 
-    def _prompt_logprobs(self, grants: list[Grant], hidden: Tensor, inputs: StepInputs) -> dict[int, list[TokenLogprobs]]:
+    def _prompt_logprobs(
+        self, grants: list[Grant], hidden: Tensor, inputs: StepInputs
+    ) -> dict[int, list[TokenLogprobs]]:
         """Of each prompt token computed now that has a successor in the prompt: the entry describes the successor."""
         found: dict[int, list[TokenLogprobs]] = {}
         start = 0
