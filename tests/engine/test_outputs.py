@@ -153,9 +153,19 @@ def test_min_tokens_passes_over_stops(tokenizer: Tokenizer) -> None:
     processor = OutputProcessor(tokenizer)
     begin(processor, stop=".", min_tokens=2)
     dot, a = (tokenizer.encode(part, False)[0] for part in ".a")
-    outputs, finishes = feed(processor, [dot, a, a, dot, a], list(range(5)))
-    assert joined(outputs)[0] == ".aa"
+    outputs, finishes = feed(processor, [dot, dot, a, dot, a], list(range(5)))
+    assert joined(outputs)[0] == "..a"
     assert finishes == [Finish("r", 0, 4)]
+
+
+def test_tokens_after_the_one_that_completes_a_stop_do_not_count(tokenizer: Tokenizer) -> None:
+    """Whether "b" or "abc" ends the text is known only two tokens after "b"."""
+    processor = OutputProcessor(tokenizer)
+    begin(processor, stop=["b", "abcd"])
+    ids = [tokenizer.encode(part, False)[0] for part in "abcx"]
+    outputs, finishes = feed(processor, ids, list(range(5)))
+    assert joined(outputs)[:2] == ("a", ids[:2])
+    assert finishes == [Finish("r", 0, 2)]
 
 
 @pytest.mark.parametrize(
