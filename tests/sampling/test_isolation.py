@@ -13,6 +13,7 @@ from tests.sampling.strategies import LOGITS, PARAMS, SEQUENCE, VOCAB
 pytestmark = pytest.mark.torch
 
 NAN, INF = float("nan"), float("inf")
+BUSY = SamplingParams(logit_bias={0: 1.0}, frequency_penalty=0.5, repetition_penalty=1.5, top_p=0.5, min_p=0.1)
 BATCHES = st.lists(st.tuples(SEQUENCE, LOGITS), min_size=2, max_size=6)
 
 
@@ -50,12 +51,14 @@ def test_batch_mates_and_row_change_nothing(sequences, random):
 @given(st.lists(st.tuples(SEQUENCE, LOGITS), max_size=4), SEQUENCE, LOGITS)
 def test_nothing_remains_of_a_row_s_last_user(past, sequence, logits):
     rig = Rig(VOCAB)
+    rig.begin(5, BUSY, bad_words=((1,),))  # uses every table, so that all of them are read for row 3, too
     for before, line in past:
         rig.begin(3, **before)
         turn_of(rig, torch.tensor([line]), [3])
         rig.sampler.end(3)
     rig.begin(3, **sequence)
-    assert [turn_of(rig, torch.tensor([logits]), [3])[3] for _ in range(3)] == alone(sequence, logits)
+    lines = torch.tensor([logits, [0.0] * VOCAB])
+    assert [turn_of(rig, lines, [3, 5])[3] for _ in range(3)] == alone(sequence, logits)
 
 
 @settings(max_examples=40, deadline=None)
@@ -162,3 +165,30 @@ def test_a_row_that_has_not_begun_is_a_mistake_of_the_caller():
     rig.sampler.end(0)
     with pytest.raises(AssertionError, match="row 0"):
         rig.sample(torch.zeros(1, VOCAB), [0])
+
+
+@pytest.mark.parametrize("last", ["bad_words", "min_tokens", "bias", "allowed", "frequency", "repetition"])
+def test_the_next_user_of_a_row_is_free_of(last):
+    """The last user's setting forbids the best token; the next user has settings of its own that do not."""
+    best = 9
+    settings = {
+        "bad_words": {"params": SamplingParams(), "bad_words": ((best,),)},
+        "min_tokens": {"params": SamplingParams(min_tokens=9, stop_token_ids=[best])},
+        "bias": {"params": SamplingParams(logit_bias={best: -100.0})},
+        "allowed": {"params": SamplingParams(allowed_token_ids=[1])},
+        "frequency": {"params": SamplingParams(frequency_penalty=2.0), "output": (best,) * 9},
+        "repetition": {"params": SamplingParams(repetition_penalty=50.0), "output": (best,)},
+    }[last]
+    rig = Rig(VOCAB)
+    rig.begin(5, BUSY, bad_words=((1,),))
+    rig.begin(3, **settings)
+    logits = torch.zeros(2, VOCAB)
+    logits[0, best], logits[0, 2] = 5.0, 4.5
+    rig.sample(logits, [3, 5])
+    rig.sampler.end(3)
+    # Each of these settings has the row read the tables, and none of them changes the best token.
+    harmless = SamplingParams(
+        temperature=0.0, logit_bias={0: 1.0}, frequency_penalty=0.1, repetition_penalty=1.1, presence_penalty=0.1
+    )
+    rig.begin(3, harmless, prompt=(1,))
+    assert rig.sample(logits, [3, 5])[0][0] == best
