@@ -18,12 +18,16 @@ from quire.server.errors import ApiError, clip
 
 BODY_TIMEOUT_S = 60.0
 MAX_DEPTH = 64
+LONG_BODY_BYTES = 256 << 10
+"""Longer bodies are parsed in a thread, so that other requests get their turns."""
 
 Json = dict[str, object]
 T = TypeVar("T")
 
-# A string (closed or not, in one go: nothing to backtrack into), or one bracket.
-_TOKENS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
+# A string, closed or not. Possessive, so there is nothing to go back into.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -40,7 +44,7 @@ async def read_json(request: Request, max_bytes: int) -> Json:
             "body_timeout",
             headers={"Connection": "close"},
         ) from None
-    return parse_object(raw)
+    return parse_object(raw) if len(raw) <= LONG_BODY_BYTES else await asyncio.to_thread(parse_object, raw)
 
 
 def parse_object(raw: bytes) -> Json:
@@ -108,18 +112,19 @@ def _bad(message: str, code: str, param: str | None = None) -> ApiError:
 
 
 def _check_depth(raw: bytes) -> None:
-    """Refuse deep nesting before the parser recurses."""
+    """Refuse deep nesting before the parser recurses.
+
+    Each round takes the innermost pairs away, in C; what is left after MAX_DEPTH rounds was deeper or never closed.
+    """
     if raw.count(b"[") + raw.count(b"{") <= MAX_DEPTH:
         return
-    depth = 0
-    for token in _TOKENS.finditer(raw):
-        byte = token[0]
-        if byte in (b"[", b"{"):
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise _bad(f"The body is nested more than {MAX_DEPTH} levels deep.", "json_too_deep")
-        elif byte in (b"]", b"}"):
-            depth -= 1
+    brackets = _STRING.sub(b"", raw).translate(_ONE_KIND, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        before, brackets = brackets, brackets.replace(b"[]", b"")
+        if len(before) == len(brackets):
+            break
+    if b"[" in brackets:
+        raise _bad(f"The body is nested more than {MAX_DEPTH} levels deep, or not closed.", "json_too_deep")
 
 
 class _NotFiniteError(Exception):

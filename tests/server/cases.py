@@ -1,0 +1,256 @@
+"""Bad and odd inputs with the answer that each must get. Every entry is one thing that a client got wrong somewhere."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+MODEL = "org/fake-model"
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+HI = {"role": "user", "content": "hi"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A body for `path`; what it must be answered with. `param` and `code` are not looked at where they are ""."""
+
+    name: str
+    path: str
+    raw: bytes
+    status: int = 400
+    param: str | None = ""
+    code: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def chat(name: str, param: str | None = "", status: int = 400, code: str = "", **fields: Any) -> Case:
+    """A chat that is right but for `fields`; `...` leaves a field out."""
+    body = {"model": MODEL, "messages": [HI], "max_tokens": 4, **fields}
+    raw = json.dumps({key: value for key, value in body.items() if value is not ...}).encode()
+    return Case(name, CHAT, raw, status, param, code)
+
+
+def complete(name: str, param: str | None = "", status: int = 400, code: str = "", **fields: Any) -> Case:
+    """A completion that is right but for `fields`."""
+    body = {"model": MODEL, "prompt": "hi", "max_tokens": 4, **fields}
+    raw = json.dumps({key: value for key, value in body.items() if value is not ...}).encode()
+    return Case(name, COMPLETIONS, raw, status, param, code)
+
+
+def raw(name: str, body: bytes, param: str | None = "", status: int = 400, code: str = "", **headers: str) -> Case:
+    """Any bytes as the body of a chat."""
+    given = {key.replace("_", "-"): value for key, value in headers.items()}
+    return Case(name, CHAT, body, status, param, code, given)
+
+
+def with_text(text: bytes) -> bytes:
+    """A chat around the JSON text of the user's message."""
+    return b'{"model": "org/fake-model", "max_tokens": 2, "messages": [{"role": "user", "content": "%b"}]}' % text
+
+
+BODIES = [
+    raw("empty body", b"", None, code="empty_body"),
+    raw("blank body", b" \n ", None, code="empty_body"),
+    raw("truncated", b"{", None, code="invalid_json"),
+    *[raw(f"top level {body!r}", body, None, code="invalid_json") for body in (b"[]", b'"x"', b"1", b"null", b"true")],
+    raw("100,000 brackets", b"[" * 100_000, None, code="json_too_deep"),
+    raw("deep object", b'{"a":' * 65 + b"1" + b"}" * 65, None, code="json_too_deep"),
+    *[
+        raw(f"{n.decode()}", b'{"temperature": %b}' % n, code="invalid_json")
+        for n in (b"NaN", b"Infinity", b"-Infinity")
+    ],
+    raw("float beyond float64", b'{"temperature": 1e999}', "temperature"),
+    raw("deep float beyond float64", b'{"messages": [{"content": [1, -1e999]}]}', "messages[0].content[1]"),
+    raw("5,000 digits", b'{"seed": ' + b"9" * 5000 + b"}", None, code="invalid_json"),
+    raw("duplicate key", b'{"model": "a", "model": "b"}', "model", code="duplicate_key"),
+    raw("duplicate key below", b'{"messages": [{"role": "user", "role": "system"}]}', "role", code="duplicate_key"),
+    raw("byte order mark", b"\xef\xbb\xbf{}", None, code="invalid_json"),
+    raw("UTF-16", '{"model": "a"}'.encode("utf-16"), None),
+    raw("not UTF-8", with_text(b"\xff\xfe"), None, code="invalid_utf8"),
+    raw("overlong UTF-8", with_text(b"\xc0\x80"), None, code="invalid_utf8"),
+    raw("lone surrogate", with_text(rb"\ud800"), "messages[0].content", code="invalid_unicode"),
+    raw("surrogate as key", rb'{"\udfff": 1}', code="invalid_unicode"),
+    raw("surrogate pair", with_text(rb"\ud83d\ude00"), status=200),
+    raw("escaped backslash and u", with_text(rb"\\ud800"), status=200),
+    raw("NUL", with_text(rb"\u0000"), status=200),
+    raw("raw control character", with_text(b"\x01"), None, code="invalid_json"),
+    raw("text/plain", b"{}", None, 415, "unsupported_content_type", content_type="text/plain"),
+    raw("no content type", b"{}", None, 415, "unsupported_content_type", content_type=""),
+    raw("form", b"a=b", None, 415, "unsupported_content_type", content_type="application/x-www-form-urlencoded"),
+    raw("with charset", with_text(b"hi"), status=200, content_type="Application/JSON; charset=utf-8"),
+    raw("gzip", b"\x1f\x8b", None, 415, "unsupported_content_encoding", content_encoding="gzip"),
+]
+
+TYPES = [
+    chat("stream as text", "stream", stream="yes"),
+    *[chat(f"n {n!r}", "n", n=n) for n in ("3", 3.5, True)],
+    chat("temperature as text", "temperature", temperature="1"),
+    chat("stop as number", "stop", stop=5),
+    chat("stop of numbers", "stop[0]", stop=[5]),
+    chat("logit_bias as list", "logit_bias", logit_bias=[1]),
+    chat("stream_options as text", "stream_options", stream_options="x"),
+    chat("chat_template_kwargs as list", "chat_template_kwargs", chat_template_kwargs=[1]),
+    chat("12,000 wrong entries", "stop[0]", stop=[1] * 12_000),
+    chat("unknown field", status=200, foo=1),
+    chat("user and metadata", status=200, user="u", metadata={"a": 1}, store=True, service_tier="auto"),
+]
+
+SAMPLING = [
+    *[chat(f"temperature {t}", "temperature", temperature=t) for t in (-0.1, 2.0001, 10**300)],
+    *[
+        chat(f"{name} null", status=200, **{name: None})
+        for name in ("temperature", "top_p", "n", "stop", "seed", "top_k")
+    ],
+    *[chat(f"top_p {p}", "top_p", top_p=p) for p in (0, -1, 1.0000001)],
+    chat("top_k -2", "top_k", top_k=-2),
+    *[chat(f"top_k {k}", status=200, top_k=k) for k in (-1, 0, 1, 2**31)],
+    chat("presence_penalty", "presence_penalty", presence_penalty=2.1),
+    chat("frequency_penalty", "frequency_penalty", frequency_penalty=-2.1),
+    *[chat(f"repetition_penalty {p}", "repetition_penalty", repetition_penalty=p) for p in (0, -1)],
+    *[chat(f"max_tokens {m}", "max_tokens", max_tokens=m) for m in (0, -1)],
+    chat("max_tokens beyond the context", status=200, max_tokens=10**9),
+    chat("max_completion_tokens 0", "max_tokens", max_completion_tokens=0),
+    chat("min_tokens over max_tokens", "min_tokens", min_tokens=5),
+    chat("min_tokens beyond the context", "min_tokens", min_tokens=2**31 - 1, max_tokens=...),
+    *[chat(f"n {n}", "n", n=n) for n in (0, -1, 129, 10**8)],
+    *[chat(f"seed {s}", "seed", seed=s) for s in (2**63, -(2**63) - 1, 2**64)],
+    *[chat(f"seed {s}", status=200, seed=s) for s in (2**63 - 1, -(2**63), 0)],
+    chat("best_of below n", "best_of", best_of=1, n=2),
+    complete("best_of huge", "best_of", best_of=10**6),
+    chat("top_logprobs 21", "top_logprobs", logprobs=True, top_logprobs=21),
+    chat("top_logprobs -1", "top_logprobs", logprobs=True, top_logprobs=-1),
+    chat("top_logprobs alone", "top_logprobs", top_logprobs=5),
+    complete("logprobs 21", "logprobs", logprobs=21),
+    chat("prompt_logprobs 21", "prompt_logprobs", prompt_logprobs=21),
+    chat("prompt_logprobs streamed", "prompt_logprobs", prompt_logprobs=1, stream=True),
+    *[chat(f"stop {s!r}", "stop", stop=s) for s in ("", [""], ["a", ""])],
+    chat("stop []", status=200, stop=[]),
+    chat("stop of 5", status=200, stop=list("abcde")),
+    chat("stop of 17", "stop", stop=["a"] * 17),
+    chat("stop of 10,000", "stop", stop=["a" * 1024] * 10_000),
+    chat("stop too long", "stop", stop="a" * 4097),
+    *[chat(f"logit_bias {b}", "logit_bias", logit_bias=b) for b in ({"5": 101}, {"-1": 1}, {"abc": 1}, {"300": 1})],
+    *[chat(f"logit_bias {b}", "logit_bias", logit_bias=b) for b in ({str(2**40): 1}, {"": 1}, {"１": 1}, {" 1": 1})],
+    chat("logit_bias of 1,025", "logit_bias", logit_bias={str(i): 1 for i in range(1025)}),
+    chat("logit_bias bans all", status=200, logit_bias={str(i): -100 for i in range(300)}),
+    chat("one-hot four times", status=200, temperature=0, top_p=0.1, top_k=1, min_p=1),
+    chat("stream_options alone", "stream_options", stream_options={"include_usage": True}),
+]
+
+TOKENS = [
+    *[
+        complete(f"prompt {p!r}", "prompt", prompt=p)
+        for p in ([], [[]], [-1], [300], [1.5], [True], ["a", 1], [[1], "a"])
+    ],
+    *[complete(f"prompt {p!r}", "prompt", prompt=p) for p in (5, {}, [None], [[1], [2.0]], [[[1]]], "", None, ...)],
+    complete("prompt past the tokenizer, inside the embedding", status=200, prompt=[299]),
+    complete("1,025 prompts", "prompt", code="too_many_prompts", prompt=["a"] * 1025),
+    complete("max_tokens 0", "max_tokens", max_tokens=0),
+    complete("max_tokens 0 with echo", status=200, max_tokens=0, echo=True),
+    chat("stop_token_ids", "stop_token_ids", stop_token_ids=[300], min_tokens=1),
+    *[chat(f"allowed_token_ids {ids}", "allowed_token_ids", allowed_token_ids=ids) for ids in ([], [305], [-1])],
+    chat("bad_words empty", "bad_words", bad_words=[""]),
+    complete("whole context", "prompt", code="context_length_exceeded", prompt=[1] * 256),
+    chat("cache_salt long", "cache_salt", cache_salt="x" * 129),
+    chat("cache_salt huge", "cache_salt", cache_salt="x" * (1 << 20)),
+    chat("cache_salt empty", "cache_salt", cache_salt=""),
+    chat("cache_salt", status=200, cache_salt="a/b"),
+    chat("priority huge", "priority", priority=2**31),
+    chat("request_id with spaces", "request_id", request_id="a b"),
+    chat("request_id long", "request_id", request_id="a" * 65),
+    *[chat(f"truncate {t}", "truncate_prompt_tokens", truncate_prompt_tokens=t) for t in (0, -2, 257)],
+]
+
+MESSAGES = [
+    chat("no messages", "messages", messages=[]),
+    chat("messages left out", "messages", messages=...),
+    *[chat(f"messages {m!r}", "messages", messages=m) for m in (None, {}, "hi")],
+    chat("message as text", "messages[0]", messages=["hi"]),
+    *[
+        chat(f"role {role!r}", "messages[0].role", messages=[{"role": role, "content": "hi"}])
+        for role in ("robot", 5, None, [], "x" * 10_000)
+    ],
+    chat("role left out", "messages[0].role", messages=[{"content": "hi"}]),
+    chat("content null", "messages[0].content", messages=[{"role": "user", "content": None}]),
+    chat("content left out", "messages[0].content", messages=[{"role": "user"}]),
+    chat(
+        "content a number",
+        "messages[1].content",
+        messages=[{"role": "user", "content": ""}, {"role": "user", "content": 5}],
+    ),
+    *[
+        chat(f"part {part!r}", "messages[0].content[0].type", messages=[{"role": "user", "content": part}])
+        for part in ([], [{}], [{"type": "nope"}], [{"type": ["text"]}], ["text"], [{"type": "image_url"}])
+    ],
+    chat(
+        "part without text", "messages[0].content[0].text", messages=[{"role": "user", "content": [{"type": "text"}]}]
+    ),
+    chat("content empty", status=200, messages=[{"role": "user", "content": ""}]),
+    chat("4,097 messages", "messages", messages=[{"role": "user", "content": "a"}] * 4097),
+    chat("tool message", "messages[0]", messages=[{"role": "tool", "content": "x", "tool_call_id": "1"}]),
+    chat("tool calls", "messages[0]", messages=[{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]),
+    chat("name a number", "messages[0].name", messages=[{"role": "user", "content": "a", "name": 5}]),
+    chat("name with spaces", status=200, messages=[{"role": "user", "content": "a", "name": "a b " * 16}]),
+    chat("continue and generate", "continue_final_message", continue_final_message=True, add_generation_prompt=True),
+    chat("reserved template argument", "chat_template_kwargs", chat_template_kwargs={"messages": []}),
+    chat("chat_template", "chat_template", code="chat_template_not_allowed", chat_template="{{ 1 }}"),
+    chat("chat_template null", status=200, chat_template=None),
+]
+
+MODELS = [
+    chat("model left out", "model", model=...),
+    chat("model null", "model", model=None),
+    chat("model a number", "model", model=5),
+    chat("model empty", "model", 404, "model_not_found", model=""),
+    chat("model unknown", "model", 404, "model_not_found", model="x"),
+    chat("model of 10 MB", "model", 404, "model_not_found", model="x" * 10_000_000),
+    chat("model with quotes and breaks", "model", 404, "model_not_found", model='"\r\n{}'),
+]
+
+UNSUPPORTED: list[tuple[str, Any]] = [
+    ("tools", [{"type": "function", "function": {"name": "f"}}]),
+    ("tools", []),
+    ("tool_choice", "auto"),
+    ("functions", [{"name": "f"}]),
+    ("function_call", "auto"),
+    ("response_format", {"type": "json_object"}),
+    ("guided_json", {"type": "object"}),
+    ("guided_regex", "a+"),
+    ("guided_choice", ["a"]),
+    ("guided_grammar", "x"),
+    ("structured_outputs", {"json": {}}),
+    ("grammar", "x"),
+    ("regex", "a"),
+    ("logits_processors", ["x"]),
+    ("use_beam_search", True),
+    ("prompt_embeds", "x"),
+    ("documents", [{}]),
+    ("reasoning_effort", "high"),
+    ("modalities", ["audio"]),
+    ("suffix", "x"),
+    ("truncation_side", "right"),
+    ("kv_transfer_params", {"a": 1}),
+    ("mm_processor_kwargs", {"a": 1}),
+]
+
+REFUSED_FIELDS = [
+    make(f"{name} {str(value)[:20]}", name, code="unsupported_parameter", **{name: value})
+    for name, value in UNSUPPORTED
+    for make in (chat, complete)
+]
+
+AUXILIARY = [
+    Case("tokenize nothing", "/tokenize", b"{}", param="prompt"),
+    Case("tokenize both", "/tokenize", b'{"prompt": "a", "messages": []}', param="prompt"),
+    Case("tokenize 10 MB", "/tokenize", json.dumps({"prompt": "a" * 10_000_000}).encode(), param="prompt"),
+    Case("tokenize another model", "/tokenize", b'{"prompt": "a", "model": "x"}', 404, "model", "model_not_found"),
+    Case("tokenize wrong type", "/tokenize", b'{"prompt": ["a"]}', param="prompt"),
+    *[
+        Case(f"detokenize {ids}", "/detokenize", b'{"tokens": %b}' % ids.encode(), param=param)
+        for ids, param in (("[300]", "tokens"), ("[-1]", "tokens"), ("[1.5]", "tokens[0]"), ('"a"', "tokens"))
+    ],
+    Case("detokenize nothing", "/detokenize", b"{}", param="tokens"),
+    Case("detokenize 2,000,000 ids", "/detokenize", json.dumps({"tokens": [1] * 2_000_000}).encode(), param="tokens"),
+]
+
+ALL = [*BODIES, *TYPES, *SAMPLING, *TOKENS, *MESSAGES, *MODELS, *REFUSED_FIELDS, *AUXILIARY]

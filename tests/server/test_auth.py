@@ -1,0 +1,109 @@
+"""Keys: made from the table of routes, so that a new route is tested the day it is added."""
+
+import httpx
+import pytest
+
+from quire.server.app import ROUTES
+from tests.server.serving import Serving
+
+pytestmark = pytest.mark.plain
+
+KEY = "sk-a secret-ü"
+PUBLIC = {"/health", "/live", "/ready", "/ping"}
+METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    with Serving(api_key=KEY) as running, running.http() as http:
+        yield http
+
+
+def bearer(key: str, scheme: str = "Bearer") -> dict[bytes, bytes]:
+    return {b"authorization": f"{scheme} {key}".encode()}
+
+
+def paths() -> list[str]:
+    return [route.path.replace("{model:path}", "org/fake-model") for route in ROUTES]
+
+
+def test_only_these_are_public() -> None:
+    assert {route.path for route in ROUTES if route.public} == PUBLIC
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("path", sorted(set(paths()) - PUBLIC))
+def test_every_other_route_asks_for_a_key(guarded: httpx.Client, path: str, method: str) -> None:
+    answer = guarded.request(method, path)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    if method != "HEAD":
+        assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert answer.json()["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize("path", sorted(PUBLIC))
+def test_public_routes_do_not(guarded: httpx.Client, path: str) -> None:
+    assert guarded.get(path).status_code == 200
+    assert guarded.head(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "/v1/../metrics",
+            "//v1/models",
+            "/v1%2fmodels",
+            "/v1/models/",
+            "/health/",
+            "/health/../metrics",
+            "/health%2f",
+        ),
+        *("/HEALTH", "/health;/metrics", "/health%00", "/nothing", "/", "/docs", "/openapi.json", "/metrics?x=/health"),
+    ],
+)
+def test_no_spelling_of_a_path_gets_around_it(guarded: httpx.Client, path: str) -> None:
+    url = httpx.URL(str(guarded.base_url).rstrip("/")).copy_with(raw_path=path.encode())
+    for host in ({}, {"host": "evil/health"}, {"host": "127.0.0.1"}):
+        answer = guarded.send(guarded.build_request("GET", url, headers=host))
+        assert answer.status_code == 401
+        assert "quire:" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        bearer(KEY[:-1]),
+        bearer(KEY[:-1] + "x"),
+        bearer("x" + KEY[1:]),
+        bearer(KEY + "x"),
+        bearer(KEY.upper()),
+        bearer(KEY, "Basic"),
+        {b"authorization": KEY.encode()},
+        {b"authorization": b"Bearer"},
+        {b"authorization": b"\xff\xfe"},
+        {b"x-api-key": KEY.encode()},
+        {b"cookie": b"key=" + KEY.encode()},
+    ],
+)
+def test_wrong_keys(guarded: httpx.Client, headers: dict[bytes, bytes]) -> None:
+    answer = guarded.get("/v1/models", headers=list(headers.items()))
+    assert answer.status_code == 401
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_right_key(guarded: httpx.Client, scheme: str) -> None:
+    answer = guarded.get("/v1/models", headers=list(bearer(KEY, scheme).items()))
+    assert answer.status_code == 200, answer.text
+
+
+def test_the_right_key_in_the_wrong_place_is_not_found(guarded: httpx.Client) -> None:
+    answer = guarded.get("/nothing", headers=list(bearer(KEY).items()))
+    assert answer.status_code == 404
+
+
+def test_the_official_client_with_a_key() -> None:
+    with Serving(api_key="sk-plain") as running, running.client() as client:
+        assert [model.id for model in client.models.list()] == ["org/fake-model"]

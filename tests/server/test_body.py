@@ -1,0 +1,71 @@
+"""The strict parser: it agrees with Python's wherever a body is good, and takes linear time where it is not."""
+
+import json
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire.server.body import MAX_DEPTH, parse_object
+from quire.server.errors import ApiError
+
+pytestmark = pytest.mark.plain
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=15)
+
+
+@settings(max_examples=60)
+@given(st.dictionaries(st.text(), VALUES), st.booleans())
+def test_good_bodies_mean_what_python_says(value: dict[str, object], ascii_only: bool) -> None:
+    raw = json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    assert parse_object(raw) == value
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_an_object_or_a_refusal(raw: bytes) -> None:
+    try:
+        assert isinstance(parse_object(raw), dict)
+    except ApiError as error:
+        assert error.status == 400
+
+
+def test_brackets_in_strings_are_no_depth() -> None:
+    text = '[{"' * 1000 + '\\"'
+    assert parse_object(json.dumps({"a": text, "b": [[]] * 100}).encode()) == {"a": text, "b": [[]] * 100}
+
+
+def test_exactly_the_permitted_depth() -> None:
+    inner = MAX_DEPTH - 1
+    parse_object(b'{"a":' + b"[" * inner + b"]" * inner + b"}")
+    with pytest.raises(ApiError, match="64 levels"):
+        parse_object(b'{"a":' + b"[" * (inner + 1) + b"]" * (inner + 1) + b"}")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"[",
+        b'"',
+        b'\\"',
+        b'"\\',
+        b'{"',
+        b'"[{',
+        b"[],",
+        b"[" * 60 + b"]" * 60,
+        b'[{"a":1},',
+        b'"\\ud800',
+        b'{"\\ud83d":',
+    ],
+    ids=repr,
+)
+def test_no_body_costs_more_than_its_length(piece: bytes) -> None:
+    def cost(size: int) -> float:
+        raw = b'{"x": [' + piece * (size // len(piece))
+        began = time.process_time()
+        with pytest.raises(ApiError):
+            parse_object(raw)
+        return time.process_time() - began
+
+    assert cost(4_000_000) < 2.0

@@ -1,0 +1,111 @@
+"""The end of a server: it drains, it is cut short, it never hangs; and its beginning: the port."""
+
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from quire.base.errors import ConfigError
+from quire.config.fields import ServerConfig
+from quire.server.greeting import greeting
+from quire.server.listen import bind
+from tests.server.fake_engine import FakeEngine
+from tests.server.serving import Serving, wait_for
+
+pytestmark = pytest.mark.plain
+
+MODEL = "org/fake-model"
+
+
+def body(tokens: int, stream: bool) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": "a", "max_tokens": tokens, "stream": stream, "ignore_eos": True}
+
+
+def test_the_first_signal_drains() -> None:
+    with Serving(FakeEngine(step_s=0.02)) as running, running.http() as http:
+        with http.stream("POST", "/v1/completions", json=body(30, True)) as answer:
+            running.call(running.server.stop)
+            wait_for(lambda: http.get("/ready").status_code == 503)
+            late = http.post("/v1/completions", json=body(1, False))
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "shutting_down")
+            assert http.get("/live").status_code == 200
+            text = answer.read().decode()
+        assert '"finish_reason":"length"' in text, "the running request is served to its end"
+        assert "error" not in text
+        running.thread.join(5)
+        assert not running.thread.is_alive()
+
+
+@pytest.mark.parametrize("how", ["a second signal", "the time is over"])
+def test_a_drain_is_cut_short(how: str) -> None:
+    timeout_s = 30.0 if how == "a second signal" else 0.2
+    with Serving(FakeEngine(step_s=0.02, max_model_len=100_000), shutdown_timeout_s=timeout_s) as running:
+        plain: list[httpx.Response] = []
+        other = threading.Thread(
+            target=lambda: plain.append(httpx.post(f"{running.url}/v1/completions", json=body(90_000, False)))
+        )
+        other.start()
+        with running.http() as http, http.stream("POST", "/v1/completions", json=body(90_000, True)) as answer:
+            wait_for(lambda: len(running.engine.open) == 2)
+            began = time.monotonic()
+            running.call(running.server.stop)
+            if how == "a second signal":
+                running.call(running.server.stop)
+            text = answer.read().decode()
+        other.join(5)
+        running.thread.join(5)
+        assert not running.thread.is_alive()
+        assert time.monotonic() - began < 5
+        assert '"code":"shutting_down"' in text
+        assert text.endswith("data: [DONE]\n\n")
+        assert (plain[0].status_code, plain[0].json()["error"]["code"]) == (503, "shutting_down")
+        assert running.engine.open == set()
+
+
+def test_an_idle_server_stops_at_once() -> None:
+    with Serving() as running:
+        with running.http() as http:
+            http.get("/live")
+            began = time.monotonic()
+            running.call(running.server.stop)
+            running.thread.join(5)
+        assert not running.thread.is_alive()
+        assert time.monotonic() - began < 3
+
+
+def test_a_port_that_is_taken() -> None:
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port}.*--port"):
+            bind("127.0.0.1", port)
+
+
+def test_a_host_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match="--host"):
+        bind("no.such.host.invalid", 0)
+
+
+def test_the_greeting_says_what_was_chosen() -> None:
+    with Serving(served_model_name="mine") as running:
+        running.engine.defaults.temperature = 0.6
+        text = greeting(running.service, running._listener)
+    for part in (
+        "mine",
+        "float32 on cpu",
+        "256 tokens",
+        "33 pages of 16",
+        "temperature 0.6",
+        "load 0.10 s",
+        running.url,
+    ):
+        assert part in text
+    assert "WARNING" not in text
+    assert "curl" in text
+
+
+def test_an_open_server_is_warned_of() -> None:
+    with bind("0.0.0.0", 0) as everywhere, Serving() as running:
+        assert "set --api-key" in greeting(running.service, everywhere)
+    assert ServerConfig().host == "127.0.0.1", "the default is reachable from this machine only"
