@@ -25,7 +25,7 @@ def resolve(name: str, revision: str | None = None) -> Path:
     if name == DEFAULT:
         return _shipped()
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder.resolve()
     if folder.exists():
         raise CheckpointError(f"model {name!r} is a file; give the folder that holds config.json and the weights")

@@ -5,7 +5,7 @@ the one place that knows. `layers/rope.py` turns the facts into frequencies, `re
 them.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -35,7 +35,7 @@ class RopeFacts(msgspec.Struct, frozen=True, kw_only=True):
     rope_theta: float = 10000.0
     partial_rotary_factor: float = 1.0
     factor: float = 1.0
-    original_context: int | None = None
+    original_context: Annotated[int, msgspec.Meta(ge=1)] | None = None
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
@@ -52,7 +52,7 @@ class RopeFacts(msgspec.Struct, frozen=True, kw_only=True):
 def rope_facts(config: dict[str, Any]) -> RopeFacts:
     """The rotary embedding of `config`. Raises CheckpointError for a kind or value that is not understood."""
     values = {"max_positions": config.get("max_position_embeddings", 0), **_spelled(config)}
-    kind = values.pop("rope_type", None) or values.pop("type", None) or "default"
+    kind = str(values.pop("rope_type", None) or values.pop("type", None) or "default")
     kind = OLD_NAMES.get(kind, kind)
     if kind not in KINDS:
         raise CheckpointError(f"config.json: rope type {kind!r} is not supported; known: {', '.join(KINDS)}")
@@ -63,6 +63,8 @@ def rope_facts(config: dict[str, Any]) -> RopeFacts:
     except msgspec.ValidationError as error:
         raise CheckpointError(f"config.json: rope parameters: {error}") from None
     _check(facts)
+    if "factor" not in given and facts.original_context:
+        return msgspec.structs.replace(facts, factor=facts.max_positions / facts.original_context)
     return facts
 
 
@@ -81,9 +83,6 @@ def _spelled(config: dict[str, Any]) -> dict[str, Any]:
     # Phi-3 keeps the original context outside the dict, and then that one counts.
     outer = config.get("original_max_position_embeddings")
     values["original_context"] = outer or values.pop("original_max_position_embeddings", None)
-    factor_missing = values.get("factor") is None and values["original_context"]
-    if factor_missing and config.get("max_position_embeddings"):
-        values["factor"] = config["max_position_embeddings"] / values["original_context"]
     return values
 
 

@@ -57,12 +57,10 @@ def column(b: Build, inputs: int, matrices: Sequence[Matrix], bias: bool = False
 def row(b: Build, inputs: int, outputs: int, bias: bool = False) -> Linear:
     """Inputs cut over the ranks: each rank's result is its share of a sum that the mesh must still add up."""
     b.mesh.split(inputs, "inputs of a row-cut matrix")
-    # One rank alone brings the bias, else the sum would have it once per rank.
-    with_bias = bias and b.mesh.rank == 0
     return Linear(
         b,
         b.weight(Part("weight", (outputs, inputs), cut=1)),
-        b.weight(Part("bias", (outputs,))) if with_bias else None,
+        b.weight(Part("bias", (outputs,), once=True)) if bias else None,
     )
 
 

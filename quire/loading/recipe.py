@@ -34,6 +34,7 @@ class Part:
             parts.
         copies: so many neighbouring ranks get the same piece (KV heads fewer than ranks).
         pad: zeros appended along `cut` so that it divides over the ranks (vocabulary).
+        once: rank 0 alone gets the values, the others zeros (the bias of a sum over ranks).
     """
 
     name: str
@@ -43,11 +44,14 @@ class Part:
     rows: int | None = None
     copies: int = 1
     pad: int = 0
+    once: bool = False
 
     def spans(self, rank: int, size: int) -> list[Span]:
         """What rank `rank` of `size` takes, per dimension of the checkpoint tensor."""
         whole = [Span(0, n) for n in self.shape]
         whole[0] = Span(self.first, self.shape[0] - self.first if self.rows is None else self.rows)
+        if self.once and rank:
+            whole[0] = Span(self.first, 0, whole[0].length)
         if self.cut is not None:
             span = whole[self.cut]
             pieces = size // self.copies

@@ -24,6 +24,10 @@ class Sequence:
     pages: list[list[int]] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
 
+    def all_logits(self) -> Tensor:
+        """(tokens - 1, vocab): after every token but the last, which nobody computed."""
+        return torch.cat(self.logits)[: len(self.tokens) - 1]
+
 
 class Driver:
     """One rank's model with its pages.
@@ -44,7 +48,6 @@ class Driver:
         pages: int = 64,
     ) -> None:
         self.page_size = page_size
-        self.finished: list[Sequence] = []
         providers = providers or []
         load_providers(providers)
         self.mesh = mesh or Mesh()
@@ -107,6 +110,27 @@ class Driver:
             for state in self.build.states:
                 if state.group == group:
                     state.k[page], state.v[page] = torch.nan, torch.nan
+
+    def generate(self, texts: list[list[int]], new: int) -> list[Sequence]:
+        """Three greedy continuations. Chunks of different sizes, a late arrival and decoding share the steps."""
+        sequences = [self.begin(text) for text in texts]
+        goals = [len(text) + new for text in texts]
+        plan = list(zip(sequences, goals, (5, 100, 8), (0, 2, 0), strict=True))
+        for step in range(1000):
+            work = [
+                (s, min(len(s.tokens) - s.computed, chunk))
+                for s, goal, chunk, first in plan
+                if step >= first and len(s.tokens) < goal
+            ]
+            if not work:
+                if all(len(s.tokens) == goal for s, goal, _chunk, _first in plan):
+                    return sequences
+                continue
+            self.step(work)
+            for sequence, _count in work:
+                if sequence.computed == len(sequence.tokens):
+                    sequence.tokens.append(self.greedy(sequence))
+        raise AssertionError("a sequence does not progress")
 
     def greedy(self, sequence: Sequence) -> int:
         """The most probable token after what is computed."""

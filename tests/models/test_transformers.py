@@ -15,6 +15,7 @@ from tests.models.driver import Driver
 pytestmark = pytest.mark.torch
 
 TOLERANCE = 1e-4
+NEW = 6
 
 
 @dataclass(frozen=True)
@@ -92,31 +93,6 @@ def prompts(case: Case) -> list[list[int]]:
     return [torch.randint(3, 97, (n,), generator=generator).tolist() for n in lengths]
 
 
-def generate(driver: Driver, texts: list[list[int]], new: int) -> list[list[int]]:
-    """Greedy continuations. Chunks of different sizes, a late arrival and decoding share the steps."""
-    sequences = [driver.begin(text) for text in texts]
-    chunks = [5, 100, 8]
-    first_step = [0, 2, 0]
-    step = 0
-    while any(len(s.tokens) < len(t) + new for s, t in zip(sequences, texts, strict=True)):
-        work = []
-        for i, sequence in enumerate(sequences):
-            pending = len(sequence.tokens) - sequence.computed
-            if pending and step >= first_step[i]:
-                work.append((sequence, min(pending, chunks[i])))
-        driver.step(work)
-        for sequence, _count in work:
-            if sequence.computed == len(sequence.tokens):
-                sequence.tokens.append(driver.greedy(sequence))
-        step += 1
-    for sequence, text in zip(sequences, texts, strict=True):
-        # The last token was never computed; what was is compared below.
-        del sequence.tokens[len(text) + new :]
-        sequence.logits = [torch.cat(sequence.logits)[: len(sequence.tokens) - 1]]
-    driver.finished = sequences
-    return [sequence.tokens for sequence in sequences]
-
-
 @pytest.mark.parametrize("providers", [[], ["torch_native"]], ids=["reference", "torch_native"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_logits_and_greedy_tokens_are_those_of_transformers(
@@ -125,17 +101,17 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(
     path = checkpoints[case.name]
     judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
     driver = Driver(path, 4, providers, max_model_len=case.max_model_len)
-    for tokens, sequence in zip(generate(driver, prompts(case), 6), driver.finished, strict=True):
-        want = expected(judge, tokens)[:-1]
-        assert (sequence.logits[0] - want).abs().max() < TOLERANCE
-        start = len(tokens) - 6
-        assert tokens[start:] == want[start - 1 :].argmax(-1).tolist()
+    for sequence in driver.generate(prompts(case), NEW):
+        want = expected(judge, sequence.tokens)[:-1]
+        assert (sequence.all_logits() - want).abs().max() < TOLERANCE
+        assert sequence.tokens[-NEW:] == want[-NEW:].argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 16])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "mistral window"])
 def test_the_page_size_changes_nothing(name: str, page_size: int, checkpoints: dict[str, Path]) -> None:
     case = next(case for case in CASES if case.name == name)
-    want = generate(Driver(checkpoints[name], 4), prompts(case), 4)
+    want = [sequence.tokens for sequence in Driver(checkpoints[name], 4).generate(prompts(case), NEW)]
     for providers in ([], ["torch_native"]):
-        assert generate(Driver(checkpoints[name], page_size, providers, pages=130), prompts(case), 4) == want
+        driver = Driver(checkpoints[name], page_size, providers, pages=130)
+        assert [sequence.tokens for sequence in driver.generate(prompts(case), NEW)] == want

@@ -4,6 +4,8 @@ Query heads that share a KV head are stacked as rows of one small matrix, which 
 `enable_gqa`. What depends on the step alone (indices, masks) is worked out once per step, not once per layer.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,11 +34,13 @@ def native_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
         qk = F.rms_norm(qk, (spec.head_dim,), None, spec.norm_eps) * _stacked_norms(weights, spec)
     qk = _rotate(qk, weights.table, step, spec).to(qkv.dtype)
     native_write_pages(qk[:, spec.heads :], heads[:, both:], pages, step)
-    return native_paged_attention(qk[:, : spec.heads], pages, step, spec).flatten(1)
+    out: Tensor = native_paged_attention(qk[:, : spec.heads], pages, step, spec)
+    return out.flatten(1)
 
 
 def _stacked_norms(weights: HeadWeights, spec: AttentionSpec) -> Tensor:
     """(heads + kv_heads, head_dim): the weight of each head's norm."""
+    assert weights.q_norm is not None and weights.k_norm is not None, "the spec has head norms"
     return torch.cat([weights.q_norm.expand(spec.heads, -1), weights.k_norm.expand(spec.kv_heads, -1)])
 
 
@@ -74,25 +78,43 @@ def _index(device: torch.device, *lists: list[int]) -> tuple[Tensor, ...]:
     return tuple(torch.tensor(values, device=device) for values in lists)
 
 
+@dataclass(frozen=True, slots=True)
+class _Gather:
+    """How the sequences that compute one token read their pages; the same for all layers of a cache group and window.
+
+    Attributes:
+        index: (n * kv_heads * tokens,) int64, rows of a pool seen as (slots * kv_heads, head_dim).
+        buffer: (n * kv_heads * tokens, head_dim), for keys and then for values: fresh memory for each layer would cost
+            more than the copy.
+        mask: (n, 1, 1, tokens) float32, -inf where a row is shorter than the longest.
+        padding: (n, 1, 1) bool, rows of length 0.
+    """
+
+    index: Tensor
+    buffer: Tensor
+    mask: Tensor
+    padding: Tensor
+
+    def read(self, pool: Tensor, n: int, kv_heads: int) -> Tensor:
+        """(n, kv_heads, tokens, head_dim); valid until the next read."""
+        torch.index_select(pool.view(-1, pool.shape[-1]), 0, self.index, out=self.buffer)
+        return self.buffer.view(n, kv_heads, -1, pool.shape[-1])
+
+
 def _decode(q: Tensor, rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """One query per sequence, for the sequences `rows` (None: all). q (n, heads, head_dim)."""
-    index, mask, empty = step.once(
-        ("decode", pages.group, spec.window, spec.kv_heads, rows is None), lambda: _decode_plan(rows, pages, step, spec)
-    )
+    key = ("gather", pages.group, spec.window, spec.kv_heads, spec.head_dim, rows is None)
+    gather = step.once(key, lambda: _gather(rows, pages, step, spec))
     n = len(q)
-    k, v = (F.embedding(index, pool.view(-1, spec.head_dim)) for pool in (pages.k, pages.v))
-    # (n, kv_heads, tokens, head_dim); the query heads of a KV head are the rows of one product.
-    scores = torch.matmul(q.view(n, spec.kv_heads, -1, spec.head_dim), k.transpose(-1, -2)).float()
-    weights = _capped(scores, spec).add_(mask).softmax(dim=-1).to(q.dtype)
-    return torch.matmul(weights, v).view(n, spec.heads, spec.head_dim).masked_fill_(empty, 0)
+    # The query heads of a KV head are the rows of one product.
+    keys = gather.read(pages.k, n, spec.kv_heads)
+    scores = torch.matmul(q.view(n, spec.kv_heads, -1, spec.head_dim), keys.transpose(-1, -2)).float()
+    weights = _capped(scores, spec).add_(gather.mask).softmax(dim=-1).to(q.dtype)
+    out = torch.matmul(weights, gather.read(pages.v, n, spec.kv_heads))
+    return out.view(n, spec.heads, spec.head_dim).masked_fill_(gather.padding, 0)
 
 
-def _decode_plan(rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> tuple[Tensor, ...]:
-    """What to gather and what to see.
-
-    Returns: (n, kv_heads, tokens) int64, rows of a pool seen as heads; (n, 1, 1, tokens) float32, -inf where a row is
-    shorter than the longest; (n, 1, 1) bool, rows of padding.
-    """
+def _gather(rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> _Gather:
     group = step.groups[pages.group]
     table, size, lengths = group.page_table.long(), group.page_size, step.seq_lens.long()
     if rows is not None:
@@ -104,8 +126,9 @@ def _decode_plan(rows: Tensor | None, pages: KVPages, step: StepInputs, spec: At
     # Short rows read their own last token again: what lies beyond may be NaN, which no weight of 0 can undo.
     position = torch.minimum(wanted, lengths - 1).clamp(min=0)
     slots = table.gather(1, position // size) * size + position % size
-    heads = torch.arange(spec.kv_heads, device=table.device)[:, None]
-    return slots[:, None] * spec.kv_heads + heads, mask[:, None, None], (lengths == 0)[:, :, None]
+    index = slots[:, None] * spec.kv_heads + torch.arange(spec.kv_heads, device=table.device)[:, None]
+    buffer = torch.empty(index.numel(), spec.head_dim, dtype=pages.k.dtype, device=table.device)
+    return _Gather(index.flatten(), buffer, mask[:, None, None], (lengths == 0)[:, :, None])
 
 
 def _chunk(q: Tensor, i: int, length: int, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:

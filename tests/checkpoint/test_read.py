@@ -1,0 +1,148 @@
+"""config.json and its companions as facts, in old and new spelling; damage is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from quire.base.errors import CheckpointError
+from quire.checkpoint.read import read_facts, typed
+from quire.checkpoint.rope import rope_facts
+from tests.checkpoint.files import write_config
+
+pytestmark = pytest.mark.plain
+
+
+def write(folder: Path, name: str, content: Any) -> None:
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def test_facts_of_a_plain_folder(tmp_path: Path) -> None:
+    facts = read_facts("mine", write_config(tmp_path, eos_token_id=2))
+    assert (facts.name, facts.path, facts.model_type) == ("mine", str(tmp_path), "llama")
+    assert (facts.dtype, facts.context_len, facts.vocab_size, facts.eos_token_ids) == ("float32", 64, 11, [2])
+    assert facts.generation_config == {} and facts.chat_template is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "dtype"),
+    [
+        ({"dtype": None, "torch_dtype": "bfloat16"}, "bfloat16"),
+        ({"dtype": "torch.float16"}, "float16"),
+        ({"dtype": None}, "float32"),
+    ],
+)
+def test_the_dtype_in_either_spelling(fields: dict[str, Any], dtype: str, tmp_path: Path) -> None:
+    assert read_facts("x", write_config(tmp_path, **fields)).dtype == dtype
+
+
+def test_end_tokens_come_from_both_files(tmp_path: Path) -> None:
+    write_config(tmp_path, eos_token_id=7)
+    write(tmp_path, "generation_config.json", {"eos_token_id": [9, 7], "temperature": 0.6})
+    facts = read_facts("x", tmp_path)
+    assert facts.eos_token_ids == [9, 7]
+    assert facts.generation_config["temperature"] == 0.6
+
+
+def test_the_text_part_of_a_nested_config(tmp_path: Path) -> None:
+    inner = {"model_type": "qwen3", "vocab_size": 5, "max_position_embeddings": 8}
+    write_config(tmp_path, text_config=inner, vision_config={"depth": 1}, eos_token_id=3)
+    facts = read_facts("x", tmp_path)
+    assert (facts.model_type, facts.vocab_size, facts.context_len, facts.eos_token_ids) == ("qwen3", 5, 8, [3])
+    assert "vision_config" not in facts.config
+
+
+def test_the_chat_template_of_its_own_file_counts_first(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    write(tmp_path, "tokenizer_config.json", {"chat_template": "old"})
+    assert read_facts("x", tmp_path).chat_template == "old"
+    write(tmp_path, "chat_template.jinja", "new")
+    assert read_facts("x", tmp_path).chat_template == "new"
+
+
+def test_of_several_chat_templates_the_default_is_taken(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    write(tmp_path, "tokenizer_config.json", {"chat_template": named})
+    assert read_facts("x", tmp_path).chat_template == "plain"
+
+
+@pytest.mark.parametrize(
+    ("rope", "context"),
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 256),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, 64),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}, 256),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}}, 64),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 64),
+    ],
+)
+def test_the_context_that_rope_was_stretched_to(rope: dict[str, Any], context: int, tmp_path: Path) -> None:
+    assert read_facts("x", write_config(tmp_path, **rope)).context_len == context
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_type": None}, "model_type"),
+        ({"vocab_size": None}, "vocab_size"),
+        ({"vocab_size": "many"}, r"vocab_size"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"max_position_embeddings": 1 << 40}, "max_position_embeddings is"),
+        ({"dtype": "int4"}, "dtype is 'int4'"),
+        ({"eos_token_id": "</s>"}, "eos_token_id"),
+        ({"rope_scaling": {"type": "mrope"}}, "rope type 'mrope' is not supported"),
+        ({"rope_scaling": {"type": "linear", "factor": "x"}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": -1.0}}, "must be positive"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "per layer type"),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, "is not supported"),
+        ({"rope_parameters": {"original_max_position_embeddings": "4k"}}, "original_context"),
+        ({"rope_parameters": 7}, "rope_parameters must be an object"),
+        ({"rope_scaling": {"type": "longrope"}}, "longrope needs"),
+    ],
+)
+def test_a_wrong_field_is_named(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=says):
+        read_facts("x", write_config(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\x00"])
+def test_an_unreadable_config_is_named(content: str, tmp_path: Path) -> None:
+    write(tmp_path, "config.json", content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_facts("x", tmp_path)
+
+
+def test_a_folder_without_a_config_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        read_facts("x", tmp_path)
+
+
+def test_rope_is_the_same_in_both_spellings() -> None:
+    old = {"max_position_embeddings": 64, "rope_theta": 5000.0, "rope_scaling": {"type": "yarn", "factor": 2.0}}
+    new = {
+        "max_position_embeddings": 64,
+        "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 5000.0},
+    }
+    assert rope_facts(old) == rope_facts(new)
+    assert rope_facts(old).rope_theta == 5000.0 and rope_facts(old).kind == "yarn"
+    assert rope_facts({"max_position_embeddings": 64}).kind == "default"
+
+
+def test_longrope_takes_the_outer_original_context_and_works_out_its_factor() -> None:
+    scaling = {"type": "su", "short_factor": [1.0], "long_factor": [2.0]}
+    config = {"max_position_embeddings": 128, "original_max_position_embeddings": 32, "rope_scaling": scaling}
+    facts = rope_facts(config)
+    assert (facts.kind, facts.original_context, facts.factor) == ("longrope", 32, 4.0)
+
+
+class Sizes(msgspec.Struct):
+    width: int
+
+
+def test_a_typed_config_names_source_and_field() -> None:
+    assert typed({"width": 3, "other": 1}, Sizes, "here").width == 3
+    with pytest.raises(CheckpointError, match=r"here: .*width"):
+        typed({}, Sizes, "here")

@@ -1,0 +1,35 @@
+"""One rank of two: `python -m tests.models.tp_rank RANK FOLDER CHECKPOINT...`, started by test_tensor_parallel.
+
+Generates from each checkpoint and writes tokens and logits to FOLDER/RANK.pt.
+"""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from quire.parallel.mesh import Mesh
+from tests.models.driver import Driver
+
+PROMPTS = [[5, 9, 11, 3, 96, 17, 40, 41, 8, 7, 23], [60, 61, 62], [90, 4, 33, 21, 3, 3, 7]]
+
+
+def main(rank: int, folder: Path, checkpoints: list[Path]) -> None:
+    """Join the other rank and run every checkpoint."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    mesh = Mesh(rank, 2, dist.group.WORLD)
+    results = {}
+    for path in checkpoints:
+        sequences = Driver(path, 4, ["torch_native"], mesh).generate(PROMPTS, 5)
+        results[path.name] = [(sequence.tokens, sequence.all_logits()) for sequence in sequences]
+    torch.save(results, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
