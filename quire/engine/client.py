@@ -1,6 +1,7 @@
 """`CoreClient`: the front end's side of the conversation with a core process. It moves messages and owns no request."""
 
 import asyncio
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -20,7 +21,7 @@ class CoreClient:
         self._socket.linger = 0
         self._socket.connect(address)
         self._codec: Codec[ToClient] = Codec(ToClient)
-        self._sending: set[asyncio.Future[object]] = set()
+        self._sending: set[asyncio.Future[Any]] = set()
         self.send(Hello(__version__))
 
     def send(self, message: FromClient) -> None:

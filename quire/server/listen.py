@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -43,9 +44,13 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class ApiServer(uvicorn.Server):
-    """uvicorn with our limits, and a drain before it stops."""
+    """uvicorn with our limits, a word when it is ready, and a drain before it stops.
 
-    def __init__(self, app: Starlette, config: ServerConfig) -> None:
+    Args:
+        on_ready: called once connections are answered and signals are heard.
+    """
+
+    def __init__(self, app: Starlette, config: ServerConfig, on_ready: Callable[[], None] = lambda: None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -62,6 +67,7 @@ class ApiServer(uvicorn.Server):
                 server_header=False,
             )
         )
+        self._on_ready = on_ready
         self._service: Service = app.state.service
         self._timeout_s = config.shutdown_timeout_s
         self._drain: asyncio.Task[None] | None = None
@@ -70,6 +76,11 @@ class ApiServer(uvicorn.Server):
         """Serve until `stop` was called and everything is over."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self._on_ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came; runs between any two instructions of the main thread."""

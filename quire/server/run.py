@@ -55,8 +55,10 @@ async def _serve(config: Config, listener: socket.socket) -> None:
         )
         template = engine.chat_template if template_source is None else ChatTemplate(template_source, engine.tokenizer)
         app = create_app(engine, config.server, template)
-        print(greeting(app.state.service, listener), flush=True)
-        await ApiServer(app, config.server).serve([listener])
+        server = ApiServer(
+            app, config.server, on_ready=lambda: print(greeting(app.state.service, listener), flush=True)
+        )
+        await server.serve([listener])
     finally:
         await engine.close()
 

@@ -1,0 +1,164 @@
+"""The shipped model behind `quire serve`, judged by the official OpenAI client and by what is left afterwards."""
+
+import asyncio
+import random
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from tests.acceptance.serving import serve
+
+pytestmark = pytest.mark.multi
+
+MESSAGES = [{"role": "user", "content": "It was a dark and stormy night."}]
+PAGES = ("--num-gpu-blocks-override", "400")
+
+
+@pytest.fixture(scope="module")
+def served():
+    with serve(*PAGES) as running:
+        yield running
+
+
+@pytest.fixture
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def idle(served, within_s: float = 10.0) -> bool:
+    """Whether nothing runs and no page is in use, at the latest after `within_s` seconds."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not any(served.metric(m) for m in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_models_and_version(served, client):
+    (model,) = client.models.list().data
+    assert model.id == "default"
+    assert httpx.get(f"{served.url}/version").json() == {"version": __import__("quire").__version__}
+
+
+def test_plain_and_streamed_say_the_same(client):
+    asked = {"model": "default", "messages": MESSAGES, "max_tokens": 24, "temperature": 0.0}
+    plain = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == plain.choices[0].message.content
+    assert text.strip()
+    assert chunks[-1].usage.model_dump(exclude={"prompt_tokens_details"}) == plain.usage.model_dump(
+        exclude={"prompt_tokens_details"}
+    )
+    assert chunks[-1].usage.completion_tokens <= 24
+
+
+def test_a_chat_ends_by_itself(client):
+    answer = client.chat.completions.create(model="default", messages=MESSAGES, max_tokens=1500, seed=3)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_n_logprobs_and_stop(client):
+    answer = client.chat.completions.create(
+        model="default", messages=MESSAGES, n=3, max_tokens=8, seed=5, logprobs=True, top_logprobs=4
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in answer.choices}) > 1
+    for choice in answer.choices:
+        assert all(len(entry.top_logprobs) == 4 for entry in choice.logprobs.content)
+        assert all(entry.logprob <= 0 for entry in choice.logprobs.content)
+    full = client.completions.create(model="default", prompt="Once upon a time", max_tokens=40, temperature=0)
+    stop = full.choices[0].text[10:14]
+    cut = client.completions.create(model="default", prompt="Once upon a time", max_tokens=40, temperature=0, stop=stop)
+    assert cut.choices[0].text == full.choices[0].text[: full.choices[0].text.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+def test_bad_requests_are_refused_by_name(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="default", messages=MESSAGES, temperature=-1)
+    assert refused.value.param == "temperature"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="nobody", messages=MESSAGES)
+
+
+def test_streams_with_random_cancels_leave_no_page_in_use(served):
+    async def scenario() -> int:
+        rng = random.Random(0)
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+
+            async def one(index: int) -> int:
+                text = f"Chapter {index}. " + "The captain looked at the sea. " * rng.randint(1, 8)
+                limit = rng.randint(1, 12) if index % 2 else 10_000
+                stream = await client.chat.completions.create(
+                    model="default", messages=[{"role": "user", "content": text}], max_tokens=40, stream=True
+                )
+                seen = 0
+                async for _ in stream:
+                    seen += 1
+                    if seen >= limit:
+                        await stream.close()
+                        break
+                return seen
+
+            return sum(await asyncio.gather(*(one(i) for i in range(64))))
+
+    assert asyncio.run(scenario()) > 64
+    assert idle(served)
+
+
+def test_the_api_process_never_loads_torch(served):
+    assert "torch" not in Path(f"/proc/{served.process.pid}/maps").read_text()
+    assert "torch" in Path(f"/proc/{served.engine().pid}/maps").read_text()
+
+
+def test_idle_costs_no_cpu(served):
+    assert idle(served)
+    processes = [psutil.Process(served.process.pid), served.engine()]
+    before = [sum(p.cpu_times()[:2]) for p in processes]
+    time.sleep(4)
+    for process, start in zip(processes, before, strict=True):
+        assert sum(process.cpu_times()[:2]) - start < 0.04, "more than 1 % of a core"
+
+
+def test_death_of_the_engine_is_an_error_and_not_a_hang():
+    with serve(*PAGES) as served:
+        engine = served.engine()
+
+        async def scenario() -> list[object]:
+            url = f"{served.url}/v1"
+            async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=30) as client:
+
+                async def one(stream: bool) -> object:
+                    made = await client.completions.create(
+                        model="default", prompt="Once", max_tokens=1500, stream=stream, extra_body={"ignore_eos": True}
+                    )
+                    return [chunk async for chunk in made] if stream else made
+
+                tasks = [asyncio.create_task(one(stream)) for stream in (True, True, False, False)]
+                await asyncio.sleep(1)
+                engine.send_signal(signal.SIGKILL)
+                return await asyncio.gather(*tasks, return_exceptions=True)
+
+        results = asyncio.run(scenario())
+        assert all(isinstance(result, openai.APIError) for result in results), results
+        assert httpx.get(f"{served.url}/ready").status_code == 503
+        refused = httpx.post(f"{served.url}/v1/completions", json={"model": "default", "prompt": "a"})
+        assert refused.status_code == 503
+        assert refused.json()["error"]["message"]
+        assert httpx.get(f"{served.url}/live").status_code == 200
+
+
+def test_sigterm_ends_everything(tmp_path):
+    with serve(*PAGES) as served:
+        engine = served.engine()
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(20) == 0
+    assert not engine.is_running()
