@@ -54,10 +54,6 @@ class Tokenizer(Protocol):
 class Template(Protocol):
     """A chat template."""
 
-    @property
-    def source(self) -> str:
-        """Its Jinja text."""
-
     def render(
         self,
         messages: list[dict[str, Any]],

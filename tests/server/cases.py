@@ -180,15 +180,17 @@ MESSAGES = [
     ),
     *[
         chat(f"part {part!r}", "messages[0].content[0].type", messages=[{"role": "user", "content": part}])
-        for part in ([], [{}], [{"type": "nope"}], [{"type": ["text"]}], ["text"], [{"type": "image_url"}])
+        for part in ([{}], [{"type": "nope"}], [{"type": ["text"]}], [{"type": "image_url"}])
     ],
+    chat("no parts", "messages[0].content", messages=[{"role": "user", "content": []}]),
+    chat("part as text", "messages[0].content[0]", messages=[{"role": "user", "content": ["text"]}]),
     chat(
         "part without text", "messages[0].content[0].text", messages=[{"role": "user", "content": [{"type": "text"}]}]
     ),
     chat("content empty", status=200, messages=[{"role": "user", "content": ""}]),
     chat("4,097 messages", "messages", messages=[{"role": "user", "content": "a"}] * 4097),
-    chat("tool message", "messages[0]", messages=[{"role": "tool", "content": "x", "tool_call_id": "1"}]),
-    chat("tool calls", "messages[0]", messages=[{"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]),
+    chat("role function", "messages[0].role", messages=[{"role": "function", "content": "x", "name": "f"}]),
+    chat("tool calls said before", status=200, messages=[{"role": "assistant", "content": None, "tool_calls": [{}]}]),
     chat("name a number", "messages[0].name", messages=[{"role": "user", "content": "a", "name": 5}]),
     chat("name with spaces", status=200, messages=[{"role": "user", "content": "a", "name": "a b " * 16}]),
     chat("continue and generate", "continue_final_message", continue_final_message=True, add_generation_prompt=True),

@@ -40,8 +40,6 @@ def byte_tokenizer() -> Tokenizer:
 class FakeTemplate:
     """`role: content` lines."""
 
-    source = "fake"
-
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.kwargs: dict[str, Any] = {}
@@ -55,8 +53,13 @@ class FakeTemplate:
         **kwargs: Any,
     ) -> list[int]:
         self.kwargs = {"add_generation_prompt": add_generation_prompt, "continued": continue_final_message, **kwargs}
-        text = "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+        text = "\n".join(f"{message['role']}: {text_of(message['content'])}" for message in messages)
         return self._tokenizer.encode(text + ("\nassistant:" if add_generation_prompt else ""))
+
+
+def text_of(content: Any) -> str:
+    """A content in any form as a text."""
+    return "+".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
 
 class FakeEngine:

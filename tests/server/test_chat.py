@@ -238,7 +238,7 @@ def test_the_models_own_max_tokens_is_a_default() -> None:
         assert client.chat.completions.create(model=MODEL, messages=HI).choices[0].message.content == "Hell"
 
 
-def test_messages_in_parts_and_developers(serving: Serving, client: openai.OpenAI) -> None:
+def test_messages_reach_the_template_as_they_are(serving: Serving, client: openai.OpenAI) -> None:
     parts: Any = [
         {"role": "developer", "content": "be kind"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "bob"},
@@ -249,7 +249,7 @@ def test_messages_in_parts_and_developers(serving: Serving, client: openai.OpenA
         model=MODEL, messages=parts, max_tokens=1, extra_body={"return_token_ids": True}
     )
     text = serving.engine.tokenizer.decode(answer.prompt_token_ids)
-    assert text == "system: be kind\nuser: a\nb\nassistant: \nuser: c\x00d\nassistant:"
+    assert text == "developer: be kind\nuser: a+b\nassistant: \nuser: c\x00d\nassistant:"
 
 
 def test_template_arguments(serving: Serving, client: openai.OpenAI) -> None:

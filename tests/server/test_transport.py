@@ -92,7 +92,7 @@ def test_a_slow_body_times_out_and_hurts_nobody(monkeypatch: pytest.MonkeyPatch)
         with socket.create_connection(("127.0.0.1", running.port), timeout=5) as slow:
             slow.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
             assert http.post("/v1/chat/completions", json=CHAT).status_code == 200
-            status, error = error_of(slow.recv(65536))
+            status, error = error_of(b"".join(iter(lambda: slow.recv(65536), b"")))
         assert (status, error["code"]) == (408, "body_timeout")
         assert len(running.engine.submitted) == 1
 

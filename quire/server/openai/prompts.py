@@ -7,7 +7,7 @@ import asyncio
 from functools import partial
 
 from quire.base.errors import RequestError
-from quire.server.openai.messages import read_messages
+from quire.chat.messages import Message, parse_messages
 from quire.server.openai.schema import ChatRequest, TokenizeRequest
 from quire.server.service import Service
 
@@ -59,7 +59,7 @@ async def render_chat(asked: ChatRequest | TokenizeRequest, service: Service) ->
         )
     if asked.add_special_tokens:
         raise RequestError("add_special_tokens: the chat template writes special tokens itself.", "add_special_tokens")
-    messages = read_messages(asked.messages, developer_role="developer" in template.source)
+    messages = parse_messages(asked.messages)
     continued = bool(asked.continue_final_message)
     if continued and asked.add_generation_prompt:
         raise RequestError(
@@ -72,7 +72,7 @@ async def render_chat(asked: ChatRequest | TokenizeRequest, service: Service) ->
         continue_final_message=continued,
         **_template_kwargs(asked.chat_template_kwargs or {}),
     )
-    chars = sum(len(message["content"]) for message in messages)
+    chars = sum(map(_chars, messages))
     _check_length(chars, "messages")
     return await asyncio.to_thread(work) if chars > LONG_TEXT_CHARS else work()
 
@@ -81,6 +81,11 @@ def _template_kwargs(kwargs: dict[str, object]) -> dict[str, object]:
     if taken := sorted(RESERVED & kwargs.keys()):
         raise RequestError(f"chat_template_kwargs must not set {taken[0]}.", "chat_template_kwargs")
     return kwargs
+
+
+def _chars(message: Message) -> int:
+    content = message["content"]
+    return sum(len(part["text"]) for part in content) if isinstance(content, list) else len(content or "")
 
 
 def _check_length(chars: int, param: str) -> None:
