@@ -1,15 +1,16 @@
 """User text that spells special tokens: it is marked before rendering, so that it cannot become those tokens after.
 
-Marks are two characters that no text of the request holds, put around each literal. What the template does with the
+Marks are two short strings that no text of the request holds, put around each literal. What the template does with the
 text (trimming, splitting, testing for a tag) goes on working. After rendering, the text between two tokens of the
 template that holds a mark is encoded by a tokenizer that knows no added tokens; everything else as Hugging Face does.
 Called by `ChatTemplate`.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 from quire.base.errors import RequestError
@@ -18,8 +19,7 @@ from quire.tokenizer.tokenizer import Tokenizer
 Plain = None | bool | int | float | str | list[Any] | dict[str, Any]
 """What templates may see: JSON values."""
 
-# Code points that are no characters, then the private use area: neither is white space, and no text means them.
-_CANDIDATES = (range(0xFDD0, 0xFDF0), range(0xE000, 0xF900), range(0xF0000, 0xFFFFE))
+_MARK = re.compile(r"~(\d{1,9})\^")
 
 
 def plain(value: object, path: str) -> Plain:
@@ -48,19 +48,18 @@ def strings(value: Plain) -> Iterator[str]:
             yield from strings(item)
 
 
-def unused_chars(texts: Iterable[str], count: int) -> list[str]:
-    """Characters that no text holds and that are not white space."""
-    used = set(chain.from_iterable(text for text in texts if not text.isascii()))
-    free = (chr(code) for code in chain(*_CANDIDATES) if chr(code) not in used)
-    found = [char for char, _ in zip(free, range(count), strict=False)]
-    if len(found) < count:
-        raise RequestError("the texts use every private character of Unicode; leave some out", param="messages")
-    return found
+def unused_marks(texts: Iterable[str], count: int) -> list[str]:
+    """Short strings that no text holds and that survive what templates do to text: trimming, casing, repr, JSON.
+
+    No mark ends as it begins, so a mark beside any text is found where it was put and nowhere else.
+    """
+    used = {int(match[1]) for text in texts for match in _MARK.finditer(text)}
+    return [f"~{number}^" for number in islice((n for n in itertools.count() if n not in used), count)]
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """The two characters of one rendering."""
+    """The two marks of one rendering."""
 
     start: str
     end: str
@@ -132,7 +131,8 @@ class Segmenter:
         A literal with one mark lost (a template that cuts texts may do that) is still the user's.
         """
         literal = self.tokenizer.literal_pattern
-        users = f"{marks.start}(?:{literal}){marks.end}?|(?:{literal}){marks.end}"
+        start, end = re.escape(marks.start), re.escape(marks.end)
+        users = f"{start}(?:{literal})(?:{end})?|(?:{literal}){end}"
         first = 0
         for match in re.finditer(f"{users}|({self.tokenizer.control_pattern})", text):
             if match[1] is not None:

@@ -11,7 +11,7 @@ from quire.base.errors import RequestError
 from quire.chat.content import content_form, fit_content
 from quire.chat.messages import Message
 from quire.chat.sandbox import Limits, Sandbox
-from quire.chat.segments import Marks, Plain, Segmenter, plain, strings, unused_chars
+from quire.chat.segments import Marks, Plain, Segmenter, plain, strings, unused_marks
 from quire.tokenizer.tokenizer import Tokenizer
 
 
@@ -72,7 +72,7 @@ class ChatTemplate:
         talk = self._read(messages, tools, add_generation_prompt, continue_final_message, kwargs)
         if not self._segmenter.spells(talk.values):
             return self._encode(self._write(talk))
-        start, end = unused_chars(strings(talk.values), 2)
+        start, end = unused_marks([self.source, *strings(talk.values)], 2)
         marks = Marks(start, end)
         marked = self._segmenter.mark(talk.values, marks)
         if not isinstance(marked, dict):
@@ -131,7 +131,7 @@ class ChatTemplate:
         chars = sum(map(len, strings(talk.values)))
         if not talk.open_end:
             return self._run(talk.values, chars)
-        [mark] = unused_chars(strings(talk.values), 1)
+        [mark] = unused_marks([self.source, *strings(talk.values)], 1)
         text = self._run({**talk.values, "messages": _open(talk.values["messages"], mark)}, chars)
         if mark not in text:
             raise RequestError(
@@ -140,7 +140,7 @@ class ChatTemplate:
             )
         end = text.rindex(mark)
         # A template that trims texts has taken the space behind the mark away; then it would trim the text's own too.
-        return text[:end] if text.startswith(" ", end + 1) else text[:end].rstrip()
+        return text[:end] if text.startswith(" ", end + len(mark)) else text[:end].rstrip()
 
     def _run(self, values: dict[str, Plain], chars: int) -> str:
         return self._sandbox.render({**self._tokenizer.special_tokens, **values}, chars)
