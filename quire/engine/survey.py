@@ -40,7 +40,8 @@ def survey(device: str, kernels: str) -> Survey:
         ops = list(op_reports(platform))
     except Exception as error:
         ops = []
-        what = f"The kernels {', '.join([*platform.providers, 'reference'])} cannot be loaded ({type(error).__name__}: {error})."
+        names = ", ".join([*platform.providers, "reference"])
+        what = f"The kernels {names} cannot be judged ({type(error).__name__}: {error})."
         troubles.append(Trouble(what, "pip install --force-reinstall quire, or run with --kernels reference"))
     return Survey(torch=torch, platform=platform, ops=ops, troubles=troubles)
 
