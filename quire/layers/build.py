@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from quire.base.errors import CheckpointError
 from quire.loading.recipe import Part, Recipe, Weight
 from quire.ops.registry import Choice, Op, choose
 from quire.parallel.mesh import Mesh
@@ -55,11 +56,18 @@ class Build:
     def weight(self, *parts: Part, center: float = 0.0, again: tuple[str, ...] = ()) -> Weight:
         """A parameter stacked from `parts`, whose names are relative to this level; its values come later.
 
-        `center` and `again` (full names) are the recipe's.
+        `center` and `again` (full names) are the recipe's. Raises CheckpointError where it does not fit in memory.
         """
         recipe = Recipe(tuple(replace(part, name=self.name(part.name)) for part in parts), center, again)
         shape = recipe.shape(self.mesh.rank, self.mesh.size)
-        return Weight(torch.empty(shape, dtype=self.dtype, device=self.device), recipe)
+        try:
+            data = torch.empty(shape, dtype=self.dtype, device=self.device)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{recipe.parts[0].name}: {shape} of {self.dtype_name} does not fit in the memory of {self.device}; "
+                "use a smaller model, a shorter dtype or more tensor-parallel ranks"
+            ) from error
+        return Weight(data, recipe)
 
     def op(self, op: Op, spec: Any) -> Callable[..., Any]:
         """The function that serves `op` for `spec`, chosen here and never again."""

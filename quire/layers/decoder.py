@@ -22,7 +22,8 @@ from quire.ops.step import StepInputs
 from quire.parallel.mesh import Mesh
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
-"""A size in config.json. The bound is far beyond any model and far below what would exhaust memory by itself."""
+"""A size in config.json; beyond the bound it is a damaged number, not a model."""
+Depth = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 Epsilon = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 Cap = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -33,7 +34,7 @@ class DecoderConfig(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: Count
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: Depth
     num_attention_heads: Count
     num_key_value_heads: Count | None = None
     head_dim: Count | None = None
