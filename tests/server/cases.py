@@ -145,6 +145,7 @@ TOKENS = [
     *[complete(f"prompt {p!r}", "prompt", prompt=p) for p in (5, {}, [None], [[1], [2.0]], [[[1]]], "", None, ...)],
     complete("prompt past the tokenizer, inside the embedding", status=200, prompt=[299]),
     complete("1,025 prompts", "prompt", code="too_many_prompts", prompt=["a"] * 1025),
+    complete("9 prompts, 128 times", "n", code="too_many_choices", prompt=["a"] * 9, n=128),
     complete("max_tokens 0", "max_tokens", max_tokens=0),
     complete("max_tokens 0 with echo", status=200, max_tokens=0, echo=True),
     chat("stop_token_ids", "stop_token_ids", stop_token_ids=[300], min_tokens=1),

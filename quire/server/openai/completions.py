@@ -23,6 +23,7 @@ from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame, event
 from quire.server.watch import Watch
 
 DEFAULT_MAX_TOKENS = 16
+MAX_CHOICES = 1024
 
 
 async def completions(request: Request) -> Response:
@@ -36,6 +37,7 @@ async def completions(request: Request) -> Response:
     params = _params(asked, service)
     async with Watch(request.receive, service.open_watches):
         prompts, texts = await read_prompts(asked.prompt, asked.add_special_tokens is not False, service)
+        _check_choices(len(prompts) * params.n)
         job = Job(job_id(), prompts, params, asked.priority or 0, salt_of(asked))
         answer = Completion(answer_id("cmpl", asked), service, asked, texts)
         if asked.stream:
@@ -59,6 +61,11 @@ def _params(asked: CompletionRequest, service: Service) -> SamplingParams:
         logprobs=asked.logprobs,
         prompt_logprobs=asked.logprobs if asked.echo else None,
     )
+
+
+def _check_choices(choices: int) -> None:
+    if choices > MAX_CHOICES:
+        raise RequestError(f"prompts times n may be at most {MAX_CHOICES}, but is {choices}.", "n", "too_many_choices")
 
 
 @dataclass(slots=True)
