@@ -1,11 +1,12 @@
 """The event log: everything that happens to a scheduler, as JSON lines, and its exact replay.
 
 The first line holds what the scheduler was made from, with the hash key and the seed; then one line per event and per
-plan. A run that went wrong somewhere replays on any machine, without a model. Log-probabilities are left out: no decision
-depends on them. `build.make` uses it when the setting `event_log` names a file.
+plan. A run that went wrong somewhere replays on any machine, without a model. Log-probabilities are left out: no
+decision depends on them. `build.make` uses it when the setting `event_log` names a file.
 """
 
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -152,10 +153,8 @@ def replay(path: str) -> Scheduler:
 def _apply(scheduler: Scheduler, event: Event) -> None:
     match event:
         case Add():
-            try:
+            with suppress(RequestError):  # the recorded run refused it too
                 scheduler.add(event.request, event.now)
-            except RequestError:
-                pass  # the recorded run refused it too
         case Commit():
             scheduler.commit(event.result)
         case Abort():

@@ -96,12 +96,11 @@ class Planner:
             if self._admit(seq, draft):
                 for other in refused:
                     other.passed += 1
-                if not (roster.rows.free and roster.tokens.left):
-                    return
             else:
                 refused.append(seq)
-                if len(refused) > limits.look_past or seq.passed >= limits.max_passed:
-                    return
+            full = not (roster.rows.free and roster.tokens.left)
+            if full or len(refused) > limits.look_past or any(s.passed >= limits.max_passed for s in refused):
+                return
 
     def _admit(self, seq: Sequence, draft: Draft) -> bool:
         roster = self._roster

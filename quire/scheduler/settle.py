@@ -75,12 +75,14 @@ def _collect_prompt_logprobs(seq: Sequence, result: StepResult) -> None:
 def _fail(roster: Roster, flight: Draft, result: StepResult) -> list[Delta]:
     """End the sequences whose rows failed; what they computed must reach nobody."""
     sentences = result.errors | dict.fromkeys(result.bad, NOT_FINITE)
+    failed = [seq for seq in (*flight.chunks, *flight.sampling) if seq.row in sentences and seq.state is State.RUNNING]
+    for seq in failed:
+        _withdraw(roster, seq)
     deltas = []
-    for seq in (*flight.chunks, *flight.sampling):
-        if seq.row in sentences and seq.state is State.RUNNING:
+    for seq in failed:
+        if seq.state is State.RUNNING:  # else it failed only because it shares pages with another one
             deltas.append(Delta(seq.id, seq.index, [], finish_reason="error", error=sentences[seq.row]))
             roster.counters.failed += 1
-            _withdraw(roster, seq)
             roster.end(seq)
     return deltas
 

@@ -1,0 +1,127 @@
+"""A fake rank in plain Python: it knows only what plans tell it, and reads its state back through its pages.
+
+Page memory is a dict (group, page, offset) -> state. Rows are mirrored from plans. Every rule of the plan's protocol is
+asserted here, because a real rank would silently compute nonsense.
+"""
+
+from dataclasses import dataclass, field
+
+from quire.messages.plan import Grant, NewRow, StepPlan, StepResult, TokenLogprobs
+from quire.messages.state import Layout, Retention
+from tests.scheduler.hashing import Poison, State, logprob, next_token, state_of
+
+
+def visible(rule: Retention, position: int) -> list[int]:
+    """Past tokens that the token at `position` reads."""
+    first = rule.first_needed(position)
+    return [*range(min(rule.sink, first)), *range(first, position)]
+
+
+def banned(generated: int, params, eos_token_ids: list[int]) -> frozenset[int]:
+    """Tokens that the sampler masks: what would end the text among the first min_tokens."""
+    if generated >= params.min_tokens:
+        return frozenset()
+    return frozenset(eos_token_ids) | frozenset(params.stop_token_ids or ())
+
+
+@dataclass
+class Row:
+    """What the rank keeps of a sequence."""
+
+    new: NewRow
+    tokens: list[int]
+    computed: int
+    tables: list[list[int]] = field(default_factory=list)
+
+
+class Device:
+    """Runs plans in the order in which they come."""
+
+    def __init__(self, layout: Layout, vocab: int) -> None:
+        self.groups = layout.groups
+        self.vocab = vocab
+        self.memory: dict[tuple[int, int, int], State] = {}
+        self.rows: dict[int, Row] = {}
+        self.steps = 0
+        self.blame: dict[tuple[int, int], Poison] = {}  # (step, row) that was reported as bad: who caused it
+
+    def run(self, plan: StepPlan, poisoned: dict[int, Poison]) -> StepResult:
+        """Compute a plan. Rows in `poisoned` compute nothing finite in this step."""
+        self.steps += 1
+        assert plan.step == self.steps, "plans out of order"
+        for row in plan.released:
+            del self.rows[row]
+        for new in plan.new:
+            self._begin(new)
+        assert len({grant.row for grant in plan.grants}) == len(plan.grants), "a row is granted twice"
+        result = StepResult(plan.step, [], [], [], {}, {}, {})
+        for grant in plan.grants:
+            self._append_pages(grant)
+        for grant in plan.grants:
+            self._compute(grant, result, poisoned.get(grant.row))
+        return result
+
+    def _begin(self, new: NewRow) -> None:
+        assert new.row not in self.rows, "a row is reused before it was released"
+        assert 0 <= new.computed < len(new.token_ids), "nothing is left to compute"
+        for group, pages in zip(self.groups, new.pages, strict=True):
+            assert len(pages) * group.page_size == new.computed, "shared pages are not what is computed"
+        self.rows[new.row] = Row(new, list(new.token_ids), new.computed, [list(pages) for pages in new.pages])
+
+    def _append_pages(self, grant: Grant) -> None:
+        row = self.rows[grant.row]
+        for table, pages, group in zip(row.tables, grant.new_pages, self.groups, strict=True):
+            assert all(0 < page < group.pages for page in pages)
+            table += pages
+
+    def _compute(self, grant: Grant, result: StepResult, poison: Poison | None) -> None:
+        row = self.rows[grant.row]
+        start, end = row.computed, row.computed + grant.tokens
+        assert grant.tokens > 0
+        assert end <= len(row.tokens), "a token is computed before it is known"
+        assert grant.samples == (end == len(row.tokens))
+        states = [self._write(row, position, poison) for position in range(start, end)]
+        row.computed = end
+        params, prompt = row.new.params, row.new.prompt_len
+        if params.prompt_logprobs is not None and start < prompt - 1:
+            result.prompt_logprobs[grant.row] = [
+                _describe(states[at - start], row.tokens[at + 1]) for at in range(start, min(end, prompt - 1))
+            ]
+        if not grant.samples:
+            return
+        state, token = states[-1], 0
+        result.rows.append(grant.row)
+        if isinstance(state, Poison):
+            result.bad.append(grant.row)
+            self.blame[result.step, grant.row] = state
+        else:
+            mask = banned(len(row.tokens) - prompt, params, row.new.eos_token_ids)
+            token = next_token(state, row.new.seed, self.vocab, mask)
+            if params.logprobs is not None:
+                result.logprobs[grant.row] = _describe(state, token)
+        result.tokens.append(token)
+        row.tokens.append(token)
+        assert len(row.tokens) <= row.new.max_len, "sampled beyond the end"
+
+    def _write(self, row: Row, position: int, poison: Poison | None) -> State:
+        past = [
+            self._read(number, row, at)
+            for number, group in enumerate(self.groups)
+            for at in visible(group.spec.retention, position)
+        ]
+        state = poison or state_of(row.tokens[position], position, past)
+        for number, group in enumerate(self.groups):
+            page = row.tables[number][position // group.page_size]
+            assert page, "written to page 0"
+            self.memory[number, page, position % group.page_size] = state
+        return state
+
+    def _read(self, number: int, row: Row, position: int) -> State:
+        size = self.groups[number].page_size
+        page = row.tables[number][position // size]
+        assert page, "read from page 0"
+        return self.memory[number, page, position % size]
+
+
+def _describe(state: State, token: int) -> TokenLogprobs:
+    return TokenLogprobs([token], [0.0 if isinstance(state, Poison) else logprob(state, token)], 1)
