@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.rope import RopeFacts, rope_facts
-from quire.layers.attention import Attention
+from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.build import Build
 from quire.layers.embedding import Embedding, Head, vocabulary_part
 from quire.layers.mlp import GatedMLP
@@ -118,9 +118,10 @@ class Sandwich(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers, norm, head.
+    """Embedding, layers, norm, head. As it stands it is Llama without biases.
 
-    A family derives from it and says in `layer` what one layer is; the class attributes say how its ends differ.
+    A family derives from it and overrides what it does differently: `attention` (a value), `mlp`, the whole `layer`, or
+    one of the ends `embed` and `logits`.
     """
 
     norm_offset: ClassVar[float] = 0.0
@@ -143,8 +144,20 @@ class Decoder(nn.Module):
         self.head = Head(head, config.vocab_size, table)
 
     def layer(self, b: Build, index: int) -> PreNorm | Sandwich:
-        """Make layer `index`. The family's own."""
-        raise NotImplementedError
+        """Make layer `index`, whose weights lie at `b`."""
+        norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
+        return PreNorm(b, norms, Attention(b / "self_attn", self.attention(index)), self.mlp(b / "mlp"))
+
+    def attention(self, index: int) -> AttentionPlan:
+        """What the attention of layer `index` is like."""
+        c = self.config
+        return AttentionPlan(
+            hidden=c.hidden_size, heads=c.num_attention_heads, kv_heads=c.kv_heads, head_dim=c.head_size, rope=self.rope
+        )
+
+    def mlp(self, b: Build) -> GatedMLP:
+        """Make a layer's feed-forward part."""
+        return GatedMLP(b, self.config.hidden_size, self.config.intermediate_size)
 
     def norm_at(self, b: Build) -> RMSNorm:
         """A norm over the hidden size."""

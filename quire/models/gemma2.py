@@ -1,5 +1,6 @@
 """Gemma 2: norms before and after each block, every other layer with a window, scores and logits bounded by tanh."""
 
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
@@ -42,27 +43,29 @@ class Gemma2(Decoder):
 
     def layer(self, b: Build, index: int) -> Sandwich:
         """Attention and feed-forward, each between two norms."""
-        c = self.config
-        plan = AttentionPlan(
-            hidden=c.hidden_size,
-            heads=c.num_attention_heads,
-            kv_heads=c.kv_heads,
-            head_dim=c.head_size,
-            rope=self.rope,
-            window=c.window_of(index),
-            scale=c.query_pre_attn_scalar**-0.5,
-            soft_cap=c.attn_logit_softcapping,
-            qkv_bias=c.attention_bias,
-            out_bias=c.attention_bias,
-        )
         norms = (
             self.norm_at(b / "input_layernorm"),
             self.norm_at(b / "post_attention_layernorm"),
             self.norm_at(b / "pre_feedforward_layernorm"),
             self.norm_at(b / "post_feedforward_layernorm"),
         )
-        mlp = GatedMLP(b / "mlp", c.hidden_size, c.intermediate_size, activation="gelu_tanh")
-        return Sandwich(b, norms, Attention(b / "self_attn", plan), mlp)
+        return Sandwich(b, norms, Attention(b / "self_attn", self.attention(index)), self.mlp(b / "mlp"))
+
+    def attention(self, index: int) -> AttentionPlan:
+        """A scale of its own, bounded scores, a window in every other layer."""
+        c = self.config
+        return replace(
+            super().attention(index),
+            window=c.window_of(index),
+            scale=c.query_pre_attn_scalar**-0.5,
+            soft_cap=c.attn_logit_softcapping,
+            qkv_bias=c.attention_bias,
+            out_bias=c.attention_bias,
+        )
+
+    def mlp(self, b: Build) -> GatedMLP:
+        """Gated by GELU."""
+        return GatedMLP(b, self.config.hidden_size, self.config.intermediate_size, activation="gelu_tanh")
 
     def embed(self, ids: Tensor) -> Tensor:
         """Rows of the table times the square root of the hidden size, rounded to the model's dtype as in training."""

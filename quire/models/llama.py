@@ -1,12 +1,13 @@
 """Llama 1 to 3.x, and the many checkpoints of other makers that follow it."""
 
+from dataclasses import replace
 from typing import Literal
 
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
-from quire.layers.attention import Attention, AttentionPlan
+from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
-from quire.layers.decoder import Decoder, DecoderConfig, PreNorm
+from quire.layers.decoder import Decoder, DecoderConfig
 from quire.layers.mlp import GatedMLP
 
 
@@ -23,21 +24,14 @@ class Llama(Decoder):
 
     config: LlamaConfig
 
-    def layer(self, b: Build, index: int) -> PreNorm:
-        """Pre-norm attention and feed-forward."""
-        c = self.config
-        plan = AttentionPlan(
-            hidden=c.hidden_size,
-            heads=c.num_attention_heads,
-            kv_heads=c.kv_heads,
-            head_dim=c.head_size,
-            rope=self.rope,
-            qkv_bias=c.attention_bias,
-            out_bias=c.attention_bias,
-        )
-        norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
-        mlp = GatedMLP(b / "mlp", c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        return PreNorm(b, norms, Attention(b / "self_attn", plan), mlp)
+    def attention(self, index: int) -> AttentionPlan:
+        """With or without biases."""
+        bias = self.config.attention_bias
+        return replace(super().attention(index), qkv_bias=bias, out_bias=bias)
+
+    def mlp(self, b: Build) -> GatedMLP:
+        """With or without biases."""
+        return GatedMLP(b, self.config.hidden_size, self.config.intermediate_size, bias=self.config.mlp_bias)
 
 
 def build(facts: ModelFacts, build: Build) -> Llama:

@@ -1,13 +1,13 @@
 """Mistral: Llama with a sliding window in every layer, where the config has one."""
 
+from dataclasses import replace
 from typing import Literal
 
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
-from quire.layers.attention import Attention, AttentionPlan
+from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Decoder, DecoderConfig, PreNorm
-from quire.layers.mlp import GatedMLP
+from quire.layers.decoder import Count, Decoder, DecoderConfig
 
 
 class MistralConfig(DecoderConfig, frozen=True, kw_only=True):
@@ -18,25 +18,13 @@ class MistralConfig(DecoderConfig, frozen=True, kw_only=True):
 
 
 class Mistral(Decoder):
-    """Llama with a window."""
+    """A window."""
 
     config: MistralConfig
 
-    def layer(self, b: Build, index: int) -> PreNorm:
-        """Pre-norm attention and feed-forward."""
-        c = self.config
-        plan = AttentionPlan(
-            hidden=c.hidden_size,
-            heads=c.num_attention_heads,
-            kv_heads=c.kv_heads,
-            head_dim=c.head_size,
-            rope=self.rope,
-            window=c.sliding_window,
-        )
-        norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
-        return PreNorm(
-            b, norms, Attention(b / "self_attn", plan), GatedMLP(b / "mlp", c.hidden_size, c.intermediate_size)
-        )
+    def attention(self, index: int) -> AttentionPlan:
+        """With the window, in every layer."""
+        return replace(super().attention(index), window=self.config.sliding_window)
 
 
 def build(facts: ModelFacts, build: Build) -> Mistral:

@@ -1,12 +1,13 @@
-"""Phi-3 and Phi-3.5: Llama whose checkpoints hold q, k, v as one matrix and gate, up as another; some with longrope."""
+"""Phi-3 and Phi-3.5: Llama whose checkpoints hold q, k, v as one matrix and gate, up as another."""
 
+from dataclasses import replace
 from typing import Literal
 
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
-from quire.layers.attention import Attention, AttentionPlan
+from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Decoder, DecoderConfig, PreNorm
+from quire.layers.decoder import Count, Decoder, DecoderConfig
 from quire.layers.mlp import GatedMLP
 
 
@@ -22,22 +23,15 @@ class Phi3(Decoder):
 
     config: Phi3Config
 
-    def layer(self, b: Build, index: int) -> PreNorm:
-        """Pre-norm attention and feed-forward."""
-        c = self.config
-        plan = AttentionPlan(
-            hidden=c.hidden_size,
-            heads=c.num_attention_heads,
-            kv_heads=c.kv_heads,
-            head_dim=c.head_size,
-            rope=self.rope,
-            window=c.sliding_window,
-            names=("qkv_proj", "qkv_proj", "qkv_proj"),
-        )
-        norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
+    def attention(self, index: int) -> AttentionPlan:
+        """Queries, keys and values from one module."""
+        fused = ("qkv_proj", "qkv_proj", "qkv_proj")
+        return replace(super().attention(index), window=self.config.sliding_window, names=fused)
+
+    def mlp(self, b: Build) -> GatedMLP:
+        """Gate and up from one module."""
         fused = ("gate_up_proj", "gate_up_proj")
-        mlp = GatedMLP(b / "mlp", c.hidden_size, c.intermediate_size, names=fused)
-        return PreNorm(b, norms, Attention(b / "self_attn", plan), mlp)
+        return GatedMLP(b, self.config.hidden_size, self.config.intermediate_size, names=fused)
 
 
 def build(facts: ModelFacts, build: Build) -> Phi3:

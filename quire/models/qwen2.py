@@ -1,13 +1,13 @@
 """Qwen2 and Qwen2.5: Llama with biases on queries, keys and values, and a window in the upper layers of some."""
 
+from dataclasses import replace
 from typing import Literal
 
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
-from quire.layers.attention import Attention, AttentionPlan
+from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
-from quire.layers.decoder import Decoder, PreNorm
-from quire.layers.mlp import GatedMLP
+from quire.layers.decoder import Decoder
 from quire.layers.window import UpperWindowConfig
 
 
@@ -22,22 +22,9 @@ class Qwen2(Decoder):
 
     config: Qwen2Config
 
-    def layer(self, b: Build, index: int) -> PreNorm:
-        """Pre-norm attention and feed-forward."""
-        c = self.config
-        plan = AttentionPlan(
-            hidden=c.hidden_size,
-            heads=c.num_attention_heads,
-            kv_heads=c.kv_heads,
-            head_dim=c.head_size,
-            rope=self.rope,
-            window=c.window_of(index),
-            qkv_bias=True,
-        )
-        norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
-        return PreNorm(
-            b, norms, Attention(b / "self_attn", plan), GatedMLP(b / "mlp", c.hidden_size, c.intermediate_size)
-        )
+    def attention(self, index: int) -> AttentionPlan:
+        """With biases, and the window of the upper layers."""
+        return replace(super().attention(index), window=self.config.window_of(index), qkv_bias=True)
 
 
 def build(facts: ModelFacts, build: Build) -> Qwen2:

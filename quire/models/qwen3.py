@@ -1,13 +1,13 @@
 """Qwen3, dense: Llama with an RMS norm on every query and key head."""
 
+from dataclasses import replace
 from typing import Literal
 
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
-from quire.layers.attention import Attention, AttentionPlan
+from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
-from quire.layers.decoder import Decoder, PreNorm
-from quire.layers.mlp import GatedMLP
+from quire.layers.decoder import Decoder
 from quire.layers.window import UpperWindowConfig
 
 
@@ -23,23 +23,15 @@ class Qwen3(Decoder):
 
     config: Qwen3Config
 
-    def layer(self, b: Build, index: int) -> PreNorm:
-        """Pre-norm attention and feed-forward."""
+    def attention(self, index: int) -> AttentionPlan:
+        """With head norms, and what the config may add."""
         c = self.config
-        plan = AttentionPlan(
-            hidden=c.hidden_size,
-            heads=c.num_attention_heads,
-            kv_heads=c.kv_heads,
-            head_dim=c.head_size,
-            rope=self.rope,
+        return replace(
+            super().attention(index),
             window=c.window_of(index),
             head_norm_eps=c.rms_norm_eps,
             qkv_bias=c.attention_bias,
             out_bias=c.attention_bias,
-        )
-        norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
-        return PreNorm(
-            b, norms, Attention(b / "self_attn", plan), GatedMLP(b / "mlp", c.hidden_size, c.intermediate_size)
         )
 
 
