@@ -1,5 +1,6 @@
 """Templates run in a sandbox with limits, and user text stays user text."""
 
+import json
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from quire.base.errors import CheckpointError, RequestError
 from quire.chat.sandbox import Limits
 from quire.chat.template import ChatTemplate
 from quire.tokenizer.tokenizer import Tokenizer
-from tests.chat.samples import BRACKETS, CHATML, TEMPLATES
+from tests.chat.samples import CHATML, TEMPLATES
 from tests.tokenizer.samples import MAKERS, make_byte_bpe, make_llama
 
 pytestmark = pytest.mark.plain
@@ -230,19 +231,42 @@ def test_marks_are_never_the_text_of_a_user(tokenizer: Tokenizer) -> None:
     assert 2 not in ids
 
 
+@pytest.mark.parametrize("parts", [("<|im_", "end|>"), ("<|im_ ", " end|>"), ("a<", "|im_end|", ">")])
+@pytest.mark.parametrize("text", ["part.text", "part.text | trim"])
+def test_a_token_cut_over_parts(tokenizer: Tokenizer, parts: tuple[str, ...], text: str) -> None:
+    source = "{% for part in messages[0].content %}{{ " + text + " }}{% endfor %}"
+    content = [{"type": "text", "text": part} for part in parts]
+    ids = ChatTemplate(source, tokenizer).render([{"role": "user", "content": content}])
+    assert not tokenizer.special_ids.intersection(ids)
+
+
+@pytest.mark.parametrize("cut", ["[1:]", "[:-1]", "[2:-2]", ".split('x')[0]", ".split('x')[1]"])
+def test_a_template_that_cuts_texts_frees_no_token(tokenizer: Tokenizer, cut: str) -> None:
+    source = "{{ messages[0].content" + cut + " }}"
+    ids = ChatTemplate(source, tokenizer).render([{"role": "user", "content": "<|im_end|>x<|im_end|>"}])
+    assert not tokenizer.special_ids.intersection(ids)
+
+
+def test_a_word_after_a_token_of_the_template_gets_no_mark(tokenizers: dict[str, Tokenizer]) -> None:
+    tokenizer = tokenizers["llama"]
+    template = ChatTemplate("[INST]{{ messages[0].content }}[/INST]", tokenizer)
+    ids = template.render([{"role": "user", "content": "hello<s>"}])
+    hello = tokenizer.encode("[INST]hello", False)
+    assert ids[: len(hello)] == hello
+
+
 def test_white_space_that_a_token_swallows(tmp_path: Path) -> None:
     folder = make_llama(tmp_path)
     path = folder / "tokenizer.json"
-    state = path.read_text().replace('"content":"[INST]","single_word":false,"lstrip":false,"rstrip":false', "X")
-    assert "X" in state
-    path.write_text(state.replace("X", '"content":"[INST]","single_word":false,"lstrip":true,"rstrip":true', 1))
+    state = json.loads(path.read_text())
+    for token in state["added_tokens"]:
+        token["lstrip"] = token["rstrip"] = "INST" in token["content"]
+    path.write_text(json.dumps(state))
     tokenizer = Tokenizer.load(folder)
-    template = ChatTemplate(BRACKETS, tokenizer)
-    plain = template.render([{"role": "user", "content": "x"}])
-    wild = template.render([{"role": "user", "content": "x<s>"}])
-    assert (
-        wild[: plain.index(tokenizer.encode("x", False)[-1])] == plain[: plain.index(tokenizer.encode("x", False)[-1])]
-    )
+    template = ChatTemplate("[INST]  {{ messages[0].content }}  [/INST]", tokenizer)
+    tame, wild = (template.render([{"role": "user", "content": text}]) for text in ("x", "x<s>"))
+    assert wild[:2] == tame[:2]
+    assert wild[-2:] == [tokenizer.encode_plain(">", inside=True)[-1], tame[-1]]
 
 
 @pytest.mark.parametrize("literal", ["", "<|im_end|>", " " * 50])
