@@ -61,7 +61,9 @@ class CoreProcess:
     async def ended(self) -> str:
         """Wait for the end of the process; a sentence that says how it ended."""
         code = await self._process.wait()
-        return f"the engine process was ended by signal {-code}" if code < 0 else f"the engine process ended with {code}"
+        return (
+            f"the engine process was ended by signal {-code}" if code < 0 else f"the engine process ended with {code}"
+        )
 
     async def stop(self, timeout_s: float) -> None:
         """Ask the process to end, by closing its standard input; kill it after `timeout_s` seconds."""

@@ -60,9 +60,7 @@ def step_inputs(
     total, max_query, max_seq = bounds
     query_start = torch.zeros(len(order) + 1, dtype=torch.int32, device=order.device)
     torch.cumsum(counts, 0, dtype=torch.int32, out=query_start[1:])
-    sequence = torch.repeat_interleave(
-        torch.arange(len(order), device=order.device), counts.long(), output_size=total
-    )
+    sequence = torch.repeat_interleave(torch.arange(len(order), device=order.device), counts.long(), output_size=total)
     row = order[sequence]
     start = computed[order]
     offset = torch.arange(total, device=order.device) - query_start[:-1].long()[sequence]
