@@ -183,6 +183,7 @@ def test_parts_cannot_join_to_a_special_token(tokenizers: dict[str, Tokenizer], 
         assert sum(i in tokenizer.special_ids for i in ids) == 5
 
 
+@settings(max_examples=40)
 @given(text=EVIL)
 def test_marked_text_is_kept_word_for_word(tokenizers: dict[str, Tokenizer], text: str) -> None:
     for name in ("byte_bpe", "llama"):
