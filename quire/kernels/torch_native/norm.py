@@ -8,7 +8,7 @@ from quire.ops.registry import provide
 
 
 def _refuses(spec: NormSpec) -> str | None:
-    return "adds nothing to the weight" if spec.offset else None
+    return "cannot add an offset to the weight" if spec.offset else None
 
 
 @provide("torch_native", rms_norm, _refuses)
