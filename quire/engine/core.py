@@ -14,7 +14,7 @@ from quire.config.fields import EngineConfig
 from quire.config.resolve import resolve
 from quire.config.spec import RunSpec
 from quire.executors.base import Executor, Pending, Progress
-from quire.kvcache.layout import fit
+from quire.kvcache.layout import fit, shrunk
 from quire.messages.plan import StepPlan
 from quire.messages.request import Request
 from quire.messages.state import Layout
@@ -67,6 +67,8 @@ class EngineCore:
             layout = fit(spec, self.executor.measure())
             self.executor.allocate(layout)
             timeline.mark("memory")
+            if sentence := shrunk(spec, layout):
+                log.warning("%s", sentence)
         except BaseException:
             self.executor.stop()
             raise
