@@ -1,9 +1,13 @@
-"""Tiny random checkpoints, written by transformers in float32 and in several shards."""
+"""Tiny random checkpoints, written by transformers in float32 and in several shards, with a small tokenizer."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM
 
 # Odd sizes on purpose: head_dim is not hidden / heads, heads share keys, and the vocabulary does not divide by 2.
@@ -42,4 +46,17 @@ def make(model_type: str, folder: Path, **overrides: Any) -> Path:
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(folder, max_shard_size="40KB")
+    _write_tokenizer(folder, config.vocab_size)
     return folder
+
+
+def _write_tokenizer(folder: Path, size: int) -> None:
+    """A tokenizer of whole words: `<pad> <s> </s> w3 w4 ...`, and no chat template."""
+    special = ["<pad>", "<s>", "</s>"]
+    words = {word: i for i, word in enumerate(special + [f"w{i}" for i in range(len(special), size)])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
