@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from quire.base.errors import RequestError
+from quire.chat.messages import parse_messages
 from quire.chat.template import ChatTemplate
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.names import resolve
@@ -94,7 +95,7 @@ class FrontEnd:
                 param="messages",
                 code="no_chat_template",
             )
-        return self.chat_template.render([dict(message) for message in messages], **template_args)
+        return self.chat_template.render(parse_messages([dict(message) for message in messages]), **template_args)
 
     def prepare(
         self,
