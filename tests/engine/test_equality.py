@@ -34,7 +34,7 @@ def family(request, tmp_path_factory):
     make_byte_bpe(folder)
     rng = random.Random(3)
     head = [rng.randrange(3, VOCAB) for _ in range(20)]
-    prompts = [[rng.randrange(3, VOCAB) for _ in range(n)] for n in (1, 7, 30, 17)] + [head + [5], head + [6, 7], head]
+    prompts = [[rng.randrange(3, VOCAB) for _ in range(n)] for n in (1, 7, 30, 17)] + [[*head, 5], [*head, 6, 7], head]
     return str(folder), prompts, transformers_greedy(folder, prompts)
 
 
