@@ -95,16 +95,16 @@ class Roster:
             self._start_followers(seq)
 
     def preempt(self, seq: Sequence) -> None:
-        """Back to the queue; everything is computed again later, except for pages that are still cached then."""
+        """Back to the queue; everything is computed again later, except for good pages that are still cached then."""
         self.counters.preemptions += 1
         self.running.remove(seq)
+        self.pages.disown(seq)
         seq.preemptions += 1
         seq.pinned = seq.preemptions >= self.limits.max_preemptions
         self._requeue(seq)
 
-    def restart(self, seq: Sequence) -> None:
-        """A running sequence has computed on wrong state: all of it again, once no plan holds it."""
-        self.counters.restarted += 1
+    def return_later(self, seq: Sequence) -> None:
+        """Back to the queue once no plan holds it; until then results for it are dropped."""
         self._depart(seq, State.RETURNING)
 
     def end(self, seq: Sequence) -> None:

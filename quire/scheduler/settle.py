@@ -77,10 +77,11 @@ def _fail(roster: Roster, flight: Draft, result: StepResult) -> list[Delta]:
     sentences = result.errors | dict.fromkeys(result.bad, NOT_FINITE)
     failed = [seq for seq in (*flight.chunks, *flight.sampling) if seq.row in sentences and seq.state is State.RUNNING]
     for seq in failed:
-        _withdraw(roster, seq)
+        if seq.state is State.RUNNING:
+            _withdraw(roster, seq)
     deltas = []
     for seq in failed:
-        if seq.state is State.RUNNING:  # else it failed only because it shares pages with another one
+        if seq.state is State.RUNNING:  # else it may have failed only because it shares pages with another one
             deltas.append(Delta(seq.id, seq.index, [], finish_reason="error", error=sentences[seq.row]))
             roster.counters.failed += 1
             roster.end(seq)
@@ -89,11 +90,13 @@ def _fail(roster: Roster, flight: Draft, result: StepResult) -> list[Delta]:
 
 def _withdraw(roster: Roster, seq: Sequence) -> None:
     """Take the pages of `seq` out of the index; whoever shares one that nothing has confirmed starts again."""
-    doubtful = roster.pages.withdraw(seq)
-    for other in tuple(roster.running):
-        if other is not seq and other.state is State.RUNNING and _uses(other, doubtful):
-            roster.restart(other)
-            _withdraw(roster, other)
+    spoiled = [seq]
+    for each in spoiled:  # grows: what was computed on spoiled pages is spoiled too
+        doubtful = roster.pages.withdraw(each)
+        spoiled += [other for other in roster.running if other not in spoiled and _uses(other, doubtful)]
+    for other in spoiled[1:]:
+        roster.counters.restarted += 1
+        roster.return_later(other)
 
 
 def _uses(seq: Sequence, doubtful: set[tuple[int, int]]) -> bool:

@@ -84,17 +84,17 @@ class Device:
         row.computed = end
         params, prompt = row.new.params, row.new.prompt_len
         if params.prompt_logprobs is not None and start < prompt - 1:
+            described = states[: prompt - 1 - start]
             result.prompt_logprobs[grant.row] = [
-                _describe(states[at - start], row.tokens[at + 1]) for at in range(start, min(end, prompt - 1))
+                _describe(state, row.tokens[at]) for at, state in enumerate(described, start + 1)
             ]
+            self._blame(result, grant.row, described)
         if not grant.samples:
             return
         state, token = states[-1], 0
         result.rows.append(grant.row)
-        if isinstance(state, Poison):
-            result.bad.append(grant.row)
-            self.blame[result.step, grant.row] = state
-        else:
+        self._blame(result, grant.row, [state])
+        if not isinstance(state, Poison):
             mask = banned(len(row.tokens) - prompt, params, row.new.eos_token_ids)
             token = next_token(state, row.new.seed, self.vocab, mask)
             if params.logprobs is not None:
@@ -102,6 +102,13 @@ class Device:
         result.tokens.append(token)
         row.tokens.append(token)
         assert len(row.tokens) <= row.new.max_len, "sampled beyond the end"
+
+    def _blame(self, result: StepResult, row: int, states: list[State]) -> None:
+        """Report a row whose logits are not finite."""
+        for state in states:
+            if isinstance(state, Poison) and row not in result.bad:
+                result.bad.append(row)
+                self.blame[result.step, row] = state
 
     def _write(self, row: Row, position: int, poison: Poison | None) -> State:
         past = [

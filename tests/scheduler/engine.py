@@ -43,7 +43,7 @@ class Engine:
         self.heard: dict[tuple[str, int], Said] = {}
         self.silent: set[tuple[str, int]] = set()  # the client has ended these and wants to hear nothing
         self.poisoned: set[str] = set()  # request ids whose next computed tokens are not finite
-        self.failed: set[tuple[str, int]] = set()  # sequences that ended with an error
+        self.known: set[Poison] = set()  # causes for which a sequence has ended with an error
         self.tenant_of: dict[tuple[int, int], str] = {}  # (group, page): who may read what stands there
         self.clock = 0.0
 
@@ -112,17 +112,20 @@ class Engine:
     def settle(self) -> None:
         """Commit the oldest plan in flight."""
         _, result = self.flights.popleft()
+        flight = self.scheduler.flights[0]
         causes = {
             (seq.id, seq.index): self.device.blame[result.step, seq.row]
-            for seq in self.scheduler.flights[0].sampling
+            for seq in (*flight.chunks, *flight.sampling)
             if seq.row in result.bad
         }
         deltas = self.scheduler.commit(result)
         failed = {(delta.id, delta.index) for delta in deltas if delta.finish_reason == "error"}
-        self.failed |= failed
+        own = {causes[key] for key in failed if causes[key][:2] == key}
         for key in failed:
-            # Who has read what another one spoiled may fail only while nobody knows of that one's fault.
-            assert causes[key] == key or causes[key] not in self.failed, "the fault of one has ended another"
+            # Who has read what another one spoiled may fail only while nobody knows of it.
+            mine = causes[key][:2] == key
+            assert mine or causes[key] not in self.known | own, "the fault of one has ended another"
+        self.known |= {causes[key] for key in failed}
         for delta in deltas:
             self.hear(delta)
         self.scheduler.check()
@@ -132,7 +135,7 @@ class Engine:
         flight = self.scheduler.flights[-1]
         seqs = [seq for seq in (*flight.chunks, *flight.sampling) if seq.id in self.poisoned]
         self.poisoned -= {seq.id for seq in seqs}
-        return {seq.row: Poison(seq.id, seq.index) for seq in seqs}
+        return {seq.row: Poison(seq.id, seq.index, plan.step) for seq in seqs}
 
     def check_plan(self, plan: StepPlan) -> None:
         """What holds for every plan, whatever the policy."""

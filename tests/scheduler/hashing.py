@@ -12,10 +12,11 @@ PRIME = (1 << 61) - 1
 
 
 class Poison(NamedTuple):
-    """A state that is not finite, and who caused it; whoever reads it is not finite either."""
+    """A state that is not finite, and whose step caused it; whoever reads it is not finite either."""
 
     id: str
     index: int
+    step: int
 
 
 State = int | Poison

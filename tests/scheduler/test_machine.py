@@ -6,13 +6,16 @@ failures of others; and nothing may be left when all is over.
 
 import os
 from contextlib import suppress
+from math import ceil
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from quire.base.errors import RequestError
+from quire.kvcache.retention import most_held
 from quire.messages.params import SamplingParams
 from quire.messages.plan import StepResult
 from quire.messages.request import Request
@@ -37,22 +40,23 @@ LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 def layouts(draw):
     """One to three groups with pages of one to eight tokens, few of them."""
     rules = draw(st.lists(st.sampled_from(RULES), min_size=1, max_size=3, unique=True))
-    same = draw(st.booleans())
-    size = draw(st.integers(1, 8))
+    sizes = draw(st.sampled_from([[1], [2], [3], [4], [5], [8], [2, 4], [4, 1, 2], [3, 2]]))
+    longest = draw(st.integers(16, 36))
+    spare = draw(st.sampled_from([0.0, 0.2, 0.5, 1.0, 3.0]))
     groups = []
     for i, retention in enumerate(rules):
-        page_size = size if same else draw(st.sampled_from([1, 2, 3, 4, 8]))
-        pages = 1 + draw(st.integers(1, 5)) * max(1, 24 // page_size // 2)
+        page_size = sizes[i % len(sizes)]
+        pages = 1 + ceil((1 + spare) * most_held(retention, longest, page_size))
         groups.append(GroupLayout(StateSpec(8 + i, retention), 1, page_size, pages))
-    return Layout(groups, draw(st.integers(12, 32)))
+    return Layout(groups, longest + draw(st.sampled_from([0, 0, 8])))
 
 
 def limits(chain):
     """Tight limits, so that everything collides."""
     return st.builds(
         Limits,
-        max_num_seqs=st.integers(1, 5),
-        max_num_batched_tokens=st.sampled_from([1, 3, 8, 40]),
+        max_num_seqs=st.integers(1, 6),
+        max_num_batched_tokens=st.sampled_from([40, 12, 5, 3, 1]),
         max_preemptions=st.integers(1, 4),
         watermark=st.sampled_from([0.0, 0.1, 0.5]),
         policy=st.sampled_from(["fcfs", "priority", "lpm"]),
@@ -67,13 +71,29 @@ params = st.builds(
     SamplingParams,
     n=st.sampled_from([1, 1, 1, 2, 3]),
     seed=st.integers(0, 1 << 40),
-    max_tokens=st.integers(1, 12),
+    max_tokens=st.sampled_from([12, 9, 6, 3, 2, 1]),
     min_tokens=st.sampled_from([0, 0, 3]),
     ignore_eos=st.booleans(),
-    stop_token_ids=st.sampled_from([None, [3, 5], list(range(20))]),
+    stop_token_ids=st.sampled_from([None, None, None, [3, 5], list(range(20))]),
     logprobs=st.sampled_from([None, 0]),
     prompt_logprobs=st.sampled_from([None, None, 0]),
     logits_processors=st.sampled_from([None, None, None, ["callable"]]),
+)
+
+
+requests = st.builds(
+    Request,
+    id=st.just(""),
+    token_ids=st.builds(
+        lambda prompt, length, tail: prompt[:length] + tail,
+        st.sampled_from(PROMPTS),
+        st.sampled_from([24, 17, 16, 12, 8, 5, 2, 1]),
+        st.lists(st.integers(0, VOCAB - 1), max_size=3),
+    ),
+    params=params,
+    eos_token_ids=st.just([EOS, 0]),
+    priority=st.integers(0, 2),
+    cache_salt=st.sampled_from(["", "", "tenant"]),
 )
 
 
@@ -89,28 +109,14 @@ class Machine(RuleBasedStateMachine):
         chosen = data.draw(limits(self.chain))
         self.engine = Engine(layout, depth=self.depth, **{f: getattr(chosen, f) for f in chosen.__struct_fields__})
 
-    @rule(
-        params=params,
-        prompt=st.sampled_from(PROMPTS),
-        length=st.sampled_from([1, 2, 5, 8, 12, 16, 17, 24]),
-        tail=st.lists(st.integers(0, VOCAB - 1), max_size=3),
-        priority=st.integers(0, 2),
-        salt=st.sampled_from(["", "", "tenant"]),
-    )
-    def add(self, params, prompt, length, tail, priority, salt):
-        """A request; many begin alike."""
-        request = Request(
-            id=f"r{len(self.engine.requests)}",
-            token_ids=prompt[:length] + tail,
-            params=params,
-            eos_token_ids=[EOS, 0],
-            priority=priority,
-            cache_salt=salt,
-        )
-        with suppress(RequestError):
-            self.engine.submit(request)
+    @rule(requests=st.lists(requests, min_size=1, max_size=4))
+    def add(self, requests):
+        """Some requests arrive together."""
+        for request in requests:
+            with suppress(RequestError):
+                self.engine.submit(msgspec.structs.replace(request, id=f"r{len(self.engine.requests)}"))
 
-    @rule(turns=st.integers(1, 6))
+    @rule(turns=st.integers(1, 8))
     def turn(self, turns):
         """The loop goes round."""
         for _ in range(turns):
@@ -145,16 +151,13 @@ class Machine(RuleBasedStateMachine):
         """What a request computes next is not finite."""
         self.engine.poisoned.add(data.draw(st.sampled_from(sorted(self.engine.scheduler.roster.alive))))
 
-    @rule()
-    def reset(self):
-        """Somebody empties the prefix cache."""
-        self.engine.scheduler.reset_prefix_cache()
-        self.engine.scheduler.check()
-
-    @rule(step=st.sampled_from([0, 1000]))
-    def stale(self, step):
-        """A result that belongs to no plan in flight."""
-        assert self.engine.scheduler.commit(StepResult(step, [0], [0], [0])) == []
+    @rule(step=st.sampled_from([None, 0, 1000]))
+    def disturb(self, step):
+        """Somebody empties the prefix cache, or a result comes that belongs to no plan in flight."""
+        if step is None:
+            self.engine.scheduler.reset_prefix_cache()
+        else:
+            assert self.engine.scheduler.commit(StepResult(step, [0], [0], [0])) == []
         self.engine.scheduler.check()
 
     def teardown(self):

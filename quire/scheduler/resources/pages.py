@@ -117,12 +117,23 @@ class Pages:
         return leader.registered >= (leader.prompt_len - 1) // self.step * self.step
 
     def withdraw(self, seq: Sequence) -> set[tuple[int, int]]:
-        """Nobody may find the pages of this sequence again; returns those that nothing has confirmed: (group, page)."""
-        unconfirmed = {(number, page) for _, number, page in seq.unconfirmed}
+        """Nobody may find the pages of this sequence again.
+
+        Returns those, as (group, page), that it has filled or taken over since its last finite sample.
+        """
+        doubtful = {(number, page) for _, number, page in seq.unconfirmed}
+        if seq.hit:
+            doubtful |= {(number, page) for number, pages in enumerate(seq.hit.pages) for page in pages if page}
         for number, (group, table) in enumerate(zip(self.groups, seq.tables, strict=True)):
-            group.withdraw([*table.held(), *(page for owner, page in unconfirmed if owner == number)])
+            group.withdraw([*table.held(), *(page for owner, page in doubtful if owner == number)])
         seq.unconfirmed.clear()
-        return unconfirmed
+        return doubtful
+
+    def disown(self, seq: Sequence) -> None:
+        """Nobody may find what it has filled since its last finite sample: it will fill that again."""
+        for _, number, page in seq.unconfirmed:
+            self.groups[number].withdraw([page])
+        seq.unconfirmed.clear()
 
     def reset(self) -> None:
         """Forget every cached page that no sequence uses."""
