@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quire.sampling.rows import EDITS, Feature, HostRow
+from quire.sampling.rows import Feature, HostRow
 
 SLICE_ROWS = 256
 """Most rows of logits worked on at once."""
@@ -75,12 +75,12 @@ def make(rows: list[int], hosts: list[HostRow], vocab: int, device: torch.device
     """Plan a batch. hosts: what is known of each of `rows`."""
     size = slice_rows(vocab)
     # Rows that only draw do not pay for those whose logits are edited.
-    edited = [i for i, h in enumerate(hosts) if h.features & EDITS]
-    drawn = [i for i, h in enumerate(hosts) if not h.features & EDITS and Feature.RANDOM in h.features]
+    edited = [i for i, h in enumerate(hosts) if h.edited]
+    drawn = [i for i, h in enumerate(hosts) if h.random and not h.edited]
     slices = [_make_slice(part, hosts, device) for lines in (edited, drawn) for part in _cut(lines, size)]
     asked = [i for i, h in enumerate(hosts) if h.logprobs is not None]
     reported = [(part, [hosts[i].logprobs or 0 for i in part]) for part in _cut(asked, size)]
-    counted = [i for i, h in enumerate(hosts) if h.features & (Feature.REPETITION | Feature.FREQUENCY)]
+    counted = [i for i, h in enumerate(hosts) if h.counted]
     return Batch(
         rows=list(rows),
         greedy=len(edited) + len(drawn) < len(rows),
@@ -97,22 +97,25 @@ def _cut(lines: list[int], size: int) -> list[list[int]]:
 def _make_slice(lines: list[int], hosts: list[HostRow], device: torch.device) -> Slice:
     mine = [hosts[i] for i in lines]
     features = Feature(0)
-    for host in mine:
-        features |= host.features
+    for distinct in {host.features.value: host.features for host in mine}.values():
+        features |= distinct
     return Slice(
         lines=lines,
         at=None if len(lines) == len(hosts) else torch.tensor(lines, device=device),
         features=features,
         groups=_groups(mine, device),
-        all_random=all(Feature.RANDOM in host.features for host in mine),
+        all_random=all(host.random for host in mine),
     )
 
 
 def _groups(hosts: list[HostRow], device: torch.device) -> tuple[Group, ...]:
-    by_kind: dict[Feature, list[int]] = {}
+    by_features: dict[int, list[int]] = {}
     for i, host in enumerate(hosts):
-        if Feature.RANDOM in host.features:
-            by_kind.setdefault(_kind(host, device), []).append(i)
+        if host.random:
+            by_features.setdefault(host.features.value, []).append(i)
+    by_kind: dict[Feature, list[int]] = {}
+    for lines in by_features.values():
+        by_kind.setdefault(_kind(hosts[lines[0]], device), []).extend(lines)
     return tuple(
         Group(
             at=None if len(lines) == len(hosts) else torch.tensor(lines, device=device),

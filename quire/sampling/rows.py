@@ -68,6 +68,8 @@ class HostRow:
 
     Attributes:
         features: what it needs.
+        edited, random, counted: whether its logits are edited, its token is drawn, its tokens are counted; read for
+            every row of a new batch, where asking `features` would be slow.
         top_k: candidates kept, when SHORT.
         logprobs: how many to report, or None.
         prompt_len: tokens of the prompt.
@@ -75,6 +77,9 @@ class HostRow:
     """
 
     features: Feature
+    edited: bool
+    random: bool
+    counted: bool
     top_k: int
     logprobs: int | None
     prompt_len: int
@@ -141,7 +146,16 @@ class RowState:
         processors = tuple(Processor(call, _wants_prompt(call)) for call in params.logits_processors or [])
         if processors:
             features |= Feature.CALLABLES
-        self.host[new.row] = HostRow(features, top_k, params.logprobs, new.prompt_len, processors)
+        self.host[new.row] = HostRow(
+            features=features,
+            edited=bool(features & EDITS),
+            random=not greedy,
+            counted=bool(features & PENALTIES),
+            top_k=top_k,
+            logprobs=params.logprobs,
+            prompt_len=new.prompt_len,
+            processors=processors,
+        )
 
     def end(self, row: int) -> None:
         """The sequence of `row` has left. Ending a row that is not in use does nothing."""
@@ -173,7 +187,7 @@ class RowState:
         counts = torch.bincount(torch.tensor(new.token_ids[new.prompt_len :], dtype=torch.int64), minlength=self.vocab)
         if Feature.REPETITION in features:
             counts[torch.tensor(new.token_ids[: new.prompt_len], dtype=torch.int64)] |= IN_PROMPT
-        self.counts.lend(new.row).copy_(counts)
+        self.counts.lend(new.row, counts)
         return Feature(0)
 
     def _begin_offsets(self, new: NewRow) -> Feature:
@@ -188,7 +202,7 @@ class RowState:
             mask = torch.ones(self.vocab, dtype=torch.bool)
             mask[[token for token in allowed if 0 <= token < self.vocab]] = False
             offset.masked_fill_(mask, -torch.inf)
-        self.offsets.lend(new.row).copy_(offset)
+        self.offsets.lend(new.row, offset)
         return Feature.OFFSET
 
     def _begin_bans(self, new: NewRow) -> Feature:

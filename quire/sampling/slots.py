@@ -1,4 +1,4 @@
-"""Dense per-row tables that only some rows need: a slot of vocabulary width, given on demand and zeroed when given.
+"""Dense per-row tables that only some rows need: a slot of vocabulary width, given on demand with all its values.
 
 Owned by the sampler's row state. Slot 0 stays zero and stands for every row that has none, so a gather over any batch
 is right for all of it.
@@ -25,14 +25,14 @@ class SlotTable:
         self._slots: dict[int, int] = {}
         self._free: list[int] = []
 
-    def lend(self, row: int) -> Tensor:
-        """Give `row` a slot. Returns it as a zeroed (width,) view."""
+    def lend(self, row: int, values: Tensor) -> None:
+        """Give `row` a slot that holds `values`, (width,)."""
         if not self._free:
             self._grow()
         slot = self._free.pop()
         self._slots[row] = slot
         self._slot_of_row[row] = slot
-        return self._table[slot].zero_()
+        self._table[slot] = values
 
     def give_back(self, row: int) -> None:
         """Take the slot of `row` back, if it has one."""

@@ -28,6 +28,8 @@ def greedy(**settings) -> SamplingParams:
         {"temperature": 1e-38},
         {"temperature": 2.0, "top_k": 1},
         {"temperature": 2.0, "top_p": 1e-9},
+        {"temperature": 2.0, "top_p": 1e-300},
+        {"temperature": 2.0, "top_p": 1e-300, "top_k": 4},
         {"temperature": 2.0, "min_p": 1.0},
     ],
 )
@@ -225,3 +227,14 @@ def test_the_workspace_is_as_stated(settings):
             held += event.nbytes()
             peak = max(peak, held)
     assert 0 < peak <= stated
+
+
+def test_a_penalty_that_leaves_float32_still_draws_among_what_it_lifts():
+    rig = Rig(VOCAB)
+    drawn = set()
+    for seed in range(40):
+        rig.begin(0, SamplingParams(repetition_penalty=1e-38), prompt=(3, 4), seed=seed)
+        logits = torch.zeros(1, VOCAB)
+        logits[0, [3, 4]] = torch.tensor([10.0, 20.0])
+        drawn.add(rig.step(logits, [0])[0])
+    assert drawn == {3, 4}

@@ -70,12 +70,12 @@ def test_bias_comes_before_the_repetition_penalty():
     assert torch.equal(found, generation.LogitsProcessorList(chain)(torch.tensor([PROMPT + OUTPUT]), LOGITS.clone()))
 
 
-def scaled() -> torch.Tensor:
-    return LOGITS - LOGITS.amax()
+def scaled(heat: float = 1.0) -> torch.Tensor:
+    return (LOGITS - LOGITS.amax()) / heat
 
 
-def kept_ids(top_k: int, top_p: float, width: int, feature: Feature) -> set[int]:
-    x = scaled()
+def kept_ids(top_k: int, top_p: float, width: int, feature: Feature, heat: float = 1.0) -> set[int]:
+    x = scaled(heat)
     values, ids = candidates(x, width)
     mass = row_mass(x) if feature == Feature.NUCLEUS else None
     mask, _ = kept(values, torch.tensor([[top_k]]), torch.tensor([[top_p]]), mass)
@@ -101,11 +101,26 @@ def test_top_p(top_p):
     assert kept_ids(VOCAB, top_p, VOCAB, Feature.NUCLEUS) == expected
 
 
-@pytest.mark.parametrize("top_k, top_p", [(5, 0.6), (30, 0.95), (3, 0.99)])
+@pytest.mark.parametrize("top_k, top_p", [(5, 0.6), (30, 0.8), (30, 0.95), (3, 0.5)])
 def test_top_p_refers_to_what_top_k_leaves(top_k, top_p):
-    expected = theirs_kept(generation.TopKLogitsWarper(top_k), generation.TopPLogitsWarper(top_p))
-    assert kept_ids(top_k, top_p, top_k, Feature.SHORT) == expected
-    assert kept_ids(top_k, top_p, VOCAB, Feature.SORTED) == expected
+    warpers = [
+        generation.TemperatureLogitsWarper(8.0),
+        generation.TopKLogitsWarper(top_k),
+        generation.TopPLogitsWarper(top_p),
+    ]
+    expected = theirs_kept(*warpers)
+    assert len(expected) < top_k
+    assert kept_ids(top_k, top_p, top_k, Feature.SHORT, heat=8.0) == expected
+    assert kept_ids(top_k, top_p, VOCAB, Feature.SORTED, heat=8.0) == expected
+
+
+def test_candidates_are_in_order_and_equal_ones_by_id():
+    x = torch.tensor([[-1.0, 0.0, -0.0, 3.0, 0.0, -torch.inf, -1.0, -3e38, 1e-30, -1e-30]])
+    order = [3, 8, 1, 2, 4, 9, 0, 6, 7, 5]
+    for width in (1, 4, 9, 10):
+        values, ids = candidates(x, width)
+        assert ids.tolist() == [order[:width]]
+        assert torch.equal(values, x[:, order[:width]])
 
 
 @pytest.mark.parametrize("min_p", [0.001, 0.1, 0.6, 1.0])
