@@ -15,10 +15,11 @@ CPU = torch.device("cpu")
 class Rig:
     """Rows, their history, and a sampler; tokens are appended by `step`, as the runner does."""
 
-    def __init__(self, vocab: int, rows: int = 8, max_len: int = 64) -> None:
-        self.sampler = Sampler(rows, vocab, max_len, CPU)
-        self.history = torch.zeros(rows, max_len, dtype=torch.int32)
-        self.known = torch.zeros(rows, dtype=torch.int32)
+    def __init__(self, vocab: int, rows: int = 8, max_len: int = 64, device: torch.device = CPU) -> None:
+        self.device = device
+        self.sampler = Sampler(rows, vocab, max_len, device)
+        self.history = torch.zeros(rows, max_len, dtype=torch.int32, device=device)
+        self.known = torch.zeros(rows, dtype=torch.int32, device=device)
 
     def begin(
         self,
@@ -43,11 +44,12 @@ class Rig:
         self, logits: Tensor, rows: list[int]
     ) -> tuple[list[int], list[int], dict[int, TokenLogprobs], dict[int, str]]:
         """Sample without appending."""
-        return self.sampler.sample(logits, rows, torch.tensor(rows), self.history, self.known).to_host()
+        at = torch.tensor(rows, device=self.device)
+        return self.sampler.sample(logits, rows, at, self.history, self.known).to_host()
 
     def step(self, logits: Tensor, rows: list[int]) -> list[int]:
         """Sample, append and return the tokens; nothing may be bad."""
-        at = torch.tensor(rows)
+        at = torch.tensor(rows, device=self.device)
         samples = self.sampler.sample(logits, rows, at, self.history, self.known)
         self.history[at, self.known[at].long()] = samples.tokens.int()
         self.known[at] += 1

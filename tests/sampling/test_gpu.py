@@ -1,0 +1,51 @@
+"""On a real GPU the sampler draws what it draws on a CPU: equal noise, of which only the logarithms are rounded anew."""
+
+import pytest
+import torch
+
+from quire.messages.params import SamplingParams
+from tests.sampling.rig import CPU, Rig
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+VOCAB, ROWS, STEPS = 3000, 16, 8
+CASES = {
+    "greedy": {"temperature": 0.0},
+    "plain": {},
+    "top_k": {"top_k": 40},
+    "large top_k": {"top_k": 1500, "top_p": 0.9},
+    "top_p": {"top_p": 0.8},
+    "min_p": {"min_p": 0.02},
+    "penalties": {"repetition_penalty": 1.3, "frequency_penalty": 0.4, "presence_penalty": 0.2, "temperature": 1.5},
+    "bias and allowed": {"logit_bias": {5: 3.0}, "allowed_token_ids": list(range(50))},
+    "bans": {"temperature": 0.7, "min_tokens": 4, "stop_token_ids": [1, 2]},
+    "callable": {"logits_processors": [lambda ids, logits: logits.roll(len(ids))]},
+}
+
+
+def drawn(params: SamplingParams, device: torch.device) -> list[list[int]]:
+    """STEPS tokens of ROWS rows."""
+    logits = torch.randn(ROWS, VOCAB, generator=torch.Generator().manual_seed(1)) * 3
+    rig = Rig(VOCAB, ROWS, device=device)
+    for row in range(ROWS):
+        rig.begin(row, params, seed=row, bad_words=((3, 7), (9,)))
+    return [rig.step(logits.to(device), list(range(ROWS))) for _ in range(STEPS)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_draws_equal_those_of_the_cpu(case):
+    params = SamplingParams(**CASES[case])
+    assert drawn(params, torch.device("cuda")) == drawn(params, CPU)
+
+
+def test_logprobs_and_bad_rows_arrive():
+    rig = Rig(VOCAB, device=torch.device("cuda"))
+    logits = torch.randn(2, VOCAB, device="cuda")
+    logits[1, 4] = torch.nan
+    for row in (0, 1):
+        rig.begin(row, SamplingParams(temperature=0.0, logprobs=3))
+    tokens, bad, logprobs, errors = rig.sample(logits, [0, 1])
+    best = logits[0].log_softmax(-1).topk(3)
+    assert (tokens[1], bad, list(logprobs), errors) == (0, [1], [0], {})
+    assert logprobs[0].ids[1:] == best.indices.tolist()
+    assert logprobs[0].logprobs[1:] == pytest.approx(best.values.tolist(), abs=1e-5)
