@@ -1,4 +1,4 @@
-"""On a real GPU the sampler draws what it draws on a CPU: equal noise, of which only the logarithms are rounded anew."""
+"""On a real GPU the sampler draws what it draws on a CPU: equal noise, whose logarithms alone are rounded anew."""
 
 import pytest
 import torch
