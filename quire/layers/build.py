@@ -14,11 +14,15 @@ from torch import Tensor
 
 from quire.base.errors import CheckpointError
 from quire.loading.recipe import Part, Recipe, Weight
-from quire.ops.registry import Choice, Op, choose
+from quire.ops.registry import Choice, Op, Provider, choose
 from quire.parallel.mesh import Mesh
 
 if TYPE_CHECKING:
     from quire.layers.attention import LayerState
+
+
+COMPOSED = "composed"
+"""What serves a fused op that no provider has as one: the small ops, each by its own provider."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,13 @@ class Build:
             ) from error
         return Weight(data, recipe)
 
-    def op(self, op: Op, spec: Any) -> Callable[..., Any]:
-        """The function that serves `op` for `spec`, chosen here and never again."""
-        choice = choose(op, spec, self.providers)
+    def op(self, op: Op, spec: Any, instead: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """The function that serves `op` for `spec`, chosen here and never again; called with arguments by position.
+
+        `instead` takes the reference's place: for a fused op, the same out of the small ops that were chosen.
+        """
+        last = None if instead is None else Provider(COMPOSED, instead, lambda spec: None)
+        choice = choose(op, spec, self.providers, last)
         self.choices.append(choice)
         return choice.function
 

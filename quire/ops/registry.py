@@ -2,7 +2,7 @@
 
 `@op(...)` on a reference function makes an `Op`: the definition, its sample inputs and the tolerance that every other
 provider is held to. `provide("triton", op)` in a file of `kernels/` adds an implementation with the same signature.
-`choose` picks one for a spec, and says why the others were refused.
+`choose` picks one for a spec, or one for each range of token counts, and says why the others were refused.
 """
 
 import importlib
@@ -11,15 +11,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 REFERENCE = "reference"
+BUCKETS = ((0, 1), (2, 4), (5, 16), (17, 64), (65, 128), (129, None))
+"""Ranges of token counts that may be served by different providers: first and last; None has no end."""
+
+Tokens = tuple[int, int | None]
+"""A range of token counts, both ends included; None has no end."""
+ANY: Tokens = (0, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """An implementation of an op. `refuses(spec)` returns None, or for people the reason why it cannot serve `spec`."""
+    """An implementation of an op.
+
+    Attributes:
+        refuses: `refuses(spec)` returns None, or for people the reason why it cannot serve `spec`.
+        capturable: whether a graph may record it: it asks the host nothing and its shapes depend on shapes alone.
+        tokens: the token counts that it is worth using for; it is chosen for buckets that lie within.
+    """
 
     name: str
     function: Callable[..., Any]
     refuses: Callable[[Any], str | None]
+    capturable: bool = True
+    tokens: Callable[[Any], Tokens] = lambda spec: ANY
 
 
 @dataclass(slots=True)
@@ -46,13 +60,40 @@ class Op:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """Token counts `first` to `last` (None: and all above) of an op are served by `function` of `provider`."""
+
+    first: int
+    last: int | None
+    provider: str
+    function: Callable[..., Any]
+    capturable: bool = True
+
+    def __str__(self) -> str:
+        if self.last is None:
+            return f"{self.provider} ({self.first}+ tokens)"
+        return f"{self.provider} ({self.first}-{self.last} tokens)"
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
-    """Which provider serves an op for a spec, and why those before it in the order do not."""
+    """Which providers serve an op for a spec, and why those before them in the order do not.
+
+    Attributes:
+        provider: its name; with several, each with its range of tokens.
+        function: takes the op's arguments by position. With several providers it looks at the number of rows of the
+            first tensor; with one it is that provider's function itself.
+        refused: provider to reason.
+        table: who serves which token counts, smallest first.
+        capturable: whether a graph may record it, with any number of tokens.
+    """
 
     op: str
     provider: str
     function: Callable[..., Any]
     refused: dict[str, str]
+    table: tuple[Served, ...] = ()
+    capturable: bool = True
 
 
 OPS: dict[str, Op] = {}
@@ -62,12 +103,13 @@ DEFAULT_TOLERANCE = {"float32": (1e-5, 1e-5), "bfloat16": (1.6e-2, 1e-2), "float
 def op(
     samples: Callable[[], Iterable[tuple[Any, dict[str, Any]]]],
     tolerance: dict[str, tuple[float, float]] | None = None,
+    capturable: bool = True,
 ) -> Callable[[Callable[..., Any]], Op]:
     """Make the decorated reference function an Op."""
 
     def define(reference: Callable[..., Any]) -> Op:
         made = Op(reference.__name__, reference, samples, tolerance or DEFAULT_TOLERANCE)
-        made.providers[REFERENCE] = Provider(REFERENCE, reference, lambda spec: None)
+        made.providers[REFERENCE] = Provider(REFERENCE, reference, lambda spec: None, capturable)
         OPS[made.name] = made
         return made
 
@@ -75,12 +117,17 @@ def op(
 
 
 def provide(
-    name: str, target: Op, refuses: Callable[[Any], str | None] = lambda spec: None
+    name: str,
+    target: Op,
+    refuses: Callable[[Any], str | None] = lambda spec: None,
+    capturable: bool = True,
+    tokens: Tokens | Callable[[Any], Tokens] = ANY,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the decorated function as provider `name` of `target`."""
+    """Add the decorated function as provider `name` of `target`, worth using for `tokens` (may depend on the spec)."""
+    worth = tokens if callable(tokens) else lambda spec: tokens
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        target.providers[name] = Provider(name, function, refuses)
+        target.providers[name] = Provider(name, function, refuses, capturable, worth)
         return function
 
     return add
@@ -93,13 +140,50 @@ def load_providers(names: Sequence[str]) -> None:
             importlib.import_module(f"quire.kernels.{name}")
 
 
-def choose(target: Op, spec: Any, order: Sequence[str]) -> Choice:
-    """The first provider in `order` (the reference is always last) that has `target` and does not refuse `spec`."""
+def choose(target: Op, spec: Any, order: Sequence[str], last: Provider | None = None) -> Choice:
+    """The first provider in `order` that has `target` and does not refuse `spec`, for each bucket of tokens.
+
+    `last` serves what the others leave; it is the reference unless given.
+    """
+    last = last or target.providers[REFERENCE]
     refused: dict[str, str] = {}
-    for name in [*order, REFERENCE]:
+    able: list[tuple[Provider, Tokens]] = []
+    for name in order:
         provider = target.providers.get(name)
         reason = "not implemented" if provider is None else provider.refuses(spec)
-        if provider is not None and reason is None:
-            return Choice(target.name, name, provider.function, refused)
-        refused[name] = str(reason)
-    raise AssertionError("the reference refuses nothing")
+        if provider is None or reason is not None:
+            refused[name] = str(reason)
+            continue
+        able.append((provider, provider.tokens(spec)))
+        if able[-1][1] == ANY:
+            break
+    able.append((last, ANY))
+    table = _merged([next(p for p, tokens in able if _within(bucket, tokens)) for bucket in BUCKETS])
+    name = table[0].provider if len(table) == 1 else ", ".join(map(str, table))
+    return Choice(target.name, name, _dispatch(table), refused, table, all(served.capturable for served in table))
+
+
+def _within(bucket: Tokens, tokens: Tokens) -> bool:
+    (first, last), (low, high) = bucket, tokens
+    return low <= max(first, 1) and (high is None or (last is not None and last <= high))
+
+
+def _merged(chosen: Sequence[Provider]) -> tuple[Served, ...]:
+    table: list[Served] = []
+    for (first, last), provider in zip(BUCKETS, chosen, strict=True):
+        if table and table[-1].function is provider.function:
+            first = table.pop().first
+        table.append(Served(first, last, provider.name, provider.function, provider.capturable))
+    return tuple(table)
+
+
+def _dispatch(table: Sequence[Served]) -> Callable[..., Any]:
+    if len(table) == 1:
+        return table[0].function
+    above = table[-1].first
+    functions = [next(s.function for s in table if s.last is None or n <= s.last) for n in range(above + 1)]
+
+    def dispatch(first: Any, *rest: Any) -> Any:
+        return functions[min(first.shape[0], above)](first, *rest)
+
+    return dispatch
