@@ -18,7 +18,7 @@ def first_page(rule: Retention, computed: int, page_size: int) -> int:
 
 
 def needed_pages(rule: Retention, tokens: int, page_size: int) -> list[int]:
-    """Indices of the pages that must be present to go on after the first `tokens` tokens, in order."""
+    """Indices of the pages that must be present to go on after the first `tokens` tokens (whole pages), in order."""
     sinks = sink_pages(rule, tokens, page_size)
     start = max(sinks, first_page(rule, tokens, page_size))
     return [*range(sinks), *range(start, -(-tokens // page_size))]

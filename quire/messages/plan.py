@@ -37,7 +37,8 @@ class NewRow(msgspec.Struct, array_like=True):
     max_len: int
 
 
-class Grant(msgspec.Struct, array_like=True):
+# Thousands of these are made per second and none is part of a cycle: the garbage collector need not look at them.
+class Grant(msgspec.Struct, array_like=True, gc=False):
     """One row computes `tokens` more tokens in this step.
 
     Attributes:
@@ -69,7 +70,7 @@ class StepPlan(msgspec.Struct, array_like=True):
     grants: list[Grant]
 
 
-class TokenLogprobs(msgspec.Struct, array_like=True):
+class TokenLogprobs(msgspec.Struct, array_like=True, gc=False):
     """Log-probabilities at one position: the chosen token first, then the most probable ones in order.
 
     Attributes:

@@ -71,7 +71,7 @@ class EngineFacts(msgspec.Struct, tag=True, kw_only=True):
     timeline: dict[str, float]
 
 
-class Delta(msgspec.Struct, array_like=True):
+class Delta(msgspec.Struct, array_like=True, gc=False):
     """News of one sequence.
 
     Attributes:

@@ -47,10 +47,8 @@ class Draft:
 
     def advance(self, seq: Sequence) -> None:
         """One more token of a sequence for which no resource needs to be asked."""
-        assert seq.steady_grant is not None
         self.grants.append(seq.steady_grant)
         self.sampling.append(seq)
-        self.tokens += 1
         seq.computed += 1
         seq.expected += 1
         seq.in_flight += 1
@@ -61,7 +59,6 @@ class Draft:
         self.grants.append(Grant(seq.row, tokens, samples, seq.fresh))
         (self.sampling if samples else self.chunks).append(seq)
         self.caught_up.append(seq)
-        self.tokens += tokens
         seq.computed += tokens
         seq.expected += samples
         seq.in_flight += 1

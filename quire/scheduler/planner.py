@@ -30,11 +30,12 @@ class Planner:
 
     def _continue_running(self, draft: Draft) -> None:
         budget = self._roster.tokens
+        advance = draft.advance
         for seq in tuple(self._roster.running):
             if seq.computed < seq.steady_until:
                 if (seq.chain or not seq.expected) and budget.left and not seq.yielding:
                     budget.left -= 1
-                    draft.advance(seq)
+                    advance(seq)
             elif seq.state is State.RUNNING and not seq.yielding and seq.may_advance():
                 self._advance(seq, draft)
         for seq in self._yielding:
@@ -66,7 +67,7 @@ class Planner:
         if seq.pending == 1:
             # It advances token by token from here; the token at max_len - 1 is sampled and never computed.
             seq.steady_until = min(self._roster.pages.room(seq), seq.max_len - 1)
-            if seq.steady_grant is None:
+            if seq.steady_grant.row != seq.row:
                 seq.steady_grant = Grant(seq.row, 1, True, [[] for _ in seq.tables])
 
     def _make_room(self, seq: Sequence) -> bool:

@@ -144,7 +144,6 @@ class Roster:
         self._release(seq)
         seq.state = State.WAITING
         seq.computed = seq.steady_until = seq.alarm = 0
-        seq.steady_grant = None
         seq.plain = False
         if not seq.generated:
             seq.prompt_logprobs = None

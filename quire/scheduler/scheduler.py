@@ -80,6 +80,7 @@ class Scheduler:
         if not draft.grants:
             return None
         self._steps += 1
+        draft.tokens = self.roster.tokens.used
         self.flights.append(draft)
         # Ranks run plans in order: from here on, later plans may read the pages that this one fills. Those that a
         # steady sequence fills are registered at commit, when its sample is known.

@@ -18,6 +18,8 @@ from quire.messages.params import SamplingParams
 from quire.messages.plan import Grant, TokenLogprobs
 from quire.messages.request import Request
 
+NO_GRANT = Grant(-1, 0, False, [])
+
 
 class State(Enum):
     """Where a sequence is; always exactly one of these."""
@@ -66,7 +68,7 @@ class Sequence:
     in_flight: int = 0
     row: int = -1
     steady_until: int = 0
-    steady_grant: Grant | None = None
+    steady_grant: Grant = NO_GRANT
     alarm: int = 0
     plain: bool = False
     preemptions: int = 0

@@ -23,16 +23,18 @@ def settle(roster: Roster, flight: Draft, result: StepResult, last_step: int) ->
         else:
             roster.leave(seq)
     samples = dict(zip(result.rows, result.tokens, strict=True))
+    running = State.RUNNING
     for seq in flight.sampling:
         seq.in_flight -= 1
         seq.expected -= 1
-        if seq.state is not State.RUNNING:
+        if seq.state is not running:
             roster.counters.discarded += 1
             roster.leave(seq)
             continue
         token = samples[seq.row]
-        seq.tokens.append(token)
-        if seq.plain and len(seq.tokens) < seq.alarm and token not in seq.stops:
+        tokens = seq.tokens
+        tokens.append(token)
+        if seq.plain and len(tokens) < seq.alarm and token not in seq.stops:
             deltas.append(Delta(seq.request.id, seq.index, [token]))
         else:
             roster.register(seq, last_step)

@@ -259,6 +259,44 @@ def test_a_fault_spreads_to_those_who_share_with_those_who_share():
         assert engine.heard[key].finish_reason == "length"
 
 
+def test_what_a_preempted_sequence_spoiled_is_not_found_by_itself_again():
+    engine = Engine(layout_of([Retention()], pages=6, page_size=4), max_num_batched_tokens=8)
+    engine.add(prompt=7, max_tokens=4)
+    engine.add(prompt=12, max_tokens=2)
+    assert engine.step() == "A7 B1"
+    engine.poisoned.add("B")
+    assert [engine.step() for _ in range(2)] == ["A1 B7", "A1"]
+    assert engine.scheduler.counters.preemptions == 1
+    check_all(engine)
+    assert engine.heard["B", 0].finish_reason == "length"
+
+
+def test_a_fault_that_nobody_answers_for_ends_one_and_spares_the_next():
+    engine = Engine(layout_of([Retention()], page_size=4), max_num_batched_tokens=8)
+    prefix = [1, 2, 3, 4]
+    engine.add([*prefix, *range(10, 26)])
+    engine.poisoned.add("A")
+    assert engine.step() == "A8"
+    engine.scheduler.abort("A")
+    engine.silent.add(("A", 0))
+    engine.add([*prefix, 8], max_tokens=2)
+    engine.add([*prefix, *range(30, 46)], max_tokens=2)
+    assert engine.step() == "B1 C7"
+    assert engine.heard["B", 0].finish_reason == "error"
+    check_all(engine)
+    assert engine.heard["C", 0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens", "page_size"), [(1, 10, 1), (1, 14, 2), (4, 6, 1), (4, 10, 2)])
+def test_pinned_sequences_do_not_wait_for_each_other(prompt, max_tokens, page_size):
+    layout = layout_of([Retention()], pages=12, page_size=page_size)
+    engine = Engine(layout, prefix_caching=False, max_preemptions=1)
+    for _ in range(3):
+        engine.add(prompt=prompt, max_tokens=max_tokens)
+    check_all(engine)
+    assert engine.scheduler.counters.preemptions >= 2
+
+
 def test_settings_that_fail_on_the_rank_end_with_their_sentence():
     engine = Engine()
     engine.add(prompt=5)

@@ -10,6 +10,11 @@ class Tokens:
         self.per_step = per_step
         self.left = per_step
 
+    @property
+    def used(self) -> int:
+        """Tokens granted in this step."""
+        return self.per_step - self.left
+
     def new_step(self) -> None:
         """The whole budget again."""
         self.left = self.per_step
