@@ -1,7 +1,8 @@
-"""`quire bench throughput|latency`: measures the engine in this process on a named workload and writes JSON.
+"""`quire bench throughput|latency|startup`: measures the engine in this process and writes JSON.
 
 The names of the fields are vLLM's, so that results can be compared. Sampling is greedy and goes on after the end of the
 text, so the work is the same whatever the weights are. Figures are of warm runs: loading and one request are not in it.
+`startup` is in bench_startup.py.
 """
 
 import json
@@ -13,13 +14,16 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from quire.base.errors import ConfigError, EngineError
 from quire.cli import flags
+from quire.cli.bench_startup import startup
 from quire.cli.local import Make, TextModel, completion, make_llm
 from quire.cli.parser import Parser
 from quire.cli.workloads import SHAPES, VOCABULARY, Work, workload
 from quire.config.fields import Config
+from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
 from quire.version import __version__
 
@@ -39,10 +43,30 @@ class Plan:
     warmup: int
 
 
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A timed batch: its wall-clock seconds and its tokens."""
+
+    seconds: float
+    prompt_tokens: int
+    output_tokens: int
+
+
+class Generates(Protocol):
+    """The part of a model that is timed."""
+
+    def generate(
+        self, prompts: Sequence[dict[str, list[int]]], sampling_params: Sequence[SamplingParams], use_tqdm: bool
+    ) -> list[RequestOutput]:
+        """Complete all prompts."""
+        ...
+
+
 def add_arguments(parser: Parser) -> None:
     """Add the kind of measurement, the workload and the engine's settings."""
-    parser.usage = "quire bench {throughput,latency} [MODEL] [FLAGS]"
-    parser.add_argument("kind", choices=("throughput", "latency"), help="all requests at once, or seconds per batch")
+    parser.usage = "quire bench {throughput,latency,startup} [MODEL] [FLAGS]"
+    help = "all requests at once, seconds per batch, or seconds from process start to ready"
+    parser.add_argument("kind", choices=("throughput", "latency", "startup"), help=help)
     flags.add_model(parser)
     parser.add_argument("--workload", metavar="NAME", help=f"{', '.join(SHAPES)} [mixed; decode-1 for latency]")
     parser.add_argument("--workload-seed", type=int, default=0, metavar="N", help="other tokens of the same shape [0]")
@@ -60,8 +84,11 @@ def run(args: Namespace, make: Make = make_llm, clock: Clock = time.perf_counter
     config, _ = flags.load(args, quiet=True)
     plan = _plan(args)
     with closing(make(config.engine)) as model:
-        measure = throughput if args.kind == "throughput" else latency
-        results = measure(model, plan, clock) | _conditions(args.kind, config, model, plan)
+        if args.kind == "startup":
+            results = startup(model) | _engine(args.kind, config, model)
+        else:
+            measure = throughput if args.kind == "throughput" else latency
+            results = measure(model, plan, clock) | _conditions(args.kind, config, model, plan)
     text = json.dumps(results, indent=2)
     print(text)
     if args.output_json:
@@ -73,32 +100,38 @@ def throughput(model: TextModel, plan: Plan, clock: Clock) -> Results:
     """Give all requests at once and time them to the last token."""
     works = _works(model, plan, plan.seed)
     _generate(model, _works(model, plan, f"{plan.seed}-warmup")[:1])
-    started = clock()
-    _generate(model, works, progress=sys.stderr.isatty())
-    elapsed_s = clock() - started
-    prompt_tokens, output_tokens = _sizes(works)
+    timed = time_works(model, works, clock, progress=sys.stderr.isatty())
+    tokens = timed.prompt_tokens + timed.output_tokens
     return {
-        "elapsed_time": elapsed_s,
+        "elapsed_time": timed.seconds,
         "num_requests": len(works),
-        "total_num_tokens": prompt_tokens + output_tokens,
-        "requests_per_second": len(works) / elapsed_s,
-        "tokens_per_second": (prompt_tokens + output_tokens) / elapsed_s,
-        "prompt_tokens": prompt_tokens,
-        "output_tokens": output_tokens,
-        "output_tokens_per_second": output_tokens / elapsed_s,
+        "total_num_tokens": tokens,
+        "requests_per_second": len(works) / timed.seconds,
+        "tokens_per_second": tokens / timed.seconds,
+        "prompt_tokens": timed.prompt_tokens,
+        "output_tokens": timed.output_tokens,
+        "output_tokens_per_second": timed.output_tokens / timed.seconds,
     }
+
+
+def time_works(model: Generates, works: Sequence[Work], clock: Clock, *, progress: bool = False) -> Timed:
+    """Give `model` all of `works` at once, greedy and past the end of the text, and time them to the last token.
+
+    Raises EngineError if a request did not make all of its tokens.
+    """
+    started = clock()
+    _generate(model, works, progress=progress)
+    seconds = clock() - started
+    return Timed(seconds, sum(len(work.prompt) for work in works), sum(work.output_tokens for work in works))
 
 
 def latency(model: TextModel, plan: Plan, clock: Clock) -> Results:
     """Time the whole batch again and again, with other tokens each time so that no prefix of a past batch helps."""
     for index in range(plan.warmup):
         _generate(model, _works(model, plan, f"{plan.seed}-warmup-{index}"))
-    seconds = []
-    for index in range(plan.iterations):
-        works = _works(model, plan, plan.seed + index)
-        started = clock()
-        _generate(model, works)
-        seconds.append(clock() - started)
+    seconds = [
+        time_works(model, _works(model, plan, plan.seed + index), clock).seconds for index in range(plan.iterations)
+    ]
     return {
         "avg_latency": statistics.fmean(seconds),
         "latencies": seconds,
@@ -140,7 +173,7 @@ def _vocabulary(model: TextModel) -> int:
     return min(VOCABULARY, model.facts.vocab_size)
 
 
-def _generate(model: TextModel, works: Sequence[Work], *, progress: bool = False) -> None:
+def _generate(model: Generates, works: Sequence[Work], *, progress: bool = False) -> None:
     prompts = [{"prompt_token_ids": work.prompt} for work in works]
     params = [
         SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=work.output_tokens, detokenize=False)
@@ -153,19 +186,16 @@ def _generate(model: TextModel, works: Sequence[Work], *, progress: bool = False
             raise EngineError(f"a request gave {tokens} tokens of {work.output_tokens}; the figures would mean nothing")
 
 
-def _sizes(works: Sequence[Work]) -> tuple[int, int]:
-    return sum(len(work.prompt) for work in works), sum(work.output_tokens for work in works)
-
-
 def _conditions(kind: str, config: Config, model: TextModel, plan: Plan) -> Results:
     """What was measured, so that a result explains itself."""
+    work = {"workload": plan.name, "workload_seed": plan.seed, "scale": plan.scale, "vocabulary": _vocabulary(model)}
+    return work | _engine(kind, config, model)
+
+
+def _engine(kind: str, config: Config, model: TextModel) -> Results:
     facts = model.facts
     return {
         "kind": kind,
-        "workload": plan.name,
-        "workload_seed": plan.seed,
-        "scale": plan.scale,
-        "vocabulary": _vocabulary(model),
         "model": config.engine.model.model,
         "load_format": config.engine.model.load_format,
         "device": facts.device,

@@ -1,0 +1,311 @@
+"""Measures the GPU table: three models with random weights on six workloads, and how soon an engine is ready.
+
+    python benchmarks/gpu.py [--models qwen3-0.6b,llama-8b] [--workloads decode-1,mixed,ready] [--repeat 3]
+                             [--budget-s 300] [--profile] [--ledger FILE] [--vllm]
+
+Prints each figure beside vLLM's, what the ceilings measured in the same run allow, the floor and the aim; appends a
+line per figure to the ledger. Every repetition has other tokens; nothing but the shared head of `prefix` can be cached.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lib import ceilings, ledger, shapes, targets
+from lib.bounds import Bound, Ceilings, Replay
+from lib.engines import CONTEXT, ENGINES, Engine, OutOfTimeError, Quire
+
+from quire.base.errors import QuireError
+from quire.cli.bench import time_works
+from quire.cli.workloads import SHAPES, Work, workload
+
+READY = "ready"
+ONCE = ("long", "mixed")
+"""Workloads that run long enough for one repetition; their warm-up is a part of them."""
+WARMUP_SEED = 99
+CAUTION = 3.0
+"""How many times vLLM's seconds a run is expected to take, before the first is measured."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One run of this script: what it may do, how much time is left, and what it has found."""
+
+    args: argparse.Namespace
+    ceilings: Ceilings
+    machine: str
+    started: float = field(default_factory=time.monotonic)
+    slowness: float = CAUTION
+    rows: list[str] = field(default_factory=list)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of the budget."""
+        return float(self.args.budget_s) - (time.monotonic() - self.started)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What was measured of one cell: values in the cell's metric, and what the ceilings allow."""
+
+    model: str
+    workload: str
+    engine: str
+    values: list[float]
+    bound: float | None = None
+    allowed: Bound | None = None
+
+
+def main() -> int:
+    """Measure, print, record."""
+    args = arguments()
+    if not torch.cuda.is_available():
+        print("no GPU: the GPU table cannot be measured here")
+        return 0
+    session = Session(args, ceilings.measure(torch.device("cuda")), machine())
+    found = session.ceilings
+    print(f"{session.machine}: read {found.read / 1e12:.2f} TB/s, bf16 {found.matrix / 1e12:.0f} TFLOP/s", flush=True)
+    with tempfile.TemporaryDirectory(prefix="quire-bench-") as folder:
+        for model in args.models:
+            measure_model(session, model, shapes.write(model, Path(folder)))
+            if args.vllm:
+                beside(session, model)
+    print(table(session))
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+
+    def names(text: str) -> list[str]:
+        return [name for name in text.split(",") if name]
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--models", type=names, default=list(shapes.MODELS), help="of " + ", ".join(shapes.MODELS))
+    parser.add_argument("--workloads", type=names, default=[*SHAPES, READY], help=f"of {', '.join(SHAPES)}, {READY}")
+    parser.add_argument("--repeat", type=int, default=3, help=f"repetitions; {' and '.join(ONCE)} run once [3]")
+    parser.add_argument("--budget-s", type=float, default=3600.0, help="skip what does not fit in these seconds")
+    parser.add_argument("--profile", action="store_true", help="show kernels and host times of decode steps, too")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the engine")
+    parser.add_argument("--ledger", type=Path, default=ledger.LEDGER / "gpu.jsonl", help="file that gets the figures")
+    parser.add_argument("--commit", default=ledger.commit(), help="what is measured, where git cannot tell")
+    parser.add_argument("--engine", choices=list(ENGINES), default="quire", help="which engine [quire]")
+    parser.add_argument("--vllm", action="store_true", help="measure vLLM beside it, in a process of its own")
+    args = parser.parse_args()
+    unknown = [m for m in args.models if m not in shapes.MODELS] + [
+        w for w in args.workloads if w not in (*SHAPES, READY)
+    ]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}")
+    args.settings = {name: parsed(value) for name, _, value in (word.partition("=") for word in args.set)}
+    return args
+
+
+def parsed(text: str) -> Any:
+    """A setting's value: JSON where it is some, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def machine() -> str:
+    """The GPU and the host's cores."""
+    return f"{torch.cuda.get_device_name()}, {os.cpu_count()} host cores"
+
+
+def measure_model(session: Session, model: str, folder: Path) -> None:
+    """All cells of one model."""
+    kind = shapes.MODELS[model]["model_type"]
+    if importlib.util.find_spec(f"quire.models.{kind}") is None:
+        print(f"{model}: skipped, quire has no model {kind}", flush=True)
+        return
+    args = session.args
+    if READY in args.workloads and args.engine == "quire":
+        measure_ready(session, model, folder)
+    chosen = [name for name in SHAPES if name in args.workloads]
+    if not chosen and not args.profile:
+        return
+    started = time.monotonic()
+    try:
+        engine = ENGINES[args.engine](folder, args.settings)
+    except QuireError as error:
+        print(f"{model}: skipped, {error}", flush=True)
+        return
+    print(f"{model}: loaded in {time.monotonic() - started:.1f} s", flush=True)
+    session.slowness = CAUTION
+    with closing(engine):
+        for name in chosen:
+            measure(session, engine, model, name)
+        if args.profile and isinstance(engine, Quire):
+            show_profile(session, engine, model)
+
+
+def measure(session: Session, engine: Engine, model: str, name: str) -> None:
+    """One cell: a warm-up, then repetitions, as many as fit into the time that is left."""
+    expected = targets.VLLM_WALL_S[model][name] * session.slowness
+    if expected * 1.5 > session.left_s:
+        print(
+            f"{model} {name}: skipped, needs about {expected:.0f} s a run, {session.left_s:.0f} s are left", flush=True
+        )
+        return
+    engine.stop_at(session.started + session.args.budget_s)
+    values: list[float] = []
+    try:
+        time_works(engine, warmup(name), time.perf_counter)
+        for seed in range(1 if name in ONCE else session.args.repeat):
+            if values and targets.VLLM_WALL_S[model][name] * session.slowness * 1.2 > session.left_s:
+                break
+            timed = time_works(engine, workload(name, seed), time.perf_counter)
+            values.append(targets.value_of(name, timed.seconds, timed.prompt_tokens, timed.output_tokens))
+            session.slowness = timed.seconds / targets.VLLM_WALL_S[model][name]
+    except OutOfTimeError:
+        print(f"{model} {name}: stopped, the time is over", flush=True)
+    if values:
+        report(session, with_bound(session, Figure(model, name, engine.name, values)))
+
+
+def warmup(name: str) -> list[Work]:
+    """The workload with a seed of its own; of those that run once, an eighth of the requests with short outputs."""
+    works = workload(name, WARMUP_SEED)
+    return [Work(work.prompt, min(work.output_tokens, 32)) for work in works[::8]] if name in ONCE else works
+
+
+def with_bound(session: Session, figure: Figure) -> Figure:
+    """`figure` with what the ceilings allow."""
+    works = workload(figure.workload, 0)
+    counts = shapes.count(shapes.MODELS[figure.model])
+    narrow = str(session.args.settings.get("kv_cache_dtype", "auto")).startswith("fp8")
+    allowed = Replay(counts, session.ceilings, state_bytes=1 if narrow else 2).bound(
+        works, SHAPES[figure.workload].head
+    )
+    prompt, output = sum(len(w.prompt) for w in works), sum(w.output_tokens for w in works)
+    bound = targets.value_of(figure.workload, allowed.seconds, prompt, output)
+    return Figure(figure.model, figure.workload, figure.engine, figure.values, bound, allowed)
+
+
+def measure_ready(session: Session, model: str, folder: Path) -> None:
+    """Start an engine in a new process with empty caches, and once more with what the first left in them."""
+    for name in (targets.COLD, targets.WARM):
+        if session.left_s < 60:
+            print(f"{model} {name}: skipped, {session.left_s:.0f} s are left", flush=True)
+            return
+        environ = os.environ | {"TRITON_CACHE_DIR": f"{folder}/triton"}
+        flags = [f"--{key.replace('_', '-')}={value}" for key, value in session.args.settings.items()]
+        words = ["-m", "quire.cli", "bench", "startup", str(folder), "--load-format=dummy", "--log-level=warning"]
+        words += [f"--max-model-len={CONTEXT}", *flags]
+        started = time.time()
+        done = subprocess.run([sys.executable, *words], env=environ, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            print(f"{model} {name}: failed with status {done.returncode}", flush=True)
+            return
+        result = json.loads(done.stdout)
+        phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in result["timeline"].items())
+        print(f"{model} {name}: {result['ready_at'] - started:.2f} s ({phases})", flush=True)
+        report(session, Figure(model, name, result["engine"], [result["ready_at"] - started]))
+
+
+def report(session: Session, figure: Figure) -> None:
+    """Print a figure, keep it for the table, append it to the ledger."""
+    args = session.args
+    metric, unit = targets.metric(figure.workload)
+    better = min if unit == "s" else max
+    value, median = better(figure.values), statistics.median(figure.values)
+    cache = args.settings.get("kv_cache_dtype")
+    cell = targets.FP8_MIXED if cache == "fp8" and figure.workload == "mixed" else figure.workload
+    target = targets.TARGETS[figure.model].get(cell) if cache in (None, "auto") or cell == targets.FP8_MIXED else None
+    session.rows.append(
+        f"{figure.model:<14} {figure.engine.split()[0]:<6} {cell:<20}{number(value):>10}{number(median):>10}"
+        f"{number(figure.bound):>10}"
+        + "".join(f"{number(v):>10}" for v in ((target.vllm, target.floor, target.aim) if target else ()))
+        + (verdict(value, target, unit) if target else "")
+    )
+    print(session.rows[-1], flush=True)
+    line = {
+        "commit": args.commit,
+        "machine": session.machine,
+        "engine": figure.engine,
+        "model": figure.model,
+        "quantization": None,
+        "kv_cache_dtype": cache,
+        "workload": figure.workload,
+        "metric": metric,
+        "value": significant(value),
+        "unit": unit,
+        "median": significant(median),
+        "runs": len(figure.values),
+        "command": ledger.command(),
+        "ceilings": {"read_TB_s": session.ceilings.read / 1e12, "bf16_TFLOP_s": session.ceilings.matrix / 1e12},
+    }
+    if figure.allowed is not None and figure.bound is not None:
+        allowed = figure.allowed
+        line |= {"bound": significant(figure.bound), "bound_GB": significant(allowed.nbytes / 1e9)}
+        line |= {"bound_TFLOP": significant(allowed.operations / 1e12)}
+    ledger.append(args.ledger, line)
+
+
+def verdict(value: float, target: targets.Target, unit: str) -> str:
+    """Where a value stands: short of the floor, above it, or at the aim."""
+    sign = -1 if unit == "s" else 1
+    if value * sign >= target.aim * sign:
+        return "  aim reached"
+    return "  ok" if value * sign >= target.floor * sign else f"  {value / target.floor:.2f} of the floor"
+
+
+def show_profile(session: Session, engine: Quire, model: str) -> None:
+    """Kernels of decode steps at 64 and 1 running, and what the host does in a step at 1, 64 and 256."""
+    from lib import profiling
+
+    engine.stop_at(session.started + session.args.budget_s)
+    try:
+        for running in (1, 64, 256):
+            times = profiling.host_times(engine, running)
+            phases = ", ".join(f"{name} {us:.0f}" for name, us in times.items())
+            print(f"{model}: host us a step with {running} running: {phases}", flush=True)
+        for running, prompt in ((64, 1024), (1, 128)):
+            print(f"{model}: kernels of a step, {running} running on {prompt} tokens", flush=True)
+            print(profiling.kernels(engine, running, prompt), flush=True)
+    except OutOfTimeError:
+        print(f"{model}: profile stopped, the time is over", flush=True)
+
+
+def beside(session: Session, model: str) -> None:
+    """Measure vLLM on the same cells in a process of its own: two engines do not share a device in one."""
+    if importlib.util.find_spec("vllm") is None:
+        print("vLLM is not installed", flush=True)
+        return
+    words = [f"--models={model}", f"--workloads={','.join(w for w in session.args.workloads if w != READY)}"]
+    words += [f"--budget-s={session.left_s:.0f}", f"--repeat={session.args.repeat}", f"--ledger={session.args.ledger}"]
+    subprocess.run([sys.executable, __file__, "--engine=vllm", f"--commit={session.args.commit}", *words])
+
+
+def table(session: Session) -> str:
+    """All figures of the run, one line each."""
+    heads = ("fastest", "median", "bound", "vLLM 0.24", "floor", "aim")
+    head = f"{'model':<14} {'engine':<6} {'workload':<20}" + "".join(f"{name:>10}" for name in heads)
+    return "\n".join(["", head, *session.rows])
+
+
+def number(value: float | None) -> str:
+    """For the table: no more digits than say something."""
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def significant(value: float) -> float:
+    """Five digits."""
+    return float(f"{value:.5g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

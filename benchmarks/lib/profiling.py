@@ -1,0 +1,174 @@
+"""Where the time of a decode step goes: kernels on the device and the gaps between them, and the host's phases.
+
+Hooks itself between the phases of quire's core for the length of one batch. The figures of a profiled batch are no
+throughput: they say what to look at.
+"""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from quire.cli.bench import time_works
+from quire.cli.workloads import Work, workload
+
+from .engines import Quire
+
+SETTLE_STEPS, PROFILED_STEPS, SHOWN = 8, 16, 14
+NAME_WIDTH = 84
+
+
+@dataclass(slots=True)
+class Turn:
+    """Seconds of each phase of one turn of the core, and how many sequences got a token."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+    produced: int = 0
+
+
+def host_times(engine: Quire, running: int) -> dict[str, float]:
+    """Median microseconds of each phase of a step with `running` sequences decoding."""
+    works = _decoding(running, prompt=128)
+    turns: list[Turn] = []
+    with _timed_phases(engine, turns):
+        time_works(engine, works, time.perf_counter)
+    steady = [turn for turn in turns if turn.produced == running][SETTLE_STEPS:-2] or turns
+    names = dict.fromkeys(name for turn in steady for name in turn.phases)
+    return {name: statistics.median(turn.phases.get(name, 0.0) for turn in steady) * 1e6 for name in names}
+
+
+def kernels(engine: Quire, running: int, prompt: int) -> str:
+    """A table of the kernels of decode steps with `running` sequences that began with `prompt` tokens."""
+    works = _decoding(running, prompt)
+    found: list[tuple[str, int, int]] = []
+    with profile(activities=[ProfilerActivity.CUDA]):
+        torch.cuda.synchronize()  # the first profile of a process starts CUPTI, which takes a while
+    with _profiled_steps(engine, running, found):
+        time_works(engine, works, time.perf_counter)
+    return _kernel_table(found)
+
+
+def _decoding(running: int, prompt: int) -> list[Work]:
+    works = workload("decode-64", seed=f"profile-{running}-{prompt}")[:1]
+    tokens = (works[0].prompt * 2)[:prompt]
+    # Another first token each, so that no prompt is in the prefix cache.
+    return [Work([1000 + i, *tokens[1:]], SETTLE_STEPS + PROFILED_STEPS + 16) for i in range(running)]
+
+
+@contextmanager
+def _timed_phases(engine: Quire, turns: list[Turn]) -> Iterator[None]:
+    core = engine.core
+    kept = core.turn, core.scheduler.plan, core.executor.step, core.scheduler.commit
+    now = Turn()
+    left_at = time.perf_counter()
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*args)
+            finally:
+                now.phases[name] = now.phases.get(name, 0.0) + time.perf_counter() - started
+
+        return run
+
+    def step(plan: Any) -> Any:
+        pending = timed("launch", kept[2])(plan)
+        return _Pending(timed("wait", pending.result))
+
+    def turn() -> Any:
+        nonlocal now, left_at
+        now = Turn({"outputs": time.perf_counter() - left_at})
+        deltas = timed("turn", kept[0])()
+        now.produced = sum(len(delta.token_ids) for delta in deltas or ())
+        turns.append(now)
+        left_at = time.perf_counter()
+        return deltas
+
+    core.turn, core.executor.step = turn, step
+    core.scheduler.plan, core.scheduler.commit = timed("plan", kept[1]), timed("commit", kept[3])
+    try:
+        yield
+    finally:
+        core.turn, core.scheduler.plan, core.executor.step, core.scheduler.commit = kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A launched step whose wait is timed."""
+
+    result: Callable[[], Any]
+
+
+@contextmanager
+def _profiled_steps(engine: Quire, running: int, found: list[tuple[str, int, int]]) -> Iterator[None]:
+    """Profile PROFILED_STEPS steady turns; `found` gets the name, start and end (ns) of what ran on the device."""
+    core, kept = engine.core, engine.core.turn
+    steady = 0
+    profiler: profile | None = None
+
+    def turn() -> Any:
+        nonlocal steady, profiler
+        deltas = kept()
+        steady += sum(len(delta.token_ids) for delta in deltas or ()) == running
+        if steady == SETTLE_STEPS and profiler is None:
+            profiler = profile(activities=[ProfilerActivity.CUDA])
+            profiler.start()
+        elif steady == SETTLE_STEPS + PROFILED_STEPS and not found and profiler is not None:
+            torch.cuda.synchronize()
+            profiler.stop()
+            found.extend(_device_events(profiler))
+        return deltas
+
+    core.turn = turn
+    try:
+        yield
+    finally:
+        core.turn = kept
+
+
+def _device_events(profiler: profile) -> list[tuple[str, int, int]]:
+    inner = profiler.profiler
+    assert inner is not None and inner.kineto_results is not None
+    return [
+        (event.name(), event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in inner.kineto_results.events()
+        if event.device_type() == DeviceType.CUDA and event.duration_ns() > 0
+    ]
+
+
+def _kernel_table(events: list[tuple[str, int, int]]) -> str:
+    if not events:
+        return "the profiler saw nothing on the device"
+    events.sort(key=lambda event: event[1])
+    span = max(end for _, _, end in events) - events[0][1]
+    busy = reached = 0
+    times: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for name, start, end in events:
+        busy += max(0, end - max(start, reached))
+        reached = max(reached, end)
+        times[name] += end - start
+        calls[name] += 1
+    steps = PROFILED_STEPS
+    head = f"{span / steps / 1e3:.1f} us a step, device busy {busy / steps / 1e3:.1f} us, idle {1 - busy / span:.0%}"
+    lines = [f"{head}, {len(events) / steps:.0f} launches"]
+    lines += [
+        f"{ns / steps / 1e3:9.1f} us {ns / span:5.1%} {calls[name] / steps:7.1f} x {_short(name)}"
+        for name, ns in times.most_common(SHOWN)
+    ]
+    return "\n".join(lines)
+
+
+def _short(name: str) -> str:
+    """A kernel's name without the words that all of them have."""
+    for word in ("void ", "at::native::", "(anonymous namespace)::", "at::cuda::", "unsigned int", "std::array"):
+        name = name.replace(word, "")
+    return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "~"
