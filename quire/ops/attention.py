@@ -5,9 +5,9 @@ Pools are `[pages, page_size, kv_heads, head_dim]`, one for keys and one for val
 nothing beyond a sequence's length is ever read: those slots may hold anything, NaN included.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from quire.ops.registry import op
 from quire.ops.rope import RopeSpec, rope
 from quire.ops.samples import FLOATS, dtypes, normal, step_over
 from quire.ops.step import StepInputs
+
+StepClass = Literal["decode", "eager"]
+"""What the steps that an op is chosen for are like: every sequence computes one token; or anything, that included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,7 @@ class AttentionSpec:
         soft_cap: scores s become soft_cap * tanh(s / soft_cap); None leaves them.
         rotary_dim: values of each head that are rotated.
         norm_eps: epsilon of the RMS norm on every query and key head; None has no such norm.
+        step: for which steps a provider is wanted. Only `refuses` looks at it: each may serve the class it is good at.
     """
 
     heads: int
@@ -43,6 +47,7 @@ class AttentionSpec:
     norm_eps: float | None = None
     dtype: str = "float32"
     device: str = "cpu"
+    step: StepClass = "eager"
 
     @property
     def parts(self) -> list[int]:
@@ -82,6 +87,13 @@ def _write_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
         yield spec, {**new, "pages": pages, "step": step}
 
 
+def _prepare_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
+    # The scores' window, bound and scale are not its business; the cases without them are enough.
+    for spec, inputs in _attend_samples():
+        if spec.window is None and spec.step == "eager":
+            yield spec, inputs
+
+
 def _attention_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
     for spec, inputs in _attend_samples():
         step = inputs["step"]
@@ -96,6 +108,8 @@ _STEPS = (
     ([4, 1, 7, 3, 1], [12, 20, 7, 19, 8], 3),
     ([1], [1], 1),
 )
+# Long enough to be cut into several parts.
+_LONG_STEPS = (([1, 1], [300, 139], 16), ([70, 1, 2], [201, 150, 2], 16))
 
 
 def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
@@ -113,19 +127,23 @@ def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
             spec = AttentionSpec(**{**base, **variant})
             table = torch.cat([angle.cos()[:, : spec.rotary_dim // 2], angle.sin()[:, : spec.rotary_dim // 2]], -1)
             q_norm, k_norm = (normal(dtype, 8, seed=s) if spec.norm_eps else None for s in (5, 6))
-            for queries, lengths, page_size in _STEPS:
-                step, pages = _poisoned(queries, lengths, page_size, spec)
-                qkv = normal(dtype, sum(queries), sum(spec.parts) * spec.head_dim, seed=4)
-                yield (
-                    spec,
-                    {
-                        "qkv": qkv,
-                        "weights": HeadWeights(table, q_norm, k_norm),
-                        "pages": pages,
-                        "step": step,
-                        "spec": spec,
-                    },
-                )
+            weights = HeadWeights(table, q_norm, k_norm)
+            yield from _attend_steps(spec, weights, _STEPS)
+    for variant in ({}, {"window": 140, "soft_cap": 3.0}):
+        spec = AttentionSpec(2, 1, 16, 0.25, 8, **variant)
+        yield from _attend_steps(spec, HeadWeights(normal("float32", 301, 8)), _LONG_STEPS)
+
+
+def _attend_steps(
+    spec: AttentionSpec, weights: HeadWeights, steps: Iterable[tuple[list[int], list[int], int]]
+) -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
+    for queries, lengths, page_size in steps:
+        classes: tuple[StepClass, ...] = ("eager", "decode") if max(queries) == 1 else ("eager",)
+        for step_class in classes:
+            wanted = replace(spec, step=step_class)
+            step, pages = _poisoned(queries, lengths, page_size, spec)
+            qkv = normal(spec.dtype, sum(queries), sum(spec.parts) * spec.head_dim, seed=4)
+            yield wanted, {"qkv": qkv, "weights": weights, "pages": pages, "step": step, "spec": wanted}
 
 
 def _poisoned(
@@ -154,7 +172,7 @@ def write_pages(k: Tensor, v: Tensor, pages: KVPages, step: StepInputs) -> None:
     pages.v.flatten(0, 1)[slots] = v
 
 
-@op(samples=_attention_samples)
+@op(samples=_attention_samples, capturable=False)
 def paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """Causal attention of each sequence's new tokens to its pages, in float32.
 
@@ -192,14 +210,14 @@ def _attend_dense(q: Tensor, keys: Tensor, values: Tensor, ahead: Tensor, spec: 
     return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
 
 
-@op(samples=_attend_samples)
-def attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
-    """The block between the two projections: norm and rotate heads, write the new keys and values, attend.
+@op(samples=_prepare_samples)
+def prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    """Norm and rotate the heads of queries and keys, and write the new keys and values to `pages`.
 
     Args:
         qkv: (tokens, (heads + 2 * kv_heads) * head_dim): queries, keys, values.
 
-    Returns: (tokens, heads * head_dim).
+    Returns: the queries, (tokens, heads, head_dim).
     """
     q, k, v = torch.split(qkv.view(len(qkv), sum(spec.parts), spec.head_dim), spec.parts, dim=1)
     if spec.norm_eps is not None:
@@ -208,5 +226,18 @@ def attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, 
     turn = RopeSpec(spec.head_dim, spec.rotary_dim, spec.dtype, spec.device)
     q, k = (rope(x, step.positions, weights.table, turn) for x in (q, k))
     write_pages(k, v, pages, step)
+    return q
+
+
+@op(samples=_attend_samples, capturable=False)
+def attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    """The block between the two projections: `prepare`, then `paged_attention`.
+
+    Args:
+        qkv: (tokens, (heads + 2 * kv_heads) * head_dim): queries, keys, values.
+
+    Returns: (tokens, heads * head_dim).
+    """
+    q = prepare(qkv, weights, pages, step, spec)
     out: Tensor = paged_attention(q, pages, step, spec)
     return out.flatten(1)
