@@ -4,7 +4,7 @@ Pure: no file, no device, no environment; the same arguments give the same spec 
 is no "auto" left. What only memory can decide comes later, in `Layout`. Called by the engine core before loading.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from quire.base.errors import ConfigError
@@ -21,12 +21,13 @@ class PlatformDefaults:
     max_num_seqs: int
     max_num_batched_tokens: int
     async_scheduling: bool
+    graphs: bool
     memory: Literal["cpu_memory_utilization", "gpu_memory_utilization"]
 
 
-CPU = PlatformDefaults(64, 512, False, "cpu_memory_utilization")
-GPU = PlatformDefaults(256, 8192, True, "gpu_memory_utilization")
-DEFAULTS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "xpu": GPU}
+CPU = PlatformDefaults(64, 512, False, False, "cpu_memory_utilization")
+GPU = PlatformDefaults(256, 8192, True, True, "gpu_memory_utilization")
+DEFAULTS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "xpu": replace(GPU, graphs=False)}
 
 
 def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) -> RunSpec:
@@ -35,6 +36,9 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
     defaults = DEFAULTS[platform.name]
     model, cache, scheduler = engine.model, engine.cache, engine.scheduler
     dtype, notes = _dtype(model, facts, platform)
+    max_num_seqs = scheduler.max_num_seqs or defaults.max_num_seqs
+    # Collectives between ranks are not recorded.
+    recorded = defaults.graphs and not engine.device.enforce_eager and engine.parallel.tensor_parallel_size == 1
     overlap = defaults.async_scheduling if scheduler.async_scheduling is None else scheduler.async_scheduling
     return RunSpec(
         facts=facts,
@@ -49,10 +53,11 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
         kv_cache_memory_bytes=cache.kv_cache_memory_bytes,
         num_pages=cache.num_gpu_blocks_override,
         enable_prefix_caching=cache.enable_prefix_caching,
-        max_num_seqs=scheduler.max_num_seqs or defaults.max_num_seqs,
+        max_num_seqs=max_num_seqs,
         max_num_batched_tokens=scheduler.max_num_batched_tokens or defaults.max_num_batched_tokens,
         policy=scheduler.scheduling_policy,
         depth=2 if overlap else 1,
+        graph_rows=graph_rows(max_num_seqs) if recorded else [],
         max_preemptions=scheduler.max_preemptions,
         watermark=scheduler.watermark,
         max_logprobs=model.max_logprobs,
@@ -61,6 +66,17 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
         event_log=engine.log.event_log,
         notes=notes,
     )
+
+
+def graph_rows(rows: int) -> list[int]:
+    """Batch sizes worth recording: dense where a row more or less counts, sparse above; the last one is `rows`.
+
+    1, 2, 4, 8, then steps of 8 to 32, of 16 to 128, of 32 to 256, of 64 to 512, of 128 beyond.
+    """
+    sizes = [1, 2, 4]
+    for start, stop, step in ((8, 32, 8), (32, 128, 16), (128, 256, 32), (256, 512, 64), (512, rows, 128)):
+        sizes += range(start, min(stop, rows), step)
+    return [*(size for size in sizes if size < rows), rows]
 
 
 def _dtype(model: ModelConfig, facts: ModelFacts, platform: PlatformFacts) -> tuple[str, list[str]]:

@@ -34,8 +34,9 @@ class InlineExecutor:
         return self.runner.measure()
 
     def allocate(self, layout: Layout) -> None:
-        """Take pages."""
+        """Take pages and record decode steps."""
         self.runner.allocate(layout)
+        self.runner.record()
 
     def step(self, plan: StepPlan) -> Pending:
         """Launch the plan."""

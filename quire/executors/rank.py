@@ -67,6 +67,7 @@ class RankProcess:
             self._answer(Measured(self.runner.measure()))
         elif isinstance(message, Allocate):
             self.runner.allocate(message.layout)
+            self.runner.record()
             self._answer(Ready())
         elif isinstance(message, Run):
             step = self.runner.launch(message.plan)

@@ -57,12 +57,15 @@ class Build:
         """The checkpoint's full name of `name` at this level."""
         return f"{self.path}.{name}" if self.path else name
 
-    def weight(self, *parts: Part, center: float = 0.0, again: tuple[str, ...] = ()) -> Weight:
+    def weight(
+        self, *parts: Part, center: float = 0.0, again: tuple[str, ...] = (), fused: tuple[Part, ...] = ()
+    ) -> Weight:
         """A parameter stacked from `parts`, whose names are relative to this level; its values come later.
 
-        `center` and `again` (full names) are the recipe's. Raises CheckpointError where it does not fit in memory.
+        `center`, `again` (full names) and `fused` (relative like `parts`) are the recipe's. Raises CheckpointError where it does not fit in memory.
         """
-        recipe = Recipe(tuple(replace(part, name=self.name(part.name)) for part in parts), center, again)
+        here, other = (tuple(replace(p, name=self.name(p.name)) for p in some) for some in (parts, fused))
+        recipe = Recipe(here, center, again, other)
         shape = recipe.shape(self.mesh.rank, self.mesh.size)
         try:
             data = torch.empty(shape, dtype=self.dtype, device=self.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quire.messages.plan import NewRow, StepPlan
 from quire.messages.state import Layout
+from quire.runner.upload import upload
 
 
 @dataclass(slots=True)
@@ -23,24 +24,26 @@ class HostRow:
 
 
 class Rows:
-    """Per-sequence device state.
+    """Per-sequence device state. Beside the scheduler's rows there is a dummy one, which pads recorded batches.
 
     Attributes:
-        tokens: (rows, max_len + 1) int32, all known tokens of each row, the prompt first.
-        known: (rows,) int32, how many of them are valid.
-        computed: (rows,) int32, how many have their state in pages.
-        page_tables: per cache group (rows, max_pages) int32; unused entries are 0.
+        dummy: index of the dummy row. It has computed nothing and its pages are page 0.
+        tokens: (rows + 1, max_len + 1) int32, all known tokens of each row, the prompt first.
+        known: (rows + 1,) int32, how many of them are valid.
+        computed: (rows + 1,) int32, how many have their state in pages.
+        page_tables: per cache group (rows + 1, max_pages) int32; unused entries are 0.
         host: what the host knows, for rows in use.
     """
 
     def __init__(self, rows: int, max_len: int, layout: Layout, device: torch.device) -> None:
         self.device = device
+        self.dummy = rows
         # One column of slack: a plan in flight may sample past the end of a sequence that has just finished.
-        self.tokens = torch.zeros(rows, max_len + 1, dtype=torch.int32, device=device)
-        self.known = torch.zeros(rows, dtype=torch.int32, device=device)
-        self.computed = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.tokens = torch.zeros(rows + 1, max_len + 1, dtype=torch.int32, device=device)
+        self.known = torch.zeros(rows + 1, dtype=torch.int32, device=device)
+        self.computed = torch.zeros(rows + 1, dtype=torch.int32, device=device)
         self.page_tables = [
-            torch.zeros(rows, -(-max_len // g.page_size), dtype=torch.int32, device=device) for g in layout.groups
+            torch.zeros(rows + 1, -(-max_len // g.page_size), dtype=torch.int32, device=device) for g in layout.groups
         ]
         self.page_sizes = [g.page_size for g in layout.groups]
         self.host: dict[int, HostRow] = {}
@@ -49,14 +52,13 @@ class Rows:
         """Apply the plan's diff: rows that leave, rows that begin, pages that are added."""
         for row in plan.released:
             self.host.pop(row, None)
-        for new in plan.new:
-            self._begin(new)
+        if plan.new:
+            self._begin(plan.new)
         for group in range(len(self.page_tables)):
             self._append_pages(plan, group)
 
-    def advance(self, plan: StepPlan, order: Tensor, counts: Tensor) -> None:
-        """Count the plan's tokens as computed. order (grants,) int64 rows, counts (grants,) int32."""
-        self.computed.index_add_(0, order, counts)
+    def advance(self, plan: StepPlan) -> None:
+        """The host's count of computed tokens; the device's is the business of the step."""
         for grant in plan.grants:
             self.host[grant.row].computed += grant.tokens
 
@@ -65,16 +67,24 @@ class Rows:
         self.tokens[rows, self.known[rows].long()] = tokens.int()
         self.known[rows] += 1
 
-    def _begin(self, new: NewRow) -> None:
-        row, count = new.row, len(new.token_ids)
-        self.tokens[row, :count] = torch.tensor(new.token_ids, dtype=torch.int32)
-        self.known[row] = count
-        self.computed[row] = new.computed
-        for table, pages in zip(self.page_tables, new.pages, strict=True):
-            table[row].zero_()
-            if pages:
-                table[row, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
-        self.host[row] = HostRow(new, new.computed, [len(pages) for pages in new.pages])
+    def _begin(self, new_rows: list[NewRow]) -> None:
+        """All numbers of the new rows travel in one copy; then each finds its place."""
+        pieces: list[tuple[Tensor, int]] = []
+        values: list[int] = []
+        for new in new_rows:
+            targets = [self.tokens[new.row], *(table[new.row] for table in self.page_tables)]
+            for target, numbers in zip(targets, [new.token_ids, *new.pages], strict=True):
+                pieces.append((target, len(numbers)))
+                values += numbers
+            values += [len(new.token_ids), new.computed]
+            pieces += [(self.known[new.row : new.row + 1], 1), (self.computed[new.row : new.row + 1], 1)]
+            self.host[new.row] = HostRow(new, new.computed, [len(pages) for pages in new.pages])
+        arrived = upload(values, self.device).int()
+        at = 0
+        for target, count in pieces:
+            target[:count] = arrived[at : at + count]
+            target[count:].zero_()
+            at += count
 
     def _append_pages(self, plan: StepPlan, group: int) -> None:
         rows: list[int] = []
@@ -89,6 +99,5 @@ class Rows:
                 pages += added
                 have[group] += len(added)
         if pages:
-            at = torch.tensor([rows, columns], device=self.device)
-            values = torch.tensor(pages, dtype=torch.int32, device=self.device)
-            self.page_tables[group].index_put_((at[0], at[1]), values)
+            at = upload(rows + columns + pages, self.device).view(3, -1)
+            self.page_tables[group].index_put_((at[0], at[1]), at[2].int())

@@ -20,8 +20,10 @@ from quire.ops.inputs import step_inputs
 from quire.ops.registry import load_providers
 from quire.ops.step import StepInputs
 from quire.parallel.mesh import Mesh
+from quire.runner.graphs import DecodeGraphs, Recorder
 from quire.runner.memory import memory_of
 from quire.runner.rows import Rows
+from quire.runner.upload import upload
 from quire.sampling.sampler import Sampler, Samples, prompt_logprobs
 
 HEAD_SLICE = 256
@@ -108,29 +110,77 @@ class Runner:
         self.rows = Rows(rows, length, layout, self.device)
         # Every rank runs the model; rank 0 samples and tells the others.
         self.sampler = Sampler(rows, self.spec.facts.vocab_size, length, self.device) if self.mesh.rank == 0 else None
+        self.graphs = DecodeGraphs(self.spec.graph_rows, self._decode, self.rows.dummy, self.device)
+        self._decoding: list[int] = []
+        self._order = upload([], self.device)
 
     def release(self) -> None:
         """Give back pages and rows."""
         for state in self.build.states:
             state.unbind()
-        del self.rows, self.sampler
+        del self.rows, self.sampler, self.graphs
+
+    @torch.inference_mode()
+    def record(self) -> None:
+        """Record decode steps, where the spec asks for it and every kernel allows it.
+
+        After `allocate`: recordings hold the addresses of pages.
+        """
+        if all(choice.capturable for choice in self.build.choices):
+            self.graphs.record(Recorder(self.device))
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlight:
         """Start one step. Returns as soon as the device has its work; `InFlight.result` waits for it."""
         self._begin(plan)
         grants = plan.grants
-        order = torch.tensor([g.row for g in grants], device=self.device)
-        counts = torch.tensor([g.tokens for g in grants], dtype=torch.int32, device=self.device)
-        sampling = torch.tensor([i for i, g in enumerate(grants) if g.samples], dtype=torch.int64, device=self.device)
-        inputs = self._inputs(grants, order, counts, sampling)
-        hidden = self.model(inputs)
+        if self.graphs.covers(len(grants)) and all(g.samples and g.tokens == 1 for g in grants):
+            step = self._launch_recorded(plan)
+        else:
+            step = self._launch_eager(plan)
+        self.rows.advance(plan)
+        return step
+
+    def _launch_recorded(self, plan: StepPlan) -> InFlight:
+        rows = [grant.row for grant in plan.grants]
+        if rows != self._decoding:
+            self._decoding, self._order = rows, upload(rows, self.device)
+        hidden = self.graphs.play(self._order)
+        return InFlight(plan.step, rows, self._sample(rows, self._order, hidden))
+
+    def _launch_eager(self, plan: StepPlan) -> InFlight:
+        grants = plan.grants
+        lines = [i for i, g in enumerate(grants) if g.samples]
+        numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants), *lines], self.device)
+        order, counts, sampling = torch.split(numbers, [len(grants), len(grants), len(lines)])
+        longest = max(self.rows.host[g.row].computed + g.tokens for g in grants)
+        bounds = (sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
+        inputs, hidden = self._forward(order, counts.int(), sampling, bounds)
         step = InFlight(plan.step, prompt_logprobs=self._prompt_logprobs(grants, hidden, inputs))
-        self.rows.advance(plan, order, counts)
-        if len(sampling):
-            step.rows = [g.row for g in grants if g.samples]
+        if lines:
+            step.rows = [grants[i].row for i in lines]
             step.samples = self._sample(step.rows, order[sampling], hidden[inputs.logit_rows])
         return step
+
+    def _forward(
+        self, order: Tensor, counts: Tensor, sampling: Tensor, bounds: tuple[int, int, int]
+    ) -> tuple[StepInputs, Tensor]:
+        """Compute the next `counts` tokens of the rows in `order`; they count as computed afterwards."""
+        rows = self.rows
+        inputs: StepInputs = self.make_inputs(
+            order, counts, sampling, rows.tokens, rows.computed, rows.page_tables, rows.page_sizes, bounds
+        )
+        hidden: Tensor = self.model(inputs)
+        rows.computed.index_add_(0, order, counts)
+        return inputs, hidden
+
+    def _decode(self, order: Tensor) -> Tensor:
+        """One token of each row: what is recorded. The dummy row forgets it at once."""
+        ones = torch.ones(len(order), dtype=torch.int32, device=self.device)
+        lines = torch.arange(len(order), device=self.device)
+        _, hidden = self._forward(order, ones, lines, (len(order), 1, self.rows.tokens.shape[1] - 1))
+        self.rows.computed[self.rows.dummy].zero_()
+        return hidden
 
     def _begin(self, plan: StepPlan) -> None:
         self.rows.apply(plan)
@@ -139,15 +189,6 @@ class Runner:
                 self.sampler.end(row)
             for new in plan.new:
                 self.sampler.begin(new)
-
-    def _inputs(self, grants: list[Grant], order: Tensor, counts: Tensor, sampling: Tensor) -> StepInputs:
-        rows = self.rows
-        longest = max(rows.host[g.row].computed + g.tokens for g in grants)
-        bounds = (sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
-        made: StepInputs = self.make_inputs(
-            order, counts, sampling, rows.tokens, rows.computed, rows.page_tables, rows.page_sizes, bounds
-        )
-        return made
 
     def _sample(self, rows: list[int], device_rows: Tensor, hidden: Tensor) -> Samples | None:
         logits = self.model.logits(hidden)

@@ -24,7 +24,7 @@ def native_write_pages(k: Tensor, v: Tensor, pages: KVPages, step: StepInputs) -
     pages.v.flatten(0, 1).index_copy_(0, slots, v)
 
 
-@provide("torch_native", attend)
+@provide("torch_native", attend, capturable=False)
 def native_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `attend`. Queries and keys lie side by side in a row, so they are normed and rotated together."""
     heads = qkv.view(len(qkv), sum(spec.parts), spec.head_dim)
@@ -56,7 +56,7 @@ def _rotate(x: Tensor, table: Tensor, step: StepInputs, spec: AttentionSpec) -> 
     return turned if spec.rotary_dim == spec.head_dim else torch.cat([turned, x[..., spec.rotary_dim :]], dim=-1)
 
 
-@provide("torch_native", paged_attention)
+@provide("torch_native", paged_attention, capturable=False)
 def native_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `paged_attention`."""
     if step.max_query == 1:

@@ -1,0 +1,91 @@
+"""Decode steps recorded once and replayed: one launch instead of hundreds.
+
+A recorded step covers a fixed number of rows, each computing one token; a smaller batch is padded with a dummy row whose
+page table names page 0, so that no kernel knows of padding. Everything it reads lies in tensors that stay where they
+are. Called by the runner; on devices without graphs a recording is the function itself, which is how CPUs test it.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Play = Callable[[], None]
+
+
+class Recorder:
+    """Records functions as CUDA graphs (HIP graphs on ROCm) that share one memory pool.
+
+    Args:
+        device: with a type other than cuda nothing is recorded: playing runs the function.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def record(self, work: Play) -> Play:
+        """`work` as something to play again and again. It must read and write only tensors that stay where they are."""
+        work()  # compiles kernels, fills caches
+        if self._pool is None:
+            return work
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            work()
+        return graph.replay
+
+
+class DecodeGraphs:
+    """Recorded decode steps by number of rows.
+
+    Args:
+        sizes: numbers of rows, ascending; none turns recording off.
+        forward: computes one token of each row in `order`, (n,) int64, and returns hidden states, (n, hidden).
+        dummy_row: what pads a batch.
+        device: of the rows.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], forward: Callable[[Tensor], Tensor], dummy_row: int, device: torch.device
+    ) -> None:
+        self.sizes = list(sizes)
+        self._forward = forward
+        self._dummy_row = dummy_row
+        self._order = torch.full((max(sizes, default=0),), dummy_row, dtype=torch.int64, device=device)
+        self._hidden = torch.empty(0, 0, device=device)
+        self._plays: dict[int, Play] = {}
+        self._playing: Tensor | None = None
+
+    def record(self, recorder: Recorder) -> None:
+        """Record every size, largest first, so that the smaller ones find their memory in the pool."""
+        for size in reversed(self.sizes):
+            self._plays[size] = recorder.record(self._work(size))
+
+    def covers(self, rows: int) -> bool:
+        """Whether a batch of so many rows can be played."""
+        return bool(self._plays) and rows <= self.sizes[-1]
+
+    def play(self, order: Tensor) -> Tensor:
+        """Compute one token of each row in `order`, (n,) int64: hidden states (n, hidden), valid until the next play.
+
+        The same tensor as last time means the same rows: nothing is copied then.
+        """
+        count = len(order)
+        if order is not self._playing:
+            self._order[:count].copy_(order)
+            self._order[count:].fill_(self._dummy_row)
+            self._playing = order
+        self._plays[self.sizes[bisect_left(self.sizes, count)]]()
+        return self._hidden[:count]
+
+    def _work(self, size: int) -> Play:
+        def work() -> None:
+            hidden = self._forward(self._order[:size])
+            if not self._hidden.numel():
+                self._hidden = torch.empty(len(self._order), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+            self._hidden[:size].copy_(hidden)
+
+        return work
+

@@ -1,0 +1,53 @@
+"""Recorded decode steps, played without a device's graphs: padding and reuse of buffers change nothing."""
+
+import msgspec
+import pytest
+
+from quire import LLM, SamplingParams
+from quire.base.registry import load
+from quire.config.resolve import graph_rows
+from quire.engine import core
+from tests.engine.toy import make_toy, oracle
+
+pytestmark = pytest.mark.torch
+
+
+def recorded(sizes):
+    """`resolve` as it would be on a device with graphs."""
+    resolve = load("quire.config.resolve:resolve")
+
+    def with_graphs(*arguments):
+        return msgspec.structs.replace(resolve(*arguments), graph_rows=sizes)
+
+    return with_graphs
+
+
+@pytest.mark.parametrize("sizes", [[1, 2, 4, 8], [5], [3, 8]])
+@pytest.mark.parametrize("overlapped", [False, True])
+@pytest.mark.parametrize("window", [None, 9])
+def test_padding_changes_nothing(tmp_path, monkeypatch, sizes, overlapped, window):
+    monkeypatch.setattr(core, "resolve", recorded(sizes))
+    folder = make_toy(tmp_path, window=window)
+    prompts = [[i, i + 1, i + 2] * (i + 1) for i in range(8)]
+    params = [SamplingParams(max_tokens=5 + 3 * i, temperature=0.0, ignore_eos=True) for i in range(8)]
+    settings = {"num_gpu_blocks_override": 100, "block_size": 4, "max_num_seqs": 8, "async_scheduling": overlapped}
+    with LLM(str(folder), **settings) as llm:
+        runner = llm._running().executor.runner
+        assert runner.graphs.covers(sizes[-1]) and not runner.graphs.covers(sizes[-1] + 1)
+        outputs = llm.generate(prompts, params)
+        assert runner.graphs._playing is not None, "nothing was played"
+    for prompt, p, output in zip(prompts, params, outputs, strict=True):
+        assert output.outputs[0].token_ids == oracle(prompt, p.max_tokens, window=window)
+
+
+def test_a_kernel_that_asks_the_host_is_not_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(core, "resolve", recorded([4]))
+    with LLM(num_gpu_blocks_override=100, kernels="reference") as llm:
+        assert not llm._running().executor.runner.graphs.covers(1)
+
+
+def test_sizes_are_dense_where_rows_count():
+    assert graph_rows(1) == [1]
+    assert graph_rows(16) == [1, 2, 4, 8, 16]
+    assert graph_rows(100) == [1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 100]
+    assert graph_rows(700)[-4:] == [448, 512, 640, 700]
