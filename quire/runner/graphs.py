@@ -1,8 +1,8 @@
 """Decode steps recorded once and replayed: one launch instead of hundreds.
 
-A recorded step covers a fixed number of rows, each computing one token; a smaller batch is padded with a dummy row whose
-page table names page 0, so that no kernel knows of padding. Everything it reads lies in tensors that stay where they
-are. Called by the runner; on devices without graphs a recording is the function itself, which is how CPUs test it.
+A recorded step covers a fixed number of rows, each computing one token; a smaller batch is padded with a dummy row
+whose page table names page 0, so that no kernel knows of padding. Everything it reads lies in tensors that stay where
+they are. Called by the runner; on devices without graphs a recording is the function itself, which is how CPUs test it.
 """
 
 from bisect import bisect_left
