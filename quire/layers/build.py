@@ -62,7 +62,8 @@ class Build:
     ) -> Weight:
         """A parameter stacked from `parts`, whose names are relative to this level; its values come later.
 
-        `center`, `again` (full names) and `fused` (relative like `parts`) are the recipe's. Raises CheckpointError where it does not fit in memory.
+        `center`, `again` (full names) and `fused` (relative like `parts`) are the recipe's. Raises CheckpointError
+        where it does not fit in memory.
         """
         here, other = (tuple(replace(p, name=self.name(p.name)) for p in some) for some in (parts, fused))
         recipe = Recipe(here, center, again, other)

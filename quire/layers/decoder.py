@@ -17,6 +17,7 @@ from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.build import Build
 from quire.layers.embedding import Embedding, Head, vocabulary_part
 from quire.layers.mlp import GatedMLP
+from quire.layers.moe import MoE
 from quire.layers.norm import RMSNorm
 from quire.ops.step import StepInputs
 from quire.parallel.mesh import Mesh
@@ -81,7 +82,7 @@ class Stream:
 class PreNorm(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, b: Build, norms: tuple[RMSNorm, RMSNorm], attention: Attention, mlp: GatedMLP) -> None:
+    def __init__(self, b: Build, norms: tuple[RMSNorm, RMSNorm], attention: Attention, mlp: GatedMLP | MoE) -> None:
         super().__init__()
         self.mesh = b.mesh
         self.before_attention, self.before_mlp = norms

@@ -6,6 +6,8 @@ draws no progress bar, it only reports bytes. The runner calls it.
 
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.headers import TensorEntry, read_headers
@@ -38,6 +40,7 @@ def load(
     """
     weights = weights_of(model)
     entries = read_headers(facts.path)
+    _settle(weights, entries)
     _check_names(weights, entries, facts.path)
     jobs = [(weight, part) for weight in weights for part in weight.recipe.parts]
     _check_shapes([part for _, part in jobs], entries)
@@ -53,6 +56,16 @@ def load(
             done += weight.nbytes
             if progress is not None:
                 progress(done, total)
+
+
+def _settle(weights: list[Weight], entries: dict[str, TensorEntry]) -> None:
+    """Choose the recipes that fit the checkpoint's names, and see stacks of matrices as one matrix."""
+    for weight in weights:
+        weight.recipe = weight.recipe.fitting(entries)
+        for name in {part.name for part in weight.recipe.parts if part.stacked} & entries.keys():
+            shape = entries[name].shape
+            if len(shape) == 3:
+                entries[name] = msgspec.structs.replace(entries[name], shape=(shape[0] * shape[1], shape[2]))
 
 
 def _check_names(weights: list[Weight], entries: dict[str, TensorEntry], path: str) -> None:

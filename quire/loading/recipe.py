@@ -5,8 +5,8 @@ the ranks. From recipes alone follow sliced reads, dummy weights and the reports
 Layers write recipes, `load.py` and `dummy.py` follow them.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -35,6 +35,7 @@ class Part:
         copies: so many neighbouring ranks get the same piece (KV heads fewer than ranks).
         pad: zeros appended along `cut` so that it divides over the ranks (vocabulary).
         once: rank 0 alone gets the values, the others zeros (the bias of a sum over ranks).
+        stacked: the checkpoint tensor is a stack of matrices, (n, rows, columns), and `shape` is (n * rows, columns).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Part:
     copies: int = 1
     pad: int = 0
     once: bool = False
+    stacked: bool = False
 
     def spans(self, rank: int, size: int) -> list[Span]:
         """What rank `rank` of `size` takes, per dimension of the checkpoint tensor."""
@@ -74,11 +76,17 @@ class Recipe:
         parts: in order, stacked along dimension 0.
         center: value around which dummy weights scatter (1 for norms).
         again: tensors that hold the same values once more in some checkpoints (the head of tied models).
+        fused: the parts in checkpoints that hold the same values under other names (experts as one tensor).
     """
 
     parts: tuple[Part, ...]
     center: float = 0.0
     again: tuple[str, ...] = ()
+    fused: tuple[Part, ...] = ()
+
+    def fitting(self, names: Container[str]) -> "Recipe":
+        """This recipe for a checkpoint whose tensors have `names`."""
+        return replace(self, parts=self.fused, fused=()) if self.fused and self.fused[0].name in names else self
 
     def shape(self, rank: int, size: int) -> tuple[int, ...]:
         """Shape of the parameter on rank `rank` of `size`."""

@@ -30,6 +30,14 @@ FAMILY: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": None},
     "qwen2": {"head_dim": 12},
     "qwen3": {},
+    "qwen3_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 20,
+        "num_hidden_layers": 3,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": True,
+    },
     "phi3": {"head_dim": 12},
     "gemma2": {"sliding_window": 8, "num_hidden_layers": 3, "query_pre_attn_scalar": 24},
 }

@@ -60,7 +60,7 @@ def rewrite(folder: Path, change: Any) -> None:
 
 
 def test_the_families_of_the_first_release_are_there() -> None:
-    assert {"gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3"} <= set(models.supported())
+    assert {"gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3", "qwen3_moe"} <= set(models.supported())
 
 
 @pytest.mark.parametrize(

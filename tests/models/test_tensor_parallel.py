@@ -19,6 +19,7 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "tied": ("llama", {"tie_word_embeddings": True}),
     "one-kv-head": ("qwen2", {"num_key_value_heads": 1}),
     "head-norms": ("qwen3", {}),
+    "experts": ("qwen3_moe", {}),
     "fused": ("phi3", {}),
     "fused-one-kv-head": ("phi3", {"num_key_value_heads": 1}),
     "sandwich": ("gemma2", {}),

@@ -11,12 +11,12 @@ import torch
 
 import quire.kernels
 import quire.ops
-from quire.ops import activation, attention, inputs, linear, norm, rope
+from quire.ops import activation, attention, inputs, linear, moe, norm, rope
 from quire.ops.registry import OPS, REFERENCE, Op, load_providers
 
 pytestmark = pytest.mark.torch
 
-MODULES = (activation, attention, inputs, linear, norm, rope)
+MODULES = (activation, attention, inputs, linear, moe, norm, rope)
 FOLDERS = [module.name for module in pkgutil.iter_modules(quire.kernels.__path__)]
 load_providers([name for name in FOLDERS if name == "torch_native"])
 CASES = [(op, name) for op in OPS.values() for name in op.providers if name != REFERENCE]
