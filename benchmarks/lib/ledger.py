@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 LEDGER = Path(__file__).parents[1] / "ledger"
-COMMIT = "QUIRE_BENCH_COMMIT"
+COMMIT = "BENCH_COMMIT"
 """Names the commit where a copy of the tree is measured that has no git history."""
 
 
