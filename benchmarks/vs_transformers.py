@@ -141,11 +141,17 @@ def record(rates: dict[str, float], args: argparse.Namespace, conditions: dict[s
             "value": round(rate, 1),
             "unit": "tok/s",
             "runs": args.runs,
-            "command": "python benchmarks/vs_transformers.py",
+            "command": command(args),
         }
         LEDGER.parent.mkdir(exist_ok=True)
         with LEDGER.open("a", encoding="utf-8") as ledger:
             ledger.write(json.dumps(entry) + "\n")
+
+
+def command(args: argparse.Namespace) -> str:
+    """What was run, without the folders of this machine."""
+    words = ["python benchmarks/vs_transformers.py", f"--model {Path(args.model).name}", f"--runs {args.runs}"]
+    return " ".join([*words, f"--threads {args.threads}"] if args.threads else words)
 
 
 if __name__ == "__main__":
