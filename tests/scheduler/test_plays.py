@@ -3,6 +3,7 @@
 import pytest
 
 from quire.base.errors import RequestError
+from quire.messages.plan import StepResult
 from quire.messages.state import Retention
 from tests.scheduler.engine import EOS, Engine, layout_of
 
@@ -130,6 +131,15 @@ def test_a_victim_that_plans_hold_is_preempted_when_they_are_in():
     check_all(engine)
 
 
+def test_a_victim_stops_at_once_and_not_only_at_its_next_page():
+    engine = Engine(layout_of([Retention()], pages=5, page_size=8), prefix_caching=False, depth=2)
+    engine.add(prompt=15, max_tokens=6)
+    engine.add(prompt=9, max_tokens=6)
+    # A wants a third page. B has room for five more tokens, but is held back to be preempted.
+    assert [engine.step() for _ in range(5)] == ["A15 B1", "A1 B8", "", "A1", "A1"]
+    check_all(engine)
+
+
 def test_priority_preempts_the_least_important():
     engine = Engine(layout_of([Retention()], pages=6, page_size=4), prefix_caching=False, policy="priority")
     engine.add(prompt=7, max_tokens=8, priority=5)
@@ -158,6 +168,18 @@ def test_admission_wants_room_for_all_of_it_but_looks_past_a_blocked_head():
     engine.add(prompt=20, max_tokens=4)
     engine.add(prompt=4, max_tokens=1)
     assert engine.step() == "A16 C4"
+    check_all(engine)
+
+
+def test_admission_counts_cached_pages_that_it_would_use_as_taken():
+    engine = Engine(layout_of([Retention()], pages=6, page_size=4))
+    shared = list(range(12))
+    engine.add([*shared, 40], max_tokens=1)
+    engine.finish_all()
+    engine.add(prompt=3, max_tokens=5)
+    assert engine.step() == "B3"
+    engine.add([*shared, *range(20, 27)], max_tokens=1)
+    assert engine.step() == "B1"
     check_all(engine)
 
 
@@ -227,6 +249,20 @@ def test_stop_tokens_eos_and_min_tokens():
     assert len(engine.heard[later, 0].tokens) > 6
 
 
+def test_a_stop_token_among_the_first_min_tokens_does_not_end_it():
+    """The sampler masks these; the scheduler does not rely on it."""
+    engine = Engine()
+    engine.add(prompt=3, max_tokens=9, min_tokens=1, stop_token_ids=[7], eos_token_ids=[EOS])
+    told = []
+    for token in (7, 7):
+        plan = engine.scheduler.plan(0.0)
+        told += engine.scheduler.commit(StepResult(plan.step, [0], [token]))
+    assert [(delta.token_ids, delta.finish_reason, delta.stop_reason) for delta in told] == [
+        ([7], None, None),
+        ([7], "stop", 7),
+    ]
+
+
 def test_a_failed_row_ends_alone_and_those_who_share_its_page_start_again():
     engine = Engine(layout_of([Retention()], page_size=4), depth=2)
     prefix = list(range(8))
@@ -267,6 +303,20 @@ def test_what_a_preempted_sequence_spoiled_is_not_found_by_itself_again():
     engine.poisoned.add("B")
     assert [engine.step() for _ in range(2)] == ["A1 B7", "A1"]
     assert engine.scheduler.counters.preemptions == 1
+    check_all(engine)
+    assert engine.heard["B", 0].finish_reason == "length"
+
+
+def test_a_sample_confirms_no_page_that_a_later_plan_fills():
+    engine = Engine(layout_of([Retention()], page_size=4), depth=2)
+    engine.add([1, 2, 3], max_tokens=6)
+    first = engine.solo(("A", 0)).tokens[0]
+    assert engine.step() == "A3"
+    engine.poisoned.add("A")
+    assert engine.step() == "A1"
+    engine.add([1, 2, 3, first, 9], max_tokens=3)
+    assert engine.step() == "A1 B1"
+    assert engine.heard["A", 0].finish_reason == "error"
     check_all(engine)
     assert engine.heard["B", 0].finish_reason == "length"
 
