@@ -4,15 +4,19 @@ Names and shapes are settled for the whole model before the first byte of a tens
 draws no progress bar, it only reports bytes. The runner calls it.
 """
 
+import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import msgspec
+import torch
 
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.headers import TensorEntry, read_headers
-from quire.loading.reader import Reader
+from quire.loading.reader import Files, Slice, slices
 from quire.loading.recipe import Parametrised, Part, Weight, weights_of
+from quire.loading.staging import stage_for
 from quire.parallel.mesh import Mesh
 
 Progress = Callable[[int, int], None]
@@ -21,6 +25,8 @@ Progress = Callable[[int, int], None]
 # Tables that old checkpoints carry along and that are computed here.
 IGNORED_ENDINGS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attn.bias", "masked_bias")
 SHOWN = 6
+MAX_READERS = 8
+"""Threads that read: as many as it takes to copy from the page cache as fast as a GPU takes it in."""
 
 
 def load(
@@ -44,18 +50,41 @@ def load(
     _check_names(weights, entries, facts.path)
     jobs = [(weight, part) for weight in weights for part in weight.recipe.parts]
     _check_shapes([part for _, part in jobs], entries)
+    pieces = [piece for weight in weights for piece in _pieces(weight, entries, mesh)]
     total = sum(weight.nbytes for weight in weights)
-    done = 0
-    with Reader() as reader:
-        for weight in weights:
-            row = 0
-            for part in weight.recipe.parts:
-                rows = part.taken(mesh.rank, mesh.size)[0]
-                reader.read_into(weight.data[row : row + rows], entries[part.name], part.spans(mesh.rank, mesh.size))
-                row += rows
-            done += weight.nbytes
-            if progress is not None:
+    _read(pieces, total, progress or (lambda done, total: None))
+
+
+def _pieces(weight: Weight, entries: dict[str, TensorEntry], mesh: Mesh) -> list[Slice]:
+    """What must be read to fill `weight`."""
+    pieces: list[Slice] = []
+    data, row = weight.data, 0
+    for part in weight.recipe.parts:
+        spans = part.spans(mesh.rank, mesh.size)
+        rows = spans[0].length + spans[0].zeros
+        pieces += slices(data[row : row + rows], entries[part.name], spans)
+        row += rows
+    return pieces
+
+
+def _read(pieces: list[Slice], total: int, progress: Progress) -> None:
+    """Read `pieces` in the order of the files, several at a time."""
+    pieces.sort(key=lambda piece: (piece.entry.file, piece.offset))
+    done = total - sum(piece.target.nbytes for piece in pieces)
+    readers = min(MAX_READERS, os.cpu_count() or 1)
+    with Files() as files, ThreadPoolExecutor(readers, "load") as pool:
+        stage = stage_for(pieces[0].target.device if pieces else torch.device("cpu"), readers)
+        waiting = {pool.submit(stage.take, piece, files): piece.target.nbytes for piece in pieces}
+        try:
+            for future in as_completed(waiting):
+                future.result()
+                done += waiting[future]
                 progress(done, total)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        stage.finish()
+    if not pieces:
+        progress(total, total)
 
 
 def _settle(weights: list[Weight], entries: dict[str, TensorEntry]) -> None:

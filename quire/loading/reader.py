@@ -1,10 +1,13 @@
-"""Reads slices of checkpoint tensors into tensors, on any device, converting the dtype on the way.
+"""Reads checkpoint tensors in slices, from several threads at once.
 
 Reads with pread and never maps a file: one that shrinks meanwhile is an error here, not a SIGBUS. A slice over rows is
-one run of bytes; a slice over columns is read row by row, so no rank reads what another one holds.
+one run of bytes; a slice over columns is read row by row, so no rank reads what another one holds. `staging.py` says
+where the bytes go.
 """
 
 import os
+from dataclasses import dataclass
+from threading import Lock
 from types import TracebackType
 
 import torch
@@ -15,72 +18,115 @@ from quire.checkpoint.headers import TensorEntry
 from quire.loading.recipe import Span
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 16 << 20
+"""Bytes of the largest slice, unless a single row is larger."""
 
 
-class Reader:
-    """Open files of one checkpoint; a context manager."""
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Rows of a checkpoint tensor on their way.
+
+    Attributes:
+        target: (rows, ...) where the values go, of any dtype and device; rows count from `first` of the tensor.
+        entry: the tensor.
+        first: row of the tensor that becomes row 0 of `target`.
+        start: column of the tensor that becomes column 0 of `target`; all of a row where the columns are as many.
+    """
+
+    target: Tensor
+    entry: TensorEntry
+    first: int
+    start: int = 0
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the data in the file."""
+        return FLOATS[self.entry.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are read."""
+        return self.target.numel() * self.dtype.itemsize
+
+    @property
+    def offset(self) -> int:
+        """First byte in the file."""
+        inner = _items(self.entry.shape[2:])
+        width = self.entry.shape[1] if len(self.entry.shape) > 1 else 1
+        return self.entry.offset + (self.first * width + self.start) * inner * self.dtype.itemsize
+
+    @property
+    def runs(self) -> int:
+        """Runs of bytes that the slice consists of: one, or one a row."""
+        cut = len(self.entry.shape) > 1 and self.target.shape[1] < self.entry.shape[1]
+        return self.target.shape[0] if cut else 1
+
+
+def slices(target: Tensor, entry: TensorEntry, spans: list[Span]) -> list[Slice]:
+    """What must be read to fill `target` with the `spans` of tensor `entry`. Where they pad it is zeroed now.
+
+    `target` has the spans' lengths (padding included) as its shape. Raises CheckpointError naming file and tensor where
+    the data is not floating-point.
+    """
+    if entry.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{entry.file}: tensor {entry.name} is {entry.dtype}; weights must be one of {', '.join(FLOATS)} "
+            "(quantized checkpoints are not supported)"
+        )
+    for dim, span in enumerate(spans):
+        if span.zeros:
+            target.narrow(dim, span.length, span.zeros).zero_()
+            target = target.narrow(dim, 0, span.length)
+    row_bytes = _items(target.shape[1:]) * FLOATS[entry.dtype].itemsize
+    step = max(1, BLOCK_BYTES // max(1, row_bytes))
+    start = spans[1].start if len(spans) > 1 else 0
+    return [
+        Slice(target[begin : begin + step], entry, spans[0].start + begin, start)
+        for begin in range(0, spans[0].length, step)
+    ]
+
+
+class Files:
+    """Open files of one checkpoint; a context manager. `read` may be called from several threads."""
 
     def __init__(self) -> None:
-        self._files: dict[str, int] = {}
+        self._descriptors: dict[str, int] = {}
+        self._lock = Lock()
 
-    def __enter__(self) -> "Reader":
+    def __enter__(self) -> "Files":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for descriptor in self._files.values():
+        for descriptor in self._descriptors.values():
             os.close(descriptor)
-        self._files.clear()
+        self._descriptors.clear()
 
-    def read_into(self, target: Tensor, entry: TensorEntry, spans: list[Span]) -> int:
-        """Fill `target` with the `spans` of tensor `entry`, and with zeros where they pad. Returns the bytes read.
+    def read(self, piece: Slice, buffer: Tensor) -> None:
+        """Fill `buffer`, contiguous host memory of `piece.nbytes` bytes, with the bytes of `piece`.
 
-        `target` has the spans' lengths (padding included) as its shape. Raises CheckpointError naming file and tensor
-        where the data is not floating-point or ends early.
+        Raises CheckpointError naming file and tensor where the data ends early.
         """
-        if entry.dtype not in FLOATS:
-            raise CheckpointError(
-                f"{entry.file}: tensor {entry.name} is {entry.dtype}; weights must be one of {', '.join(FLOATS)} "
-                "(quantized checkpoints are not supported)"
-            )
-        for dim, span in enumerate(spans):
-            if span.zeros:
-                target.narrow(dim, span.length, span.zeros).zero_()
-                target = target.narrow(dim, 0, span.length)
-        rows = spans[0]
-        row_items = _items(entry.shape[1:])
-        taken = spans[1:] and spans[1].length < entry.shape[1]
-        row_bytes = _items(target.shape[1:]) * FLOATS[entry.dtype].itemsize
-        step = max(1, BLOCK_BYTES // max(1, row_bytes))
-        for begin in range(0, rows.length, step):
-            count = min(step, rows.length - begin)
-            block = torch.empty((count, *target.shape[1:]), dtype=FLOATS[entry.dtype])
-            first = (rows.start + begin) * row_items
-            if taken:
-                self._read_columns(block, entry, first, spans[1])
-            else:
-                self._read(_bytes(block), entry, first * block.itemsize)
-            target[begin : begin + count].copy_(block)
-        return rows.length * row_bytes
+        raw = buffer.view(-1).view(torch.uint8).numpy().data
+        descriptor = self._open(piece.entry.file)
+        width = len(raw) // piece.runs
+        stride = piece.entry.nbytes // piece.entry.shape[0]
+        for run in range(piece.runs):
+            self._read(descriptor, raw[run * width : (run + 1) * width], piece, run * stride)
 
-    def _read_columns(self, block: Tensor, entry: TensorEntry, first: int, columns: Span) -> None:
-        inner = _items(entry.shape[2:])
-        raw = _bytes(block)
-        width = len(raw) // block.shape[0]
-        stride = entry.shape[1] * inner * block.itemsize
-        offset = (first + columns.start * inner) * block.itemsize
-        for row in range(block.shape[0]):
-            self._read(raw[row * width : (row + 1) * width], entry, offset + row * stride)
+    def _open(self, file: str) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(file, os.O_RDONLY)
+            return self._descriptors[file]
 
-    def _read(self, buffer: memoryview, entry: TensorEntry, offset: int) -> None:
-        """Fill `buffer` from byte `offset` of the tensor's data."""
-        if entry.file not in self._files:
-            self._files[entry.file] = os.open(entry.file, os.O_RDONLY)
+    def _read(self, descriptor: int, buffer: memoryview, piece: Slice, offset: int) -> None:
         done = 0
         while done < len(buffer):
-            got = os.preadv(self._files[entry.file], [buffer[done:]], entry.offset + offset + done)
+            got = os.preadv(descriptor, [buffer[done:]], piece.offset + offset + done)
             if got == 0:
-                raise CheckpointError(f"{entry.file} ended while tensor {entry.name} was read; download it again")
+                raise CheckpointError(
+                    f"{piece.entry.file} ended while tensor {piece.entry.name} was read; download it again"
+                )
             done += got
 
 
@@ -89,7 +135,3 @@ def _items(shape: tuple[int, ...] | torch.Size) -> int:
     for n in shape:
         count *= n
     return count
-
-
-def _bytes(block: Tensor) -> memoryview:
-    return block.flatten().view(torch.uint8).numpy().data

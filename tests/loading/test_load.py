@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.headers import TensorEntry, read_headers
-from quire.loading import fill_dummy, load, reader
+from quire.loading import fill_dummy, load, reader, staging
 from quire.loading.recipe import Part, Recipe, Weight
 from quire.parallel.mesh import Mesh
 
@@ -134,8 +134,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
     entry: TensorEntry = read_headers(tmp_path)["table"]
     with Path(entry.file).open("r+b") as file:
         file.truncate(entry.offset + 10)
-    with reader.Reader() as open_files, pytest.raises(CheckpointError, match="ended while tensor table was read"):
-        open_files.read_into(torch.empty(5, 4), entry, Part("table", (5, 4)).spans(0, 1))
+    [piece] = reader.slices(torch.empty(5, 4), entry, Part("table", (5, 4)).spans(0, 1))
+    with reader.Files() as files, pytest.raises(CheckpointError, match="ended while tensor table was read"):
+        staging.HostStage().take(piece, files)
 
 
 def test_dummy_weights_do_not_depend_on_the_cut() -> None:
@@ -157,6 +158,18 @@ def test_dummy_weights_follow_seed_and_name() -> None:
     assert torch.equal(models[0].down, models[1].down)
     assert not torch.equal(models[0].down, models[2].down)
     assert not torch.equal(models[0].fused[:4], models[0].fused[4:])
+
+
+def test_dummy_weights_of_many_parts_are_those_of_each() -> None:
+    parts = tuple(Part(f"expert{i}", (6, 4), cut=0) for i in range(3))
+    together, apart = nn.Module(), nn.Module()
+    together.w = Weight(torch.full((18, 4), torch.nan), Recipe(parts))
+    for i, part in enumerate(parts):
+        apart.register_parameter(f"w{i}", Weight(torch.full((6, 4), torch.nan), Recipe((part,))))
+    for model in (together, apart):
+        fill_dummy(model, 3, Mesh())
+    assert torch.equal(together.w, torch.cat(list(apart.parameters())))
+    assert len(together.w.unique()) == 18 * 4
 
 
 def test_dummy_weights_have_the_scale_of_their_input() -> None:
