@@ -11,6 +11,7 @@ import msgspec
 
 from quire.base.errors import EngineError
 from quire.base.registry import load
+from quire.config.environ import become_computing
 from quire.config.fields import EngineConfig
 from quire.config.sources import flatten
 from quire.messages.outputs import CompletionOutput, RequestOutput
@@ -55,7 +56,8 @@ Make = Callable[[EngineConfig], TextModel]
 
 
 def make_llm(engine: EngineConfig) -> TextModel:
-    """A `quire.LLM` of this configuration."""
+    """A `quire.LLM` of this configuration, in a process that is ours to prepare."""
+    become_computing()
     return cast(TextModel, load("quire.engine.llm:LLM")(**flatten(engine)))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from quire.checkpoint.facts import ModelFacts
+from quire.config import environ
 from quire.config.fields import EngineConfig
 
 
@@ -45,7 +46,11 @@ class CoreProcess:
         folder = Path(tempfile.mkdtemp(prefix="quire-"))
         address = f"ipc://{folder}/core"
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "quire.engine.process", stdin=asyncio.subprocess.PIPE
+            sys.executable,
+            "-m",
+            "quire.engine.process",
+            stdin=asyncio.subprocess.PIPE,
+            env=environ.snapshot() | environ.computing(),
         )
         assert process.stdin is not None
         frame = msgspec.json.encode(Launch(config, model, address))

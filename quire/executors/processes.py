@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from quire.base.errors import EngineDeadError, QuireError, TransportError
 from quire.base.registry import load
+from quire.config import environ
 from quire.config.spec import RunSpec
 from quire.executors.base import Pending, Progress
 from quire.messages.codec import Codec
@@ -144,6 +145,7 @@ def _spawn(index: int) -> Rank:
             [sys.executable, "-m", "quire.executors.rank", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            env=environ.snapshot() | environ.computing(),
         )
     return Rank(index, process, ours)
 
