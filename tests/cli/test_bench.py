@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 from quire.base.errors import ConfigError, EngineError
 from quire.cli import bench as command
 from quire.cli.bench import percentile, run
+from quire.cli.bench_startup import process_age_s
 from tests.cli.fakes import FakeModel, parsed
 
 pytestmark = pytest.mark.plain
@@ -121,3 +125,20 @@ def test_the_kind_must_be_known(words: list[str]) -> None:
 )
 def test_percentiles_are_numpys(values: list[float], p: float, expected: float) -> None:
     assert percentile(values, p) == pytest.approx(expected)
+
+
+def test_startup_counts_from_the_start_of_the_process(capsys: pytest.CaptureFixture[str]) -> None:
+    model = FakeModel()
+    before = process_age_s()
+    result = measure(model, time.perf_counter, capsys, "startup", "m")
+    assert before <= result["ready_s"] <= process_age_s()
+    assert abs(result["ready_at"] - time.time()) < 5 and result["first_token_s"] > 0
+    assert (result["kind"], result["model"], result["timeline"]) == ("startup", "m", {})
+    assert [params.max_tokens for _, params in model.asked] == [1]
+
+
+def test_the_age_of_a_process_is_exact() -> None:
+    code = "from quire.cli.bench_startup import process_age_s; print(process_age_s())"
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 0 < float(done.stdout) < time.monotonic() - started + 0.02
