@@ -19,7 +19,7 @@ def on_gpu(model):
     return model
 
 
-@pytest.mark.parametrize("block_bytes", [20, 1 << 20])
+@pytest.mark.parametrize("block_bytes", [24, 1 << 20])
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "float64"])
 def test_a_gpu_gets_what_the_host_gets(tmp_path, monkeypatch, stored, block_bytes):
     monkeypatch.setattr(reader, "BLOCK_BYTES", block_bytes)
