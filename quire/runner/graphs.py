@@ -7,6 +7,8 @@ they are. Called by the runner; on devices without graphs a recording is the fun
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,38 +39,53 @@ class Recorder:
         return graph.replay
 
 
+@dataclass(frozen=True, slots=True)
+class DecodeWork:
+    """What is recorded, of rows `order`, (n,) int64.
+
+    Attributes:
+        forward: computes one token of each row and returns hidden states, (n, hidden).
+        greedy: draws each row's next token from them: (2, n) int64, as the op `greedy_sample` gives it.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    greedy: Callable[[Tensor, Tensor], Tensor]
+
+
 class DecodeGraphs:
-    """Recorded decode steps by number of rows.
+    """Recorded decode steps by number of rows. Model and sampling are recordings of their own: not all rows are greedy.
 
     Args:
         sizes: numbers of rows, ascending; none turns recording off.
-        forward: computes one token of each row in `order`, (n,) int64, and returns hidden states, (n, hidden).
+        work: what is recorded.
         dummy_row: what pads a batch.
         device: of the rows.
     """
 
-    def __init__(
-        self, sizes: Sequence[int], forward: Callable[[Tensor], Tensor], dummy_row: int, device: torch.device
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], work: DecodeWork, dummy_row: int, device: torch.device) -> None:
         self.sizes = list(sizes)
-        self._forward = forward
+        self._work = work
         self._dummy_row = dummy_row
         self._order = torch.full((max(sizes, default=0),), dummy_row, dtype=torch.int64, device=device)
+        self._drawn = torch.zeros(2, len(self._order), dtype=torch.int64, device=device)
         self._hidden = torch.empty(0, 0, device=device)
-        self._plays: dict[int, Play] = {}
+        self._plays: dict[int, tuple[Play, Play]] = {}
         self._playing: Tensor | None = None
 
     def record(self, recorder: Recorder) -> None:
         """Record every size, largest first, so that the smaller ones find their memory in the pool."""
         for size in reversed(self.sizes):
-            self._plays[size] = recorder.record(self._work(size))
+            self._plays[size] = (
+                recorder.record(partial(self._forward, size)),
+                recorder.record(partial(self._greedy, size)),
+            )
 
     def covers(self, rows: int) -> bool:
         """Whether a batch of so many rows can be played."""
         return bool(self._plays) and rows <= self.sizes[-1]
 
-    def play(self, order: Tensor) -> Tensor:
-        """Compute one token of each row in `order`, (n,) int64: hidden states (n, hidden), valid until the next play.
+    def forward(self, order: Tensor) -> Tensor:
+        """Compute one token of each row in `order`, (n,) int64: hidden states (n, hidden), valid until the next call.
 
         The same tensor as last time means the same rows: nothing is copied then.
         """
@@ -77,15 +94,22 @@ class DecodeGraphs:
             self._order[:count].copy_(order)
             self._order[count:].fill_(self._dummy_row)
             self._playing = order
-        self._plays[self.sizes[bisect_left(self.sizes, count)]]()
+        self._find(count)[0]()
         return self._hidden[:count]
 
-    def _work(self, size: int) -> Play:
-        def work() -> None:
-            hidden = self._forward(self._order[:size])
-            if not self._hidden.numel():
-                self._hidden = torch.empty(len(self._order), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
-            self._hidden[:size].copy_(hidden)
+    def greedy(self, count: int) -> Tensor:
+        """Draw the next token of the `count` rows of the last `forward`: (2, count) int64, valid until the next one."""
+        self._find(count)[1]()
+        return self._drawn[:, :count]
 
-        return work
+    def _find(self, count: int) -> tuple[Play, Play]:
+        return self._plays[self.sizes[bisect_left(self.sizes, count)]]
 
+    def _forward(self, size: int) -> None:
+        hidden = self._work.forward(self._order[:size])
+        if not self._hidden.numel():
+            self._hidden = torch.empty(len(self._order), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+        self._hidden[:size].copy_(hidden)
+
+    def _greedy(self, size: int) -> None:
+        self._drawn[:, :size].copy_(self._work.greedy(self._order[:size], self._hidden[:size]))

@@ -16,11 +16,12 @@ from quire.layers.build import Build
 from quire.messages.params import SamplingParams
 from quire.messages.plan import Grant, NewRow, StepPlan, StepResult, TokenLogprobs
 from quire.messages.state import Capacity, GroupLayout, Layout
+from quire.ops.greedy import greedy_sample
 from quire.ops.inputs import step_inputs
 from quire.ops.registry import load_providers
 from quire.ops.step import StepInputs
 from quire.parallel.mesh import Mesh
-from quire.runner.graphs import DecodeGraphs, Recorder
+from quire.runner.graphs import DecodeGraphs, DecodeWork, Recorder
 from quire.runner.memory import memory_of
 from quire.runner.rows import Rows
 from quire.runner.upload import upload
@@ -78,6 +79,7 @@ class Runner:
             torch.set_num_threads(self.spec.threads)
         load_providers(self.spec.platform.providers)
         self.make_inputs = self.build.op(step_inputs, None)
+        self.draw_greedy = self.build.op(greedy_sample, None)
         self.model = models.build(self.spec.facts, self.build)
         if self.spec.load_format == "dummy":
             loading.fill_dummy(self.model, self.spec.seed, self.mesh)
@@ -110,7 +112,8 @@ class Runner:
         self.rows = Rows(rows, length, layout, self.device)
         # Every rank runs the model; rank 0 samples and tells the others.
         self.sampler = Sampler(rows, self.spec.facts.vocab_size, length, self.device) if self.mesh.rank == 0 else None
-        self.graphs = DecodeGraphs(self.spec.graph_rows, self._decode, self.rows.dummy, self.device)
+        work = DecodeWork(self._decode, self._greedy)
+        self.graphs = DecodeGraphs(self.spec.graph_rows, work, self.rows.dummy, self.device)
         self._decoding: list[int] = []
         self._order = upload([], self.device)
 
@@ -145,7 +148,10 @@ class Runner:
         rows = [grant.row for grant in plan.grants]
         if rows != self._decoding:
             self._decoding, self._order = rows, upload(rows, self.device)
-        hidden = self.graphs.play(self._order)
+        hidden = self.graphs.forward(self._order)
+        if self.sampler is not None and self.sampler.plain(rows):
+            # Copied: the recording's own tensor is overwritten by the next step.
+            return InFlight(plan.step, rows, Samples(rows, self.graphs.greedy(len(rows)).clone()))
         return InFlight(plan.step, rows, self._sample(rows, self._order, hidden))
 
     def _launch_eager(self, plan: StepPlan) -> InFlight:
@@ -181,6 +187,13 @@ class Runner:
         _, hidden = self._forward(order, ones, lines, (len(order), 1, self.rows.tokens.shape[1] - 1))
         self.rows.computed[self.rows.dummy].zero_()
         return hidden
+
+    def _greedy(self, order: Tensor, hidden: Tensor) -> Tensor:
+        """The most probable next token of each row, entered into the rows: what is recorded after `_decode`."""
+        drawn: Tensor = self.draw_greedy(self.model.logits(hidden))
+        self.rows.append(order, drawn[0])
+        self.rows.known[self.rows.dummy].zero_()
+        return drawn
 
     def _begin(self, plan: StepPlan) -> None:
         self.rows.apply(plan)

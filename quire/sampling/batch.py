@@ -65,6 +65,11 @@ class Batch:
     reported: tuple[tuple[list[int], list[int]], ...]
     counted: Tensor | None
 
+    @property
+    def plain(self) -> bool:
+        """Whether every row needs the arg-max of its logits and nothing else."""
+        return not self.slices and not self.reported and self.counted is None
+
 
 def slice_rows(vocab: int) -> int:
     """Rows of a slice."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quire.messages.plan import NewRow
+from quire.ops.greedy import greedy_sample
 from quire.sampling import batch as batches
 from quire.sampling import processors
 from quire.sampling.batch import Batch, Slice
@@ -75,6 +76,8 @@ class Sampler:
             known: (max_rows,) int32, how many; the drawn token will stand at that position.
         """
         batch = self._plan(rows)
+        if batch.plain:
+            return Samples(batch.rows, greedy_sample(logits))
         past = History(history, known)
         errors: dict[int, str] = {}
         top, tokens = _arg_max(logits, batch.greedy)
@@ -92,7 +95,11 @@ class Sampler:
         tokens = tokens.masked_fill(status != OK, 0)
         if batch.counted is not None:
             self._state.counts.add(rows_device[batch.counted], tokens[batch.counted])
-        return Samples(batch.rows, tokens, status, _report(logits, tokens, batch), errors)
+        return Samples(batch.rows, torch.stack([tokens, status]), _report(logits, tokens, batch), errors)
+
+    def plain(self, rows: list[int]) -> bool:
+        """Whether `greedy_sample` is all that these rows need."""
+        return self._plan(rows).plain
 
     def _plan(self, rows: list[int]) -> Batch:
         """The plan of this composition of rows; made anew only when it or a row has changed."""

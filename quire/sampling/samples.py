@@ -41,25 +41,25 @@ class Samples:
 
     Attributes:
         rows: row of each sample.
-        tokens: (n,) int64 on the device; 0 where nothing could be drawn.
-        status: (n,) int64 on the device: OK, BAD or EXHAUSTED.
+        drawn: (2, n) int64 on the device: tokens, 0 where nothing could be drawn; and OK, BAD or EXHAUSTED.
         reported: log-probabilities, for rows that asked.
         errors: rows whose own callables failed.
     """
 
     rows: list[int]
-    tokens: Tensor
-    status: Tensor
-    reported: list[Reported]
-    errors: dict[int, str]
+    drawn: Tensor
+    reported: list[Reported] = field(default_factory=list)
+    errors: dict[int, str] = field(default_factory=dict)
     _host: Tensor = field(init=False)
     _arrived: _Event | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        parts = [self.tokens, self.status]
-        for block in self.reported:
-            parts += [block.found.ranks, block.found.ids, block.found.values.view(torch.int32)]
-        packed = torch.cat([part.reshape(-1).int() for part in parts])
+        packed = self.drawn.view(-1)
+        if self.reported:
+            parts = [packed]
+            for block in self.reported:
+                parts += [block.found.ranks, block.found.ids, block.found.values.view(torch.int32)]
+            packed = torch.cat([part.reshape(-1).int() for part in parts])
         if packed.device.type == "cpu":
             self._host = packed
             return
@@ -70,9 +70,14 @@ class Samples:
         self._arrived = event
 
     @property
+    def tokens(self) -> Tensor:
+        """(n,) int64 on the device."""
+        return self.drawn[0]
+
+    @property
     def bad(self) -> Tensor:
         """(n,) bool on the device: rows whose logits were not finite."""
-        return self.status == BAD
+        return self.drawn[1] == BAD
 
     def to_host(self) -> tuple[list[int], list[int], dict[int, TokenLogprobs], dict[int, str]]:
         """Wait for the samples: tokens in the order of rows, bad rows, log-probabilities by row, errors by row."""
