@@ -1,0 +1,75 @@
+"""The whole engine on a real GPU: fast kernels and recorded steps change no token of the reference's, in float32."""
+
+import random
+
+import pytest
+
+from quire import LLM, SamplingParams
+
+torch = pytest.importorskip("torch")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+VOCAB = 4096
+
+
+def prompts(count: int) -> list[list[int]]:
+    """Ragged prompts; every third begins like the others of its kind."""
+    rng = random.Random(5)
+    head = [rng.randrange(300, VOCAB) for _ in range(130)]
+    own = [[rng.randrange(300, VOCAB) for _ in range(rng.randint(1, 90))] for _ in range(count)]
+    return [head + tokens if i % 3 == 0 else tokens for i, tokens in enumerate(own)]
+
+
+def generate(given, tokens=24, **settings):
+    params = [SamplingParams(temperature=0.0, max_tokens=tokens + i % 7, ignore_eos=True) for i in range(len(given))]
+    options = {"device": "cuda", "dtype": "float32", "num_gpu_blocks_override": 2000, **settings}
+    with LLM(**options) as llm:
+        outputs = llm.generate(given, params, use_tqdm=False)
+        stats = llm._running().scheduler.stats()
+    return [output.outputs[0].token_ids for output in outputs], stats
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return generate(prompts(96), kernels="reference", enforce_eager=True)[0]
+
+
+SETTINGS = {
+    "recorded": {},
+    "eager": {"enforce_eager": True},
+    "not overlapped": {"async_scheduling": False},
+    "one at a time": {"max_num_seqs": 1},
+    "few rows": {"max_num_seqs": 5},
+    "chunks mixed with decoding": {"max_num_batched_tokens": 96, "max_num_seqs": 64},
+    "no prefix cache": {"enable_prefix_caching": False},
+    "preempting": {"num_gpu_blocks_override": 40, "max_model_len": 512},
+    "pages of 16": {"block_size": 16, "num_gpu_blocks_override": 4000},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_tokens_equal_the_reference(expected, name):
+    tokens, stats = generate(prompts(96), **SETTINGS[name])
+    assert tokens == expected
+    if name == "preempting":
+        assert stats.preemptions > 0
+    assert (stats.running, stats.kv_usage) == (0, 0.0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 17, 64, 200, 256])
+def test_any_batch_equals_the_reference(count):
+    given = [prompts(7)[i % 7][:40] for i in range(count)]
+    tokens, _ = generate(given, tokens=6)
+    alone, _ = generate(given[:7], tokens=6, kernels="reference", enforce_eager=True, max_num_seqs=1)
+    for i, found in enumerate(tokens):
+        assert found[:6] == alone[i % 7][:6]
+
+
+def test_seeds_fix_samples_recorded_or_not():
+    params = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=20, ignore_eos=True, seed=3, n=2)
+    found = []
+    for eager in (False, True):
+        with LLM(device="cuda", dtype="float32", num_gpu_blocks_override=500, enforce_eager=eager) as llm:
+            outputs = llm.generate(prompts(8), params, use_tqdm=False)
+            found.append([[c.token_ids for c in output.outputs] for output in outputs])
+    assert found[0] == found[1]
