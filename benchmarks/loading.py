@@ -60,7 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--folder", help="where the files are written; they should fit into the page cache")
     parser.add_argument("--runs", type=int, default=3, help="repetitions [3]")
     parser.add_argument(
-        "--ledger", type=Path, default=ledger.LEDGER / "loading.jsonl", help="file that gets the figures"
+        "--ledger", type=Path, default=ledger.LEDGER / "gpu.jsonl", help="file that gets the figures"
     )
     parser.add_argument("--commit", default=ledger.commit(), help="what is measured, where git cannot tell")
     return parser.parse_args()

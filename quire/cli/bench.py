@@ -1,8 +1,8 @@
-"""`quire bench throughput|latency|startup`: measures the engine in this process and writes JSON.
+"""`quire bench throughput|latency|startup|kernels`: measures the engine in this process and writes JSON.
 
 The names of the fields are vLLM's, so that results can be compared. Sampling is greedy and goes on after the end of the
 text, so the work is the same whatever the weights are. Figures are of warm runs: loading and one request are not in it.
-`startup` is in bench_startup.py.
+`startup` and `kernels` are in files of their own.
 """
 
 import json
@@ -18,6 +18,7 @@ from typing import Protocol
 
 from quire.base.errors import ConfigError, EngineError
 from quire.cli import flags
+from quire.cli.bench_kernels import add_flags, kernels
 from quire.cli.bench_startup import startup
 from quire.cli.local import Make, TextModel, completion, make_llm
 from quire.cli.parser import Parser
@@ -64,9 +65,9 @@ class Generates(Protocol):
 
 def add_arguments(parser: Parser) -> None:
     """Add the kind of measurement, the workload and the engine's settings."""
-    parser.usage = "quire bench {throughput,latency,startup} [MODEL] [FLAGS]"
-    help = "all requests at once, seconds per batch, or seconds from process start to ready"
-    parser.add_argument("kind", choices=("throughput", "latency", "startup"), help=help)
+    parser.usage = "quire bench {throughput,latency,startup,kernels} [MODEL] [FLAGS]"
+    help = "all requests at once, seconds per batch, seconds from process start to ready, or microseconds per op"
+    parser.add_argument("kind", choices=("throughput", "latency", "startup", "kernels"), help=help)
     flags.add_model(parser)
     parser.add_argument("--workload", metavar="NAME", help=f"{', '.join(SHAPES)} [mixed; decode-1 for latency]")
     parser.add_argument("--workload-seed", type=int, default=0, metavar="N", help="other tokens of the same shape [0]")
@@ -75,6 +76,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--num-iters", type=int, default=10, metavar="N", help="batches that are timed, latency [10]")
     parser.add_argument("--num-iters-warmup", type=int, default=2, metavar="N", help="batches before, latency [2]")
+    add_flags(parser)
     parser.add_argument("--output-json", metavar="FILE", help="write the results there too")
     flags.add_settings(parser)
 
@@ -83,17 +85,28 @@ def run(args: Namespace, make: Make = make_llm, clock: Clock = time.perf_counter
     """Measure and print JSON. `make` and `clock` stand in for engine and time in tests."""
     config, _ = flags.load(args, quiet=True)
     plan = _plan(args)
-    with closing(make(config.engine)) as model:
-        if args.kind == "startup":
-            results = startup(model) | _engine(args.kind, config, model)
-        else:
-            measure = throughput if args.kind == "throughput" else latency
-            results = measure(model, plan, clock) | _conditions(args.kind, config, model, plan)
+    if args.kind == "kernels":
+        results = kernels(args, config.engine)
+    else:
+        with closing(make(config.engine)) as model:
+            results = _measure(args.kind, model, plan, clock) | _engine(args.kind, config, model)
     text = json.dumps(results, indent=2)
     print(text)
     if args.output_json:
         Path(args.output_json).write_text(text + "\n", encoding="utf-8")
     return 0
+
+
+def _measure(kind: str, model: TextModel, plan: Plan, clock: Clock) -> Results:
+    if kind == "startup":
+        return startup(model)
+    measure = throughput if kind == "throughput" else latency
+    return measure(model, plan, clock) | {
+        "workload": plan.name,
+        "workload_seed": plan.seed,
+        "scale": plan.scale,
+        "vocabulary": _vocabulary(model),
+    }
 
 
 def throughput(model: TextModel, plan: Plan, clock: Clock) -> Results:
@@ -186,13 +199,8 @@ def _generate(model: Generates, works: Sequence[Work], *, progress: bool = False
             raise EngineError(f"a request gave {tokens} tokens of {work.output_tokens}; the figures would mean nothing")
 
 
-def _conditions(kind: str, config: Config, model: TextModel, plan: Plan) -> Results:
-    """What was measured, so that a result explains itself."""
-    work = {"workload": plan.name, "workload_seed": plan.seed, "scale": plan.scale, "vocabulary": _vocabulary(model)}
-    return work | _engine(kind, config, model)
-
-
 def _engine(kind: str, config: Config, model: TextModel) -> Results:
+    """What was measured, so that a result explains itself."""
     facts = model.facts
     return {
         "kind": kind,

@@ -12,12 +12,23 @@ from typing import Any
 import pytest
 
 from quire.base.errors import ConfigError, EngineError
+from quire.checkpoint.facts import ModelFacts
 from quire.cli import bench as command
 from quire.cli.bench import percentile, run
+from quire.cli.bench_kernels import kernels
 from quire.cli.bench_startup import process_age_s
+from quire.cli.flags import load
+from quire.config.fields import EngineConfig
 from tests.cli.fakes import FakeModel, parsed
 
 pytestmark = pytest.mark.plain
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    config = {"model_type": "llama", "vocab_size": 8, "max_position_embeddings": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
 
 
 def ticking(*steps: float) -> Callable[[], float]:
@@ -142,3 +153,21 @@ def test_the_age_of_a_process_is_exact() -> None:
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < float(done.stdout) < time.monotonic() - started + 0.02
+
+
+def test_kernels_measures_the_step_that_was_asked_for(checkpoint: Path) -> None:
+    asked: list[object] = []
+
+    def measure(engine: EngineConfig, facts: ModelFacts, *sizes: int) -> list[dict[str, object]]:
+        asked.append((engine.model.model, facts.path, *sizes))
+        return [{"op": "linear"}]
+
+    args = parsed(command, "kernels", str(checkpoint), "--rows", "8", "--context", "20")
+    result = kernels(args, load(args)[0].engine, measure)
+    assert asked == [(str(checkpoint), str(checkpoint), 8, 1, 20)]
+    assert result["ops"] == [{"op": "linear"}] and (result["rows"], result["tokens"], result["context"]) == (8, 1, 20)
+
+
+def test_kernels_refuses_an_empty_step(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="--rows and --tokens must be at least 1"):
+        run(parsed(command, "kernels", str(checkpoint), "--rows", "0"))
