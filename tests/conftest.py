@@ -1,10 +1,14 @@
-"""Settings for all tests: hypothesis profiles, one computing thread per test process."""
+"""Settings for all tests: hypothesis profiles, one computing thread per test process, Triton without a GPU."""
 
 import os
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where there is no GPU, Triton's kernels are interpreted. It must be known before they are imported.
+if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd", "/dev/dri")):
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile(
     "default", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]

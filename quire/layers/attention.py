@@ -4,7 +4,8 @@
 runner allocates and binds pages; only the layer's op reads or writes them.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ from quire.layers.linear import Matrix, column, row
 from quire.layers.rope import rope_table, rotary_dim
 from quire.loading.recipe import Part
 from quire.messages.state import Retention, StateSpec
-from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend
+from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend, paged_attention, prepare
+from quire.ops.registry import choose
 from quire.ops.step import StepInputs
 
 
@@ -136,16 +138,39 @@ class Attention(nn.Module):
         self.state = LayerState.declare(b, kv_heads, plan.head_dim, Retention(window=plan.window))
         self.q_norm, self.k_norm = (self._head_norm(b / name, plan) for name in ("q_norm", "k_norm"))
         self.head_weights = HeadWeights(rope_table(b, plan.rope, plan.head_dim), self.q_norm, self.k_norm)
-        self._attend = b.op(attend, self.spec)
+        self._decode = _mixer(b, replace(self.spec, step="decode"))
+        self._eager = _mixer(b, self.spec)
 
     def forward(self, x: Tensor, step: StepInputs) -> Tensor:
         """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
-        mixed: Tensor = self._attend(self.qkv.forward(x), self.head_weights, self.state.pages, step, self.spec)
-        return self.out.forward(mixed)
+        return self.mix(self.qkv.forward(x), step)
+
+    def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
+        """All of `forward` but the first product."""
+        mixer = self._decode if step.max_query == 1 else self._eager
+        return self.out.forward(mixer(qkv, self.head_weights, self.state.pages, step, self.spec))
 
     @staticmethod
     def _head_norm(b: Build, plan: AttentionPlan) -> nn.Parameter | None:
         return None if plan.head_norm_eps is None else b.weight(Part("weight", (plan.head_dim,)), center=1.0)
+
+
+Mixer = Callable[[Tensor, HeadWeights, KVPages, StepInputs, AttentionSpec], Tensor]
+"""The op `attend`, or its two halves one after the other."""
+
+
+def _mixer(b: Build, spec: AttentionSpec) -> Mixer:
+    """Attention by the best provider: as one block if it has that, else in two halves, each by its own best."""
+    block, half = (choose(op, spec, b.providers) for op in (attend, paged_attention))
+    if len(block.refused) <= len(half.refused):
+        return b.op(attend, spec)
+    prepared, attended = b.op(prepare, spec), b.op(paged_attention, spec)
+
+    def halves(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+        out: Tensor = attended(prepared(qkv, weights, pages, step, spec), pages, step, spec)
+        return out.flatten(1)
+
+    return halves
 
 
 def _check(plan: AttentionPlan) -> None:

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import importlib.util
+import os
 import pkgutil
 from collections.abc import Iterator
 from typing import Any
@@ -9,16 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-import quire.kernels
 import quire.ops
-from quire.ops import activation, attention, inputs, linear, moe, norm, rope
+from quire.ops import activation, attention, block, greedy, inputs, linear, moe, norm, rope
 from quire.ops.registry import OPS, REFERENCE, Op, load_providers
 
 pytestmark = pytest.mark.torch
 
-MODULES = (activation, attention, inputs, linear, moe, norm, rope)
-FOLDERS = [module.name for module in pkgutil.iter_modules(quire.kernels.__path__)]
-load_providers([name for name in FOLDERS if name == "torch_native"])
+MODULES = (activation, attention, block, greedy, inputs, linear, moe, norm, rope)
+INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+load_providers(["torch_native", *(["triton"] if INTERPRETER else [])])
 CASES = [(op, name) for op in OPS.values() for name in op.providers if name != REFERENCE]
 
 

@@ -1,0 +1,5 @@
+"""Kernels in Triton: for NVIDIA, AMD and Intel GPUs, and for CPUs under Triton's interpreter, which tests them."""
+
+from quire.kernels.triton import attention
+
+__all__ = ["attention"]

@@ -1,0 +1,82 @@
+"""Triton kernel between the projection and attention: norm and rotate heads, write keys and values to their pages.
+
+One program serves a token and a few of its heads; queries, keys and values lie side by side and differ only in what is
+done to them and where they go.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.kernels.triton.attention.shared import begin, device_of, partner, rotated
+from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, prepare
+from quire.ops.registry import provide
+from quire.ops.step import StepInputs
+
+
+@triton.jit(do_not_specialize=["qkv_stride"])
+def _prepare(
+    qkv,  # (tokens, qkv_stride): queries, keys, values of all heads
+    qkv_stride,
+    out,  # (tokens, HEADS, D): queries
+    k_pool,  # [slots, KV_HEADS, D]
+    v_pool,
+    slots,  # (tokens,) int64
+    positions,  # (tokens,) int64
+    angles,  # (positions, ROTARY) float32
+    q_norm,
+    k_norm,
+    eps,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    NORM: tl.constexpr,
+    ROTARY: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    begin(PDL)
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    d = tl.arange(0, DP)
+    other = partner(d, ROTARY)
+    inside = (d < D)[None, :]
+    is_q, is_kv = head < HEADS, head < HEADS + 2 * KV_HEADS
+    is_k = (head >= HEADS) & (head < HEADS + KV_HEADS)
+    is_v = is_kv & (head >= HEADS + KV_HEADS)
+    base = qkv + token * qkv_stride + head[:, None] * D
+    raw = tl.load(base + d[None, :], mask=is_kv[:, None] & inside, other=0.0)
+    x = raw.to(tl.float32)
+    y = tl.load(base + other[None, :], mask=(is_q | is_k)[:, None] & inside, other=0.0).to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
+        q_weight = tl.load(q_norm + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        k_weight = tl.load(k_norm + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        x *= scale * tl.where(is_q[:, None], q_weight, k_weight)
+        q_weight = tl.load(q_norm + other, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        k_weight = tl.load(k_norm + other, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        y *= scale * tl.where(is_q[:, None], q_weight, k_weight)
+    turned = rotated(x, y, d, angles + tl.load(positions + token) * ROTARY, ROTARY)
+    tl.store(out + (token * HEADS + head)[:, None] * D + d[None, :], turned, mask=is_q[:, None] & inside)
+    slot = tl.load(slots + token) * KV_HEADS - HEADS
+    tl.store(k_pool + (slot + head)[:, None] * D + d[None, :], turned, mask=is_k[:, None] & inside)
+    tl.store(v_pool + (slot - KV_HEADS + head)[:, None] * D + d[None, :], raw, mask=is_v[:, None] & inside)
+
+
+@provide("triton", prepare)
+def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    """See `prepare`."""
+    tokens, dim = len(qkv), triton.next_power_of_2(spec.head_dim)
+    out = torch.empty(tokens, spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
+    if not tokens:
+        return out
+    block = max(1, 1024 // dim)
+    _prepare[(tokens, triton.cdiv(sum(spec.parts), block))](
+        qkv, qkv.stride(0), out, pages.k, pages.v, step.groups[pages.group].slots, step.positions, weights.table,
+        weights.q_norm, weights.k_norm, spec.norm_eps or 0.0, HEADS=spec.heads, KV_HEADS=spec.kv_heads,
+        D=spec.head_dim, DP=dim, BLOCK=block, NORM=spec.norm_eps is not None, ROTARY=spec.rotary_dim,
+        num_warps=4, **device_of(qkv.device).options,
+    )  # fmt: skip
+    return out

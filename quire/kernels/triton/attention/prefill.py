@@ -1,0 +1,213 @@
+"""Triton attention for any step: prompts, chunks of them and sequences that compute one token, packed into one call.
+
+A program takes a block of a sequence's queries, together with all query heads that share a KV head, and walks over the
+pages that they see. The list of blocks is made on the device once per step, so the host must know only how many there
+can be. Blocks that see most come first.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, bounded
+from quire.ops.attention import AttentionSpec, KVPages, paged_attention
+from quire.ops.registry import provide
+from quire.ops.step import StepInputs
+
+
+@triton.jit
+def _list_blocks(
+    query_start,  # (rows + 1,) int32
+    lengths,  # (rows,) int32
+    blocks,  # out (blocks, 4) int32: row, first query of the sequence in the block, its queries, position of the first
+    total,  # out (1,) int32, blocks in all
+    rows,
+    QUERIES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    row = tl.program_id(0)
+    at = tl.arange(0, BLOCK)
+    ends = tl.load(query_start + 1 + at, mask=at < rows, other=0)
+    counts = (ends - tl.load(query_start + at, mask=at < rows, other=0) + QUERIES - 1) // QUERIES
+    before = tl.sum(tl.where(at < row, counts, 0), 0)
+    count = tl.sum(tl.where(at == row, counts, 0), 0)
+    start = tl.load(query_start + row)
+    stop = tl.load(query_start + row + 1)
+    position = tl.maximum(tl.load(lengths + row) - (stop - start), 0)
+    some = tl.arange(0, AT_ONCE)
+    for begin in range(0, count, AT_ONCE):
+        index = begin + some
+        # The last block sees most.
+        entry = blocks + (before + count - 1 - index) * 4
+        here = index < count
+        tl.store(entry, index * 0 + row, mask=here)
+        tl.store(entry + 1, start + index * QUERIES, mask=here)
+        tl.store(entry + 2, tl.minimum(stop - start - index * QUERIES, QUERIES), mask=here)
+        tl.store(entry + 3, position + index * QUERIES, mask=here)
+    tl.store(total, before + count, mask=row == rows - 1)
+
+
+@triton.jit
+def _walk(
+    acc, top, weight, queries, begin, end, position, length, k_pool, v_pool, table, head, scale,
+    KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
+    STAGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Attend to the tokens begin to end, both multiples of TILE. Not MASKED: every query sees every one of them."""
+    KEPT: tl.constexpr = k_pool.dtype.element_ty
+    DOT: tl.constexpr = tl.float32 if WIDE else k_pool.dtype.element_ty
+    d = tl.arange(0, DP)
+    for t in tl.range(begin, end, TILE, num_stages=STAGES):
+        at = t + tl.arange(0, TILE)
+        there = at < length
+        if PAGE % TILE == 0:
+            page = tl.load(table + t // PAGE).to(tl.int64)
+            slot = page * PAGE + t % PAGE + tl.arange(0, TILE)
+        else:
+            page = tl.load(table + at // PAGE, mask=there, other=0).to(tl.int64)
+            slot = page * PAGE + at % PAGE
+        where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
+        if MASKED:
+            if WINDOW:
+                there = there & (at > tl.min(position, 0) - WINDOW)
+            kept = there[:, None] & (d < D)[None, :]
+            keys = tl.load(k_pool + where, mask=kept, other=0.0)
+        elif D == DP:
+            keys = tl.load(k_pool + where)
+        else:
+            keys = tl.load(k_pool + where, mask=(d < D)[None, :], other=0.0)
+        scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
+        if CAP:
+            scores = bounded(scores * scale, CAP) * LOG2E
+        else:
+            scores *= scale * LOG2E
+        if MASKED:
+            seen = at[None, :] <= position[:, None]
+            if WINDOW:
+                seen = seen & (at[None, :] > position[:, None] - WINDOW)
+            scores = tl.where(seen, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        # A query that has seen nothing yet keeps -inf, from which nothing may be subtracted.
+        base = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
+        p = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(top - base)
+        weight = weight * shrink + tl.sum(p, 1)
+        if MASKED:
+            values = tl.load(v_pool + where, mask=kept, other=0.0)
+        elif D == DP:
+            values = tl.load(v_pool + where)
+        else:
+            values = tl.load(v_pool + where, mask=(d < D)[None, :], other=0.0)
+        acc = tl.dot(p.to(KEPT).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
+        top = new_top
+    return acc, top, weight
+
+
+# q and out (tokens, HEADS, D); pools [pages, PAGE, KV_HEADS, D]; table (rows, table_stride) int32.
+@triton.jit(do_not_specialize=["table_stride"])
+def _prefill(
+    q, out, k_pool, v_pool, table, table_stride, lengths, blocks, total, scale,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
+    GROUP_P: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
+    WINDOW: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    block, head = tl.program_id(1), tl.program_id(0)
+    if block >= tl.load(total):
+        return
+    entry = blocks + block * 4
+    row, first, count, start = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3)
+    length = tl.load(lengths + row)
+    d = tl.arange(0, DP)
+    line = tl.arange(0, ROWS)
+    index, member = line // GROUP_P, line % GROUP_P
+    mine = ((index < count) & (member < GROUP))[:, None] & (d < D)[None, :]
+    at = ((first + index).to(tl.int64) * HEADS + head * GROUP + member)[:, None] * D + d[None, :]
+    queries = tl.load(q + at, mask=mine, other=0.0)
+    position = start + index
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    weight = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, DP), tl.float32)
+    table += row * table_stride
+    stop = tl.minimum(start + count, length)
+    # Tokens below `clear` come before every query of the block; those from `inner` on lie in every query's window.
+    begin = 0
+    clear = (start + 1) // TILE * TILE
+    if WINDOW:
+        begin = tl.maximum(start - WINDOW + 1, 0) // TILE * TILE
+        inner = tl.maximum(start + count - WINDOW + TILE - 1, 0) // TILE * TILE
+        inner = tl.minimum(inner, tl.maximum(clear, begin))
+        clear = tl.maximum(clear, inner)
+        acc, top, weight = _walk(
+            acc, top, weight, queries, begin, inner, position, length, k_pool, v_pool, table, head, scale,
+            KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, True,
+        )  # fmt: skip
+        begin = inner
+    acc, top, weight = _walk(
+        acc, top, weight, queries, begin, clear, position, length, k_pool, v_pool, table, head, scale,
+        KV_HEADS, D, DP, PAGE, TILE, STAGES, 0, CAP, WIDE, False,
+    )  # fmt: skip
+    acc, top, weight = _walk(
+        acc, top, weight, queries, clear, stop, position, length, k_pool, v_pool, table, head, scale,
+        KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, True,
+    )  # fmt: skip
+    result = acc / tl.where(weight > 0, weight, 1.0)[:, None]
+    tl.store(out + at, result, mask=mine)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Lines (queries times the heads that share a KV head) and tokens that a program takes at once, and how."""
+
+    lines: int
+    tile: int
+    stages: int
+    warps: int
+
+
+def shape_of(dim: int, dtype: torch.dtype, most_lines: int) -> Shape:
+    if dtype.itemsize > 2:
+        return Shape(32, 32, 2, 4)
+    if most_lines <= 16:
+        return Shape(16, 64 if dim <= 128 else 32, 3, 4)
+    return Shape(128, 64, 3, 8) if dim <= 128 else Shape(64, 32, 2, 4)
+
+
+def _refuses(spec: AttentionSpec) -> str | None:
+    return f"heads of {spec.head_dim} values do not fit; at most 256 do" if spec.head_dim > 256 else None
+
+
+@provide("triton", paged_attention, _refuses)
+def triton_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    """See `paged_attention`."""
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if not len(q):
+        return out
+    q = q.contiguous()
+    group, dim = spec.heads // spec.kv_heads, max(16, triton.next_power_of_2(spec.head_dim))
+    group_p, page_table = triton.next_power_of_2(group), step.groups[pages.group].page_table
+    shape = shape_of(dim, q.dtype, group_p * step.max_query)
+    queries = max(1, shape.lines // group_p)
+    blocks, total = step.once(("blocks", queries), lambda: _list(step, queries))
+    _prefill[(spec.kv_heads, len(blocks))](
+        q, out, pages.k, pages.v, page_table, page_table.stride(0), step.seq_lens, blocks, total, spec.scale,
+        HEADS=spec.heads, KV_HEADS=spec.kv_heads, D=spec.head_dim, DP=dim, GROUP=group, GROUP_P=group_p,
+        ROWS=queries * group_p, PAGE=pages.k.shape[1], TILE=shape.tile, STAGES=shape.stages, WINDOW=spec.window or 0,
+        CAP=spec.soft_cap or 0.0, WIDE=INTERPRETED, num_warps=shape.warps,
+    )  # fmt: skip
+    return out
+
+
+def _list(step: StepInputs, queries: int) -> tuple[Tensor, Tensor]:
+    """(blocks, 4) int32 with room for as many blocks as there can be, and (1,) int32 how many there are."""
+    rows, device = len(step.seq_lens), step.seq_lens.device
+    blocks = torch.empty(len(step.positions) // queries + rows, 4, dtype=torch.int32, device=device)
+    total = torch.empty(1, dtype=torch.int32, device=device)
+    _list_blocks[(rows,)](
+        step.query_start, step.seq_lens, blocks, total, rows, QUERIES=queries,
+        BLOCK=max(16, triton.next_power_of_2(rows)), AT_ONCE=32, num_warps=1,
+    )  # fmt: skip
+    return blocks, total

@@ -1,0 +1,69 @@
+"""What the attention kernels share: rotating heads, bounding scores, and how kernels are launched on a device.
+
+Kernels launched before their predecessor has ended (programmatic dependent launch) release their own dependents first
+and read nothing before their one wait.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""The interpreter multiplies no bfloat16 matrices: there, products take float32."""
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """How many multiprocessors a device has, and whether kernels are launched before their predecessor has ended."""
+
+    processors: int
+    dependent: bool
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """What to add to a launch."""
+        return {"PDL": True, "launch_pdl": True} if self.dependent else {"PDL": False}
+
+
+@functools.cache
+def device_of(device: torch.device) -> Device:
+    """What launches must know of `device`."""
+    if INTERPRETED or device.type != "cuda":
+        return Device(1 if INTERPRETED else 64, False)
+    facts = torch.cuda.get_device_properties(device)
+    return Device(facts.multi_processor_count, torch.version.hip is None and facts.major >= 9)
+
+
+@triton.jit
+def begin(PDL: tl.constexpr):
+    """The first thing that a kernel does."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def partner(d, ROTARY: tl.constexpr):
+    """The other value of the pair that value `d` of a head is rotated with; itself where it is not rotated."""
+    half: tl.constexpr = ROTARY // 2
+    return tl.where(d < half, d + half, tl.where(d < ROTARY, d - half, d))
+
+
+@triton.jit
+def rotated(x, y, d, angles, ROTARY: tl.constexpr):
+    """Heads `x`, (n, DP) float32, whose partners are `y`, by the row of cosines and sines that `angles` points to."""
+    half: tl.constexpr = ROTARY // 2
+    cos = tl.load(angles + d % half, mask=d < ROTARY, other=1.0)
+    sin = tl.load(angles + half + d % half, mask=d < ROTARY, other=0.0)
+    return x * cos[None, :] + tl.where(d < half, -1.0, 1.0)[None, :] * y * sin[None, :]
+
+
+@triton.jit
+def bounded(scores, CAP: tl.constexpr):
+    """CAP * tanh(scores / CAP), made of exp so that it is exact at both ends."""
+    return CAP * (1.0 - 2.0 / (tl.exp(2.0 * scores / CAP) + 1.0))
