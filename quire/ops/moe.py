@@ -82,7 +82,8 @@ def route(logits: Tensor, spec: RouteSpec) -> tuple[Tensor, Tensor]:
     return weights, ids.int()
 
 
-@op(samples=_moe_samples)
+# Providers keep gate and up in float32 where the reference rounds them.
+@op(samples=_moe_samples, tolerance={"float32": (1e-5, 1e-5), "bfloat16": (2e-2, 3e-2), "float16": (4e-3, 4e-3)})
 def moe(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, spec: MoeSpec) -> Tensor:
     """The weighted sum of what each token's experts make of it.
 

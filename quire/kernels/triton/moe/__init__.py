@@ -1,0 +1,33 @@
+"""Mixture of experts in Triton: `few` tokens without a sort, more of them `grouped` by expert.
+
+A row's result does not depend on how its batch mates are routed. Nothing here asks the device for a number: grids are
+fixed by the number of tokens, and blocks beyond the last tile end at once, so all of it can be recorded in a graph.
+"""
+
+import torch
+from torch import Tensor
+
+from quire.kernels.triton.moe.few import moe_few
+from quire.kernels.triton.moe.grouped import moe_grouped, plan_for
+from quire.kernels.triton.moe.route import refuses_route
+from quire.ops.moe import MoeSpec, moe
+from quire.ops.registry import provide
+
+__all__ = ["triton_moe"]
+
+FEW_TOKENS = 4
+
+
+def _refuses(spec: MoeSpec) -> str | None:
+    return refuses_route(spec.route)
+
+
+@provide("triton", moe, _refuses)
+def triton_moe(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, spec: MoeSpec) -> Tensor:
+    """See `moe`."""
+    if not x.shape[0]:
+        return torch.empty_like(x)
+    x, logits = x.contiguous(), logits.contiguous()
+    if x.shape[0] <= FEW_TOKENS:
+        return moe_few(x, logits, gate_up, down, spec)
+    return moe_grouped(x, logits, gate_up, down, spec, plan_for(x.shape[0], spec.route))
