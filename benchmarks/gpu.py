@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class Session:
     machine: str
     started: float = field(default_factory=time.monotonic)
     slowness: float = CAUTION
+    experts: float | None = None
     rows: list[str] = field(default_factory=list)
 
     @property
@@ -78,7 +80,11 @@ def main() -> int:
     print(f"{session.machine}: read {found.read / 1e12:.2f} TB/s, bf16 {found.matrix / 1e12:.0f} TFLOP/s", flush=True)
     with tempfile.TemporaryDirectory(prefix="quire-bench-") as folder:
         for model in args.models:
-            measure_model(session, model, shapes.write(model, Path(folder)))
+            try:
+                measure_model(session, model, shapes.write(model, Path(folder)))
+            except Exception as error:  # the other models are worth measuring still
+                print(f"{model}: failed, {type(error).__name__}: {error}", flush=True)
+                traceback.print_exc(limit=-4)
             if args.vllm:
                 beside(session, model)
     print(table(session))
@@ -146,10 +152,27 @@ def measure_model(session: Session, model: str, folder: Path) -> None:
     print(f"{model}: loaded in {time.monotonic() - started:.1f} s", flush=True)
     session.slowness = CAUTION
     with closing(engine):
+        session.experts = count_experts(session, engine, model) if chosen else None
         for name in chosen:
             measure(session, engine, model, name)
         if args.profile and isinstance(engine, Quire):
             show_profile(session, engine, model)
+
+
+def count_experts(session: Session, engine: Engine, model: str) -> float | None:
+    """Distinct experts per layer in a step of 64 sequences; None where there are none, or for other engines."""
+    if not isinstance(engine, Quire) or not shapes.count(shapes.MODELS[model]).experts:
+        return None
+    from lib import experts
+
+    engine.stop_at(session.started + session.args.budget_s)
+    try:
+        found = experts.mean_distinct(engine, [work.prompt[:128] for work in workload("decode-64", WARMUP_SEED)])
+    except OutOfTimeError:
+        return None
+    verdict = "" if found >= experts.LEAST else f": fewer than {experts.LEAST}, the figures do not count"
+    print(f"{model}: {found:.1f} distinct experts per layer at batch {experts.BATCH}{verdict}", flush=True)
+    return found
 
 
 def measure(session: Session, engine: Engine, model: str, name: str) -> None:
@@ -252,6 +275,8 @@ def report(session: Session, figure: Figure) -> None:
         allowed = figure.allowed
         line |= {"bound": significant(figure.bound), "bound_GB": significant(allowed.nbytes / 1e9)}
         line |= {"bound_TFLOP": significant(allowed.operations / 1e12)}
+    if session.experts is not None:
+        line["distinct_experts"] = significant(session.experts)
     ledger.append(args.ledger, line)
 
 
