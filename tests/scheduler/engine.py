@@ -77,9 +77,15 @@ class Engine:
         """Seed of a sequence."""
         return sibling_seed(request.params.seed, index)
 
-    def finish_all(self, most: int = 2000) -> None:
-        """Step until nothing is left. Being stuck is a failure."""
-        for _ in range(most):
+    def finish_all(self) -> None:
+        """Step until nothing is left. Being stuck is a failure, and so is more than everybody could need.
+
+        Each sequence computes its tokens once, and again after each preemption and after one fault in flight; with one
+        token a step, and one step in so many turns as there are plans in flight, that is a bound.
+        """
+        alive = [seq for sequences in self.scheduler.roster.alive.values() for seq in sequences]
+        rounds = self.limits.max_preemptions + 2
+        for _ in range(100 + self.depth * rounds * sum(seq.max_len for seq in alive)):
             if not self.scheduler.has_work:
                 break
             before = len(self.flights)
