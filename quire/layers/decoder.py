@@ -1,10 +1,9 @@
-"""The decoder that every family shares: embedding, layers, norm, head, and the joints between blocks.
+"""The decoder that every family shares: embedding, layers, norm, head, and the order of blocks in a layer.
 
-Blocks hand on a `Stream`, never a bare sum: what the last block adds is summed over the ranks, added to the residual
-and normed in one place, `Stream.join`, which is where a fused kernel goes. A model file says what one layer is.
+Blocks hand on a `Stream`; how one enters the next block is told in `layers/joint.py`. A model file says what one layer
+is.
 """
 
-from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -16,11 +15,11 @@ from quire.checkpoint.rope import RopeFacts, rope_facts
 from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.build import Build
 from quire.layers.embedding import Embedding, Head, vocabulary_part
+from quire.layers.joint import Joint, Stream
 from quire.layers.mlp import GatedMLP
 from quire.layers.moe import MoE
 from quire.layers.norm import RMSNorm
 from quire.ops.step import StepInputs
-from quire.parallel.mesh import Mesh
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 """A size in config.json; beyond the bound it is a damaged number, not a model."""
@@ -53,32 +52,6 @@ class DecoderConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """What flows between blocks.
-
-    Attributes:
-        residual: (tokens, hidden), whole on every rank.
-        delta: what the last block adds, None at the start.
-        partial: whether `delta` is each rank's share of a sum.
-    """
-
-    residual: Tensor
-    delta: Tensor | None = None
-    partial: bool = False
-
-    def join(self, norm: RMSNorm, mesh: Mesh) -> tuple[Tensor, Tensor]:
-        """Add the delta to the residual: `(normed, residual)`."""
-        if self.delta is None:
-            return norm.forward(self.residual), self.residual
-        return norm.add(self.residual, self.whole(mesh))
-
-    def whole(self, mesh: Mesh) -> Tensor:
-        """The delta, summed over the ranks."""
-        assert self.delta is not None, "the stream has a delta after the first block"
-        return mesh.all_reduce(self.delta) if self.partial else self.delta
-
-
 class PreNorm(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -87,13 +60,19 @@ class PreNorm(nn.Module):
         self.mesh = b.mesh
         self.before_attention, self.before_mlp = norms
         self.attention, self.mlp = attention, mlp
+        self._qkv = Joint(b, self.before_attention, attention.qkv)
+        self._gated = Joint(b, self.before_mlp, mlp.gate_up, mlp) if isinstance(mlp, GatedMLP) else None
 
     def forward(self, stream: Stream, step: StepInputs) -> Stream:
         """The stream after both blocks."""
-        x, residual = stream.join(self.before_attention, self.mesh)
-        stream = Stream(residual, self.attention.forward(x, step), partial=True)
-        x, residual = stream.join(self.before_mlp, self.mesh)
-        return Stream(residual, self.mlp.forward(x), partial=True)
+        qkv, residual = stream.enter(self._qkv, self.mesh)
+        stream = Stream(residual, self.attention.mix(qkv, step), partial=True)
+        mlp, joint = self.mlp, self._gated
+        if joint is None or isinstance(mlp, MoE):
+            x, residual = stream.join(self.before_mlp, self.mesh)
+            return Stream(residual, mlp.forward(x), partial=True)
+        gated, residual = stream.enter(joint, self.mesh)
+        return Stream(residual, mlp.down.forward(gated), partial=True)
 
 
 class Sandwich(nn.Module):
@@ -107,14 +86,16 @@ class Sandwich(nn.Module):
         self.mesh = b.mesh
         self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
         self.attention, self.mlp = attention, mlp
+        self._qkv = Joint(b, self.before_attention, attention.qkv)
+        self._gated = Joint(b, self.before_mlp, mlp.gate_up, mlp)
 
     def forward(self, stream: Stream, step: StepInputs) -> Stream:
         """The stream after both blocks."""
-        x, residual = stream.join(self.before_attention, self.mesh)
-        stream = Stream(residual, self.attention.forward(x, step), partial=True)
+        qkv, residual = stream.enter(self._qkv, self.mesh)
+        stream = Stream(residual, self.attention.mix(qkv, step), partial=True)
         stream = Stream(residual, self.after_attention.forward(stream.whole(self.mesh)))
-        x, residual = stream.join(self.before_mlp, self.mesh)
-        stream = Stream(residual, self.mlp.forward(x), partial=True)
+        gated, residual = stream.enter(self._gated, self.mesh)
+        stream = Stream(residual, self.mlp.down.forward(gated), partial=True)
         return Stream(residual, self.after_mlp.forward(stream.whole(self.mesh)))
 
 

@@ -26,7 +26,11 @@ class GatedMLP(nn.Module):
         self.spec = GateSpec(b.mesh.split(inner, "intermediate_size"), activation, b.dtype_name, str(b.device))
         self._gate = b.op(gated_activation, self.spec)
 
+    def gate(self, gate_up: Tensor) -> Tensor:
+        """activation(gate) * up."""
+        gated: Tensor = self._gate(gate_up, self.spec)
+        return gated
+
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
-        gated: Tensor = self._gate(self.gate_up.forward(x), self.spec)
-        return self.down.forward(gated)
+        return self.down.forward(self.gate(self.gate_up.forward(x)))

@@ -21,7 +21,9 @@ class RMSNorm(nn.Module):
         out: Tensor = self._norm(x, self.weight, self.spec)
         return out
 
-    def add(self, residual: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of residual + delta, and the sum itself."""
+    def add(self, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The norm of residual + delta, and the sum itself; None adds nothing."""
+        if delta is None:
+            return self.forward(residual), residual
         normed, total = self._add_norm(residual, delta, self.weight, self.spec)
         return normed, total

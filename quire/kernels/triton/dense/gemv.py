@@ -1,0 +1,150 @@
+"""Products of one row: every weight is read once, by plain loads, at the speed of the memory.
+
+A block owns a few outputs over all of the inputs, so nothing is summed across blocks. Its first weights are in
+registers before it waits for the kernel before it. The norm that feeds a product is part of it (its scale is applied
+to the result), and so is the gate that follows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.kernels.triton.dense.activation import activate
+from quire.kernels.triton.dense.launch import options, release, wait
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a product is cut: `outputs` of a block, `chunk` inputs at a time, `held` chunks fetched before the wait."""
+
+    outputs: int
+    chunk: int
+    held: int
+    warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """The norm before a product: what is added to its input, its weight and where the sum is put."""
+
+    delta: Tensor | None
+    weight: Tensor
+    total: Tensor | None
+    eps: float
+    offset: float
+
+
+@triton.jit
+def _summed(x, delta, total, k, inside, writes, ADD: tl.constexpr):
+    """A chunk of the input in float32, with `delta` added; rounded like the sum that is stored and goes on."""
+    wide = tl.load(x + k, mask=inside, other=0.0).to(tl.float32)
+    if ADD:
+        wide += tl.load(delta + k, mask=inside, other=0.0).to(tl.float32)
+        rounded = wide.to(total.dtype.element_ty)
+        tl.store(total + k, rounded, mask=inside & writes)
+        wide = rounded.to(tl.float32)
+    return wide
+
+
+@triton.jit
+def _gemv_kernel(
+    x, delta, norm_weight, weight, bias, out, total,
+    K: tl.constexpr, N: tl.constexpr, EPS: tl.constexpr, OFFSET: tl.constexpr,
+    OUTPUTS: tl.constexpr, CHUNK: tl.constexpr, HELD: tl.constexpr,
+    NORM: tl.constexpr, ADD: tl.constexpr, BIAS: tl.constexpr, GATE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """N is of the result; with a gate there are 2 N rows of weights, the gate's first."""
+    release(PDL)
+    block = tl.program_id(0)
+    n = block * OUTPUTS + tl.arange(0, OUTPUTS)
+    owned = n < N
+    at = tl.arange(0, CHUNK)
+    first = weight + n.to(tl.int64)[:, None] * K + at[None, :]
+    held = ()
+    held_up = ()
+    held_norm = ()
+    for i in tl.static_range(HELD):
+        inside = owned[:, None] & (i * CHUNK + at < K)[None, :]
+        held = held + (tl.load(first + i * CHUNK, mask=inside, other=0.0, eviction_policy="evict_first"),)
+        if GATE != "":
+            up = tl.load(first + (N * K + i * CHUNK), mask=inside, other=0.0, eviction_policy="evict_first")
+            held_up = held_up + (up,)
+        if NORM:
+            held_norm = held_norm + (tl.load(norm_weight + i * CHUNK + at, mask=i * CHUNK + at < K, other=0.0),)
+    wait(PDL)
+    sums = tl.zeros((OUTPUTS, CHUNK), tl.float32)
+    ups = tl.zeros((OUTPUTS, CHUNK), tl.float32)
+    squares = tl.zeros((CHUNK,), tl.float32)
+    for i in tl.static_range(HELD):
+        k = i * CHUNK + at
+        wide = _summed(x, delta, total, k, k < K, block == 0, ADD)
+        if NORM:
+            squares += wide * wide
+            wide *= held_norm[i].to(tl.float32) + OFFSET
+        sums += held[i].to(tl.float32) * wide[None, :]
+        if GATE != "":
+            ups += held_up[i].to(tl.float32) * wide[None, :]
+    for start in range(HELD * CHUNK, K, CHUNK):
+        k = start + at
+        inside = owned[:, None] & (k < K)[None, :]
+        w = tl.load(first + start, mask=inside, other=0.0, eviction_policy="evict_first")
+        wide = _summed(x, delta, total, k, k < K, block == 0, ADD)
+        if NORM:
+            squares += wide * wide
+            wide *= tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32) + OFFSET
+        sums += w.to(tl.float32) * wide[None, :]
+        if GATE != "":
+            w = tl.load(first + (N * K + start), mask=inside, other=0.0, eviction_policy="evict_first")
+            ups += w.to(tl.float32) * wide[None, :]
+    result = tl.sum(sums, axis=1)
+    up = tl.sum(ups, axis=1)
+    if NORM:
+        scale = tl.rsqrt(tl.sum(squares) / K + EPS)
+        result *= scale
+        up *= scale
+    if BIAS:
+        result += tl.load(bias + n, mask=owned, other=0.0).to(tl.float32)
+        if GATE != "":
+            up += tl.load(bias + N + n, mask=owned, other=0.0).to(tl.float32)
+    if GATE != "":
+        result = activate(result, GATE) * up
+    tl.store(out + n, result.to(out.dtype.element_ty), mask=owned)
+
+
+def shape_of(outputs: int, inputs: int, gate: bool) -> Shape:
+    """How to cut a product: small blocks, which end together, of short ones; large ones, which keep more loads in
+    flight, of long ones.
+    """
+    if inputs > 8192:
+        return Shape(4 if gate else 8, 1024, 2, 4)
+    if inputs > 3072:
+        return Shape(4, 2048, 2, 8)
+    chunk = min(1024, triton.next_power_of_2(inputs))
+    held = triton.cdiv(inputs, chunk)
+    if held == 3:
+        return Shape(1 if outputs <= 2048 else 2, chunk, held, 2)
+    return Shape(2 if outputs <= 2048 else 4, chunk, held, 2 if gate else 4)
+
+
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gate: str, norm: Norm | None = None, shape: Shape | None = None
+) -> Tensor:
+    """x @ weight.T + bias, of normed x with a `norm`, then gated where `gate` names an activation; x is (1, inputs)."""
+    inputs = x.shape[1]
+    outputs = len(weight) // 2 if gate else len(weight)
+    shape = shape or shape_of(outputs, inputs, bool(gate))
+    out = torch.empty((1, outputs), dtype=x.dtype, device=x.device)
+    delta = norm.delta if norm else None
+    total = norm.total if norm else None
+    _gemv_kernel[(triton.cdiv(outputs, shape.outputs),)](
+        x.contiguous(), x if delta is None else delta.contiguous(), norm.weight if norm else weight,
+        weight, weight if bias is None else bias, out, out if total is None else total,
+        K=inputs, N=outputs, EPS=norm.eps if norm else 0.0, OFFSET=norm.offset if norm else 0.0,
+        OUTPUTS=shape.outputs, CHUNK=shape.chunk, HELD=shape.held,
+        NORM=norm is not None, ADD=delta is not None, BIAS=bias is not None, GATE=gate,
+        num_warps=shape.warps, **options(x.device),
+    )  # fmt: skip
+    return out

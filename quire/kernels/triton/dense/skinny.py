@@ -1,0 +1,219 @@
+"""Products of a few up to 128 rows, on the matrix units: the weights take the side that must be long.
+
+Work is also cut along the inputs, so that all multiprocessors read weights. The parts of a tile are summed in their
+order by whichever block ends last, so the result is the same in every run. What a block reads of the weights first is
+on its way into the L2 cache before the block waits for the kernel before it.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.kernels.triton.dense.activation import activate
+from quire.kernels.triton.dense.launch import options, processors, release, wait
+
+MOST_TILES = 4096
+"""Tiles of one product whose parts may be counted at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """`outputs` x `rows` of a result by one block, `depth` inputs at a time, the inputs cut into `parts`.
+
+    The first `held` steps' weights are in registers before the block waits; the others come in `stages`.
+    """
+
+    outputs: int
+    rows: int
+    depth: int
+    parts: int
+    stages: int
+    warps: int
+    held: int = 0
+
+
+@triton.jit
+def _dot(w, x, sums, FLIP: tl.constexpr, WIDEN: tl.constexpr):
+    """sums + w @ x.T, or its transpose; the interpreter cannot multiply bfloat16."""
+    if WIDEN:
+        w, x = w.to(tl.float32), x.to(tl.float32)
+    if FLIP:
+        sums = tl.dot(x, tl.trans(w), sums)
+    else:
+        sums = tl.dot(w, tl.trans(x), sums)
+    return sums
+
+
+@triton.jit
+def _fetch(weight, n, k, K: tl.constexpr):
+    """Ask for the L2 cache lines of weights (n, k)."""
+    pointers = weight + n.to(tl.int64)[:, None] * K + k[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _skinny_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    partial,
+    counters,
+    rows,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    GATE: tl.constexpr,
+    BIAS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    STAGES: tl.constexpr,
+    HELD: tl.constexpr,
+    FETCH: tl.constexpr,
+    WIDEN: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """N is of the result; with a gate there are 2 N rows of weights, the gate's first."""
+    release(PDL)
+    tile, part = tl.program_id(0), tl.program_id(1)
+    n = tile * OUTPUTS + tl.arange(0, OUTPUTS)
+    m = tl.arange(0, ROWS)
+    # Every part but the last takes SHARE inputs.
+    SHARE: tl.constexpr = (K + DEPTH * PARTS - 1) // (DEPTH * PARTS) * DEPTH
+    EVEN: tl.constexpr = K % (DEPTH * PARTS) == 0
+    begin = part * SHARE
+    end = tl.minimum(begin + SHARE, K)
+    safe_n = tl.minimum(n, N - 1)
+    rows_in = m < rows
+    at = tl.arange(0, DEPTH)
+    w_at = weight + safe_n.to(tl.int64)[:, None] * K + at[None, :]
+    x_at = x + m[:, None] * K + at[None, :]
+    held = ()
+    held_up = ()
+    for i in tl.static_range(HELD):
+        k = begin + i * DEPTH
+        inside = (k + at < end)[None, :]
+        held = held + (tl.load(w_at + k) if EVEN else tl.load(w_at + k, mask=inside, other=0.0),)
+        if GATE != "":
+            up_at = w_at + N * K + k
+            held_up = held_up + (tl.load(up_at) if EVEN else tl.load(up_at, mask=inside, other=0.0),)
+    if PDL and FETCH > 0:
+        ahead = tl.minimum(begin + HELD * DEPTH + tl.arange(0, FETCH) * 64, K - 1)
+        _fetch(weight, safe_n, ahead, K)
+        if GATE != "":
+            _fetch(weight, safe_n + N, ahead, K)
+    wait(PDL)
+    # The side that is a multiple of 64 goes to the matrix units' long side.
+    FLIP: tl.constexpr = ROWS >= 64
+    sums = tl.zeros((ROWS, OUTPUTS) if FLIP else (OUTPUTS, ROWS), tl.float32)
+    ups = tl.zeros((ROWS, OUTPUTS) if FLIP else (OUTPUTS, ROWS), tl.float32)
+    first = ()
+    for i in tl.static_range(HELD):
+        k = begin + i * DEPTH
+        x_mask = rows_in[:, None] if EVEN else rows_in[:, None] & (k + at < end)[None, :]
+        first = first + (tl.load(x_at + k, mask=x_mask, other=0.0),)
+    for i in tl.static_range(HELD):
+        sums = _dot(held[i], first[i], sums, FLIP, WIDEN)
+        if GATE != "":
+            ups = _dot(held_up[i], first[i], ups, FLIP, WIDEN)
+    if HELD * DEPTH < SHARE:
+        for k in tl.range(begin + HELD * DEPTH, end, DEPTH, num_stages=STAGES):
+            inside = (k + at < end)[None, :]
+            w = tl.load(w_at + k) if EVEN else tl.load(w_at + k, mask=inside, other=0.0)
+            x_mask = rows_in[:, None] if EVEN else rows_in[:, None] & inside
+            values = tl.load(x_at + k, mask=x_mask, other=0.0)
+            sums = _dot(w, values, sums, FLIP, WIDEN)
+            if GATE != "":
+                up_at = w_at + N * K + k
+                w = tl.load(up_at) if EVEN else tl.load(up_at, mask=inside, other=0.0)
+                ups = _dot(w, values, ups, FLIP, WIDEN)
+    mine = True
+    if PARTS > 1:
+        AREA: tl.constexpr = OUTPUTS * ROWS
+        SLOT: tl.constexpr = AREA * 2 if GATE != "" else AREA
+        # As many parts are loaded at once as registers hold.
+        GROUP: tl.constexpr = 8 if SLOT <= 1024 else 4 if SLOT <= 4096 else 2
+        if FLIP:
+            place = m[:, None] * OUTPUTS + tl.arange(0, OUTPUTS)[None, :]
+        else:
+            place = tl.arange(0, OUTPUTS)[:, None] * ROWS + m[None, :]
+        slots = partial + tile.to(tl.int64) * (PARTS * SLOT) + place
+        tl.store(slots + part * SLOT, sums)
+        if GATE != "":
+            tl.store(slots + (part * SLOT + AREA), ups)
+        # All threads' parts are written before the block is counted.
+        tl.debug_barrier()
+        mine = tl.atomic_add(counters + tile, 1, sem="acq_rel") == PARTS - 1
+        if mine:
+            sums = tl.zeros_like(sums)
+            ups = tl.zeros_like(ups)
+            for group in tl.static_range(0, PARTS, GROUP):
+                found = ()
+                for i in tl.static_range(group, min(group + GROUP, PARTS)):
+                    found = found + (tl.load(slots + i * SLOT, cache_modifier=".cg"),)
+                    if GATE != "":
+                        found = found + (tl.load(slots + (i * SLOT + AREA), cache_modifier=".cg"),)
+                for i in tl.static_range(min(GROUP, PARTS - group)):
+                    if GATE != "":
+                        sums += found[2 * i]
+                        ups += found[2 * i + 1]
+                    else:
+                        sums += found[i]
+            tl.store(counters + tile, 0)
+    if mine:
+        if BIAS:
+            added = tl.load(bias + safe_n).to(tl.float32)
+            sums += added[None, :] if FLIP else added[:, None]
+            if GATE != "":
+                added = tl.load(bias + N + safe_n).to(tl.float32)
+                ups += added[None, :] if FLIP else added[:, None]
+        if GATE != "":
+            sums = activate(sums, GATE) * ups
+        result = (sums if FLIP else tl.trans(sums)).to(out.dtype.element_ty)
+        tl.store(out + m[:, None] * N + n[None, :], result, mask=rows_in[:, None] & (n < N)[None, :])
+
+
+@functools.cache
+def _counters(device: torch.device) -> Tensor:
+    """One count per tile, 0 between kernels. Kernels that use it run one after another: a device has one stream."""
+    return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
+
+
+def tiling(outputs: int, inputs: int, rows: int, gate: bool, device: torch.device) -> Tiling:
+    """How to cut a product of `rows` rows: tiles as large as it pays, parts until every multiprocessor has work."""
+    wide = max(16, triton.next_power_of_2(rows))
+    tall = 64
+    depth = 128 if wide <= 64 else 64
+    tiles = triton.cdiv(outputs, tall)
+    parts = 1
+    while tiles * parts < processors(device) and inputs // (2 * parts) >= 2 * depth:
+        parts *= 2
+    return Tiling(tall, wide, depth, parts, 3 if gate or wide > 64 else 4, 4)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str, cut: Tiling | None = None) -> Tensor:
+    """x @ weight.T + bias, then gated where `gate` names an activation; 1 to 128 rows."""
+    rows, inputs = x.shape
+    outputs = len(weight) // 2 if gate else len(weight)
+    cut = cut or tiling(outputs, inputs, rows, bool(gate), x.device)
+    tiles = triton.cdiv(outputs, cut.outputs)
+    assert tiles <= MOST_TILES or cut.parts == 1
+    out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    slots = tiles * cut.parts * cut.outputs * cut.rows * (2 if gate else 1) if cut.parts > 1 else 0
+    partial = torch.empty(slots, dtype=torch.float32, device=x.device) if slots else out
+    rest = triton.cdiv(inputs, cut.depth * cut.parts) * cut.depth - cut.held * cut.depth
+    _skinny_kernel[(tiles, cut.parts)](
+        x.contiguous(), weight, weight if bias is None else bias, out, partial, _counters(x.device), rows,
+        K=inputs, N=outputs, GATE=gate, BIAS=bias is not None,
+        OUTPUTS=cut.outputs, ROWS=cut.rows, DEPTH=cut.depth, PARTS=cut.parts, STAGES=cut.stages, HELD=cut.held,
+        FETCH=min(triton.next_power_of_2(triton.cdiv(rest, 64)), 8) if rest > 0 else 0,
+        WIDEN=triton.knobs.runtime.interpret, num_warps=cut.warps, **options(x.device),
+    )  # fmt: skip
+    return out
