@@ -204,6 +204,9 @@ def main() -> None:
         shares = [subprocess.Popen([*command, "--share", str(i + 1)]) for i in range(args.compile_ahead)]
         for share in shares:
             share.wait()
+    if not torch.cuda.is_available():
+        print("benchmarks/moe.py needs a GPU")
+        return
     load_providers(["triton"])
     torch.manual_seed(0)
     gate_up, down = normal(EXPERTS, 2 * INNER, HIDDEN) * HIDDEN**-0.5, normal(EXPERTS, HIDDEN, INNER) * INNER**-0.5

@@ -39,7 +39,8 @@ def shared_bytes(device: torch.device) -> int:
     """Shared memory that a block may have, less a little for barriers."""
     if device.type == "cpu":
         return 1 << 30
-    properties = triton.runtime.driver.active.utils.get_device_properties(torch.cuda.current_device())
+    driver = triton.runtime.driver.active
+    properties = driver.utils.get_device_properties(driver.get_current_device())
     return int(properties["max_shared_mem"]) - 1024
 
 

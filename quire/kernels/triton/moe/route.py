@@ -16,8 +16,8 @@ from quire.kernels.triton.moe.launch import dependent, hopper, pow2
 from quire.ops.moe import RouteSpec, route
 from quire.ops.registry import provide
 
-SORT_ROWS = {512: 8, 2048: 16}
-"""Tokens of a block, by tokens at most; 32 above. Every block reads the counts of all."""
+SORT_ROWS = {512: 8, 4096: 16}
+"""Tokens of a block, by tokens at most; 64 above. Every block reads the counts of all."""
 MAX_EXPERTS = 512
 """More would not fit the tiles of the sort; the low bits of a key hold 8,192."""
 
@@ -130,14 +130,15 @@ def _sort_kernel(
         tl.extra.cuda.gdc_wait()
     block, blocks = tl.program_id(0), tl.num_programs(0)
     experts = tl.arange(0, E)
-    total = tl.zeros([E], tl.int32)
-    before = tl.zeros([E], tl.int32)
+    found_all = tl.zeros([CHUNK, E], tl.int32)
+    found_before = tl.zeros([CHUNK, E], tl.int32)
     for begin in range(0, blocks, CHUNK):
         others = begin + tl.arange(0, CHUNK)
         mask = (others < blocks)[:, None] & (experts < EXPERTS)[None, :]
         found = tl.load(counts + others[:, None] * EXPERTS + experts[None, :], mask=mask, other=0)
-        total += tl.sum(found, axis=0)
-        before += tl.sum(tl.where((others < block)[:, None], found, 0), axis=0)
+        found_all += found
+        found_before += tl.where((others < block)[:, None], found, 0)
+    total, before = tl.sum(found_all, axis=0), tl.sum(found_before, axis=0)
     starts = tl.cumsum(total, 0) - total
     rows = block * ROWS + tl.arange(0, ROWS)
     owner = tl.full([ROWS, E], -1, tl.int32)
@@ -191,7 +192,7 @@ def _routed(logits: Tensor, spec: RouteSpec, rows: int, count: bool) -> tuple[Te
         _route_kernel[(blocks,)](
             logits, ids, weights, counts, tokens,
             NORMALIZE=spec.normalize, ROWS=rows, SLOTS=pow2(spec.top_k), COUNT=count, PDL=pdl,
-            num_warps=4, **routing(spec, logits), **dependent(pdl),
+            num_warps=_warps(rows, spec), **routing(spec, logits), **dependent(pdl),
         )  # fmt: skip
     return weights, ids, counts
 
@@ -228,11 +229,15 @@ def sort(logits: Tensor, spec: RouteSpec, tile: int) -> Sorted:
     entries, ends, expert, start = (
         torch.empty(n, dtype=torch.int32, device=logits.device) for n in (many, spec.experts, tiles, tiles)
     )
-    rows = next((rows for most, rows in SORT_ROWS.items() if tokens <= most), 32)
+    rows = next((rows for most, rows in SORT_ROWS.items() if tokens <= most), 64)
     weights, ids, counts = _routed(logits, spec, rows, count=True)
     _sort_kernel[(counts.shape[0],)](
         ids, counts, entries, ends, expert, start, tokens, tiles,
         EXPERTS=spec.experts, TOP_K=spec.top_k, ROWS=rows, E=pow2(spec.experts), TILE=tile, CHUNK=32, PDL=pdl,
-        num_warps=4, **dependent(pdl),
+        num_warps=_warps(rows, spec), **dependent(pdl),
     )  # fmt: skip
     return Sorted(weights, entries, ends, expert, start)
+
+
+def _warps(rows: int, spec: RouteSpec) -> int:
+    return 8 if rows * pow2(spec.experts) > 1 << 12 else 4
