@@ -109,7 +109,9 @@ class Server:
         if isinstance(message, Submit):
             self._submit(client, message)
         elif isinstance(message, Finish):
-            self._core.scheduler.finish(message.id, message.index, message.tokens)
+            # No delta will end this sequence any more, unless one already has.
+            if self._core.scheduler.finish(message.id, message.index, message.tokens):
+                self._count_end(message.id)
         elif isinstance(message, Abort):
             self._core.abort(message.ids)
             for request_id in message.ids:
@@ -135,16 +137,18 @@ class Server:
             owner = self._owners.get(delta.id)
             if owner is None:
                 continue
-            client, left = owner
-            frames.setdefault(client, []).append(delta)
+            frames.setdefault(owner[0], []).append(delta)
             if delta.finish_reason is not None:
-                if left == 1:
-                    del self._owners[delta.id]
-                else:
-                    self._owners[delta.id] = (client, left - 1)
+                self._count_end(delta.id)
         stats = self._core.scheduler.stats()
         for client, news in frames.items():
             self._tell(client, Deltas(news, stats))
+
+    def _count_end(self, request_id: str) -> None:
+        """One of a request's sequences has ended; with the last one the request is forgotten."""
+        owner = self._owners.pop(request_id, None)
+        if owner is not None and owner[1] > 1:
+            self._owners[request_id] = (owner[0], owner[1] - 1)
 
     def _tell_all(self, message: ToClient) -> None:
         for client in self._clients:

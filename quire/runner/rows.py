@@ -32,6 +32,7 @@ class Rows:
         known: (rows + 1,) int32, how many of them are valid.
         computed: (rows + 1,) int32, how many have their state in pages.
         page_tables: per cache group (rows + 1, max_pages) int32; unused entries are 0.
+        ones, lines: (rows,) constants: the counts of a decode step, and which of its sequences sample.
         host: what the host knows, for rows in use.
     """
 
@@ -45,6 +46,8 @@ class Rows:
         self.page_tables = [
             torch.zeros(rows + 1, -(-max_len // g.page_size), dtype=torch.int32, device=device) for g in layout.groups
         ]
+        self.ones = torch.ones(rows, dtype=torch.int32, device=device)
+        self.lines = torch.arange(rows, device=device)
         self.page_sizes = [g.page_size for g in layout.groups]
         self.host: dict[int, HostRow] = {}
 
@@ -61,11 +64,6 @@ class Rows:
         """The host's count of computed tokens; the device's is the business of the step."""
         for grant in plan.grants:
             self.host[grant.row].computed += grant.tokens
-
-    def append(self, rows: Tensor, tokens: Tensor) -> None:
-        """Add one sampled token to each row. rows, tokens: (n,) int64."""
-        self.tokens[rows, self.known[rows].long()] = tokens.int()
-        self.known[rows] += 1
 
     def _begin(self, new_rows: list[NewRow]) -> None:
         """All numbers of the new rows travel in one copy; then each finds its place."""

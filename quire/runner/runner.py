@@ -4,6 +4,7 @@ Life: `load`, `measure` (reports its capacity), `allocate` (takes its pages), th
 executors; it knows neither the scheduler nor any process border.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,6 +20,7 @@ from quire.messages.state import Capacity, GroupLayout, Layout
 from quire.ops.greedy import greedy_sample
 from quire.ops.inputs import step_inputs
 from quire.ops.registry import load_providers
+from quire.ops.rows import append_tokens
 from quire.ops.step import StepInputs
 from quire.parallel.mesh import Mesh
 from quire.runner.graphs import DecodeGraphs, DecodeWork, Recorder
@@ -45,10 +47,17 @@ class InFlight:
 
     def result(self) -> StepResult:
         """The step's result; empty on ranks that do not sample."""
+        spoiled = [row for row, entries in self.prompt_logprobs.items() if not all(map(_finite, entries))]
         if self.samples is None:
-            return StepResult(self.step, [], [], prompt_logprobs=self.prompt_logprobs)
+            return StepResult(self.step, [], [], spoiled, prompt_logprobs=self.prompt_logprobs)
         tokens, bad, logprobs, errors = self.samples.to_host()
+        bad += [row for row in spoiled if row not in bad]
         return StepResult(self.step, self.rows, tokens, bad, logprobs, self.prompt_logprobs, errors)
+
+
+def _finite(entry: TokenLogprobs) -> bool:
+    """Whether the logits behind an entry were: a row with NaN or an infinity has NaN everywhere."""
+    return not math.isnan(entry.logprobs[0])
 
 
 class Runner:
@@ -80,6 +89,7 @@ class Runner:
         load_providers(self.spec.platform.providers)
         self.make_inputs = self.build.op(step_inputs, None)
         self.draw_greedy = self.build.op(greedy_sample, None)
+        self.append_tokens = self.build.op(append_tokens, None)
         self.model = models.build(self.spec.facts, self.build)
         if self.spec.load_format == "dummy":
             loading.fill_dummy(self.model, self.spec.seed, self.mesh)
@@ -182,16 +192,15 @@ class Runner:
 
     def _decode(self, order: Tensor) -> Tensor:
         """One token of each row: what is recorded. The dummy row forgets it at once."""
-        ones = torch.ones(len(order), dtype=torch.int32, device=self.device)
-        lines = torch.arange(len(order), device=self.device)
-        _, hidden = self._forward(order, ones, lines, (len(order), 1, self.rows.tokens.shape[1] - 1))
+        count, rows = len(order), self.rows
+        _, hidden = self._forward(order, rows.ones[:count], rows.lines[:count], (count, 1, rows.tokens.shape[1] - 1))
         self.rows.computed[self.rows.dummy].zero_()
         return hidden
 
     def _greedy(self, order: Tensor, hidden: Tensor) -> Tensor:
         """The most probable next token of each row, entered into the rows: what is recorded after `_decode`."""
         drawn: Tensor = self.draw_greedy(self.model.logits(hidden))
-        self.rows.append(order, drawn[0])
+        self._append(order, drawn[0])
         self.rows.known[self.rows.dummy].zero_()
         return drawn
 
@@ -207,11 +216,15 @@ class Runner:
         logits = self.model.logits(hidden)
         if self.sampler is None:
             tokens = self.mesh.broadcast(torch.empty_like(device_rows), 0)
-            self.rows.append(device_rows, tokens)
+            self._append(device_rows, tokens)
             return None
         samples = self.sampler.sample(logits, rows, device_rows, self.rows.tokens, self.rows.known)
-        self.rows.append(device_rows, self.mesh.broadcast(samples.tokens, 0))
+        self._append(device_rows, self.mesh.broadcast(samples.tokens, 0))
         return samples
+
+    def _append(self, rows: Tensor, tokens: Tensor) -> None:
+        """Enter one new token into each row. rows, tokens: (n,) int64."""
+        self.append_tokens(rows, tokens, self.rows.tokens, self.rows.known)
 
     def _prompt_logprobs(
         self, grants: list[Grant], hidden: Tensor, inputs: StepInputs

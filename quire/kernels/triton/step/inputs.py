@@ -1,0 +1,90 @@
+"""Inputs of a decode step in one kernel: every sequence computes one token, so packing is the identity.
+
+Steps with longer chunks are left to the reference: they are rare, and their cost is in the model.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.ops.inputs import step_inputs
+from quire.ops.registry import provide
+from quire.ops.step import GroupInputs, StepInputs
+
+BLOCK = 256
+
+
+@triton.jit(do_not_specialize=["count", "width", "table_width", "max_len"])
+def _decode_inputs(
+    order,  # (sequences,) int64
+    tokens,  # (rows, max_len) int32
+    computed,  # (rows,) int32
+    table,  # (rows, table_width) int32
+    numbers,  # out (3, sequences) int64: token ids, positions, slots
+    lengths,  # out (2, sequences + 1) int32: query_start; seq_lens in the first entries of the second line
+    pages,  # out (sequences, width) int32
+    count,
+    width,
+    table_width,
+    max_len,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    line = tl.program_id(0)
+    part = tl.program_id(1)
+    row = tl.load(order + line)
+    at = part * BLOCK + tl.arange(0, BLOCK)
+    entries = tl.load(table + row * table_width + at, mask=at < width, other=0)
+    tl.store(pages + line.to(tl.int64) * width + at, entries, mask=at < width)
+    if part == 0:
+        position = tl.load(computed + row)
+        page = tl.load(table + row * table_width + position // PAGE)
+        tl.store(numbers + line, tl.load(tokens + row * max_len + position).to(tl.int64))
+        tl.store(numbers + count + line, position.to(tl.int64))
+        tl.store(numbers + 2 * count + line, page.to(tl.int64) * PAGE + position % PAGE)
+        tl.store(lengths + line + 1, line + 1)
+        tl.store(lengths + count + 1 + line, position + 1)
+        if line == 0:
+            tl.store(lengths, 0)
+
+
+@provide("triton", step_inputs)
+def triton_step_inputs(
+    order: Tensor,
+    counts: Tensor,
+    sampling: Tensor,
+    tokens: Tensor,
+    computed: Tensor,
+    page_tables: list[Tensor],
+    page_sizes: list[int],
+    bounds: tuple[int, int, int],
+) -> StepInputs:
+    """See `step_inputs`."""
+    total, max_query, max_seq = bounds
+    if max_query > 1 or len(sampling) < total:
+        made: StepInputs = step_inputs(order, counts, sampling, tokens, computed, page_tables, page_sizes, bounds)
+        return made
+    count = len(order)
+    lengths = torch.empty(2, count + 1, dtype=torch.int32, device=order.device)
+    groups = []
+    for table, size in zip(page_tables, page_sizes, strict=True):
+        width = -(-max_seq // size)
+        numbers = torch.empty(3, count, dtype=torch.int64, device=order.device)
+        pages = torch.empty(count, width, dtype=torch.int32, device=order.device)
+        grid = (count, triton.cdiv(width, BLOCK))
+        widths = (count, width, table.shape[1], tokens.shape[1])
+        _decode_inputs[grid](
+            order, tokens, computed, table, numbers, lengths, pages, *widths, PAGE=size, BLOCK=BLOCK, num_warps=2
+        )
+        groups.append(GroupInputs(pages, numbers[2], size))
+    return StepInputs(
+        token_ids=numbers[0],
+        positions=numbers[1],
+        query_start=lengths[0],
+        seq_lens=lengths[1, :count],
+        logit_rows=sampling,
+        groups=tuple(groups),
+        max_query=max_query,
+        max_seq=max_seq,
+    )
