@@ -21,7 +21,7 @@ from quire.layers.build import Build
 from quire.messages.params import SamplingParams
 from quire.messages.plan import Grant, NewRow, StepPlan
 from quire.messages.state import GroupLayout, Layout
-from quire.ops.registry import OPS, Op, Provider
+from quire.ops.registry import OPS, REFERENCE, Op, Provider
 from quire.parallel.mesh import Mesh
 from quire.platforms import detect
 from quire.runner.runner import Runner
@@ -90,7 +90,7 @@ def measure(config: EngineConfig, model: ModelFacts, rows: int, tokens: int, con
         noted.calls.clear()
     runner.launch(plan).result()
     with torch.inference_mode():
-        return [_report(noted, runner.device) for noted in build.noted if noted.calls]
+        return [_report(noted, runner.device, spec.platform.providers) for noted in build.noted if noted.calls]
 
 
 def _plan(spec: RunSpec, states: Sequence[Any], sizes: tuple[int, int, int]) -> tuple[StepPlan, Layout]:
@@ -117,10 +117,10 @@ def _plan(spec: RunSpec, states: Sequence[Any], sizes: tuple[int, int, int]) -> 
     return StepPlan(1, [], new, grants), Layout(groups, spec.max_model_len)
 
 
-def _report(noted: Noted, device: torch.device) -> dict[str, object]:
+def _report(noted: Noted, device: torch.device, offered: Sequence[str]) -> dict[str, object]:
     times: dict[str, float] = {}
     refused: dict[str, str] = {}
-    providers = dict(OPS[noted.op].providers)
+    providers = {name: p for name, p in OPS[noted.op].providers.items() if name in (*offered, REFERENCE)}
     if noted.provider not in providers:
         # Several providers by the number of tokens, or a fused op made of small ones.
         providers[noted.provider] = Provider(noted.provider, noted.function, lambda spec: None)
