@@ -22,11 +22,12 @@ class PlatformDefaults:
     max_num_batched_tokens: int
     async_scheduling: bool
     graphs: bool
+    compiles: bool
     memory: Literal["cpu_memory_utilization", "gpu_memory_utilization"]
 
 
-CPU = PlatformDefaults(64, 512, False, False, "cpu_memory_utilization")
-GPU = PlatformDefaults(256, 8192, True, True, "gpu_memory_utilization")
+CPU = PlatformDefaults(64, 512, False, False, False, "cpu_memory_utilization")
+GPU = PlatformDefaults(256, 8192, True, True, True, "gpu_memory_utilization")
 DEFAULTS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "xpu": replace(GPU, graphs=False)}
 
 
@@ -40,6 +41,7 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
     # Collectives between ranks are not recorded.
     recorded = defaults.graphs and not engine.device.enforce_eager and engine.parallel.tensor_parallel_size == 1
     overlap = defaults.async_scheduling if scheduler.async_scheduling is None else scheduler.async_scheduling
+    max_num_batched_tokens = scheduler.max_num_batched_tokens or defaults.max_num_batched_tokens
     return RunSpec(
         facts=facts,
         platform=platform,
@@ -54,9 +56,10 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
         num_pages=cache.num_gpu_blocks_override,
         enable_prefix_caching=cache.enable_prefix_caching,
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=scheduler.max_num_batched_tokens or defaults.max_num_batched_tokens,
+        max_num_batched_tokens=max_num_batched_tokens,
         policy=scheduler.scheduling_policy,
         depth=2 if overlap else 1,
+        warm_tokens=warm_tokens(max_num_batched_tokens) if defaults.compiles else [],
         graph_rows=graph_rows(max_num_seqs) if recorded else [],
         max_preemptions=scheduler.max_preemptions,
         watermark=scheduler.watermark,
@@ -77,6 +80,11 @@ def graph_rows(rows: int) -> list[int]:
     for start, stop, step in ((8, 32, 8), (32, 128, 16), (128, 256, 32), (256, 512, 64), (512, rows, 128)):
         sizes += range(start, min(stop, rows), step)
     return [*(size for size in sizes if size < rows), rows]
+
+
+def warm_tokens(budget: int) -> list[int]:
+    """Step sizes at which kernels choose other variants: beyond each power of two up to `budget`, and `budget`."""
+    return [*(size + 1 for size in (1 << n for n in range(1, 14)) if size < budget), budget]
 
 
 def _dtype(model: ModelConfig, facts: ModelFacts, platform: PlatformFacts) -> tuple[str, list[str]]:

@@ -44,6 +44,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
         memory_fraction: share of the device's memory (of the free memory, on a CPU) for the engine.
         kv_cache_memory_bytes, num_pages: exact sizes that the user set, else None.
         depth: plans in flight: 1 plain, 2 overlapped.
+        warm_tokens: step sizes that run once before the engine is ready, so that nothing compiles afterwards.
         graph_rows: batch sizes at which decode steps are recorded as graphs; empty runs every step eagerly.
         watermark: share of pages kept free at admission.
         notes: sentences for the user on what was decided against expectation, such as a dtype the device lacks.
@@ -65,6 +66,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int
     policy: Literal["fcfs", "priority", "lpm"]
     depth: int
+    warm_tokens: list[int]
     graph_rows: list[int]
     max_preemptions: int
     watermark: float

@@ -118,6 +118,7 @@ class Runner:
             for state in self.build.states:
                 if state.spec == group.spec:
                     state.bind(*state.allocate(group.pages, group.page_size), index)
+        self.layout = layout
         rows, length = self.spec.max_num_seqs, layout.max_model_len
         self.rows = Rows(rows, length, layout, self.device)
         # Every rank runs the model; rank 0 samples and tells the others.
@@ -135,12 +136,21 @@ class Runner:
 
     @torch.inference_mode()
     def record(self) -> None:
-        """Record decode steps, where the spec asks for it and every kernel allows it.
+        """Run steps of all sizes once, and record decode steps where the spec asks for it and every kernel allows it.
 
         After `allocate`: recordings hold the addresses of pages.
         """
+        for tokens in self.spec.warm_tokens:
+            self._warm(min(tokens, self.layout.max_model_len - 1))
         if all(choice.capturable for choice in self.build.choices):
             self.graphs.record(Recorder(self.device))
+
+    def _warm(self, tokens: int) -> None:
+        """One sequence of so many tokens, on a page that nobody uses yet."""
+        pages = [[1] * -(-tokens // group.page_size) for group in self.layout.groups]
+        new = NewRow(0, [0] * tokens, tokens, 0, pages, SamplingParams(temperature=0.0), 0, [], [], tokens + 1)
+        self.launch(StepPlan(0, [], [new], [Grant(0, tokens, True, [[] for _ in pages])])).result()
+        self._begin(StepPlan(0, [0], [], []))
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlight:

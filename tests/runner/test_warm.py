@@ -1,0 +1,30 @@
+"""Steps that run once before the engine is ready leave nothing behind."""
+
+import msgspec
+import pytest
+
+from quire import LLM, SamplingParams
+from quire.base.registry import load
+from quire.config.resolve import warm_tokens
+from quire.engine import core
+from tests.engine.toy import make_toy, oracle
+
+pytestmark = pytest.mark.torch
+
+
+def test_warm_steps_leave_nothing_behind(tmp_path, monkeypatch):
+    resolve = load("quire.config.resolve:resolve")
+    sizes = [2, 9, 300]
+    monkeypatch.setattr(
+        core, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=sizes, graph_rows=[2])
+    )
+    with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
+        runner = llm._running().executor.runner
+        assert not runner.rows.host
+        outputs = llm.generate([[5, 6], [7]], SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True))
+    assert [output.outputs[0].token_ids for output in outputs] == [oracle([5, 6], 9), oracle([7], 9)]
+
+
+def test_sizes_lie_beyond_powers_of_two():
+    assert warm_tokens(512) == [3, 5, 9, 17, 33, 65, 129, 257, 512]
+    assert warm_tokens(8192)[-2:] == [4097, 8192]
