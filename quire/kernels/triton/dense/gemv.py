@@ -114,19 +114,13 @@ def _gemv_kernel(
     tl.store(out + n, result.to(out.dtype.element_ty), mask=owned)
 
 
-def shape_of(outputs: int, inputs: int, gate: bool) -> Shape:
-    """How to cut a product: small blocks, which end together, of short ones; large ones, which keep more loads in
-    flight, of long ones.
+def shape_of(inputs: int, gate: bool) -> Shape:
+    """How to cut a product: blocks of 8 rows of weights, as many of them fetched early as registers hold.
+
+    Smaller blocks are faster alone and slower in a model, where each kernel begins while others still run.
     """
-    if inputs > 8192:
-        return Shape(4 if gate else 8, 1024, 2, 4)
-    if inputs > 3072:
-        return Shape(4, 2048, 2, 8)
     chunk = min(1024, triton.next_power_of_2(inputs))
-    held = triton.cdiv(inputs, chunk)
-    if held == 3:
-        return Shape(1 if outputs <= 2048 else 2, chunk, held, 2)
-    return Shape(2 if outputs <= 2048 else 4, chunk, held, 2 if gate else 4)
+    return Shape(4 if gate else 8, chunk, min(triton.cdiv(inputs, chunk), 4), 4)
 
 
 def product(
@@ -135,7 +129,7 @@ def product(
     """x @ weight.T + bias, of normed x with a `norm`, then gated where `gate` names an activation; x is (1, inputs)."""
     inputs = x.shape[1]
     outputs = len(weight) // 2 if gate else len(weight)
-    shape = shape or shape_of(outputs, inputs, bool(gate))
+    shape = shape or shape_of(inputs, bool(gate))
     out = torch.empty((1, outputs), dtype=x.dtype, device=x.device)
     delta = norm.delta if norm else None
     total = norm.total if norm else None

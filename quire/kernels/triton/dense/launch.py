@@ -27,11 +27,12 @@ def options(device: torch.device) -> dict[str, bool]:
 
 
 @functools.cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of `device`."""
-    if device.type != "cuda":
-        return 132
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+def shared_bytes(device: torch.device) -> int:
+    """Shared memory that a block may take."""
+    if triton.knobs.runtime.interpret:
+        return 1 << 20
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
 
 
 @triton.jit

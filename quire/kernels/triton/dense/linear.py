@@ -14,8 +14,10 @@ from quire.ops.linear import LinearSpec, linear
 from quire.ops.norm import NormSpec
 from quire.ops.registry import Tokens, provide
 
-MANY = 128
-"""Rows up to which cutting along the inputs pays."""
+SOME, MANY = 64, 128
+"""Rows up to which these kernels are faster than the vendor's library: large products, and small or gated ones."""
+LIBRARY_ABOVE = {(6144, 4096): 16}
+"""Exceptions, measured on an H200: (outputs, inputs) of products that the library is sooner better at."""
 HALVES = ("bfloat16", "float16")
 
 
@@ -28,12 +30,9 @@ def _refuses(spec: LinearSpec | NormLinearSpec | NormGateSpec) -> str | None:
     return None
 
 
-def _refuses_norm(spec: NormLinearSpec | NormGateSpec) -> str | None:
-    return _refuses(spec)
-
-
 def _tokens(spec: LinearSpec) -> Tokens:
-    return 1, MANY
+    small = spec.outputs * spec.inputs <= skinny.SMALL
+    return 1, LIBRARY_ABOVE.get((spec.outputs, spec.inputs), MANY if small else SOME)
 
 
 @provide("triton", linear, _refuses, tokens=_tokens)
@@ -46,7 +45,7 @@ def triton_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: LinearSp
     return skinny.product(x, weight, bias, "")
 
 
-@provide("triton", norm_linear, _refuses_norm, tokens=(1, 1))
+@provide("triton", norm_linear, _refuses, tokens=(1, 1))
 def triton_norm_linear(
     residual: Tensor,
     delta: Tensor | None,
@@ -63,7 +62,7 @@ def triton_norm_linear(
     return triton_linear(normed, weight, bias, spec.linear), total
 
 
-@provide("triton", norm_gate_up, _refuses_norm, tokens=(1, MANY))
+@provide("triton", norm_gate_up, _refuses, tokens=(1, MANY))
 def triton_norm_gate_up(
     residual: Tensor,
     delta: Tensor | None,

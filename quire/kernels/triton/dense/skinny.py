@@ -6,7 +6,7 @@ on its way into the L2 cache before the block waits for the kernel before it.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -14,10 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from quire.kernels.triton.dense.activation import activate
-from quire.kernels.triton.dense.launch import options, processors, release, wait
+from quire.kernels.triton.dense.launch import options, release, shared_bytes, wait
 
 MOST_TILES = 4096
 """Tiles of one product whose parts may be counted at once."""
+SMALL = 8 << 20
+"""Weights of a product that takes less time to read than to begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,23 +188,67 @@ def _counters(device: torch.device) -> Tensor:
     return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
 
 
-def tiling(outputs: int, inputs: int, rows: int, gate: bool, device: torch.device) -> Tiling:
-    """How to cut a product of `rows` rows: tiles as large as it pays, parts until every multiprocessor has work."""
+def tiling(outputs: int, inputs: int, rows: int, gate: bool) -> Tiling:
+    """How to cut a product of `rows` rows. The rules are what measurements on one H200 had in common.
+
+    Small products wait for each other more than for memory: few parts, all weights fetched before the wait, or narrow
+    tiles that need no parts. Large ones read the rows' values again for each tile, so their tiles are as tall as still
+    keeps all multiprocessors busy.
+    """
     wide = max(16, triton.next_power_of_2(rows))
-    tall = 64
-    depth = 128 if wide <= 64 else 64
-    tiles = triton.cdiv(outputs, tall)
+    small = outputs * inputs * (2 if gate else 1) <= SMALL
+    if wide == 32 and small and inputs <= 1024:
+        wide = 64
+    if wide <= 32:
+        return _few(outputs, inputs, wide, gate, small)
+    narrow = _parts(triton.cdiv(outputs, 32), 96, inputs // 128)
+    if wide == 64:
+        if small or outputs <= 32 * 128:
+            return Tiling(32, wide, 128, narrow, 4 if gate else 6, 4)
+        return Tiling(64, wide, 128, 1, 4 if gate else 6, 8 if gate else 4)
+    if small:
+        return Tiling(32, wide, 64 if gate else 128, narrow, 6 if gate else 3, 4)
+    return Tiling(128, wide, 64, 1, 4, 8)
+
+
+def _few(outputs: int, inputs: int, wide: int, gate: bool, small: bool) -> Tiling:
+    if not small:
+        return Tiling(64, wide, 128, 1 if outputs > 64 * 64 else 2, 4 if gate else 6, 4)
+    parts = _parts(triton.cdiv(outputs, 64), 128 if gate else 64, inputs // 256)
+    # No more weights in flight than shared memory holds twice: of this kernel and of the next.
+    parts = max(parts, triton.cdiv(inputs, 16 * 1024 // wide))
+    return Tiling(64, wide, 256, parts, 4, 4, triton.cdiv(inputs, 256 * parts))
+
+
+def fitted(cut: Tiling, inputs: int, gate: bool, shared: int) -> Tiling:
+    """`cut`, with as much in flight as `shared` bytes of memory hold."""
+    steps = triton.cdiv(inputs, cut.depth * cut.parts)
+    cut = replace(cut, held=min(cut.held, steps))
+    weights, values = cut.outputs * (2 if gate else 1), cut.rows
+    held = cut.held * (weights + (values if cut.held == steps else 0))
+    flying = (cut.stages if steps > cut.held else 0) * (weights + values)
+    if 2 * cut.depth * (held + flying) <= shared or cut.depth <= 16:
+        return cut
+    if cut.held:
+        return fitted(replace(cut, held=0, stages=4), inputs, gate, shared)
+    if cut.stages > 2:
+        return fitted(replace(cut, stages=cut.stages - 1), inputs, gate, shared)
+    return fitted(replace(cut, depth=cut.depth // 2), inputs, gate, shared)
+
+
+def _parts(tiles: int, blocks: int, most: int) -> int:
+    """Parts that make at least `blocks` blocks of `tiles` tiles, a power of 2 up to `most`."""
     parts = 1
-    while tiles * parts < processors(device) and inputs // (2 * parts) >= 2 * depth:
+    while tiles * parts < blocks and 2 * parts <= most:
         parts *= 2
-    return Tiling(tall, wide, depth, parts, 3 if gate or wide > 64 else 4, 4)
+    return parts
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str, cut: Tiling | None = None) -> Tensor:
     """x @ weight.T + bias, then gated where `gate` names an activation; 1 to 128 rows."""
     rows, inputs = x.shape
     outputs = len(weight) // 2 if gate else len(weight)
-    cut = cut or tiling(outputs, inputs, rows, bool(gate), x.device)
+    cut = fitted(cut or tiling(outputs, inputs, rows, bool(gate)), inputs, bool(gate), shared_bytes(x.device))
     tiles = triton.cdiv(outputs, cut.outputs)
     assert tiles <= MOST_TILES or cut.parts == 1
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
