@@ -147,15 +147,18 @@ def _device_events(profiler: profile) -> list[tuple[str, int, int]]:
 def _kernel_table(events: list[tuple[str, int, int]]) -> str:
     if not events:
         return "the profiler saw nothing on the device"
-    events.sort(key=lambda event: event[1])
-    span = max(end for _, _, end in events) - events[0][1]
-    busy = reached = 0
+    # A kernel that is launched before its predecessor ends waits for it: the time since the last end is what it took.
+    events.sort(key=lambda event: event[2])
+    first, reached = min(start for _, start, _ in events), 0
+    span = events[-1][2] - first
+    busy = 0
     times: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for name, start, end in events:
-        busy += max(0, end - max(start, reached))
-        reached = max(reached, end)
-        times[name] += end - start
+        own = end - max(start, reached)
+        busy += own
+        reached = end
+        times[name] += own
         calls[name] += 1
     steps = PROFILED_STEPS
     head = f"{span / steps / 1e3:.1f} us a step, device busy {busy / steps / 1e3:.1f} us, idle {1 - busy / span:.0%}"
