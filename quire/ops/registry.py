@@ -70,9 +70,8 @@ class Served:
     capturable: bool = True
 
     def __str__(self) -> str:
-        if self.last is None:
-            return f"{self.provider} ({self.first}+ tokens)"
-        return f"{self.provider} ({self.first}-{self.last} tokens)"
+        reach = f"{max(self.first, 1)}+" if self.last is None else f"{max(self.first, 1)}-{self.last}"
+        return f"{self.provider} ({'1' if reach == '1-1' else reach} tokens)"
 
 
 @dataclass(frozen=True, slots=True)

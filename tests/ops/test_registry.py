@@ -54,7 +54,7 @@ def test_providers_share_an_op_by_the_number_of_tokens(double: Op) -> None:
     served = {n: choice.function(Rows(n)) for n in (0, 1, 4, 16, 17, 64, 65, 128, 129, 5000)}
     assert [served[n] for n in (0, 1, 4, 16)] == ["few"] * 4 and [served[n] for n in (17, 64)] == ["some"] * 2
     assert [served[n] for n in (65, 128, 129, 5000)] == ["most"] * 4
-    assert choice.provider == "few (0-16 tokens), some (17-64 tokens), most (65+ tokens)"
+    assert choice.provider == "few (1-16 tokens), some (17-64 tokens), most (65+ tokens)"
     # 100 tokens end within a bucket: the provider serves those below it.
     assert choose(double, "narrow", ["some", "most"]).table[0].last == 64
 

@@ -50,6 +50,18 @@ def _summed(x, delta, total, k, inside, writes, ADD: tl.constexpr):
 
 
 @triton.jit
+def _finished(result, up, bias, n, owned, N: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr):
+    """Complete sums with their bias, gated."""
+    if BIAS:
+        result += tl.load(bias + n, mask=owned, other=0.0).to(tl.float32)
+        if GATE != "":
+            up += tl.load(bias + N + n, mask=owned, other=0.0).to(tl.float32)
+    if GATE != "":
+        result = activate(result, GATE) * up
+    return result
+
+
+@triton.jit
 def _gemv_kernel(
     x, delta, norm_weight, weight, bias, out, total,
     K: tl.constexpr, N: tl.constexpr, EPS: tl.constexpr, OFFSET: tl.constexpr,
@@ -105,12 +117,7 @@ def _gemv_kernel(
         scale = tl.rsqrt(tl.sum(squares) / K + EPS)
         result *= scale
         up *= scale
-    if BIAS:
-        result += tl.load(bias + n, mask=owned, other=0.0).to(tl.float32)
-        if GATE != "":
-            up += tl.load(bias + N + n, mask=owned, other=0.0).to(tl.float32)
-    if GATE != "":
-        result = activate(result, GATE) * up
+    result = _finished(result, up, bias, n, owned, N, GATE, BIAS)
     tl.store(out + n, result.to(out.dtype.element_ty), mask=owned)
 
 

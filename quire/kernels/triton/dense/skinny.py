@@ -59,53 +59,101 @@ def _fetch(weight, n, k, K: tl.constexpr):
     )
 
 
+@triton.jit
+def _weights(weights, k, end, EVEN: tl.constexpr):
+    """A tile of weights from input `k` on."""
+    if EVEN:
+        tile = tl.load(weights)
+    else:
+        tile = tl.load(weights, mask=(k < end)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def _values(x, k, end, inside, EVEN: tl.constexpr):
+    """A tile of the rows from input `k` on."""
+    if EVEN:
+        tile = tl.load(x, mask=inside[:, None], other=0.0)
+    else:
+        tile = tl.load(x, mask=inside[:, None] & (k < end)[None, :], other=0.0)
+    return tile
+
+
+@triton.jit
+def _all_parts(
+    sums, ups, partial, counters, tile, part, place,
+    GATE: tl.constexpr, PARTS: tl.constexpr, AREA: tl.constexpr,
+):  # fmt: skip
+    """Leave this part for the last block of the tile; that one gets them all, added in their order."""
+    SLOT: tl.constexpr = AREA * 2 if GATE != "" else AREA
+    # As many parts are loaded at once as registers hold.
+    GROUP: tl.constexpr = 8 if SLOT <= 1024 else 4 if SLOT <= 4096 else 2
+    slots = partial + tile.to(tl.int64) * (PARTS * SLOT) + place
+    tl.store(slots + part * SLOT, sums)
+    if GATE != "":
+        tl.store(slots + (part * SLOT + AREA), ups)
+    # All threads' parts are written before the block is counted.
+    tl.debug_barrier()
+    last = tl.atomic_add(counters + tile, 1, sem="acq_rel") == PARTS - 1
+    if last:
+        sums = tl.zeros_like(sums)
+        ups = tl.zeros_like(ups)
+        for group in tl.static_range(0, PARTS, GROUP):
+            found = ()
+            for i in tl.static_range(group, min(group + GROUP, PARTS)):
+                found = found + (tl.load(slots + i * SLOT, cache_modifier=".cg"),)
+                if GATE != "":
+                    found = found + (tl.load(slots + (i * SLOT + AREA), cache_modifier=".cg"),)
+            for i in tl.static_range(min(GROUP, PARTS - group)):
+                if GATE != "":
+                    sums += found[2 * i]
+                    ups += found[2 * i + 1]
+                else:
+                    sums += found[i]
+        tl.store(counters + tile, 0)
+    return last, sums, ups
+
+
+@triton.jit
+def _finished(sums, ups, bias, n, N: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, FLIP: tl.constexpr):
+    """The result, rows first, from complete sums."""
+    if BIAS:
+        added = tl.load(bias + n).to(tl.float32)
+        sums += added[None, :] if FLIP else added[:, None]
+        if GATE != "":
+            added = tl.load(bias + N + n).to(tl.float32)
+            ups += added[None, :] if FLIP else added[:, None]
+    if GATE != "":
+        sums = activate(sums, GATE) * ups
+    return sums if FLIP else tl.trans(sums)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _skinny_kernel(
-    x,
-    weight,
-    bias,
-    out,
-    partial,
-    counters,
-    rows,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    GATE: tl.constexpr,
-    BIAS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    STAGES: tl.constexpr,
-    HELD: tl.constexpr,
-    FETCH: tl.constexpr,
-    WIDEN: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x, weight, bias, out, partial, counters, rows,
+    K: tl.constexpr, N: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
+    HELD: tl.constexpr, FETCH: tl.constexpr, WIDEN: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """N is of the result; with a gate there are 2 N rows of weights, the gate's first."""
     release(PDL)
     tile, part = tl.program_id(0), tl.program_id(1)
     n = tile * OUTPUTS + tl.arange(0, OUTPUTS)
-    m = tl.arange(0, ROWS)
+    m, at = tl.arange(0, ROWS), tl.arange(0, DEPTH)
     # Every part but the last takes SHARE inputs.
     SHARE: tl.constexpr = (K + DEPTH * PARTS - 1) // (DEPTH * PARTS) * DEPTH
     EVEN: tl.constexpr = K % (DEPTH * PARTS) == 0
     begin = part * SHARE
     end = tl.minimum(begin + SHARE, K)
-    safe_n = tl.minimum(n, N - 1)
-    rows_in = m < rows
-    at = tl.arange(0, DEPTH)
+    safe_n, inside = tl.minimum(n, N - 1), m < rows
     w_at = weight + safe_n.to(tl.int64)[:, None] * K + at[None, :]
     x_at = x + m[:, None] * K + at[None, :]
     held = ()
     held_up = ()
-    for i in tl.static_range(HELD):
-        k = begin + i * DEPTH
-        inside = (k + at < end)[None, :]
-        held = held + (tl.load(w_at + k) if EVEN else tl.load(w_at + k, mask=inside, other=0.0),)
+    for k in tl.static_range(0, HELD * DEPTH, DEPTH):
+        held = held + (_weights(w_at + begin + k, begin + k + at, end, EVEN),)
         if GATE != "":
-            up_at = w_at + N * K + k
-            held_up = held_up + (tl.load(up_at) if EVEN else tl.load(up_at, mask=inside, other=0.0),)
+            held_up = held_up + (_weights(w_at + N * K + begin + k, begin + k + at, end, EVEN),)
     if PDL and FETCH > 0:
         ahead = tl.minimum(begin + HELD * DEPTH + tl.arange(0, FETCH) * 64, K - 1)
         _fetch(weight, safe_n, ahead, K)
@@ -116,70 +164,27 @@ def _skinny_kernel(
     FLIP: tl.constexpr = ROWS >= 64
     sums = tl.zeros((ROWS, OUTPUTS) if FLIP else (OUTPUTS, ROWS), tl.float32)
     ups = tl.zeros((ROWS, OUTPUTS) if FLIP else (OUTPUTS, ROWS), tl.float32)
-    first = ()
+    values = ()
+    for k in tl.static_range(0, HELD * DEPTH, DEPTH):
+        values = values + (_values(x_at + begin + k, begin + k + at, end, inside, EVEN),)
     for i in tl.static_range(HELD):
-        k = begin + i * DEPTH
-        x_mask = rows_in[:, None] if EVEN else rows_in[:, None] & (k + at < end)[None, :]
-        first = first + (tl.load(x_at + k, mask=x_mask, other=0.0),)
-    for i in tl.static_range(HELD):
-        sums = _dot(held[i], first[i], sums, FLIP, WIDEN)
+        sums = _dot(held[i], values[i], sums, FLIP, WIDEN)
         if GATE != "":
-            ups = _dot(held_up[i], first[i], ups, FLIP, WIDEN)
+            ups = _dot(held_up[i], values[i], ups, FLIP, WIDEN)
     if HELD * DEPTH < SHARE:
         for k in tl.range(begin + HELD * DEPTH, end, DEPTH, num_stages=STAGES):
-            inside = (k + at < end)[None, :]
-            w = tl.load(w_at + k) if EVEN else tl.load(w_at + k, mask=inside, other=0.0)
-            x_mask = rows_in[:, None] if EVEN else rows_in[:, None] & inside
-            values = tl.load(x_at + k, mask=x_mask, other=0.0)
-            sums = _dot(w, values, sums, FLIP, WIDEN)
+            now = _values(x_at + k, k + at, end, inside, EVEN)
+            sums = _dot(_weights(w_at + k, k + at, end, EVEN), now, sums, FLIP, WIDEN)
             if GATE != "":
-                up_at = w_at + N * K + k
-                w = tl.load(up_at) if EVEN else tl.load(up_at, mask=inside, other=0.0)
-                ups = _dot(w, values, ups, FLIP, WIDEN)
+                ups = _dot(_weights(w_at + N * K + k, k + at, end, EVEN), now, ups, FLIP, WIDEN)
     mine = True
     if PARTS > 1:
-        AREA: tl.constexpr = OUTPUTS * ROWS
-        SLOT: tl.constexpr = AREA * 2 if GATE != "" else AREA
-        # As many parts are loaded at once as registers hold.
-        GROUP: tl.constexpr = 8 if SLOT <= 1024 else 4 if SLOT <= 4096 else 2
-        if FLIP:
-            place = m[:, None] * OUTPUTS + tl.arange(0, OUTPUTS)[None, :]
-        else:
-            place = tl.arange(0, OUTPUTS)[:, None] * ROWS + m[None, :]
-        slots = partial + tile.to(tl.int64) * (PARTS * SLOT) + place
-        tl.store(slots + part * SLOT, sums)
-        if GATE != "":
-            tl.store(slots + (part * SLOT + AREA), ups)
-        # All threads' parts are written before the block is counted.
-        tl.debug_barrier()
-        mine = tl.atomic_add(counters + tile, 1, sem="acq_rel") == PARTS - 1
-        if mine:
-            sums = tl.zeros_like(sums)
-            ups = tl.zeros_like(ups)
-            for group in tl.static_range(0, PARTS, GROUP):
-                found = ()
-                for i in tl.static_range(group, min(group + GROUP, PARTS)):
-                    found = found + (tl.load(slots + i * SLOT, cache_modifier=".cg"),)
-                    if GATE != "":
-                        found = found + (tl.load(slots + (i * SLOT + AREA), cache_modifier=".cg"),)
-                for i in tl.static_range(min(GROUP, PARTS - group)):
-                    if GATE != "":
-                        sums += found[2 * i]
-                        ups += found[2 * i + 1]
-                    else:
-                        sums += found[i]
-            tl.store(counters + tile, 0)
+        j = tl.arange(0, OUTPUTS)
+        place = m[:, None] * OUTPUTS + j[None, :] if FLIP else j[:, None] * ROWS + m[None, :]
+        mine, sums, ups = _all_parts(sums, ups, partial, counters, tile, part, place, GATE, PARTS, OUTPUTS * ROWS)
     if mine:
-        if BIAS:
-            added = tl.load(bias + safe_n).to(tl.float32)
-            sums += added[None, :] if FLIP else added[:, None]
-            if GATE != "":
-                added = tl.load(bias + N + safe_n).to(tl.float32)
-                ups += added[None, :] if FLIP else added[:, None]
-        if GATE != "":
-            sums = activate(sums, GATE) * ups
-        result = (sums if FLIP else tl.trans(sums)).to(out.dtype.element_ty)
-        tl.store(out + m[:, None] * N + n[None, :], result, mask=rows_in[:, None] & (n < N)[None, :])
+        result = _finished(sums, ups, bias, safe_n, N, GATE, BIAS, FLIP).to(out.dtype.element_ty)
+        tl.store(out + m[:, None] * N + n[None, :], result, mask=inside[:, None] & (n < N)[None, :])
 
 
 @functools.cache
