@@ -30,11 +30,12 @@ def snapshot() -> dict[str, str]:
 def computing() -> dict[str, str]:
     """What a process that computes should have in its environment before it loads torch; empty if the user has chosen.
 
-    Threads of OpenMP that wait for work spin by default. Where anything else runs on the machine they spin in the way
-    of the thread they wait for: on two busy cores a token of the shipped model takes 330 ms with spinning, 13 without.
+    Threads of OpenMP that wait for work spin for milliseconds by default. Where anything else runs on the machine they
+    spin in the way of the thread they wait for. So many turns are some 50 us: as fast as ever on a quiet machine, and
+    many times faster on a busy one (figures in docs/journal.md).
     """
     chosen = "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ
-    return {} if chosen else {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {} if chosen else {"GOMP_SPINCOUNT": "10000"}
 
 
 def become_computing() -> None:

@@ -49,9 +49,9 @@ def test_read_and_snapshot_see_the_process(monkeypatch: pytest.MonkeyPatch) -> N
     assert environ.read("QUIRE_SERVER__PORT") is None
 
 
-def test_computing_processes_wait_without_spinning_unless_the_user_chose(monkeypatch):
+def test_computing_processes_spin_briefly_unless_the_user_chose(monkeypatch):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
         monkeypatch.delenv(name, raising=False)
-    assert environ.computing() == {"OMP_WAIT_POLICY": "PASSIVE"}
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert environ.computing() == {"GOMP_SPINCOUNT": "10000"}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert environ.computing() == {}
