@@ -1,6 +1,6 @@
-"""Attention on a GPU: checks every provider against the reference and times them, in graphs, on memory larger than caches.
+"""Attention on a GPU: providers against the reference, and their times in graphs, on more memory than caches hold.
 
-    python benchmarks/attention.py [--tune] [--compile I/N]
+    python benchmarks/attention.py [check] [time] [tune]
 
 Prints a table: microseconds a layer, and TB/s of keys and values read (decoding) or TFLOP/s (prompts).
 """
@@ -101,10 +101,12 @@ def cases() -> Iterator[tuple[AttentionSpec, list[int], list[int], int]]:
                     yield spec, *ragged, page
 
 
-def check(first: int = 0, every: int = 1) -> None:
+def check(first: int = 0, every: int = 1, names: tuple[str, ...] = ("triton", "cudnn")) -> None:
     """Every provider against the reference in float32 on the same values."""
     worst: dict[tuple[str, str, str], float] = {}
     for spec, queries, lengths, page in list(cases())[first::every]:
+        if all(op.providers[n].refuses(spec) for n in names for op in (attend, paged_attention) if n in op.providers):
+            continue
         step, pages = a_step(queries, lengths, page)
         kv = pools(spec, pages, page)
         spoil(spec, step, kv)
@@ -116,7 +118,7 @@ def check(first: int = 0, every: int = 1) -> None:
         wide_spec = dataclasses.replace(spec, dtype="float32")
         want_q = prepare(qkv.float(), wide_w, wide, step, wide_spec)
         want = paged_attention(want_q, wide, step, wide_spec)
-        for name in ("triton", "cudnn"):
+        for name in names:
             for op in (attend, prepare, paged_attention):
                 provider = op.providers.get(name)
                 if provider is None or provider.refuses(spec):
@@ -181,12 +183,17 @@ def decode_case(model: str, rows: int, length: int, page: int = 64) -> tuple[Cal
     return make, size
 
 
-def eager_case(model: str, queries: list[int], lengths: list[int], page: int = 64) -> tuple[Callable[[str], list], float]:
+def eager_case(
+    model: str, queries: list[int], lengths: list[int], page: int = 64
+) -> tuple[Callable[[str], list], float]:
     spec = spec_of(*MODELS[model])
     step, pages = a_step(queries, lengths, page)
     kv = pools(spec, pages, page)
     q = torch.randn(sum(queries), spec.heads, spec.head_dim, device=DEVICE, dtype=torch.bfloat16)
-    flops = sum(4.0 * spec.heads * spec.head_dim * n * (length - (n - 1) / 2) for n, length in zip(queries, lengths))
+    flops = sum(
+        4.0 * spec.heads * spec.head_dim * n * (length - (n - 1) / 2)
+        for n, length in zip(queries, lengths, strict=True)
+    )
 
     def make(name: str) -> list:
         fresh = dataclasses.replace(step, derived={})
@@ -248,14 +255,14 @@ def variants() -> list[tuple[str, object]]:
     from quire.kernels.triton.attention.prefill import Shape as PrefillShape
 
     decodes = [
-        DecodeShape(),
-        *(DecodeShape(tile=t, stages=s, warps=w, resident=r)
-          for t, s, w, r in ((64, 3, 4, 2), (64, 1, 4, 4), (128, 1, 4, 3), (128, 2, 4, 1), (32, 3, 4, 4), (32, 2, 2, 6),
-                             (64, 2, 8, 3), (128, 2, 8, 1), (64, 3, 2, 2), (32, 4, 4, 3), (64, 2, 4, 2))),
-        DecodeShape(chunk=256), DecodeShape(chunk=64, splits=16), DecodeShape(splits=32),
+        DecodeShape(*v)
+        for v in ((64, 32, 64, 5, 4, 3, 255), (128, 32, 64, 5, 4, 3, 168), (256, 32, 64, 5, 4, 3, 168),
+                  (512, 16, 64, 5, 4, 3, 168), (1024, 16, 64, 5, 4, 3, 168), (512, 16, 64, 3, 2, 6, 168),
+                  (512, 16, 32, 5, 4, 4, 128), (512, 16, 64, 7, 4, 2, 255), (512, 16, 64, 5, 2, 3, 255),
+                  (128, 16, 128, 2, 8, 2, 128), (64, 16, 64, 3, 8, 2, 128))
     ]  # fmt: skip
-    prefills = [PrefillShape(*v) for v in ((128, 64, 3, 8), (128, 64, 2, 8), (128, 64, 3, 4), (128, 128, 2, 8), (64, 64, 3, 4),
-                                           (128, 32, 4, 8), (128, 64, 4, 8), (256, 64, 3, 8))]  # fmt: skip
+    prefills = [PrefillShape(*v) for v in ((128, 64, 5, 8, True), (64, 64, 5, 4, True), (128, 64, 7, 8, True),
+                                           (128, 64, 5, 8, False), (64, 64, 5, 4, False))]  # fmt: skip
     return [("decode", v) for v in decodes] + [("prefill", v) for v in prefills]
 
 
@@ -263,7 +270,7 @@ def with_variant(kind: str, shape: object) -> None:
     from quire.kernels.triton.attention import decode, prefill
 
     if kind == "decode":
-        decode.shape_of = lambda dim, itemsize: shape
+        decode.shape_of = lambda pairs, dim, itemsize: shape
     else:
         prefill.shape_of = lambda dim, dtype, lines: shape
 
@@ -274,7 +281,9 @@ def tune(only: slice = slice(None), run: bool = True) -> None:
         line = f"{kind} {shape}:".replace("Shape", "")
         try:
             if kind == "decode":
-                for model, rows, length in DECODES[:1] + DECODES[3:7] if run else [("8b", 1, 600), ("0.6b", 1, 600), ("30b", 1, 600)]:
+                for model, rows, length in (
+                    DECODES[:1] + DECODES[3:7] if run else [("8b", 1, 600), ("0.6b", 1, 600), ("30b", 1, 600)]
+                ):
                     make, size = decode_case(model, rows, length)
                     if not run:
                         make("triton")[0]()
@@ -295,10 +304,9 @@ def tune(only: slice = slice(None), run: bool = True) -> None:
             print(line, flush=True)
 
 
-def compile_all(tuning: bool) -> None:
+def compile_all() -> None:
     started = time.time()
-    arguments = [sys.executable, __file__, *(["--tune"] if tuning else [])]
-    workers = [subprocess.Popen([*arguments, "--compile", f"{i}/{WORKERS}"]) for i in range(WORKERS)]
+    workers = [subprocess.Popen([sys.executable, __file__, "compile", f"{i}"]) for i in range(WORKERS)]
     for worker in workers:
         worker.wait()
     print(f"compiled in {time.time() - started:.1f} s", flush=True)
@@ -306,25 +314,26 @@ def compile_all(tuning: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tune", action="store_true")
-    parser.add_argument("--compile")
-    options = parser.parse_args()
+    parser.add_argument("what", nargs="+")
+    what = parser.parse_args().what
     torch.manual_seed(1)
     load_providers(["triton", "cudnn"])
-    if options.compile:
-        first, every = map(int, options.compile.split("/"))
-        if options.tune:
-            tune(slice(first, None, every), run=False)
-        check(first, every)
-        return
-    if DEVICE == "cpu":
-        check(5, 37)
-    else:
-        compile_all(options.tune)
-        print("cudnn:", paged_attention.providers["cudnn"].refuses(spec_of(*MODELS["8b"])) or "offered")
-        report()
-        if options.tune:
+    if what[0] == "compile":
+        return tune(slice(int(what[1]), None, WORKERS), run=False)
+    started = time.time()
+    for item in what:
+        if item == "check":
+            check(*((5, 37) if DEVICE == "cpu" else (0, 1)))
+        elif item == "cudnn":
+            check(names=("cudnn",))
+        elif item == "time":
+            print("cudnn:", paged_attention.providers["cudnn"].refuses(spec_of(*MODELS["8b"])) or "offered")
+            report()
+        elif item == "tune":
+            compile_all()
             tune()
+        print(f"{item}: {time.time() - started:.1f} s", flush=True)
+    return None
 
 
 if __name__ == "__main__":

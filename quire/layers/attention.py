@@ -6,6 +6,7 @@ runner allocates and binds pages; only the layer's op reads or writes them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from quire.layers.linear import Matrix, column, row
 from quire.layers.rope import rope_table, rotary_dim
 from quire.loading.recipe import Part
 from quire.messages.state import Retention, StateSpec
-from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend, paged_attention, prepare
+from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, StepClass, attend, paged_attention, prepare
 from quire.ops.registry import choose
 from quire.ops.step import StepInputs
 
@@ -138,8 +139,7 @@ class Attention(nn.Module):
         self.state = LayerState.declare(b, kv_heads, plan.head_dim, Retention(window=plan.window))
         self.q_norm, self.k_norm = (self._head_norm(b / name, plan) for name in ("q_norm", "k_norm"))
         self.head_weights = HeadWeights(rope_table(b, plan.rope, plan.head_dim), self.q_norm, self.k_norm)
-        self._decode = _mixer(b, replace(self.spec, step="decode"))
-        self._eager = _mixer(b, self.spec)
+        self._mixers = {step: _mixer(b, replace(self.spec, step=step)) for step in get_args(StepClass)}
 
     def forward(self, x: Tensor, step: StepInputs) -> Tensor:
         """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
@@ -147,12 +147,22 @@ class Attention(nn.Module):
 
     def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
         """All of `forward` but the first product."""
-        mixer = self._decode if step.max_query == 1 else self._eager
+        mixer = self._mixers[_class_of(step)]
         return self.out.forward(mixer(qkv, self.head_weights, self.state.pages, step, self.spec))
 
     @staticmethod
     def _head_norm(b: Build, plan: AttentionPlan) -> nn.Parameter | None:
         return None if plan.head_norm_eps is None else b.weight(Part("weight", (plan.head_dim,)), center=1.0)
+
+
+FEW = 64
+"""Tokens a sequence, on average, below which attention is bound by reading pages rather than by arithmetic."""
+
+
+def _class_of(step: StepInputs) -> StepClass:
+    if step.max_query == 1:
+        return "decode"
+    return "ragged" if len(step.positions) < FEW * len(step.seq_lens) else "eager"
 
 
 Mixer = Callable[[Tensor, HeadWeights, KVPages, StepInputs, AttentionSpec], Tensor]

@@ -19,8 +19,9 @@ from quire.ops.rope import RopeSpec, rope
 from quire.ops.samples import FLOATS, dtypes, normal, step_over
 from quire.ops.step import StepInputs
 
-StepClass = Literal["decode", "eager"]
-"""What the steps that an op is chosen for are like: every sequence computes one token; or anything, that included."""
+StepClass = Literal["decode", "ragged", "eager"]
+"""Steps in which every sequence computes one token; in which most compute few; all others. A kernel that serves the
+last must be right for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ _STEPS = (
     ([1], [1], 1),
 )
 # Long enough to be cut into several parts.
-_LONG_STEPS = (([1, 1], [300, 139], 16), ([70, 1, 2], [201, 150, 2], 16))
+_LONG_STEPS = (([1, 1], [300, 139], 64), ([70, 1, 2], [201, 150, 2], 64))
 
 
 def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
@@ -129,7 +130,8 @@ def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
             q_norm, k_norm = (normal(dtype, 8, seed=s) if spec.norm_eps else None for s in (5, 6))
             weights = HeadWeights(table, q_norm, k_norm)
             yield from _attend_steps(spec, weights, _STEPS)
-    for variant in ({}, {"window": 140, "soft_cap": 3.0}):
+    long_variants: tuple[dict[str, Any], ...] = ({}, {"window": 140, "soft_cap": 3.0})
+    for variant in long_variants:
         spec = AttentionSpec(2, 1, 16, 0.25, 8, **variant)
         yield from _attend_steps(spec, HeadWeights(normal("float32", 301, 8)), _LONG_STEPS)
 
@@ -226,7 +228,8 @@ def prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs,
     turn = RopeSpec(spec.head_dim, spec.rotary_dim, spec.dtype, spec.device)
     q, k = (rope(x, step.positions, weights.table, turn) for x in (q, k))
     write_pages(k, v, pages, step)
-    return q
+    out: Tensor = q
+    return out
 
 
 @op(samples=_attend_samples, capturable=False)

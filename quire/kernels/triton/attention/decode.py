@@ -1,7 +1,7 @@
 """Triton attention for steps in which every sequence computes one token: norm, rope, page write and attention at once.
 
-The context of a row is cut into splits whose borders depend on that row's length alone, so a row's result does not
-depend on its batch mates. A list of all splits is made on the device once per step, and a fixed number of programs
+The context of a row is cut into splits whose borders depend on that row's length and the size of the batch, never on
+what its batch mates hold. A list of all splits is made on the device once per step, and a fixed number of programs
 works through it, so one recorded graph serves every length. Whoever ends a row's last split merges them, in order.
 """
 
@@ -12,7 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, begin, bounded, device_of, partner, rotated
+from quire.kernels.triton.attention.shared import (
+    INTERPRETED,
+    LOG2E,
+    begin,
+    bounded,
+    device_of,
+    partner,
+    rotated,
+)
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs
@@ -26,22 +34,30 @@ class Shape:
         chunk: splits begin at multiples of so many tokens, counted from the chunk of the first one that the row needs.
         splits: most of one row; bounds the memory for what is left to be merged.
         tile: tokens read at once; divides `chunk`.
-        stages: tiles in flight.
+        stages: of the loop over tiles, two of which fetch pages' numbers.
         warps: of a program.
         resident: programs for each multiprocessor.
+        registers: most of a thread, so that as many programs fit; only NVIDIA's compiler is told.
     """
 
     chunk: int = 128
     splits: int = 16
     tile: int = 64
-    stages: int = 2
+    stages: int = 5
     warps: int = 4
     resident: int = 3
+    registers: int = 168
 
 
-def shape_of(dim: int, itemsize: int) -> Shape:
-    """For heads of `dim` values (a power of two) of `itemsize` bytes: two tiles fit thrice into shared memory."""
-    return Shape(tile=max(16, min(64, 64 * 128 * 2 // (dim * itemsize))))
+def shape_of(pairs: int, dim: int, itemsize: int) -> Shape:
+    """For `pairs` of a row and a KV head, and heads of `dim` values (a power of two) of `itemsize` bytes.
+
+    Two tiles fit thrice into shared memory. Each split costs about 10 us on an H200, hidden where there are many.
+    """
+    tile = max(16, min(64, 64 * 128 * 2 // (dim * itemsize)))
+    chunk = next((chunk for most, chunk in ((16, 64), (32, 128), (128, 256)) if pairs <= most), 512)
+    alone = pairs <= 16
+    return Shape(chunk=chunk, splits=32 if pairs <= 128 else 16, tile=tile, registers=255 if alone else 168)
 
 
 @triton.jit
@@ -93,7 +109,7 @@ def _turned(heads, norm, angles, eps, D: tl.constexpr, DP: tl.constexpr, ROTARY:
     """The heads at the pointers `heads` (n,), normed and rotated: (n, DP) float32."""
     d = tl.arange(0, DP)
     inside = d < D
-    other = partner(d, ROTARY)
+    other = partner(d, ROTARY, DP)
     x = tl.load(heads[:, None] + d[None, :], mask=inside[None, :], other=0.0).to(tl.float32)
     y = tl.load(heads[:, None] + other[None, :], mask=inside[None, :], other=0.0).to(tl.float32)
     if NORM:
@@ -149,74 +165,107 @@ def _newest(
     tl.store(k_pool + at, key, mask=d < D)
     tl.store(v_pool + at, value, mask=d < D)
     score = tl.sum(queries.to(tl.float32) * key.to(tl.float32), 1) * scale
-    if CAP:
+    if CAP > 0.0:
         score = bounded(score, CAP)
     return score * LOG2E, value.to(tl.float32)
 
 
 @triton.jit
-def _read(
-    acc, top, weight, queries, start, end, low, k_pool, v_pool, table, head, scale,
+def _fetch(
+    t, low, end, k_pool, v_pool, table, head,
     KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Attend to the tokens from `low`, and `start`, to `end` of the row whose pages `table` lists."""
-    KEPT: tl.constexpr = k_pool.dtype.element_ty
-    DOT: tl.constexpr = tl.float32 if WIDE else k_pool.dtype.element_ty
+    """The keys and values, (TILE, DP), of the tokens from t on, and which of these lie between `low` and `end`."""
     d = tl.arange(0, DP)
-    for t in tl.range(tl.maximum(start, low // TILE * TILE), end, TILE, num_stages=STAGES):
-        at = t + tl.arange(0, TILE)
-        seen = (at >= low) & (at < end)
-        if PAGE % TILE == 0:
-            slot = tl.load(table + t // PAGE).to(tl.int64) * PAGE + t % PAGE + tl.arange(0, TILE)
-        else:
-            slot = tl.load(table + at // PAGE, mask=seen, other=0).to(tl.int64) * PAGE + at % PAGE
-        where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
-        kept = seen[:, None] & (d < D)[None, :]
-        keys = tl.load(k_pool + where, mask=kept, other=0.0)
-        scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee") * scale
-        if CAP:
-            scores = bounded(scores, CAP)
-        scores = tl.where(seen[None, :], scores * LOG2E, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        shrink = tl.exp2(top - new_top)
-        p = tl.exp2(scores - new_top[:, None])
-        weight = weight * shrink + tl.sum(p, 1)
-        values = tl.load(v_pool + where, mask=kept, other=0.0)
-        acc = tl.dot(p.to(KEPT).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
-        top = new_top
-    return acc, top, weight
+    at = t + tl.arange(0, TILE)
+    seen = (at >= low) & (at < end)
+    if PAGE % TILE == 0:
+        slot = tl.load(table + t // PAGE).to(tl.int64) * PAGE + t % PAGE + tl.arange(0, TILE)
+    else:
+        slot = tl.load(table + at // PAGE, mask=seen, other=0).to(tl.int64) * PAGE + at % PAGE
+    where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
+    kept = seen[:, None] & (d < D)[None, :]
+    return tl.load(k_pool + where, mask=kept, other=0.0), tl.load(v_pool + where, mask=kept, other=0.0), seen
 
 
-# qkv (rows, qkv_stride): queries, keys, values of all heads; out (rows, HEADS, D); pools [pages, PAGE, KV_HEADS, D];
+@triton.jit
+def _add(
+    acc, top, weight, queries, keys, values, seen, scale, CAP: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """Attend to one tile."""
+    DOT: tl.constexpr = tl.float32 if WIDE else keys.dtype
+    scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee") * scale
+    if CAP > 0.0:
+        scores = bounded(scores, CAP)
+    scores = tl.where(seen[None, :], scores * LOG2E, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    # From -inf, where nothing has been seen yet, nothing may be subtracted.
+    base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    shrink = tl.exp2(top - base)
+    p = tl.exp2(scores - base[:, None])
+    acc = tl.dot(p.to(values.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
+    return acc, new_top, weight * shrink + tl.sum(p, 1)
+
+
+@triton.jit
+def _leave(
+    result, logs_of, out, partial, logs, arrived, first, index, count, head,
+    HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, GROUP_P: tl.constexpr,
+    ROWS: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Store a split's result (ROWS, DP): as the row's, if it has no other, else to be merged, by the last to arrive."""
+    d = tl.arange(0, DP)[None, :]
+    g = tl.arange(0, ROWS)
+    heads = head * GROUP + g
+    mine = (g < GROUP)[:, None] & (d < D)
+    if count == 1:
+        tl.store(out + heads[:, None] * D + d, result, mask=mine)
+    else:
+        part = index.to(tl.int64) * HEADS + heads
+        tl.store(partial + part[:, None] * D + d, result, mask=mine)
+        tl.store(logs + part, logs_of, mask=g < GROUP)
+        # Every thread's stores before the count, and the count before the loads of whoever comes last.
+        tl.debug_barrier()
+        if tl.atomic_add(arrived, 1, sem="acq_rel") == count - 1:
+            _merge(partial, logs, out, first, count, head, HEADS, D, DP, GROUP, GROUP_P, SPLITS, AT_ONCE)
+            tl.store(arrived, 0)
+
+
+# qkv (rows, HEADS + 2 * KV_HEADS, D): queries, keys, values; out (rows, HEADS, D); pools [pages, PAGE, KV_HEADS, D];
 # table (rows, table_stride) int32; slots (rows,) int64; angles (positions, ROTARY) float32; partial (entries, HEADS, D)
 # float32, each split's result; logs (entries, HEADS) float32, the binary logarithm of the sum of its weights.
-@triton.jit(do_not_specialize=["qkv_stride", "table_stride"])
+@triton.jit(do_not_specialize=["table_stride"])
 def _decode(
-    qkv, qkv_stride, out, k_pool, v_pool, table, table_stride, slots, angles, q_norm, k_norm,
+    qkv, out, k_pool, v_pool, table, table_stride, slots, angles, q_norm, k_norm,
     entries, total, arrived, partial, logs, scale, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     GROUP_P: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
-    SPLITS: tl.constexpr, AT_ONCE: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, NORM: tl.constexpr,
-    ROTARY: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, AT_ONCE: tl.constexpr, EARLY: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+    NORM: tl.constexpr, ROTARY: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     begin(PDL)
-    d = tl.arange(0, DP)[None, :]
     g = tl.arange(0, ROWS)
-    mine = (g < GROUP)[:, None] & (d < D)
     for item in range(tl.program_id(0), tl.load(total) * KV_HEADS, tl.num_programs(0)):
         head = item % KV_HEADS
         entry = entries + item // KV_HEADS * 8
         row, start, end = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
-        count, first, length = tl.load(entry + 3), tl.load(entry + 4), tl.load(entry + 5)
-        heads = head * GROUP + tl.minimum(g, GROUP - 1)
+        count, first, length, index = tl.load(entry + 3), tl.load(entry + 4), tl.load(entry + 5), tl.load(entry + 6)
+        newest = end == length
+        end -= newest.to(tl.int32)
+        low = tl.maximum(length - WINDOW, 0) if WINDOW else 0
+        start = tl.maximum(start, low // TILE * TILE)
+        pages = table + row * table_stride
+        if EARLY:
+            # On their way while the heads are prepared.
+            keys, values, seen = _fetch(start, low, end, k_pool, v_pool, pages, head, KV_HEADS, D, DP, PAGE, TILE)
         angle = angles + tl.maximum(length - 1, 0).to(tl.int64) * ROTARY
-        base = qkv + row.to(tl.int64) * qkv_stride
+        base = qkv + row.to(tl.int64) * (HEADS + 2 * KV_HEADS) * D
+        heads = head * GROUP + tl.minimum(g, GROUP - 1)
         queries = _turned(base + heads * D, q_norm, angle, eps, D, DP, ROTARY, NORM).to(k_pool.dtype.element_ty)
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         weight = tl.zeros((ROWS,), tl.float32)
         acc = tl.zeros((ROWS, DP), tl.float32)
-        if end == length:
+        if newest:
             # The new key and value go from registers to the page and into the sums: nobody reads that slot.
             score, value = _newest(
                 queries, base, k_pool, v_pool, tl.load(slots + row), head, k_norm, angle, scale, eps,
@@ -226,25 +275,18 @@ def _decode(
                 top = score
                 weight += 1.0
                 acc += value
-            end -= 1
-        low = tl.maximum(length - WINDOW, 0) if WINDOW else 0
-        acc, top, weight = _read(
-            acc, top, weight, queries, start, end, low, k_pool, v_pool, table + row * table_stride, head, scale,
-            KV_HEADS, D, DP, PAGE, TILE, STAGES, CAP, WIDE,
+        if EARLY:
+            acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE)
+            start += TILE
+        for t in tl.range(start, end, TILE, num_stages=STAGES):
+            keys, values, seen = _fetch(t, low, end, k_pool, v_pool, pages, head, KV_HEADS, D, DP, PAGE, TILE)
+            acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE)
+        weight = tl.where(weight > 0, weight, 1.0)
+        _leave(
+            acc / weight[:, None], top + tl.log2(weight), out + row.to(tl.int64) * HEADS * D,
+            partial, logs, arrived + row * KV_HEADS + head, first, index, count, head,
+            HEADS, D, DP, GROUP, GROUP_P, ROWS, SPLITS, AT_ONCE,
         )  # fmt: skip
-        result = acc / tl.where(weight > 0, weight, 1.0)[:, None]
-        target = out + row.to(tl.int64) * HEADS * D
-        if count == 1:
-            tl.store(target + heads[:, None] * D + d, result, mask=mine)
-        else:
-            part = tl.load(entry + 6).to(tl.int64) * HEADS + heads
-            tl.store(partial + part[:, None] * D + d, result, mask=mine)
-            tl.store(logs + part, top + tl.log2(weight), mask=g < GROUP)
-            # Every thread's stores before the count, and the count before the loads of whoever comes last.
-            tl.debug_barrier()
-            if tl.atomic_add(arrived + row * KV_HEADS + head, 1, sem="acq_rel") == count - 1:
-                _merge(partial, logs, target, first, count, head, HEADS, D, DP, GROUP, GROUP_P, SPLITS, AT_ONCE)
-                tl.store(arrived + row * KV_HEADS + head, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,25 +311,25 @@ def _refuses(spec: AttentionSpec) -> str | None:
 @provide("triton", attend, _refuses)
 def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `attend`. Every sequence has one token."""
-    rows, page_table = len(qkv), step.groups[pages.group].page_table
+    rows, where = len(qkv), step.groups[pages.group]
     out = torch.empty(rows, spec.heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
     if not rows:
         return out
-    group, dim = spec.heads // spec.kv_heads, triton.next_power_of_2(spec.head_dim)
-    key = ("splits", spec.window, spec.heads, spec.kv_heads, spec.head_dim)
-    shape = shape_of(dim, qkv.dtype.itemsize)
-    work = step.once(key, lambda: _list(step.seq_lens, spec, shape))
-    device = device_of(qkv.device)
+    device, group, dim = device_of(qkv.device), spec.heads // spec.kv_heads, triton.next_power_of_2(spec.head_dim)
     group_p = triton.next_power_of_2(group)
-    programs = min(shape.resident * device.processors, rows * shape.splits * spec.kv_heads)
-    _decode[(programs,)](
-        qkv, qkv.stride(0), out, pages.k, pages.v, page_table, page_table.stride(0), step.groups[pages.group].slots,
+    shape = shape_of(rows * spec.kv_heads, dim, qkv.dtype.itemsize)
+    key = ("splits", spec.window, spec.heads, spec.kv_heads, spec.head_dim)
+    work = step.once(key, lambda: _list(step.seq_lens, spec, shape))
+    _decode[(min(shape.resident * device.processors, rows * shape.splits * spec.kv_heads),)](
+        qkv.contiguous(), out, pages.k, pages.v, where.page_table, where.page_table.stride(0), where.slots,
         weights.table, weights.q_norm, weights.k_norm, work.entries, work.total, work.arrived, work.partial, work.logs,
         spec.scale, spec.norm_eps or 0.0, HEADS=spec.heads, KV_HEADS=spec.kv_heads, D=spec.head_dim, DP=max(dim, 16),
         GROUP=group, GROUP_P=group_p, ROWS=max(group_p, 16), PAGE=pages.k.shape[1], TILE=shape.tile,
-        STAGES=shape.stages, SPLITS=shape.splits, AT_ONCE=max(1, min(shape.splits, 4096 // (group_p * dim))),
-        WINDOW=spec.window or 0, CAP=spec.soft_cap or 0.0, NORM=spec.norm_eps is not None, ROTARY=spec.rotary_dim,
-        WIDE=INTERPRETED, num_warps=shape.warps, **device.options,
+        STAGES=device.stages(shape.stages), SPLITS=shape.splits,
+        AT_ONCE=max(1, min(shape.splits, 4096 // (group_p * dim))),
+        EARLY=shape.chunk == shape.tile, WINDOW=spec.window or 0, CAP=spec.soft_cap or 0.0,
+        NORM=spec.norm_eps is not None, ROTARY=spec.rotary_dim, WIDE=INTERPRETED, num_warps=shape.warps,
+        **device.options, **({"maxnreg": shape.registers} if device.nvidia else {}),
     )  # fmt: skip
     return out
 

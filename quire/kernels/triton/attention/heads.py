@@ -15,10 +15,9 @@ from quire.ops.registry import provide
 from quire.ops.step import StepInputs
 
 
-@triton.jit(do_not_specialize=["qkv_stride"])
+@triton.jit
 def _prepare(
-    qkv,  # (tokens, qkv_stride): queries, keys, values of all heads
-    qkv_stride,
+    qkv,  # (tokens, HEADS + 2 * KV_HEADS, D): queries, keys, values
     out,  # (tokens, HEADS, D): queries
     k_pool,  # [slots, KV_HEADS, D]
     v_pool,
@@ -41,12 +40,12 @@ def _prepare(
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     d = tl.arange(0, DP)
-    other = partner(d, ROTARY)
+    other = partner(d, ROTARY, DP)
     inside = (d < D)[None, :]
     is_q, is_kv = head < HEADS, head < HEADS + 2 * KV_HEADS
     is_k = (head >= HEADS) & (head < HEADS + KV_HEADS)
     is_v = is_kv & (head >= HEADS + KV_HEADS)
-    base = qkv + token * qkv_stride + head[:, None] * D
+    base = qkv + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * D
     raw = tl.load(base + d[None, :], mask=is_kv[:, None] & inside, other=0.0)
     x = raw.to(tl.float32)
     y = tl.load(base + other[None, :], mask=(is_q | is_k)[:, None] & inside, other=0.0).to(tl.float32)
@@ -74,7 +73,7 @@ def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: Step
         return out
     block = max(1, 1024 // dim)
     _prepare[(tokens, triton.cdiv(sum(spec.parts), block))](
-        qkv, qkv.stride(0), out, pages.k, pages.v, step.groups[pages.group].slots, step.positions, weights.table,
+        qkv.contiguous(), out, pages.k, pages.v, step.groups[pages.group].slots, step.positions, weights.table,
         weights.q_norm, weights.k_norm, spec.norm_eps or 0.0, HEADS=spec.heads, KV_HEADS=spec.kv_heads,
         D=spec.head_dim, DP=dim, BLOCK=block, NORM=spec.norm_eps is not None, ROTARY=spec.rotary_dim,
         num_warps=4, **device_of(qkv.device).options,

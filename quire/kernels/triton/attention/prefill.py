@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, bounded
+from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, bounded, bulk_of, device_of
 from quire.ops.attention import AttentionSpec, KVPages, paged_attention
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs
@@ -53,41 +53,39 @@ def _list_blocks(
 
 @triton.jit
 def _walk(
-    acc, top, weight, queries, begin, end, position, length, k_pool, v_pool, table, head, scale,
+    acc, top, weight, queries, begin, end, position, length, k_pool, v_pool, k_bulk, v_bulk, table, head, scale,
     KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
     STAGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Attend to the tokens begin to end, both multiples of TILE. Not MASKED: every query sees every one of them."""
+    BULK: tl.constexpr = k_bulk is not None and not MASKED
     KEPT: tl.constexpr = k_pool.dtype.element_ty
     DOT: tl.constexpr = tl.float32 if WIDE else k_pool.dtype.element_ty
     d = tl.arange(0, DP)
     for t in tl.range(begin, end, TILE, num_stages=STAGES):
         at = t + tl.arange(0, TILE)
         there = at < length
+        if MASKED and WINDOW > 0:
+            there = there & (at > tl.min(position, 0) - WINDOW)
+        kept = there[:, None] & (d < D)[None, :]
         if PAGE % TILE == 0:
-            page = tl.load(table + t // PAGE).to(tl.int64)
-            slot = page * PAGE + t % PAGE + tl.arange(0, TILE)
+            first = tl.load(table + t // PAGE) * PAGE + t % PAGE
+            slot = first.to(tl.int64) + tl.arange(0, TILE)
         else:
-            page = tl.load(table + at // PAGE, mask=there, other=0).to(tl.int64)
-            slot = page * PAGE + at % PAGE
+            slot = tl.load(table + at // PAGE, mask=there, other=0).to(tl.int64) * PAGE + at % PAGE
         where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
-        if MASKED:
-            if WINDOW:
-                there = there & (at > tl.min(position, 0) - WINDOW)
-            kept = there[:, None] & (d < D)[None, :]
-            keys = tl.load(k_pool + where, mask=kept, other=0.0)
-        elif D == DP:
-            keys = tl.load(k_pool + where)
+        if BULK:
+            keys = k_bulk.load([first, head * D])
         else:
-            keys = tl.load(k_pool + where, mask=(d < D)[None, :], other=0.0)
+            keys = tl.load(k_pool + where, mask=kept, other=0.0)
         scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
-        if CAP:
+        if CAP > 0.0:
             scores = bounded(scores * scale, CAP) * LOG2E
         else:
             scores *= scale * LOG2E
         if MASKED:
             seen = at[None, :] <= position[:, None]
-            if WINDOW:
+            if WINDOW > 0:
                 seen = seen & (at[None, :] > position[:, None] - WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
@@ -96,12 +94,10 @@ def _walk(
         p = tl.exp2(scores - base[:, None])
         shrink = tl.exp2(top - base)
         weight = weight * shrink + tl.sum(p, 1)
-        if MASKED:
-            values = tl.load(v_pool + where, mask=kept, other=0.0)
-        elif D == DP:
-            values = tl.load(v_pool + where)
+        if BULK:
+            values = v_bulk.load([first, head * D])
         else:
-            values = tl.load(v_pool + where, mask=(d < D)[None, :], other=0.0)
+            values = tl.load(v_pool + where, mask=kept, other=0.0)
         acc = tl.dot(p.to(KEPT).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
         top = new_top
     return acc, top, weight
@@ -110,7 +106,7 @@ def _walk(
 # q and out (tokens, HEADS, D); pools [pages, PAGE, KV_HEADS, D]; table (rows, table_stride) int32.
 @triton.jit(do_not_specialize=["table_stride"])
 def _prefill(
-    q, out, k_pool, v_pool, table, table_stride, lengths, blocks, total, scale,
+    q, out, k_pool, v_pool, k_bulk, v_bulk, table, table_stride, lengths, blocks, total, scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     GROUP_P: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
     WINDOW: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
@@ -136,23 +132,23 @@ def _prefill(
     # Tokens below `clear` come before every query of the block; those from `inner` on lie in every query's window.
     begin = 0
     clear = (start + 1) // TILE * TILE
-    if WINDOW:
+    if WINDOW > 0:
         begin = tl.maximum(start - WINDOW + 1, 0) // TILE * TILE
         inner = tl.maximum(start + count - WINDOW + TILE - 1, 0) // TILE * TILE
         inner = tl.minimum(inner, tl.maximum(clear, begin))
         clear = tl.maximum(clear, inner)
         acc, top, weight = _walk(
-            acc, top, weight, queries, begin, inner, position, length, k_pool, v_pool, table, head, scale,
-            KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, True,
+            acc, top, weight, queries, begin, inner, position, length, k_pool, v_pool, k_bulk, v_bulk, table,
+            head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, True,
         )  # fmt: skip
         begin = inner
     acc, top, weight = _walk(
-        acc, top, weight, queries, begin, clear, position, length, k_pool, v_pool, table, head, scale,
-        KV_HEADS, D, DP, PAGE, TILE, STAGES, 0, CAP, WIDE, False,
+        acc, top, weight, queries, begin, clear, position, length, k_pool, v_pool, k_bulk, v_bulk, table,
+        head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, 0, CAP, WIDE, False,
     )  # fmt: skip
     acc, top, weight = _walk(
-        acc, top, weight, queries, clear, stop, position, length, k_pool, v_pool, table, head, scale,
-        KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, True,
+        acc, top, weight, queries, clear, stop, position, length, k_pool, v_pool, k_bulk, v_bulk, table,
+        head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, True,
     )  # fmt: skip
     result = acc / tl.where(weight > 0, weight, 1.0)[:, None]
     tl.store(out + at, result, mask=mine)
@@ -160,17 +156,21 @@ def _prefill(
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Lines (queries times the heads that share a KV head) and tokens that a program takes at once, and how."""
+    """Lines (queries times the heads that share a KV head) and tokens that a program takes at once, and how.
+
+    `bulk` copies tiles of keys and values by the copy engine, where there is one and they are whole.
+    """
 
     lines: int
     tile: int
     stages: int
     warps: int
+    bulk: bool = False
 
 
 def shape_of(dim: int, dtype: torch.dtype, most_lines: int) -> Shape:
     if dtype.itemsize > 2:
-        return Shape(32, 32, 2, 4)
+        return Shape(32, 32, 2, 8) if dim <= 128 else Shape(16, 16, 2, 4)
     if most_lines <= 16:
         return Shape(16, 64 if dim <= 128 else 32, 3, 4)
     return Shape(128, 64, 3, 8) if dim <= 128 else Shape(64, 32, 2, 4)
@@ -191,12 +191,14 @@ def triton_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: At
     group_p, page_table = triton.next_power_of_2(group), step.groups[pages.group].page_table
     shape = shape_of(dim, q.dtype, group_p * step.max_query)
     queries = max(1, shape.lines // group_p)
+    bulk = bulk_of(pages, shape.tile) if shape.bulk else (None, None)
     blocks, total = step.once(("blocks", queries), lambda: _list(step, queries))
     _prefill[(spec.kv_heads, len(blocks))](
-        q, out, pages.k, pages.v, page_table, page_table.stride(0), step.seq_lens, blocks, total, spec.scale,
+        q, out, pages.k, pages.v, *bulk, page_table, page_table.stride(0), step.seq_lens, blocks, total, spec.scale,
         HEADS=spec.heads, KV_HEADS=spec.kv_heads, D=spec.head_dim, DP=dim, GROUP=group, GROUP_P=group_p,
-        ROWS=queries * group_p, PAGE=pages.k.shape[1], TILE=shape.tile, STAGES=shape.stages, WINDOW=spec.window or 0,
-        CAP=spec.soft_cap or 0.0, WIDE=INTERPRETED, num_warps=shape.warps,
+        ROWS=queries * group_p, PAGE=pages.k.shape[1], TILE=shape.tile,
+        STAGES=device_of(q.device).stages(shape.stages), WINDOW=spec.window or 0, CAP=spec.soft_cap or 0.0,
+        WIDE=INTERPRETED, num_warps=shape.warps,
     )  # fmt: skip
     return out
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from quire.ops.attention import KVPages
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """The interpreter multiplies no bfloat16 matrices: there, products take float32."""
@@ -19,10 +22,15 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """How many multiprocessors a device has, and whether kernels are launched before their predecessor has ended."""
+    """What a device has: multiprocessors, NVIDIA's compiler, dependent launches (and with them the copy engine)."""
 
     processors: int
+    nvidia: bool
     dependent: bool
+
+    def stages(self, wanted: int) -> int:
+        """How deep loops are pipelined: other makers' chips have 64 KiB of shared memory, which two stages fill."""
+        return wanted if self.nvidia else min(wanted, 2)
 
     @property
     def options(self) -> dict[str, bool]:
@@ -34,9 +42,25 @@ class Device:
 def device_of(device: torch.device) -> Device:
     """What launches must know of `device`."""
     if INTERPRETED or device.type != "cuda":
-        return Device(1 if INTERPRETED else 64, False)
+        return Device(1 if INTERPRETED else 64, False, False)
     facts = torch.cuda.get_device_properties(device)
-    return Device(facts.multi_processor_count, torch.version.hip is None and facts.major >= 9)
+    nvidia = torch.version.hip is None
+    return Device(facts.multi_processor_count, nvidia, nvidia and facts.major >= 9)
+
+
+def bulk_of(pages: KVPages, tile: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
+    """The pools of keys and values as the copy engine sees them, for tiles of `tile` tokens of one head; or nothing."""
+    slots, page_size, kv_heads, dim = pages.k.shape
+    # The engine copies whole boxes, whose sides are powers of two, and of which a page must hold whole ones.
+    if page_size % tile or dim & (dim - 1) or dim * pages.k.itemsize < 16 or not _has_engine(pages.k.device):
+        return None, None
+    flat = (pool.view(slots * page_size, kv_heads * dim) for pool in (pages.k, pages.v))
+    k, v = (TensorDescriptor.from_tensor(pool, [tile, dim]) for pool in flat)
+    return k, v
+
+
+def _has_engine(device: torch.device) -> bool:
+    return INTERPRETED or device_of(device).dependent
 
 
 @triton.jit
@@ -48,9 +72,12 @@ def begin(PDL: tl.constexpr):
 
 
 @triton.jit
-def partner(d, ROTARY: tl.constexpr):
+def partner(d, ROTARY: tl.constexpr, DP: tl.constexpr):
     """The other value of the pair that value `d` of a head is rotated with; itself where it is not rotated."""
     half: tl.constexpr = ROTARY // 2
+    if ROTARY == DP:
+        # The compiler sees runs of neighbours in this.
+        return (d + half) % DP
     return tl.where(d < half, d + half, tl.where(d < ROTARY, d - half, d))
 
 

@@ -1,0 +1,259 @@
+"""Attention over pages by cuDNN, for steps with prompts: packed queries of many sequences in one call.
+
+cuDNN works by plans, each for a most number of sequences, queries and tokens. These bounds are rounded up to few sizes,
+and all layers of the same shape share a plan. It attends to no windows and bounds no scores: other kernels do.
+"""
+
+import functools
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quire.ops.attention import AttentionSpec, KVPages, paged_attention
+from quire.ops.registry import provide
+from quire.ops.step import StepInputs
+
+OLDEST = 91000
+"""The first version of cuDNN (9.10) that is trusted with packed queries over pages."""
+
+
+class _Id(IntEnum):
+    """The tensors of a plan."""
+
+    QUERIES = 1
+    KEYS = 2
+    VALUES = 3
+    OUT = 4
+    QUERY_COUNTS = 5
+    LENGTHS = 6
+    STARTS = 7
+    KEY_TABLE = 8
+    VALUE_TABLE = 9
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """The sizes that a plan is made for; all but the heads are rounded up.
+
+    Attributes:
+        rows, queries, pages: sequences, queries of each, pages of each.
+    """
+
+    rows: int
+    queries: int
+    pages: int
+    heads: int
+    head_dim: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """How a step's sequences lie, as cuDNN wants to know it; the same for all layers of a cache group.
+
+    Attributes:
+        counts, lengths, starts, table: int32, for as many rows as the plan has.
+        tails: (n,) int64, the unused slots of last pages.
+    """
+
+    counts: Tensor
+    lengths: Tensor
+    starts: Tensor
+    table: Tensor
+    tails: Tensor
+
+
+def _refuses(spec: AttentionSpec) -> str | None:
+    if spec.step != "eager":
+        return "made for prompts: it reads keys and values once for each query head"
+    if spec.soft_cap is not None or spec.window is not None:
+        return "attends to no windows and bounds no scores"
+    if spec.dtype not in ("bfloat16", "float16"):
+        return f"does not compute in {spec.dtype}"
+    if spec.head_dim % 8 or spec.head_dim > 128:
+        return f"heads of {spec.head_dim} values: takes multiples of 8 up to 128"
+    return _absent(torch.device(spec.device))
+
+
+@functools.cache
+def _absent(device: torch.device) -> str | None:
+    """Why cuDNN cannot be used on `device`; None if it can."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "needs an NVIDIA GPU"
+    major = torch.cuda.get_device_capability(device)[0]
+    if major not in (9, 10):
+        return f"packs queries on compute capability 9 and 10 only, this GPU has {major}"
+    try:
+        import cudnn
+    except (ImportError, RuntimeError, OSError) as error:
+        return f"nvidia-cudnn-frontend cannot be imported ({error}); pip install 'quire[cuda]'"
+    if cudnn.backend_version() < OLDEST:
+        return f"cuDNN {cudnn.backend_version()} is older than {OLDEST}"
+    return None
+
+
+# Below 129 tokens its launch alone costs more than others take.
+@provide("cudnn", paged_attention, _refuses, tokens=(129, None))
+def cudnn_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+    """See `paged_attention`."""
+    q = q.contiguous()
+    out = torch.empty_like(q)
+    if not len(q):
+        return out
+    bounds = _bounds(step, pages, spec)
+    packed = step.once(("cudnn", pages.group, bounds), lambda: _pack(step, pages.group, bounds))
+    plan = _plan(bounds, tuple(pages.k.shape), q.dtype, q.device)
+    # It multiplies what lies behind a sequence by 0, which makes NaN of NaN.
+    for pool in (pages.k, pages.v):
+        pool.flatten(0, 1).index_fill_(0, packed.tails, 0)
+    plan.run(q, pages, out, packed)
+    return out
+
+
+def _bounds(step: StepInputs, pages: KVPages, spec: AttentionSpec) -> _Bounds:
+    queries = _rounded(step.max_query, 512)
+    tokens = max(queries, _rounded(step.max_seq, 2048))
+    rows, page_size = _rounded(len(step.seq_lens), 4), pages.k.shape[1]
+    return _Bounds(rows, queries, -(-tokens // page_size), spec.heads, spec.head_dim, spec.scale)
+
+
+def _rounded(n: int, smallest: int) -> int:
+    """The next of smallest times 1, 4, 16, ..."""
+    while smallest < n:
+        smallest *= 4
+    return smallest
+
+
+def _pack(step: StepInputs, group: int, bounds: _Bounds) -> _Packed:
+    extra = bounds.rows - len(step.seq_lens)
+    lengths, page_size = step.seq_lens.clamp(min=1).long(), step.groups[group].page_size
+    # Behind its last page a row names that page again: cuDNN reads whole tiles.
+    last = (lengths - 1) // page_size
+    page = torch.arange(bounds.pages, device=lengths.device).minimum(last[:, None])
+    table = step.groups[group].page_table.gather(1, page)
+    start_of_last = table.gather(1, last[:, None]).long() * page_size
+    inside = torch.arange(page_size, device=lengths.device)
+    used = inside <= ((lengths - 1) % page_size)[:, None]
+    starts = step.query_start * (bounds.heads * bounds.head_dim)
+    pad = torch.nn.functional.pad
+    return _Packed(
+        pad(step.query_start.diff() * (step.seq_lens > 0), (0, extra)).view(-1, 1, 1, 1),
+        pad(step.seq_lens, (0, extra)).clamp(min=1).view(-1, 1, 1, 1),
+        torch.cat([starts, starts[-1:].expand(extra)]).view(-1, 1, 1, 1),
+        pad(table, (0, 0, 0, extra)).view(bounds.rows, 1, bounds.pages, 1),
+        # Slot 0 is padding's: writing there hurts nobody.
+        torch.where(used, 0, start_of_last + inside).flatten(),
+    )
+
+
+class _Library:
+    """cuDNN on one device: its handle, and the memory that its plans work in, which calls share one after another."""
+
+    def __init__(self, device: torch.device) -> None:
+        import cudnn
+
+        self.cudnn: Any = cudnn
+        self.device = device
+        with torch.cuda.device(device):
+            self.handle = cudnn.create_handle()
+        self._room = torch.empty(0, dtype=torch.uint8, device=device)
+
+    def room(self, size: int) -> Tensor:
+        """Memory of at least `size` bytes, valid until the next call."""
+        if self._room.numel() < size:
+            self._room = torch.empty(size, dtype=torch.uint8, device=self.device)
+        return self._room
+
+    def follow(self) -> Any:
+        """The handle, set to torch's current stream."""
+        self.cudnn.set_stream(handle=self.handle, stream=torch.cuda.current_stream(self.device).cuda_stream)
+        return self.handle
+
+
+@functools.cache
+def _library(device: torch.device) -> _Library:
+    return _Library(device)
+
+
+class _Plan:
+    """One compiled call."""
+
+    def __init__(self, bounds: _Bounds, pool: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+        self._library = _library(device)
+        self._graph = _graph(self._library, bounds, pool, dtype)
+        self._size = max(1, self._graph.get_workspace_size())
+
+    def run(self, q: Tensor, pages: KVPages, out: Tensor, packed: _Packed) -> None:
+        """Attend; q and out (tokens, heads, head_dim)."""
+        tensors = {
+            _Id.QUERIES: q,
+            _Id.KEYS: pages.k.permute(0, 2, 1, 3),
+            _Id.VALUES: pages.v.permute(0, 2, 1, 3),
+            _Id.OUT: out,
+            _Id.QUERY_COUNTS: packed.counts,
+            _Id.LENGTHS: packed.lengths,
+            _Id.STARTS: packed.starts,
+            _Id.KEY_TABLE: packed.table,
+            _Id.VALUE_TABLE: packed.table,
+        }
+        handle = self._library.follow()
+        self._graph.execute({int(key): t for key, t in tensors.items()}, self._library.room(self._size), handle=handle)
+
+
+@functools.cache
+def _plan(bounds: _Bounds, pool: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Plan:
+    return _Plan(bounds, pool, dtype, device)
+
+
+def _graph(library: _Library, bounds: _Bounds, pool: tuple[int, ...], dtype: torch.dtype) -> Any:
+    """Build and compile cuDNN's graph of one attention call; pool is the shape of a pool of pages."""
+    cudnn = library.cudnn
+    io = cudnn.data_type.BFLOAT16 if dtype == torch.bfloat16 else cudnn.data_type.HALF
+    pages, page_size, kv_heads, dim = pool
+    rows, heads, queries = bounds.rows, bounds.heads, bounds.queries
+    graph = cudnn.pygraph(
+        handle=library.follow(),
+        io_data_type=io,
+        intermediate_data_type=cudnn.data_type.FLOAT,
+        compute_data_type=cudnn.data_type.FLOAT,
+    )
+
+    def tensor(key: _Id, dim: list[int], stride: list[int], kind: Any) -> Any:
+        return graph.tensor(name=key.name, uid=int(key), dim=dim, stride=stride, data_type=kind)
+
+    def column(key: _Id, n: int) -> Any:
+        return tensor(key, [n, 1, 1, 1], [1, 1, 1, 1], cudnn.data_type.INT32)
+
+    packed_dim, packed_stride = [rows, heads, queries, dim], [queries * heads * dim, dim, heads * dim, 1]
+    pool_dim, pool_stride = [pages, kv_heads, page_size, dim], [page_size * kv_heads * dim, dim, kv_heads * dim, 1]
+    table_dim, table_stride = [rows, 1, bounds.pages, 1], [bounds.pages, bounds.pages, 1, 1]
+    starts = column(_Id.STARTS, rows + 1)
+    q = tensor(_Id.QUERIES, packed_dim, packed_stride, io)
+    q.set_ragged_offset(starts)
+    out, _ = graph.sdpa(
+        name="attention",
+        q=q,
+        k=tensor(_Id.KEYS, pool_dim, pool_stride, io),
+        v=tensor(_Id.VALUES, pool_dim, pool_stride, io),
+        generate_stats=False,
+        attn_scale=bounds.scale,
+        use_padding_mask=True,
+        seq_len_q=column(_Id.QUERY_COUNTS, rows),
+        seq_len_kv=column(_Id.LENGTHS, rows),
+        diagonal_alignment=cudnn.diagonal_alignment.BOTTOM_RIGHT,
+        diagonal_band_right_bound=0,
+        paged_attention_k_table=tensor(_Id.KEY_TABLE, table_dim, table_stride, cudnn.data_type.INT32),
+        paged_attention_v_table=tensor(_Id.VALUE_TABLE, table_dim, table_stride, cudnn.data_type.INT32),
+        paged_attention_max_seq_len_kv=bounds.pages * page_size,
+    )
+    out.set_output(True).set_uid(int(_Id.OUT)).set_dim(packed_dim).set_stride(packed_stride).set_data_type(io)
+    out.set_ragged_offset(starts)
+    graph.validate()
+    graph.build_operation_graph()
+    graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    graph.check_support()
+    graph.build_plans()
+    return graph

@@ -1,0 +1,78 @@
+"""Triton's attention cut in other ways than its samples happen to be: by shape of the work, and by the copy engine."""
+
+import copy
+import dataclasses
+import importlib.util
+import os
+
+import pytest
+import torch
+
+from quire.ops.attention import attend, paged_attention
+from quire.ops.registry import load_providers
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
+        reason="needs Triton's interpreter",
+    ),
+]
+
+
+def long_samples(op, **wanted):
+    """Samples whose sequences span several splits and tiles."""
+    for spec, kwargs in op.samples():
+        if kwargs["step"].max_seq > 100 and all(getattr(spec, name) == value for name, value in wanted.items()):
+            yield copy.deepcopy(kwargs)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"chunk": 512},
+        {"chunk": 64, "splits": 2},
+        {"chunk": 128, "tile": 32},
+        {"chunk": 32, "splits": 16, "tile": 32},
+        {"chunk": 128, "tile": 128},
+    ],
+    ids=str,
+)
+def test_decoding_cut_otherwise(shape, monkeypatch):
+    load_providers(["triton"])
+    from quire.kernels.triton.attention import decode
+
+    monkeypatch.setattr(decode, "shape_of", lambda pairs, dim, itemsize: decode.Shape(**shape))
+    compared = 0
+    for kwargs in long_samples(attend, step="decode"):
+        other = copy.deepcopy(kwargs)
+        torch.testing.assert_close(attend.providers["triton"].function(**other), attend(**kwargs), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(other["pages"].k, kwargs["pages"].k, rtol=1e-5, atol=1e-5, equal_nan=True)
+        compared += 1
+    assert compared
+
+
+@pytest.mark.parametrize("lines", [16, 128])
+def test_prompts_by_the_copy_engine(lines, monkeypatch):
+    load_providers(["triton"])
+    from quire.kernels.triton.attention import prefill
+
+    shape = prefill.Shape(lines, 32, 3, 4, bulk=True)
+    monkeypatch.setattr(prefill, "shape_of", lambda dim, dtype, most: shape)
+    compared = 0
+    for kwargs in long_samples(paged_attention, step="eager"):
+        got = paged_attention.providers["triton"].function(**kwargs)
+        torch.testing.assert_close(got, paged_attention(**kwargs), rtol=1e-5, atol=1e-5)
+        compared += 1
+    assert compared
+
+
+def test_only_the_size_of_the_batch_cuts_a_row():
+    load_providers(["triton"])
+    kwargs = next(iter(long_samples(attend, step="decode", window=None)))
+    step = kwargs["step"]
+    shorter = dataclasses.replace(step, seq_lens=step.seq_lens.clone(), derived={})
+    shorter.seq_lens[1] = 3
+    function = attend.providers["triton"].function
+    both = [function(**{**kwargs, "step": s})[0] for s in (step, shorter)]
+    assert torch.equal(*both)
