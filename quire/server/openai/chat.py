@@ -31,9 +31,8 @@ async def chat_completions(request: Request) -> Response:
     check_stream_options(asked)
     check_best_of(asked)
     service.check_ready()
-    params = _params(asked, service)
     async with Watch(request.receive, service.open_watches):
-        job = Job(job_id(), [await render_chat(asked, service)], params, asked.priority or 0, salt_of(asked))
+        job = await chat_job(asked, service)
         chat = Chat(answer_id("chatcmpl", asked), service, asked)
         try:
             if asked.stream:
@@ -43,6 +42,12 @@ async def chat_completions(request: Request) -> Response:
         except RequestError as error:
             raise _about_messages(error) from None
     return Response(msgspec.json.encode(chat.whole(output)), media_type="application/json")
+
+
+async def chat_job(asked: ChatRequest, service: Service) -> Job:
+    """What a conversation asks of the engine; the other chat endpoints are translated into this. Raises RequestError."""
+    params = _params(asked, service)
+    return Job(job_id(), [await render_chat(asked, service)], params, asked.priority or 0, salt_of(asked))
 
 
 def _params(asked: ChatRequest, service: Service) -> SamplingParams:
