@@ -1,4 +1,4 @@
-"""Compiles dense kernels for Hopper, without a GPU, and reads in their PTX what is touched before they wait.
+"""Compiles kernels for Hopper, without a GPU, and reads in their PTX what is touched before they wait.
 
 A program of its own, because a process that interprets Triton's kernels cannot compile them: prints one line of JSON,
 `[[kernel, complaint], ...]`.
@@ -12,10 +12,24 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from quire.kernels.triton.attention import decode, heads
 from quire.kernels.triton.dense import activation, gemv, norm, skinny
 
 GEMV = {"K": 1024, "N": 256, "EPS": 1e-6, "OFFSET": 0.0, "OUTPUTS": 4, "CHUNK": 512, "BIAS": True, "PDL": True}
 SKINNY = {"K": 1024, "N": 256, "OUTPUTS": 64, "DEPTH": 128, "STAGES": 3, "BIAS": True, "WIDEN": False, "PDL": True}
+HEADS = {"HEADS": 8, "KV_HEADS": 2, "D": 128, "DP": 128, "NORM": True, "ROTARY": 128, "PDL": True}
+DECODE = {
+    **HEADS,
+    "GROUP": 4,
+    "GROUP_P": 4,
+    "ROWS": 16,
+    "PAGE": 64,
+    "TILE": 64,
+    "STAGES": 5,
+    "SPLITS": 16,
+    "AT_ONCE": 8,
+}
+DECODE |= {"WINDOW": 0, "CAP": 0.0, "WIDE": False}
 NORM = {"eps": 1e-6, "offset": 0.0, "SIZE": 1024, "BLOCK": 1024, "PDL": True}
 
 
@@ -36,13 +50,18 @@ def variants() -> Iterator[tuple[triton.JITFunction, dict[str, object], set[str]
     ):
         ahead = {"HELD": held, "FETCH": 0 if held == 4 else 8}
         yield skinny._skinny_kernel, {**SKINNY, **ahead, "ROWS": rows, "PARTS": parts, "GATE": gate}, weights
+    yield heads._prepare, {**HEADS, "BLOCK": 8}, set()
+    for early in (False, True):
+        yield decode._decode, {**DECODE, "EARLY": early}, set()
 
 
 def ptx_of(kernel: triton.JITFunction, constants: dict[str, object]) -> tuple[str, list[str]]:
     """The PTX, and the names of the arguments that it still has."""
     names = kernel.arg_names
     kinds = {"counters": "*i32", "partial": "*fp32", "rows": "i32", "stride": "i32"}
-    kinds |= {"x_stride": "i32", "delta_stride": "i32"}
+    kinds |= {"x_stride": "i32", "delta_stride": "i32", "table_stride": "i32", "scale": "fp32", "eps": "fp32"}
+    kinds |= dict.fromkeys(("table", "entries", "total", "arrived"), "*i32")
+    kinds |= {"slots": "*i64", "positions": "*i64", "angles": "*fp32", "logs": "*fp32"}
     signature = {name: "constexpr" if name in constants else kinds.get(name, "*bf16") for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
     source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()}, aligned)
