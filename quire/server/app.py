@@ -1,10 +1,12 @@
 """The application: its routes as data, and what every request passes on its way to them.
 
-A new endpoint is a function in a file of its own and one line in ROUTES. It needs a key unless it says `public=True`.
+A new endpoint is a function in a file of its own and one line in ROUTES. It needs a key unless it says `public=True`
+and writes errors as OpenAI does unless it says `refuse=`.
 """
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,7 +19,7 @@ from quire.config.fields import ServerConfig
 from quire.server import ops
 from quire.server.admission import Admission
 from quire.server.auth import KeyGuard
-from quire.server.errors import as_api_error
+from quire.server.errors import ApiError, Refuse, as_api_error
 from quire.server.metrics import Metrics
 from quire.server.middleware import Entrance
 from quire.server.openai import chat, completions, models, tokens
@@ -32,6 +34,7 @@ class Endpoint:
     path: str
     serve: Callable[[Request], Awaitable[Response]]
     public: bool = False
+    refuse: Refuse = ApiError.response
 
 
 ROUTES = (
@@ -43,6 +46,7 @@ ROUTES = (
     Endpoint("POST", "/detokenize", tokens.detokenize),
     Endpoint("GET", "/version", ops.version),
     Endpoint("GET", "/metrics", ops.metrics),
+    Endpoint("GET", "/load", ops.load),
     Endpoint("GET", "/live", ops.live, public=True),
     Endpoint("GET", "/ready", ops.ready, public=True),
     Endpoint("GET", "/health", ops.ready, public=True),
@@ -61,10 +65,11 @@ def create_app(engine: Engine, config: ServerConfig, template: Template | None =
     name = config.served_model_name or engine.model.name
     metrics = Metrics(engine, engine.facts, name, [route.path for route in ROUTES])
     admission = Admission(engine.facts.max_num_seqs, config.max_queued_requests)
+    dialects = {route.path: route.refuse for route in ROUTES}
     app = Starlette(
         routes=[Route(route.path, route.serve, methods=[route.method]) for route in ROUTES],
         middleware=[
-            Middleware(Entrance, metrics=metrics, access_log=not config.disable_access_log),
+            Middleware(Entrance, metrics=metrics, access_log=not config.disable_access_log, dialects=dialects),
             Middleware(KeyGuard, key=config.api_key, public=[route.path for route in ROUTES if route.public]),
         ],
         exception_handlers={HTTPException: _no_route},
@@ -75,5 +80,5 @@ def create_app(engine: Engine, config: ServerConfig, template: Template | None =
     return app
 
 
-async def _no_route(request: Request, error: Exception) -> Response:
-    return as_api_error(error).response()
+async def _no_route(request: Request, error: Exception) -> NoReturn:
+    raise as_api_error(error)

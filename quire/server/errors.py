@@ -1,10 +1,14 @@
 """The one exit for errors: whatever went wrong becomes OpenAI's error object with a fitting status.
 
+Routes of another dialect (`Endpoint.refuse`) write the same `ApiError` in their own form.
+
     {"error": {"message": str, "type": str, "param": str | null, "code": str}}
 
 Texts of foreign exceptions never leave the server: they may name files, addresses or classes. Nor is more than a
 little of what a client sent sent back to it.
 """
+
+from collections.abc import Callable
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -64,6 +68,10 @@ class ApiError(Exception):
     def response(self) -> Response:
         """The whole answer."""
         return Response(self.body, self.status, self.headers, "application/json")
+
+
+Refuse = Callable[[ApiError], Response]
+"""Writes an error as an answer, in the form of one dialect."""
 
 
 def clip(text: str, chars: int = MAX_ECHO_CHARS) -> str:

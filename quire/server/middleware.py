@@ -3,13 +3,14 @@
 import re
 import time
 import uuid
+from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.base.logging import get_logger
-from quire.server.errors import ApiError, as_api_error, clip
+from quire.server.errors import ApiError, Refuse, as_api_error, clip
 from quire.server.metrics import Metrics
 from quire.server.watch import ClientGoneError
 
@@ -31,12 +32,14 @@ class Entrance:
         app: the application.
         metrics: counts answers.
         access_log: whether each answer is logged in a line.
+        dialects: how errors are written on the paths that do not write OpenAI's.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool, dialects: Mapping[str, Refuse]) -> None:
         self._app = app
         self._metrics = metrics
         self._access_log = access_log
+        self._dialects = dialects
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; whatever is raised becomes an error object if nothing was sent yet."""
@@ -61,7 +64,7 @@ class Entrance:
             log.error("request %s failed", visit.id, exc_info=error)
         if visit.status:
             raise error
-        await answer.response()(scope, receive, visit.send)
+        await self._dialects.get(scope["path"], ApiError.response)(answer)(scope, receive, visit.send)
 
 
 class Visit:

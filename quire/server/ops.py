@@ -1,4 +1,4 @@
-"""What operators ask: is it alive, is it ready, which version, what do the meters say."""
+"""What operators ask: is it alive, is it ready, which version, how busy is it, what do the meters say."""
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -31,3 +31,18 @@ async def version(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     return Response(service_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def load(request: Request) -> Response:
+    """How busy this server is, for whoever spreads requests over several."""
+    service = service_of(request)
+    stats, limits = service.engine.stats, service.engine.facts
+    answer = {
+        "server_load": service.admission.open,
+        "running": stats.running,
+        "waiting": stats.waiting,
+        "kv_cache_usage": stats.kv_usage,
+        "max_running": limits.max_num_seqs,
+        "max_waiting": service.config.max_queued_requests,
+    }
+    return Response(msgspec.json.encode(answer), media_type="application/json")

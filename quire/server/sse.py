@@ -1,18 +1,22 @@
 """Server-sent events: the answer of a streamed request, its comments while nothing comes, its errors, its end.
 
 data: {json}\n\n  ...  data: [DONE]\n\n        : keep-alive\n\n
+
+OpenAI's newer endpoints and Anthropic's name their events (`named_event`), tell errors in events of their own and send
+no [DONE]: they pass an `Ending`.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass
 
 import msgspec
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from quire.base.logging import get_logger
-from quire.server.errors import as_api_error
+from quire.server.errors import ApiError, as_api_error
 from quire.server.watch import ClientGoneError, Watch
 
 log = get_logger(__name__)
@@ -26,6 +30,22 @@ HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": 
 def event(json: bytes) -> bytes:
     """One event."""
     return b"data: " + json + b"\n\n"
+
+
+def named_event(kind: str, fields: dict[str, object]) -> bytes:
+    """An event that carries its type twice, as a line `event:` and as the field `type`."""
+    return b"event: " + kind.encode() + b"\ndata: " + msgspec.json.encode({"type": kind, **fields}) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a stream tells that it failed, and what comes at the very end."""
+
+    failed: Callable[[ApiError], bytes]
+    done: bytes = b""
+
+
+OPENAI_ENDING = Ending(lambda error: event(error.body), DONE)
 
 
 class Frame:
@@ -49,18 +69,22 @@ class EventStream(Response):
     """Sends events as they come, then [DONE].
 
     A failure after the first byte is an event with an error object, followed by [DONE] so that simple clients stop
-    waiting. Nothing follows when the client has gone.
+    waiting. Nothing follows when the client has gone. Another `ending` says both in another way.
 
     Args:
         events: rendered events; closed when the stream ends in any way.
         open_watches: see `Watch`.
+        ending: of the dialect.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], open_watches: set[Watch]) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], open_watches: set[Watch], ending: Ending = OPENAI_ENDING
+    ) -> None:
         super().__init__(headers=HEADERS)
         del self.headers["content-length"]
         self._events = events
         self._open_watches = open_watches
+        self._ending = ending
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the whole stream. Raises ClientGoneError if the client did not wait for it."""
@@ -78,10 +102,10 @@ class EventStream(Response):
                 answer = as_api_error(error)
                 if answer.code == "internal_error":
                     log.error("a stream failed", exc_info=error)
-                await line.write(event(answer.body))
+                await line.write(self._ending.failed(answer))
             finally:
                 line.close()
-            await send(_body(DONE, more=False))
+            await send(_body(self._ending.done, more=False))
 
 
 class Line:

@@ -83,7 +83,8 @@ def test_no_spelling_of_a_path_gets_around_it(guarded: httpx.Client, path: str) 
         {b"authorization": KEY.encode()},
         {b"authorization": b"Bearer"},
         {b"authorization": b"\xff\xfe"},
-        {b"x-api-key": KEY.encode()},
+        {b"x-api-key": KEY[:-1].encode()},
+        {b"x-api-key": b"Bearer " + KEY.encode()},
         {b"cookie": b"key=" + KEY.encode()},
     ],
 )
@@ -97,6 +98,12 @@ def test_wrong_keys(guarded: httpx.Client, headers: dict[bytes, bytes]) -> None:
 def test_the_right_key(guarded: httpx.Client, scheme: str) -> None:
     answer = guarded.get("/v1/models", headers=list(bearer(KEY, scheme).items()))
     assert answer.status_code == 200, answer.text
+
+
+def test_the_right_key_as_anthropics_clients_send_it(guarded: httpx.Client) -> None:
+    assert guarded.get("/v1/models", headers=[(b"x-api-key", KEY.encode())]).status_code == 200
+    both = [(b"authorization", b"Bearer another"), (b"x-api-key", KEY.encode())]
+    assert guarded.get("/v1/models", headers=both).status_code == 200
 
 
 def test_the_right_key_in_the_wrong_place_is_not_found(guarded: httpx.Client) -> None:

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from quire.config.fields import ServerConfig
+from quire.messages.params import SamplingParams
 from quire.server import service
 from quire.server.app import create_app
 from quire.version import __version__
@@ -71,6 +72,25 @@ def test_long_texts_are_tokenized(http: httpx.Client) -> None:
     answer = http.post("/tokenize", json={"prompt": "a" * 300_000}).json()
     assert answer["count"] == 300_000
     assert len(http.post("/detokenize", json={"tokens": answer["tokens"]}).json()["prompt"]) == 300_000
+
+
+def test_models_say_what_a_request_gets_that_says_nothing() -> None:
+    engine = FakeEngine()
+    engine.defaults = SamplingParams(temperature=0.6, top_k=20)
+    with Serving(engine) as running, running.http() as http:
+        (card,) = http.get("/v1/models").json()["data"]
+    defaults = card["sampling_defaults"]
+    assert (defaults["temperature"], defaults["top_k"], defaults["top_p"]) == (0.6, 20, 1.0)
+    assert defaults["max_tokens"] is None, "an answer goes on to the end of the context"
+
+
+def test_load_counts_what_is_open() -> None:
+    with Serving(FakeEngine(lambda prompt, index: [65], step_s=0.01)) as running, running.http() as http:
+        assert http.get("/load").json()["server_load"] == 0
+        body = {"model": MODEL, "prompt": "a", "n": 3, "max_tokens": 200, "stream": True}
+        with http.stream("POST", "/v1/completions", json=body):
+            load = http.get("/load").json()
+    assert (load["server_load"], load["max_running"], load["max_waiting"]) == (3, 8, 1024)
 
 
 def test_metrics_have_the_names_that_dashboards_know() -> None:

@@ -45,7 +45,7 @@ async def chat_completions(request: Request) -> Response:
 
 
 async def chat_job(asked: ChatRequest, service: Service) -> Job:
-    """What a conversation asks of the engine; the other chat endpoints are translated into this. Raises RequestError."""
+    """What a conversation asks of the engine; the other chat endpoints are translated into this."""
     params = _params(asked, service)
     return Job(job_id(), [await render_chat(asked, service)], params, asked.priority or 0, salt_of(asked))
 

@@ -4,8 +4,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire.server.openai.sampling import model_max_tokens
 from quire.server.openai.schema import check_model
 from quire.server.service import Service, service_of
+
+SAMPLING_FIELDS = (
+    *("temperature", "top_p", "top_k", "min_p"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
 
 
 async def list_models(request: Request) -> Response:
@@ -30,4 +36,11 @@ def _card(service: Service) -> dict[str, object]:
         "root": service.model_name,
         "parent": None,
         "max_model_len": service.engine.facts.max_model_len,
+        "sampling_defaults": _defaults(service),
     }
+
+
+def _defaults(service: Service) -> dict[str, object]:
+    """What a request gets that says nothing of its sampling."""
+    params = msgspec.structs.asdict(service.engine.default_params())
+    return {**{name: params[name] for name in SAMPLING_FIELDS}, "max_tokens": model_max_tokens(service)}
