@@ -1,14 +1,12 @@
-"""Attention as a layer, and the state that it keeps.
+"""Attention as a layer: projections, and the op that norms, rotates, writes pages and attends.
 
-`LayerState` is what a layer declares to the engine: how many bytes a token costs and which past tokens are needed. The
-runner allocates and binds pages; only the layer's op reads or writes them.
+A model file describes its attention by an `AttentionPlan`; who computes it is chosen here, once, for each class of step.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
 from quire.base.errors import CheckpointError
@@ -17,71 +15,10 @@ from quire.layers.build import Build
 from quire.layers.linear import Matrix, column, row
 from quire.layers.rope import rope_table, rotary_dim
 from quire.loading.recipe import Part
-from quire.messages.state import Retention, StateSpec
+from quire.messages.state import Retention
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, StepClass, attend, paged_attention, prepare
 from quire.ops.registry import choose
 from quire.ops.step import StepInputs
-
-
-class LayerState:
-    """Keys and values of one layer, in pages.
-
-    Attributes:
-        spec: what the scheduler must know.
-        kv_heads, head_dim: of this rank's pools, `[pages, page_size, kv_heads, head_dim]` each.
-    """
-
-    def __init__(self, spec: StateSpec, kv_heads: int, head_dim: int, b: Build) -> None:
-        self.spec, self.kv_heads, self.head_dim = spec, kv_heads, head_dim
-        self._dtype, self._device = b.dtype, b.device
-        self._pages: KVPages | None = None
-
-    @classmethod
-    def declare(cls, b: Build, kv_heads: int, head_dim: int, retention: Retention) -> "LayerState":
-        """A state for `kv_heads` heads of this rank, entered into the build's list."""
-        spec = StateSpec(2 * kv_heads * head_dim * b.dtype.itemsize, retention)
-        state = cls(spec, kv_heads, head_dim, b)
-        b.states.append(state)
-        return state
-
-    def allocate(self, pages: int, page_size: int) -> tuple[Tensor, Tensor]:
-        """New pools for keys and values. Only page 0, which padding reads, is cleared: the rest of a CPU's pools takes
-        no memory before it is written.
-        """
-        shape = (pages, page_size, self.kv_heads, self.head_dim)
-        k, v = (torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(2))
-        k[0].zero_()
-        v[0].zero_()
-        return k, v
-
-    def bind(self, k: Tensor, v: Tensor, group: int) -> None:
-        """Use these pools from now on, found through the page table of cache group `group`."""
-        self._pages = KVPages(k, v, group)
-
-    def unbind(self) -> None:
-        """Forget the pools."""
-        self._pages = None
-
-    @property
-    def pages(self) -> KVPages:
-        """The bound pools and their group."""
-        assert self._pages is not None, "the runner binds pages before the first step"
-        return self._pages
-
-    @property
-    def k(self) -> Tensor:
-        """The pool of keys."""
-        return self.pages.k
-
-    @property
-    def v(self) -> Tensor:
-        """The pool of values."""
-        return self.pages.v
-
-    @property
-    def group(self) -> int:
-        """Index of the cache group."""
-        return self.pages.group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +73,7 @@ class Attention(nn.Module):
             dtype=b.dtype_name,
             device=str(b.device),
         )
-        self.state = LayerState.declare(b, kv_heads, plan.head_dim, Retention(window=plan.window))
+        self.state = b.state(kv_heads, plan.head_dim, Retention(window=plan.window))
         self.q_norm, self.k_norm = (self._head_norm(b / name, plan) for name in ("q_norm", "k_norm"))
         self.head_weights = HeadWeights(rope_table(b, plan.rope, plan.head_dim), self.q_norm, self.k_norm)
         self._mixers = {step: _mixer(b, replace(self.spec, step=step)) for step in get_args(StepClass)}

@@ -7,19 +7,17 @@ checkpoint's names.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
+from quire.layers.state import LayerState
 from quire.loading.recipe import Part, Recipe, Weight
+from quire.messages.state import Retention
 from quire.ops.registry import Choice, Op, Provider, choose
 from quire.parallel.mesh import Mesh
-
-if TYPE_CHECKING:
-    from quire.layers.attention import LayerState
-
 
 COMPOSED = "composed"
 """What serves a fused op that no provider has as one: the small ops, each by its own provider."""
@@ -46,7 +44,7 @@ class Build:
     providers: Sequence[str] = ()
     max_model_len: int | None = None
     path: str = ""
-    states: "list[LayerState]" = field(default_factory=list)
+    states: list[LayerState] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     tables: dict[object, Tensor] = field(default_factory=dict)
 
@@ -76,6 +74,12 @@ class Build:
                 "use a smaller model, a shorter dtype or more tensor-parallel ranks"
             ) from error
         return Weight(data, recipe)
+
+    def state(self, kv_heads: int, head_dim: int, retention: Retention) -> LayerState:
+        """A state for `kv_heads` heads of this rank, entered into the list of states."""
+        made = LayerState(kv_heads, head_dim, retention, self.dtype, self.device)
+        self.states.append(made)
+        return made
 
     def op(self, op: Op, spec: Any, instead: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """The function that serves `op` for `spec`, chosen here and never again; called with arguments by position.

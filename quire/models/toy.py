@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from quire.checkpoint.facts import ModelFacts
-from quire.layers.attention import LayerState
 from quire.layers.build import Build
+from quire.layers.state import LayerState
 from quire.messages.state import Retention
 from quire.ops.step import StepInputs
 
@@ -37,7 +37,7 @@ class Toy(nn.Module):
         super().__init__()
         self.config = config
         windows = [None] if config.window is None else [None, config.window]
-        self.states = [LayerState.declare(build, kv_heads=1, head_dim=1, retention=Retention(w)) for w in windows]
+        self.states = [build.state(kv_heads=1, head_dim=1, retention=Retention(w)) for w in windows]
 
     def forward(self, step: StepInputs) -> Tensor:
         """The hash at every token of the step: (tokens, 1) float32, a token id."""

@@ -14,7 +14,6 @@ from quire import loading, models
 from quire.base.errors import CheckpointError, ConfigError
 from quire.checkpoint.read import read_facts
 from quire.checkpoint.rope import RopeFacts
-from quire.layers.attention import LayerState
 from quire.layers.build import Build
 from quire.layers.rope import rope_table
 from quire.messages.state import Retention, StateSpec
@@ -129,7 +128,7 @@ def test_the_lists_of_layer_types_count_before_the_rules() -> None:
 
 def test_a_state_binds_what_it_allocates() -> None:
     build = new_build(dtype=torch.bfloat16)
-    state = LayerState.declare(build, kv_heads=2, head_dim=8, retention=Retention(window=4))
+    state = build.state(kv_heads=2, head_dim=8, retention=Retention(window=4))
     assert build.states == [state] and state.spec.bytes_per_token == 2 * 2 * 8 * 2
     k, v = state.allocate(5, 16)
     assert k.shape == v.shape == (5, 16, 2, 8) and k.dtype == torch.bfloat16

@@ -1,0 +1,67 @@
+"""`LayerState`: what a layer keeps between steps, and what it declares of it.
+
+How many bytes a token costs and which past tokens are needed is for the scheduler; the runner allocates and binds
+pages; only the layer's op reads or writes them. Made by `Build.state`.
+"""
+
+import torch
+from torch import Tensor
+
+from quire.messages.state import Retention, StateSpec
+from quire.ops.attention import KVPages
+
+
+class LayerState:
+    """Keys and values of one layer, in pages.
+
+    Attributes:
+        spec: what the scheduler must know.
+        kv_heads, head_dim: of this rank's pools, `[pages, page_size, kv_heads, head_dim]` each.
+    """
+
+    def __init__(
+        self, kv_heads: int, head_dim: int, retention: Retention, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.spec = StateSpec(2 * kv_heads * head_dim * dtype.itemsize, retention)
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        self._dtype, self._device = dtype, device
+        self._pages: KVPages | None = None
+
+    def allocate(self, pages: int, page_size: int) -> tuple[Tensor, Tensor]:
+        """New pools for keys and values. Only page 0, which padding reads, is cleared: the rest of a CPU's pools takes
+        no memory before it is written.
+        """
+        shape = (pages, page_size, self.kv_heads, self.head_dim)
+        k, v = (torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(2))
+        k[0].zero_()
+        v[0].zero_()
+        return k, v
+
+    def bind(self, k: Tensor, v: Tensor, group: int) -> None:
+        """Use these pools from now on, found through the page table of cache group `group`."""
+        self._pages = KVPages(k, v, group)
+
+    def unbind(self) -> None:
+        """Forget the pools."""
+        self._pages = None
+
+    @property
+    def pages(self) -> KVPages:
+        """The bound pools and their group."""
+        assert self._pages is not None, "the runner binds pages before the first step"
+        return self._pages
+
+    @property
+    def k(self) -> Tensor:
+        """The pool of keys."""
+        return self.pages.k
+
+    @property
+    def v(self) -> Tensor:
+        """The pool of values."""
+        return self.pages.v
+
+    @property
+    def group(self) -> int:
+        """Index of the cache group."""
+        return self.pages.group
