@@ -1,6 +1,6 @@
 """Attention as a layer: projections, and the op that norms, rotates, writes pages and attends.
 
-A model file describes its attention by an `AttentionPlan`; who computes it is chosen here, once, for each class of step.
+A model file describes its attention by an `AttentionPlan`; who computes it is chosen here, once for each class of step.
 """
 
 from collections.abc import Callable
