@@ -18,6 +18,8 @@ from starlette.routing import Route
 from quire.config.fields import ServerConfig
 from quire.server import ops
 from quire.server.admission import Admission
+from quire.server.anthropic import messages
+from quire.server.anthropic.errors import refuse
 from quire.server.auth import KeyGuard
 from quire.server.errors import ApiError, Refuse, as_api_error
 from quire.server.metrics import Metrics
@@ -40,6 +42,8 @@ class Endpoint:
 ROUTES = (
     Endpoint("POST", "/v1/chat/completions", chat.chat_completions),
     Endpoint("POST", "/v1/completions", completions.completions),
+    Endpoint("POST", "/v1/messages", messages.messages, refuse=refuse),
+    Endpoint("POST", "/v1/messages/count_tokens", messages.count_tokens, refuse=refuse),
     Endpoint("GET", "/v1/models", models.list_models),
     Endpoint("GET", "/v1/models/{model:path}", models.get_model),
     Endpoint("POST", "/tokenize", tokens.tokenize),

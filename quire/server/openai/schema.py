@@ -4,6 +4,7 @@ Three kinds of other fields: harmless ones are ignored, unknown ones are ignored
 change the answer are refused, because an answer that silently lacks what was asked for is a wrong answer.
 """
 
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -150,23 +151,29 @@ REFUSED: dict[str, tuple[object, ...]] = {
 T = TypeVar("T", bound=msgspec.Struct)
 
 
-def read(kind: type[T], body: Json, service: Service) -> T:
+def read(
+    kind: type[T],
+    body: Json,
+    service: Service,
+    refused: Mapping[str, tuple[object, ...]] = REFUSED,
+    ignored: Collection[str] = IGNORED,
+) -> T:
     """The fields of a request. Raises ApiError for a wrong type or a field that is not served, RequestError else."""
     known = set(kind.__struct_fields__)
     for name in body.keys() - known:
-        _refuse_if_asked(name, body[name])
-    service.warn_unknown({name for name in body if name not in known | IGNORED | REFUSED.keys()})
+        _refuse_if_asked(name, body[name], refused)
+    service.warn_unknown(body.keys() - known - refused.keys() - set(ignored))
     return to_struct(kind, body)
 
 
-def _refuse_if_asked(name: str, value: object) -> None:
+def _refuse_if_asked(name: str, value: object, refused: Mapping[str, tuple[object, ...]]) -> None:
     if name == "chat_template" and value is not None:
         raise RequestError(
             "chat_template is the server's to choose: start it with --chat-template FILE.",
             name,
             "chat_template_not_allowed",
         )
-    if name in REFUSED and value not in REFUSED[name]:
+    if name in refused and value not in refused[name]:
         raise RequestError(f"{name} is not supported yet; leave it out.", name, "unsupported_parameter")
 
 

@@ -1,0 +1,1 @@
+"""Anthropic's dialect: messages, whole and streamed, and their count of tokens."""
