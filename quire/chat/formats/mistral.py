@@ -1,0 +1,44 @@
+"""Mistral: `[TOOL_CALLS][{"name": "f", "arguments": {...}}, ...]`, and since 2025 `[TOOL_CALLS]f[ARGS]{...}`."""
+
+from quire.chat.events import Tools
+from quire.chat.formats.base import ToolFormat
+from quire.chat.json_call import json_call
+from quire.chat.reader import Done, MalformedError, Peek, Space, Start, Steps, Take, Until, Value, need
+
+START, ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
+
+
+def _steps(tools: Tools) -> Steps:
+    yield Take((START,))
+    yield Space()
+    if (yield Take(("[",))) is not None:
+        yield from _list()
+    else:
+        yield from _named()
+
+
+def _list() -> Steps:
+    following: str | None = ","
+    while following == ",":
+        yield Space()
+        yield from json_call()
+        yield Space()
+        following = yield Take((",", "]"))
+
+
+def _named() -> Steps:
+    name = need((yield Until((ID, ARGS, "{", "[", "\n")))).strip()
+    if (yield Take((ID,))) is not None:
+        need((yield Until((ARGS, "{"))))
+    yield Take((ARGS,))
+    yield Space()
+    if not name or (yield Peek()) != "{":
+        raise MalformedError
+    yield Start(name)
+    need((yield Value(write=True)))
+    yield Done()
+
+
+FORMAT = ToolFormat(
+    "mistral", signs=((START,),), openers=(START,), steps=_steps, markers=(START, ID, ARGS), short_ids=True
+)
