@@ -80,7 +80,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch goes first and by itself: an environment that has one keeps it, whatever build it is.
-$(CORE): pyproject.toml constraints.txt | $(BIN)/python
+$(CORE): pyproject.toml constraints.txt setup.py $(wildcard native/*) | $(BIN)/python
 	@echo 'Installing quire and torch into $(VENV); the first time takes a few minutes.'
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) torch
 	@$(PIP) --editable .

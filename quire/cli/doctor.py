@@ -57,6 +57,7 @@ def device(survey: Survey) -> list[str]:
         lines.append(f"device      {found.device}: {found.device_name} ({found.name}, {found.arch}, {size})")
         lines.append(f"dtypes      {', '.join(found.dtypes)}")
         lines.append(f"kernels     {', '.join([*found.providers, 'reference'])}")
+        lines += [f"            cpu: compiled, with {survey.native}"] if survey.native else []
         lines += [f"            not {name}: {reason}" for name, reason in found.refused.items()]
         lines += [f"warning     {sentence}" for sentence in found.warnings]
     return lines

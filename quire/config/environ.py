@@ -15,6 +15,8 @@ from quire.config.fields import SECTIONS
 logger = get_logger(__name__)
 
 PREFIX = "QUIRE_"
+NO_SETTINGS = frozenset({"QUIRE_CPU_ISA", "QUIRE_REQUIRE_NATIVE"})
+"""Variables that are asked for by name: which instructions the CPU kernels use, and one that only setup.py reads."""
 
 
 def read(name: str) -> str | None:
@@ -62,7 +64,7 @@ def settings(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     for name, text in source.items():
         if name in known:
             found[known[name]] = text
-        elif name.startswith(PREFIX):
+        elif name.startswith(PREFIX) and name not in NO_SETTINGS:
             warn_once(logger, f"{name} is no setting and changes nothing; {_remedy(name, list(known))}")
     return found
 

@@ -18,7 +18,7 @@ from quire.base.errors import ConfigError, PlatformError
 from quire.config.spec import PlatformFacts
 from quire.messages.survey import OpReport, Survey, TorchReport, Trouble
 from quire.ops.registry import OPS, Op, choose, load_providers
-from quire.platforms import detect, in_the_way
+from quire.platforms import detect, in_the_way, native
 from quire.platforms.probe import TorchProbe
 
 
@@ -43,7 +43,9 @@ def survey(device: str, kernels: str) -> Survey:
         names = ", ".join([*platform.providers, "reference"])
         what = f"The kernels {names} cannot be judged ({type(error).__name__}: {error})."
         troubles.append(Trouble(what, "pip install --force-reinstall quire, or run with --kernels reference"))
-    return Survey(torch=torch, platform=platform, ops=ops, troubles=troubles)
+    # Kernels that can be judged are loaded.
+    instructions = native.load()[1] if ops and "cpu" in platform.providers else ""
+    return Survey(torch=torch, platform=platform, ops=ops, troubles=troubles, native=instructions)
 
 
 def report(probe: TorchProbe, wake_gpus: bool) -> TorchReport:

@@ -59,9 +59,11 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
         platform: None if the device or the kernels that were asked for cannot be had.
         ops: one entry per op, by name.
         troubles: what is in the way of the device that was asked for.
+        native: the instructions that the compiled CPU kernels use; empty where they do not run.
     """
 
     torch: TorchReport | None = None
     platform: PlatformFacts | None = None
     ops: list[OpReport] = []
     troubles: list[Trouble] = []
+    native: str = ""

@@ -3,11 +3,19 @@
 from collections.abc import Iterator
 
 from quire.platforms.found import Found, Obstacle
+from quire.platforms.host import Host
 from quire.platforms.probe import TorchProbe
 
 PAGE_SIZE = 16
 # Instructions that make bfloat16 as quick as float32; elsewhere torch widens every value first.
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
+
+
+OLD = "they are written for x86-64 processors with AVX2"
+NOT_BUILT = (
+    "they were not compiled when quire was installed; install g++, then run pip install --force-reinstall --no-deps "
+    "on what quire was installed from"
+)
 
 
 def devices(probe: TorchProbe) -> Iterator[Found]:
@@ -23,11 +31,18 @@ def devices(probe: TorchProbe) -> Iterator[Found]:
         total_bytes=probe.host.memory_bytes,
         dtypes=("float32", "bfloat16") if has_bfloat16 else ("float32",),
         page_size=PAGE_SIZE,
-        providers=("torch_native",),
-        refused={"triton": "Triton compiles for GPUs, and this is a CPU"},
+        providers=("cpu", "torch_native") if "avx2" in probe.host.cpu_flags else ("torch_native",),
+        refused={"triton": "Triton compiles for GPUs, and this is a CPU", **_refused(probe.host)},
     )
 
 
 def obstacle(probe: TorchProbe) -> Obstacle | None:
     """Nothing can be in the way of a CPU."""
     return None
+
+
+def _refused(host: Host) -> dict[str, str]:
+    """Why quire's own kernels cannot run, if they cannot."""
+    if "avx2" not in host.cpu_flags:
+        return {"cpu": OLD}
+    return {} if host.has_native else {"cpu": NOT_BUILT}

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from quire.config import environ
+from quire.platforms import native
 
 VISIBILITY = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
@@ -31,6 +32,7 @@ class Host:
         gpus_hidden: the user hid all GPUs by an empty visibility variable (CUDA_VISIBLE_DEVICES="").
         has_triton: the package `triton` is installed (it is not imported to find out).
         has_compiler: a C compiler and Python's headers are there, which Triton needs at first use.
+        has_native: quire's own CPU kernels were compiled when it was installed.
     """
 
     cpu: str = "unknown CPU"
@@ -40,6 +42,7 @@ class Host:
     gpus_hidden: bool = False
     has_triton: bool = False
     has_compiler: bool = False
+    has_native: bool = False
 
 
 def look(root: Path = Path("/")) -> Host:
@@ -53,6 +56,7 @@ def look(root: Path = Path("/")) -> Host:
         gpus_hidden=any(environ.read(name) in ("", "-1") for name in VISIBILITY),
         has_triton=importlib.util.find_spec("triton") is not None,
         has_compiler=_has_compiler(),
+        has_native=native.is_built(),
     )
 
 

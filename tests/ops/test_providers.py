@@ -14,12 +14,13 @@ import torch
 import quire.ops
 from quire.ops import activation, attention, block, greedy, inputs, linear, moe, norm, rope, rows
 from quire.ops.registry import OPS, REFERENCE, Op, load_providers
+from quire.platforms import native
 
 pytestmark = pytest.mark.torch
 
 MODULES = (activation, attention, block, greedy, inputs, linear, moe, norm, rope, rows)
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
-load_providers(["torch_native", *(["triton"] if INTERPRETER else [])])
+load_providers(["torch_native", *(["cpu"] if native.is_built() else []), *(["triton"] if INTERPRETER else [])])
 CASES = [(op, name) for op in OPS.values() for name in op.providers if name != REFERENCE]
 
 

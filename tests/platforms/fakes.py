@@ -12,7 +12,12 @@ CUDA_ARCHS = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_1
 ROCM_ARCHS = ["gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"]
 GPU_HOST = Host(cpu="Some CPU", memory_bytes=64 * GIB, gpu_vendors=("NVIDIA",), has_triton=True, has_compiler=True)
 AMD_HOST = Host(cpu="Some CPU", memory_bytes=64 * GIB, gpu_vendors=("AMD",), has_triton=True, has_compiler=True)
-CPU_HOST = Host(cpu="Some CPU", memory_bytes=16 * GIB, cpu_flags=frozenset({"avx2", "avx512f", "avx512_bf16"}))
+CPU_HOST = Host(
+    cpu="Some CPU",
+    memory_bytes=16 * GIB,
+    cpu_flags=frozenset({"avx2", "avx512f", "avx512_bf16"}),
+    has_native=True,
+)
 
 
 def card(name: str, **properties: Any) -> SimpleNamespace:

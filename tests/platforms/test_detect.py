@@ -176,6 +176,16 @@ def test_cpu(capability: str, arch: str, dtypes: list[str]) -> None:
     assert facts.warnings == []
 
 
+def test_compiled_kernels_come_first_where_there_are_any() -> None:
+    there = auto(TorchProbe(fake_torch("cpu"), CPU_HOST))
+    assert there.providers == ["cpu", "torch_native"]
+    missing = auto(TorchProbe(fake_torch("cpu"), replace(CPU_HOST, has_native=False)))
+    assert missing.providers == ["torch_native"]
+    assert "g++" in missing.refused["cpu"] and "torch_native kernels run instead" in missing.warnings[0]
+    old = auto(TorchProbe(fake_torch("cpu"), replace(CPU_HOST, cpu_flags=frozenset(), has_native=False)))
+    assert old.providers == ["torch_native"] and "AVX2" in old.refused["cpu"] and old.warnings == []
+
+
 def test_the_cpu_asked_for_by_name_wakes_no_gpu() -> None:
     gpus = FakeCuda([H200], ["sm_90"])
     assert detect("cpu", "auto", TorchProbe(fake_torch("cuda", gpus), GPU_HOST)).device == "cpu"
