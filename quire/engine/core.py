@@ -6,13 +6,16 @@ One loop serves plain (depth 1), overlapped (2) and pipelined execution. `LLM` t
 
 import time
 from collections import deque
+from pathlib import Path
 
 from quire.base.logging import get_logger
 from quire.base.registry import Registry
+from quire.checkpoint import names
 from quire.checkpoint.facts import ModelFacts
 from quire.config.fields import EngineConfig
 from quire.config.resolve import resolve
 from quire.config.spec import RunSpec
+from quire.engine.grammars import GrammarDesk
 from quire.executors.base import Executor, Pending, Progress
 from quire.kvcache.layout import fit, shrunk
 from quire.messages.plan import StepPlan
@@ -21,6 +24,7 @@ from quire.messages.state import Layout
 from quire.messages.wire import Delta, EngineFacts
 from quire.platforms import detect
 from quire.scheduler.build import make
+from quire.structured.matcher import Vocabulary
 from quire.version import __version__
 
 log = get_logger(__name__)
@@ -73,6 +77,7 @@ class EngineCore:
             self.executor.stop()
             raise
         self.scheduler = make(spec, layout)
+        self.grammars = GrammarDesk(self.executor, self.scheduler, _vocabulary(config, model))
         self.depth = spec.depth
         self.in_flight: deque[tuple[StepPlan, Pending]] = deque()
         self.facts = _facts(spec, layout, timeline.seconds)
@@ -95,18 +100,21 @@ class EngineCore:
         return self.scheduler.commit(pending.result())
 
     def add(self, request: Request) -> None:
-        """Take a request. Raises RequestError if it can never fit."""
+        """Take a request. Raises RequestError if it can never fit, or if its grammar is known to be bad."""
+        self.grammars.want(request)
         self.scheduler.add(request, time.monotonic())
 
     def abort(self, ids: list[str]) -> None:
         """End requests; unknown ids are ignored."""
         for request_id in ids:
             self.scheduler.abort(request_id)
+            self.grammars.forget(request_id)
 
     def close(self) -> None:
         """Wait for plans in flight, end the ranks, give all memory back."""
         while self.in_flight:
             self.in_flight.popleft()[1].result()
+        self.grammars.close()
         self.executor.stop()
 
 
@@ -126,6 +134,11 @@ class Timeline:
         now = time.monotonic()
         self.seconds[phase] = now - self._last
         self._last = now
+
+
+def _vocabulary(config: EngineConfig, model: ModelFacts) -> Vocabulary:
+    folder = model.path if config.model.tokenizer is None else names.resolve(config.model.tokenizer, None)
+    return Vocabulary(str(Path(folder) / "tokenizer.json"), model.vocab_size, tuple(model.eos_token_ids))
 
 
 def _facts(spec: RunSpec, layout: Layout, timeline: dict[str, float]) -> EngineFacts:

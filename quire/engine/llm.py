@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
 
-from quire.base.errors import ConfigError, EngineError
+from quire.base.errors import ConfigError, EngineError, RequestError
 from quire.base.registry import load
 from quire.config.sources import engine_config
 from quire.engine.front import ChatMessage, FrontEnd, Prompt, Scheduling
@@ -175,6 +175,8 @@ class LLM:
                 core.add(request)
                 self._processor.add(request, text, p)
                 self._ready[request.id] = deque()
+            for refused in core.grammars.settle():
+                raise RequestError(refused.message, refused.param, refused.code)
         except BaseException:
             self._drop(ids)
             raise

@@ -65,6 +65,7 @@ class Server:
     def run(self, core: EngineCore) -> None:
         """Serve until the launcher ends."""
         self._core = core
+        self._poller.register(core.grammars.descriptor, zmq.POLLIN)
         idle = True
         while self._intake(wait=idle):
             deltas = core.turn()
@@ -94,6 +95,8 @@ class Server:
         ready = dict(self._poller.poll(None if wait else 0))
         if self._launcher in ready and not os.read(self._launcher, 4096):
             return False
+        if self._core.grammars.descriptor in ready:
+            self._refuse(self._core.grammars.collect())
         if self._socket in ready:
             while self._socket.poll(0):
                 client, frame = self._socket.recv_multipart()
@@ -130,6 +133,13 @@ class Server:
             self._tell(client, Refused(request.id, error.message, error.param, error.code))
             return
         self._owners[request.id] = (client, request.params.n)
+
+    def _refuse(self, refused: list[Refused]) -> None:
+        """Tell the front ends whose requests cannot be served after all."""
+        for refusal in refused:
+            owner = self._owners.pop(refusal.id, None)
+            if owner is not None:
+                self._tell(owner[0], refusal)
 
     def _publish(self, deltas: list[Delta]) -> None:
         frames: dict[bytes, list[Delta]] = {}

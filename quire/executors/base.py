@@ -5,6 +5,8 @@ from typing import Protocol
 
 from quire.messages.plan import StepPlan, StepResult
 from quire.messages.state import Capacity, Layout
+from quire.messages.structured import StructuredOutputsParams
+from quire.structured.matcher import Vocabulary
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and in all, while weights load."""
@@ -38,6 +40,13 @@ class Executor(Protocol):
 
     def step(self, plan: StepPlan) -> Pending:
         """Hand a plan to every rank."""
+        ...
+
+    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary) -> None:
+        """Compile a grammar where tokens are sampled, and wait for it. From a thread of its own, beside steps.
+
+        Raises RequestError.
+        """
         ...
 
     def stop(self) -> None:

@@ -8,8 +8,10 @@ from quire.config.spec import RunSpec
 from quire.executors.base import Pending, Progress
 from quire.messages.plan import StepPlan
 from quire.messages.state import Capacity, Layout
+from quire.messages.structured import StructuredOutputsParams
 from quire.parallel.mesh import Mesh
 from quire.runner.runner import Runner
+from quire.structured.matcher import Vocabulary
 
 
 class InlineExecutor:
@@ -41,6 +43,10 @@ class InlineExecutor:
     def step(self, plan: StepPlan) -> Pending:
         """Launch the plan."""
         return self.runner.launch(plan)
+
+    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary) -> None:
+        """Compile a grammar, in the caller's thread."""
+        self.runner.grammars.prepare(wanted, vocabulary)
 
     def stop(self) -> None:
         """Drop the model and its pages."""

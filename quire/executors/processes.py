@@ -12,7 +12,9 @@ import tempfile
 from dataclasses import dataclass
 from typing import TypeVar
 
-from quire.base.errors import EngineDeadError, QuireError, TransportError
+import msgspec
+
+from quire.base.errors import EngineDeadError, QuireError, RequestError, TransportError
 from quire.base.registry import load
 from quire.config import environ
 from quire.config.spec import RunSpec
@@ -28,12 +30,16 @@ from quire.messages.rank import (
     Loaded,
     Measure,
     Measured,
+    Prepare,
+    Prepared,
     Ready,
     Result,
     Run,
     ToRank,
 )
 from quire.messages.state import Capacity, Layout
+from quire.messages.structured import FIELD, StructuredOutputsParams
+from quire.structured.matcher import Vocabulary
 
 STOP_TIMEOUT_S = 5.0
 
@@ -42,11 +48,12 @@ Answer = TypeVar("Answer", Loaded, Measured, Ready, Result)
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """A rank's process and this side of its socket."""
+    """A rank's process and this side of its sockets: one for steps, one for what runs beside them."""
 
     index: int
     process: subprocess.Popen[bytes]
     socket: socket.socket
+    side: socket.socket
 
 
 class ProcessExecutor:
@@ -92,11 +99,27 @@ class ProcessExecutor:
             self._tell(rank, Run(plan))
         return _Awaited(self)
 
+    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary) -> None:
+        """Let rank 0 compile a grammar, beside its steps."""
+        rank = self._ranks[0]
+        question = Prepare(wanted, vocabulary.tokenizer, vocabulary.size, vocabulary.eos)
+        try:
+            send(rank.side, msgspec.msgpack.encode(question))
+            frame = receive(rank.side)
+        except OSError:
+            frame = None
+        if frame is None:
+            raise _ended(rank)
+        answer = msgspec.msgpack.decode(frame, type=Prepared)
+        if answer.message:
+            raise RequestError(answer.message, FIELD, answer.code)
+
     def stop(self) -> None:
         """End the ranks: closing a socket asks for it, a signal follows."""
         ranks, self._ranks = self._ranks, []
         for rank in ranks:
             rank.socket.close()
+            rank.side.close()
         for rank in ranks:
             try:
                 rank.process.wait(STOP_TIMEOUT_S)
@@ -140,14 +163,15 @@ class _Awaited:
 
 def _spawn(index: int) -> Rank:
     ours, theirs = socket.socketpair()
-    with theirs:
+    side, their_side = socket.socketpair()
+    with theirs, their_side:
         process = subprocess.Popen(
-            [sys.executable, "-m", "quire.executors.rank", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
+            [sys.executable, "-m", "quire.executors.rank", str(theirs.fileno()), str(their_side.fileno())],
+            pass_fds=[theirs.fileno(), their_side.fileno()],
             stdin=subprocess.DEVNULL,
             env=environ.snapshot() | environ.computing(),
         )
-    return Rank(index, process, ours)
+    return Rank(index, process, ours, side)
 
 
 def _ended(rank: Rank) -> EngineDeadError:

@@ -1,16 +1,19 @@
-"""One rank as a process: `python -m quire.executors.rank FD`, started by `executors/processes.py`.
+"""One rank as a process: `python -m quire.executors.rank FD SIDE`, started by `executors/processes.py`.
 
-It reads plans from the socket FD and computes them; it ends when the socket does.
+It reads plans from the socket FD and computes them; it ends when the socket does. On the socket SIDE a thread of its
+own answers what runs beside steps: grammars to compile.
 """
 
 import socket
 import sys
+import threading
 import traceback
 from datetime import timedelta
 
+import msgspec
 import torch.distributed as dist
 
-from quire.base.errors import EngineError, QuireError
+from quire.base.errors import EngineError, QuireError, RequestError
 from quire.base.logging import get_logger, setup
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
@@ -22,6 +25,8 @@ from quire.messages.rank import (
     Loaded,
     Measure,
     Measured,
+    Prepare,
+    Prepared,
     Ready,
     Result,
     Run,
@@ -29,6 +34,7 @@ from quire.messages.rank import (
 )
 from quire.parallel.mesh import Mesh
 from quire.runner.runner import Runner
+from quire.structured.matcher import Vocabulary
 
 STALL_LIMIT = timedelta(minutes=5)
 """How long a rank waits for the others in a collective before it gives up."""
@@ -57,6 +63,19 @@ class RankProcess:
                 self._answer(Broken(known.__name__, str(error) or type(error).__name__))
                 return 1
         return 0
+
+    def serve_side(self, side: socket.socket) -> None:
+        """Compile grammars until the executor closes the socket. In a thread of its own."""
+        while (frame := receive(side)) is not None:
+            question = msgspec.msgpack.decode(frame, type=Prepare)
+            assert self.runner is not None, "Begin comes first"
+            answer = Prepared()
+            try:
+                vocabulary = Vocabulary(question.tokenizer, question.vocab_size, question.eos)
+                self.runner.grammars.prepare(question.wanted, vocabulary)
+            except RequestError as error:
+                answer = Prepared(error.message, error.code)
+            send(side, msgspec.msgpack.encode(answer))
 
     def _handle(self, message: ToRank) -> None:
         if isinstance(message, Begin):
@@ -90,8 +109,11 @@ class RankProcess:
 def main() -> int:
     """Serve on the inherited socket."""
     setup()
+    side = socket.socket(fileno=int(sys.argv[2]))
     with socket.socket(fileno=int(sys.argv[1])) as channel:
-        code = RankProcess(channel).serve()
+        rank = RankProcess(channel)
+        threading.Thread(target=rank.serve_side, args=(side,), daemon=True).start()
+        code = rank.serve()
     if dist.is_initialized():
         dist.destroy_process_group()
     return code

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from quire.messages.structured import StructuredOutputsParams
+
 
 class RequestOutputKind(IntEnum):
     """What each output of a stream holds: all text so far, only what is new, or one output at the end."""
@@ -54,6 +56,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         logit_bias: added to the logits of these token ids, -100 to 100.
         allowed_token_ids: only these may be sampled.
         truncate_prompt_tokens: keep only the last so many prompt tokens; -1 means max_model_len.
+        structured_outputs: the form that the text must have.
         logits_processors: callables run on this request's logits, in `LLM` only.
     """
 
@@ -82,6 +85,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     truncate_prompt_tokens: int | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     logits_processors: list[Any] | None = None
 
     @property

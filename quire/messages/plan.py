@@ -96,6 +96,7 @@ class StepResult(msgspec.Struct, array_like=True):
         prompt_logprobs: per row that asked, one entry for each prompt token computed in this step that has a successor
             in the prompt: the entry describes that successor.
         errors: rows whose own settings failed on the rank (a logits processor that raised), with the sentence to tell.
+        complete: rows whose grammar nothing can continue: the token is the last one.
     """
 
     step: int
@@ -105,3 +106,4 @@ class StepResult(msgspec.Struct, array_like=True):
     logprobs: dict[int, TokenLogprobs] = {}
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     errors: dict[int, str] = {}
+    complete: list[int] = []

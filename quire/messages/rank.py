@@ -5,6 +5,7 @@ import msgspec
 from quire.config.spec import RunSpec
 from quire.messages.plan import StepPlan, StepResult
 from quire.messages.state import Capacity, Layout
+from quire.messages.structured import StructuredOutputsParams
 
 
 class Begin(msgspec.Struct, tag=True):
@@ -64,6 +65,22 @@ class Broken(msgspec.Struct, tag=True):
 
     kind: str
     message: str
+
+
+class Prepare(msgspec.Struct, tag=True):
+    """Compile a grammar. Goes to rank 0 on a channel of its own, beside steps; answered there by Prepared."""
+
+    wanted: StructuredOutputsParams
+    tokenizer: str
+    vocab_size: int
+    eos: tuple[int, ...]
+
+
+class Prepared(msgspec.Struct, tag=True):
+    """The grammar is ready, unless `message` says why not."""
+
+    message: str = ""
+    code: str = ""
 
 
 ToRank = Begin | Measure | Allocate | Run

@@ -13,6 +13,7 @@ import msgspec
 from quire.base.errors import RequestError
 from quire.messages.params import SamplingParams
 from quire.messages.request import Request
+from quire.messages.structured import check_structured
 from quire.messages.wire import EngineFacts
 
 Encode = Callable[[str], list[int]]
@@ -129,6 +130,8 @@ def check_params(params: SamplingParams, facts: EngineFacts, *, in_process: bool
             check_int(name, value, 0, facts.max_logprobs)
     _check_stops(params, facts.vocab_size)
     _check_biases(params, facts.vocab_size)
+    if params.structured_outputs is not None:
+        check_structured(params.structured_outputs)
     if params.logits_processors and not in_process:
         raise RequestError(
             "logits_processors are callables, which only work with LLM in the same process.", "logits_processors"

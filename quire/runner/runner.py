@@ -28,6 +28,7 @@ from quire.runner.memory import memory_of
 from quire.runner.rows import Rows
 from quire.runner.upload import upload
 from quire.sampling.sampler import Sampler, Samples, prompt_logprobs
+from quire.structured.store import GrammarStore
 
 HEAD_SLICE = 256
 """Rows of logits made at once for prompt log-probabilities; bounds the memory that a long prompt takes."""
@@ -44,6 +45,7 @@ class InFlight:
     rows: list[int] = field(default_factory=list)
     samples: Samples | None = None
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    sampler: Sampler | None = None
 
     def result(self) -> StepResult:
         """The step's result; empty on ranks that do not sample."""
@@ -52,7 +54,8 @@ class InFlight:
             return StepResult(self.step, [], [], spoiled, prompt_logprobs=self.prompt_logprobs)
         tokens, bad, logprobs, errors = self.samples.to_host()
         bad += [row for row in spoiled if row not in bad]
-        return StepResult(self.step, self.rows, tokens, bad, logprobs, self.prompt_logprobs, errors)
+        complete = self.sampler.advance(self.rows, tokens, errors) if self.sampler is not None else []
+        return StepResult(self.step, self.rows, tokens, bad, logprobs, self.prompt_logprobs, errors, complete)
 
 
 def _finite(entry: TokenLogprobs) -> bool:
@@ -73,6 +76,7 @@ class Runner:
         self.mesh = mesh
         self.device = torch.device(spec.platform.device)
         self.memory = memory_of(self.device)
+        self.grammars = GrammarStore()
         dtype = getattr(torch, spec.dtype)
         self.build = Build(
             mesh=mesh,
@@ -122,7 +126,9 @@ class Runner:
         rows, length = self.spec.max_num_seqs, layout.max_model_len
         self.rows = Rows(rows, length, layout, self.device)
         # Every rank runs the model; rank 0 samples and tells the others.
-        self.sampler = Sampler(rows, self.spec.facts.vocab_size, length, self.device) if self.mesh.rank == 0 else None
+        self.sampler: Sampler | None = None
+        if self.mesh.rank == 0:
+            self.sampler = Sampler(rows, self.spec.facts.vocab_size, length, self.device, self.grammars)
         work = DecodeWork(self._decode, self._greedy)
         self.graphs = DecodeGraphs(self.spec.graph_rows, work, self.rows.dummy, self.device)
         self._decoding: list[int] = []
@@ -172,7 +178,7 @@ class Runner:
         if self.sampler is not None and self.sampler.plain(rows):
             # Copied: the recording's own tensor is overwritten by the next step.
             return InFlight(plan.step, rows, Samples(rows, self.graphs.greedy(len(rows)).clone()))
-        return InFlight(plan.step, rows, self._sample(rows, self._order, hidden))
+        return InFlight(plan.step, rows, self._sample(rows, self._order, hidden), sampler=self.sampler)
 
     def _launch_eager(self, plan: StepPlan) -> InFlight:
         grants = plan.grants
@@ -182,7 +188,7 @@ class Runner:
         longest = max(self.rows.host[g.row].computed + g.tokens for g in grants)
         bounds = (sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
         inputs, hidden = self._forward(order, counts.int(), sampling, bounds)
-        step = InFlight(plan.step, prompt_logprobs=self._prompt_logprobs(grants, hidden, inputs))
+        step = InFlight(plan.step, prompt_logprobs=self._prompt_logprobs(grants, hidden, inputs), sampler=self.sampler)
         if lines:
             step.rows = [grants[i].row for i in lines]
             step.samples = self._sample(step.rows, order[sampling], hidden[inputs.logit_rows])

@@ -4,6 +4,7 @@
 2. logit_bias and allowed_token_ids,
 3. repetition, then frequency, then presence penalty,
 4. bans (bad_words, and the ends of text while min_tokens is not reached),
+5. the grammar (`masks.py`),
 then, in the sampler, temperature, min_p, top_k, top_p. It is vLLM's order; in Hugging Face's min_p comes after top_p.
 All of it is float arithmetic: on CPUs selecting by a mask costs ten times as much as multiplying by 0 and 1.
 """

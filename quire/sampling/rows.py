@@ -47,10 +47,11 @@ class Feature(Flag):
     BANS = auto()
     """bad_words, or min_tokens."""
     CALLABLES = auto()
+    GRAMMAR = auto()
 
 
 PENALTIES = Feature.REPETITION | Feature.FREQUENCY
-EDITS = PENALTIES | Feature.OFFSET | Feature.BANS | Feature.CALLABLES
+EDITS = PENALTIES | Feature.OFFSET | Feature.BANS | Feature.CALLABLES | Feature.GRAMMAR
 """Features that change logits before the arg-max of even a greedy row."""
 
 
@@ -146,6 +147,8 @@ class RowState:
         processors = tuple(Processor(call, _wants_prompt(call)) for call in params.logits_processors or [])
         if processors:
             features |= Feature.CALLABLES
+        if params.structured_outputs is not None:
+            features |= Feature.GRAMMAR
         self.host[new.row] = HostRow(
             features=features,
             edited=bool(features & EDITS),

@@ -15,11 +15,13 @@ from quire.sampling import processors
 from quire.sampling.batch import Batch, Slice
 from quire.sampling.draw import Draw, draw
 from quire.sampling.logprobs import describe, prompt_logprobs
+from quire.sampling.masks import Masks
 from quire.sampling.noise import row_keys
 from quire.sampling.processors import History
 from quire.sampling.rows import EDITS, IN_PROMPT, Feature, HostRow, RowState, Settings
 from quire.sampling.samples import BAD, EXHAUSTED, OK, Reported, Samples
 from quire.sampling.topk import drop_improbable
+from quire.structured.store import GrammarStore
 
 __all__ = ["Sampler", "Samples", "prompt_logprobs"]
 
@@ -38,13 +40,22 @@ class Sampler:
         vocab_size: width of the logits.
         max_len: longest sequence in tokens.
         device: where logits come from.
+        grammars: compiled ones; a store of its own if None.
     """
 
-    def __init__(self, max_rows: int, vocab_size: int, max_len: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        vocab_size: int,
+        max_len: int,
+        device: torch.device,
+        grammars: GrammarStore | None = None,
+    ) -> None:
         assert max_len < IN_PROMPT, "penalty counts hold numbers below 2**30"
         self.vocab = vocab_size
         self.device = device
         self._state = RowState(max_rows, vocab_size, device)
+        self._masks = Masks(max_rows, vocab_size, device, GrammarStore() if grammars is None else grammars)
         self._ids = torch.arange(vocab_size, dtype=torch.int32, device=device)
         self._batch = Batch([], False, (), (), None)
         self._generation = -1
@@ -58,11 +69,14 @@ class Sampler:
     def begin(self, new: NewRow) -> None:
         """A sequence enters a row; everything the row held before is overwritten."""
         self._state.begin(new)
+        self._masks.end(new.row)
+        self._masks.begin(new)
 
     @torch.inference_mode()
     def end(self, row: int) -> None:
         """The sequence of `row` has left."""
         self._state.end(row)
+        self._masks.end(row)
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, rows: list[int], rows_device: Tensor, history: Tensor, known: Tensor) -> Samples:
@@ -97,6 +111,18 @@ class Sampler:
             self._state.counts.add(rows_device[batch.counted], tokens[batch.counted])
         return Samples(batch.rows, torch.stack([tokens, status]), _report(logits, tokens, batch), errors)
 
+    def advance(self, rows: list[int], tokens: list[int], errors: dict[int, str]) -> list[int]:
+        """Lead the grammars of rows on by what was drawn, once the host knows it; before these rows sample again.
+
+        Args:
+            rows, tokens: of one step, with its rows that are lost left out.
+            errors: gets a sentence for each row whose grammar refuses its token.
+
+        Returns:
+            Rows whose text is complete.
+        """
+        return self._masks.advance(rows, tokens, errors)
+
     def plain(self, rows: list[int]) -> bool:
         """Whether `greedy_sample` is all that these rows need."""
         return self._plan(rows).plain
@@ -124,6 +150,8 @@ class Sampler:
             x = x.clone()
             self._run_callables(x, part, past, errors)
             processors.apply(x, part.features, settings, rows, self._state, past)
+            if Feature.GRAMMAR in part.features:
+                self._masks.apply(x, [self._batch.rows[line] for line in part.lines], errors)
         top, tokens = _arg_max(x, not part.all_random)
         if part.groups:
             tokens = self._draw(x, top, tokens, part, settings, past.known[rows])

@@ -54,6 +54,18 @@ class Reset(msgspec.Struct, tag=True):
     """`reset_prefix_cache` was called."""
 
 
+class Hold(msgspec.Struct, tag=True):
+    """`hold` was called."""
+
+    grammar: str
+
+
+class GrammarReady(msgspec.Struct, tag=True):
+    """`ready` was called."""
+
+    grammar: str
+
+
 class Tick(msgspec.Struct, tag=True):
     """`plan` was called."""
 
@@ -72,7 +84,7 @@ class Commit(msgspec.Struct, tag=True):
     result: StepResult
 
 
-Event = Start | Add | Abort | Finish | Reset | Tick | Planned | Commit
+Event = Start | Add | Abort | Finish | Reset | Hold | GrammarReady | Tick | Planned | Commit
 
 
 class RecordedScheduler(Scheduler):
@@ -116,6 +128,16 @@ class RecordedScheduler(Scheduler):
         """Recorded."""
         self._write(Finish(id, index, tokens))
         return super().finish(id, index, tokens)
+
+    def hold(self, grammar: str) -> None:
+        """Recorded."""
+        self._write(Hold(grammar))
+        super().hold(grammar)
+
+    def ready(self, grammar: str) -> None:
+        """Recorded."""
+        self._write(GrammarReady(grammar))
+        super().ready(grammar)
 
     def reset_prefix_cache(self) -> None:
         """Recorded."""
@@ -161,6 +183,10 @@ def _apply(scheduler: Scheduler, event: Event) -> None:
             scheduler.abort(event.id)
         case Finish():
             scheduler.finish(event.id, event.index, event.tokens)
+        case Hold():
+            scheduler.hold(event.grammar)
+        case GrammarReady():
+            scheduler.ready(event.grammar)
         case Reset():
             scheduler.reset_prefix_cache()
         case _:

@@ -10,6 +10,7 @@ import msgspec
 from quire.base.errors import RequestError
 from quire.messages.params import SamplingParams
 from quire.messages.request import Request
+from quire.messages.structured import grammar_key
 from quire.scheduler.limits import Limits
 from quire.scheduler.sequence import Sequence, State
 
@@ -45,6 +46,7 @@ def make_sequences(
     """The n sequences of a request, the leader first. Only the leader reports log-probabilities of the prompt."""
     params = request.params
     quiet = without_prompt_logprobs(params)
+    grammar = grammar_key(params.structured_outputs)
     eos = frozenset() if params.ignore_eos else frozenset(request.eos_token_ids)
     sequences = [
         Sequence(
@@ -56,8 +58,9 @@ def make_sequences(
             seed=sibling_seed(seed, index),
             max_len=max_len,
             stops=eos | frozenset(params.stop_token_ids or ()),
-            # A callable reads the tokens on the host: the next plan waits for them.
-            chain=limits.chain and not params.logits_processors,
+            # A callable and a grammar read the tokens on the host: the next plan waits for them.
+            chain=limits.chain and not params.logits_processors and grammar is None,
+            grammar=grammar,
             tokens=list(request.token_ids),
             state=State.FOLLOWING if index else State.WAITING,
         )

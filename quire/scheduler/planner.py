@@ -94,6 +94,8 @@ class Planner:
         roster, limits = self._roster, self._roster.limits
         refused: list[Sequence] = []
         for seq in roster.order.candidates(roster.waiting.items, roster.pages.hit_tokens, now):
+            if roster.grammars.holds(seq):
+                continue  # nothing that others give back would help it, so it stands in nobody's way
             if self._admit(seq, draft):
                 for other in refused:
                     other.passed += 1

@@ -11,6 +11,7 @@ from quire.scheduler.limits import Limits
 from quire.scheduler.order import ORDERS
 from quire.scheduler.queue import Queue
 from quire.scheduler.resource import Resource
+from quire.scheduler.resources.grammar import Grammars
 from quire.scheduler.resources.pages import Pages
 from quire.scheduler.resources.rows import Rows
 from quire.scheduler.resources.tokens import Tokens
@@ -57,10 +58,11 @@ class Roster:
 
     def __init__(self, limits: Limits, layout: Layout, hash_key: bytes) -> None:
         self.limits = limits
+        self.grammars = Grammars()
         self.rows = Rows(limits.max_num_seqs)
         self.tokens = Tokens(limits.max_num_batched_tokens)
         self.pages = Pages(layout, limits, hash_key)
-        self.resources: tuple[Resource, ...] = (self.rows, self.tokens, self.pages)
+        self.resources: tuple[Resource, ...] = (self.grammars, self.rows, self.tokens, self.pages)
         self.order = ORDERS[limits.policy]()
         self.waiting = Queue(self.order.rank)
         self.running = Queue(self.seniority)

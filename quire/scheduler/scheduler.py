@@ -122,6 +122,14 @@ class Scheduler:
         self.roster.end(seq)
         return True
 
+    def hold(self, grammar: str) -> None:
+        """Sequences of this grammar wait until `ready` is told."""
+        self.roster.grammars.pending.add(grammar)
+
+    def ready(self, grammar: str) -> None:
+        """The grammar is compiled on every rank that needs it."""
+        self.roster.grammars.pending.discard(grammar)
+
     def reset_prefix_cache(self) -> None:
         """Forget every cached page that no sequence uses."""
         self.roster.pages.reset()

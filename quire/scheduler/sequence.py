@@ -46,6 +46,7 @@ class Sequence:
         steady_until: while `computed` is below, it advances by one token a step and no resource needs to be asked.
         alarm: number of known tokens at which `commit` must look closer.
         plain: nothing but the token itself is to be told about a sample.
+        grammar: key of the grammar that its text must keep to, if any.
         passed: how often others were admitted before it because it did not fit.
         unconfirmed: pages it filled since its last finite sample: (step, group, page).
         fresh: pages taken for the plan that is being made, per group.
@@ -61,6 +62,7 @@ class Sequence:
     max_len: int
     stops: frozenset[int]
     chain: bool
+    grammar: str | None
     tokens: list[int]
     state: State = State.WAITING
     computed: int = 0

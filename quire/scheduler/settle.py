@@ -39,6 +39,8 @@ def settle(roster: Roster, flight: Draft, result: StepResult, last_step: int) ->
         else:
             roster.register(seq, last_step)
             deltas.append(_news(roster, seq, result))
+            if seq.row in result.complete and seq.state is running:
+                deltas.append(_complete(roster, seq))
     return deltas
 
 
@@ -53,12 +55,20 @@ def _news(roster: Roster, seq: Sequence, result: StepResult) -> Delta:
     seq.hit = None
     while seq.unconfirmed and seq.unconfirmed[0][0] <= result.step:
         seq.unconfirmed.popleft()
-    seq.plain = seq.params.logprobs is None and not seq.unconfirmed
-    if end := ending(seq):
+    seq.plain = seq.params.logprobs is None and seq.grammar is None and not seq.unconfirmed
+    end = ending(seq)
+    if end and not (end[0] == "length" and seq.row in result.complete):
         delta.finish_reason, delta.stop_reason = end
         roster.counters.finished += 1
         roster.end(seq)
     return delta
+
+
+def _complete(roster: Roster, seq: Sequence) -> Delta:
+    """The grammar of `seq` is complete. Told apart from its last token, which is text, unlike a token that ends one."""
+    roster.counters.finished += 1
+    roster.end(seq)
+    return Delta(seq.id, seq.index, [], finish_reason="stop")
 
 
 def _first_news(seq: Sequence, delta: Delta, result: StepResult) -> None:

@@ -18,6 +18,7 @@ from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from quire.server.openai.prompts import render_chat
 from quire.server.openai.sampling import answer_id, check_best_of, job_id, model_max_tokens, salt_of, sampling_params
 from quire.server.openai.schema import ChatRequest, StreamOptions, check_model, check_stream_options, read
+from quire.server.openai.structured import own_field
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame, event
 from quire.server.watch import Watch
@@ -40,7 +41,7 @@ async def chat_completions(request: Request) -> Response:
                 return EventStream(chat.chunks(items), service.open_watches)
             (output,) = await collect(service, job)
         except RequestError as error:
-            raise _about_messages(error) from None
+            raise _about_messages(own_field(error, asked)) from None
     return Response(msgspec.json.encode(chat.whole(output)), media_type="application/json")
 
 

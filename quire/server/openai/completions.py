@@ -18,6 +18,7 @@ from quire.server.openai.logprobs import CompletionLogprobs, joined, prompt_logp
 from quire.server.openai.prompts import read_prompts
 from quire.server.openai.sampling import answer_id, check_best_of, job_id, model_max_tokens, salt_of, sampling_params
 from quire.server.openai.schema import CompletionRequest, StreamOptions, check_model, check_stream_options, read
+from quire.server.openai.structured import own_field
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame, event
 from quire.server.watch import Watch
@@ -40,10 +41,13 @@ async def completions(request: Request) -> Response:
         _check_choices(len(prompts) * params.n)
         job = Job(job_id(), prompts, params, asked.priority or 0, salt_of(asked))
         answer = Completion(answer_id("cmpl", asked), service, asked, texts)
-        if asked.stream:
-            items = await admitted(service, job, KEEP_ALIVE_S)
-            return EventStream(answer.chunks(items), service.open_watches)
-        outputs = await collect(service, job)
+        try:
+            if asked.stream:
+                items = await admitted(service, job, KEEP_ALIVE_S)
+                return EventStream(answer.chunks(items), service.open_watches)
+            outputs = await collect(service, job)
+        except RequestError as error:
+            raise own_field(error, asked) from None
     return Response(msgspec.json.encode(answer.whole(outputs)), media_type="application/json")
 
 

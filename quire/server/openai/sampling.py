@@ -11,6 +11,7 @@ import msgspec
 from quire.base.errors import RequestError
 from quire.messages.params import RequestOutputKind, SamplingParams
 from quire.server.openai.schema import Generating
+from quire.server.openai.structured import structured_of
 from quire.server.service import Service
 
 SAME_NAME = (
@@ -41,6 +42,8 @@ def sampling_params(
     }
     if asked.logit_bias:
         given["logit_bias"] = {_token_id(key): bias for key, bias in asked.logit_bias.items()}
+    if (form := structured_of(asked)) is not None:
+        given["structured_outputs"] = form
     if prompt_logprobs is not None:
         given["prompt_logprobs"] = prompt_logprobs
     kind = RequestOutputKind.DELTA if asked.stream else RequestOutputKind.FINAL_ONLY

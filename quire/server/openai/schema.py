@@ -55,6 +55,8 @@ class Generating(msgspec.Struct, kw_only=True):
     return_token_ids: bool | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    response_format: object = None
+    structured_outputs: object = None
     request_id: str | None = None
 
 
@@ -122,7 +124,6 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "tools": (None,),
     "tool_choice": (None, "none"),
     "function_call": (None, "none"),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "reasoning_effort": (None, "none"),
     "verbosity": (None, "medium"),
@@ -135,7 +136,6 @@ REFUSED: dict[str, tuple[object, ...]] = {
             "guided_choice",
             "guided_grammar",
             "guided_decoding_backend",
-            "structured_outputs",
         ),
         NOTHING,
     ),

@@ -1,0 +1,185 @@
+"""`GrammarDesk`: has grammars judged and compiled beside the step loop, and tells the scheduler when they are ready.
+
+A thread of its own does the waiting: the court's judge first, then the rank that samples. What it has done shows in a
+descriptor of the loop's selector. Owned by `EngineCore`; it knows request ids and grammars, never tokens.
+"""
+
+import queue
+import select
+import socket
+import threading
+import traceback
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from quire.base.errors import RequestError
+from quire.base.logging import get_logger
+from quire.executors.base import Executor
+from quire.messages.request import Request
+from quire.messages.structured import FIELD, StructuredOutputsParams, grammar_key
+from quire.messages.wire import Refused
+from quire.scheduler.scheduler import Scheduler
+from quire.structured.court import Court
+from quire.structured.matcher import Vocabulary
+from quire.structured.store import KEPT
+
+log = get_logger(__name__)
+
+REMEMBERED = 256
+"""Refusals that are remembered, so that the same bad grammar costs nothing a second time."""
+
+JOIN_S = 5.0
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Case:
+    """A grammar on its way. `users`: requests that wait for it; without any it need not be compiled."""
+
+    key: str
+    wanted: StructuredOutputsParams
+    users: set[str] = field(default_factory=set)
+    error: RequestError | None = None
+    skipped: bool = False
+
+
+class GrammarDesk:
+    """Grammars of one engine.
+
+    Args:
+        executor: where grammars are compiled for use.
+        scheduler: told to hold sequences back and to let them go.
+        vocabulary: of the model.
+
+    Attributes:
+        descriptor: readable when `collect` has something to do.
+    """
+
+    def __init__(self, executor: Executor, scheduler: Scheduler, vocabulary: Vocabulary) -> None:
+        self._executor = executor
+        self._scheduler = scheduler
+        self._court = Court(vocabulary)
+        self._vocabulary = vocabulary
+        self._cases: dict[str, Case] = {}
+        self._ready: OrderedDict[str, None] = OrderedDict()
+        self._refused: OrderedDict[str, RequestError] = OrderedDict()
+        self._todo: queue.SimpleQueue[Case | None] = queue.SimpleQueue()
+        self._done: deque[Case] = deque()
+        self._news, self._bell = socket.socketpair()
+        self._news.setblocking(False)
+        self._thread: threading.Thread | None = None
+        self.descriptor = self._news.fileno()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a grammar is on its way."""
+        return bool(self._cases)
+
+    def want(self, request: Request) -> None:
+        """See to the grammar of a request that is about to be added. Raises RequestError if it is known to be bad."""
+        wanted = request.params.structured_outputs
+        key = grammar_key(wanted)
+        if wanted is None or key is None:
+            return
+        if refusal := self._refused.get(key):
+            raise RequestError(refusal.message, refusal.param, refusal.code)
+        if key in self._ready:
+            self._ready.move_to_end(key)
+            return
+        case = self._cases.get(key)
+        if case is None:
+            case = self._cases[key] = Case(key, wanted, {request.id})
+            self._scheduler.hold(key)
+            self._submit(case)
+        case.users.add(request.id)
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended before its grammar was ready."""
+        for case in self._cases.values():
+            case.users.discard(request_id)
+
+    def collect(self) -> list[Refused]:
+        """Take in what is done: sequences may start, or their requests are refused."""
+        try:
+            self._news.recv(4096)
+        except BlockingIOError:
+            return []
+        refused: list[Refused] = []
+        while self._done:
+            refused += self._settle(self._done.popleft())
+        return refused
+
+    def settle(self) -> list[Refused]:
+        """Wait until no grammar is on its way; for `LLM`."""
+        refused: list[Refused] = []
+        while self.busy:
+            select.select([self.descriptor], [], [])
+            refused += self.collect()
+        return refused
+
+    def close(self) -> None:
+        """End the judge and the thread."""
+        if self._thread is not None:
+            for case in self._cases.values():
+                case.users.clear()
+            self._todo.put(None)
+            self._court.interrupt()
+            self._thread.join(JOIN_S)
+            self._thread = None
+        self._news.close()
+        self._bell.close()
+
+    def _settle(self, case: Case) -> list[Refused]:
+        if case.skipped and case.users:  # somebody has asked for it again meanwhile
+            case.skipped = False
+            self._submit(case)
+            return []
+        del self._cases[case.key]
+        error = case.error
+        refused = []
+        if error is not None:
+            _remember(self._refused, case.key, error, REMEMBERED)
+            for request_id in sorted(case.users):
+                self._scheduler.abort(request_id)
+                refused.append(Refused(request_id, error.message, error.param, error.code))
+        elif not case.skipped:
+            _remember(self._ready, case.key, None, KEPT)
+        self._scheduler.ready(case.key)
+        return refused
+
+    def _submit(self, case: Case) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="grammars", daemon=True)
+            self._thread.start()
+        self._todo.put(case)
+
+    def _work(self) -> None:
+        while (case := self._todo.get()) is not None:
+            case.skipped = not case.users
+            if not case.skipped:
+                case.error = self._compile(case.wanted)
+            self._done.append(case)
+            try:
+                self._bell.send(b"\0")
+            except OSError:  # the desk was closed
+                break
+        self._court.close()
+
+    def _compile(self, wanted: StructuredOutputsParams) -> RequestError | None:
+        try:
+            self._court.check(wanted)
+            self._executor.prepare(wanted, self._vocabulary)
+        except RequestError as error:
+            return error
+        except Exception:  # a fault here is one request's; the engine shows its own elsewhere
+            log.error("%s", traceback.format_exc())
+            return RequestError("the grammar could not be compiled.", FIELD, "invalid_schema")
+        return None
+
+
+def _remember(kept: "OrderedDict[str, T]", key: str, value: T, most: int) -> None:
+    kept[key] = value
+    while len(kept) > most:
+        kept.popitem(last=False)

@@ -1,0 +1,95 @@
+"""`Court`: asks the judge, starts one when it is needed, and tells from its end why it ended.
+
+Calls wait for the judge, so they are made from a thread of their own (`engine/grammars.py`).
+"""
+
+import signal
+import socket
+import subprocess
+import sys
+
+import msgspec
+
+from quire.base.errors import EngineError, RequestError
+from quire.config import environ
+from quire.messages.frames import receive, send
+from quire.messages.structured import FIELD, StructuredOutputsParams
+from quire.structured.judge import Verdict
+from quire.structured.matcher import Vocabulary
+
+_TIMES_UP = (-signal.SIGPROF, -signal.SIGALRM)
+
+
+class Court:
+    """One judge at a time, for one vocabulary; for one thread."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+
+    def check(self, wanted: StructuredOutputsParams) -> None:
+        """Let the judge compile a grammar.
+
+        Raises:
+            RequestError: with code invalid_schema, or grammar_timeout when it took too much time or memory.
+        """
+        channel = self._channel or self._open()
+        _read(self._ask(channel, msgspec.json.encode(wanted)))
+
+    def interrupt(self) -> None:
+        """Kill the judge, from any thread; whoever waits for it goes on with an error."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def close(self) -> None:
+        """End the judge."""
+        channel, process = self._channel, self._process
+        self._channel = self._process = None
+        if channel is not None:
+            channel.close()
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def _open(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "quire.structured.judge", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environ.snapshot() | {"RAYON_NUM_THREADS": "1"},
+            )
+        self._channel = ours
+        try:
+            _read(self._ask(ours, msgspec.json.encode(self._vocabulary)))
+        except RequestError:
+            self.close()
+            raise
+        return ours
+
+    def _ask(self, channel: socket.socket, frame: bytes) -> bytes:
+        try:
+            send(channel, frame)
+            answer = receive(channel)
+        except OSError:
+            answer = None
+        if answer is not None:
+            return answer
+        process = self._process
+        if process is None:
+            raise EngineError("the judge of grammars was closed")
+        timed_out = process.wait() in _TIMES_UP
+        self.close()
+        why = "takes too long to compile" if timed_out else "takes too much memory to compile"
+        code = "grammar_timeout" if timed_out else "grammar_too_complex"
+        raise RequestError(f"the grammar {why}; make it simpler (shorter repetitions, fewer rules).", FIELD, code)
+
+
+def _read(answer: bytes) -> None:
+    verdict = msgspec.json.decode(answer, type=Verdict)
+    if verdict.message:
+        raise RequestError(verdict.message, FIELD, verdict.code)

@@ -1,0 +1,72 @@
+"""A helper process that compiles each grammar first, with limits: `python -m quire.structured.judge FD`.
+
+A grammar that would take too much time or memory ends this process and nothing else. `court.py` starts it and asks it.
+"""
+
+import resource
+import signal
+import socket
+import sys
+
+import msgspec
+import psutil
+
+from quire.base.errors import RequestError
+from quire.messages.frames import receive, send
+from quire.messages.structured import StructuredOutputsParams
+from quire.structured.llguidance import LLBackend
+from quire.structured.matcher import Vocabulary
+
+CPU_S = 2.0
+WALL_S = 8.0
+MEMORY_BYTES = 1 << 30
+"""Beyond what the tokenizer takes."""
+
+
+class Verdict(msgspec.Struct):
+    """What is to be said of a grammar: nothing (it is good), or why it is refused."""
+
+    message: str = ""
+    code: str = ""
+
+
+def main() -> int:
+    """Read the vocabulary, then judge grammars until the other side ends."""
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        first = receive(channel)
+        if first is None:
+            return 0
+        try:
+            backend = LLBackend(msgspec.json.decode(first, type=Vocabulary))
+        except RequestError as error:
+            _answer(channel, error)
+            return 0
+        most = psutil.Process().memory_info().vms + MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        send(channel, msgspec.json.encode(Verdict()))
+        while (frame := receive(channel)) is not None:
+            _judge(channel, backend, msgspec.json.decode(frame, type=StructuredOutputsParams))
+    return 0
+
+
+def _judge(channel: socket.socket, backend: LLBackend, wanted: StructuredOutputsParams) -> None:
+    # The default action of both signals is to end the process: nothing in a native library can hold it up.
+    signal.setitimer(signal.ITIMER_PROF, CPU_S)
+    signal.setitimer(signal.ITIMER_REAL, WALL_S)
+    try:
+        backend.compile(wanted)
+    except RequestError as error:
+        _answer(channel, error)
+        return
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    send(channel, msgspec.json.encode(Verdict()))
+
+
+def _answer(channel: socket.socket, error: RequestError) -> None:
+    send(channel, msgspec.json.encode(Verdict(error.message, error.code)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""llguidance behind the protocol of `matcher.py`: the only file that knows it.
+
+The library never raises for a bad grammar: its matchers have a state of error, which is read after each call.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import llguidance
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
+
+from quire.base.errors import RequestError
+from quire.messages.structured import FIELD, StructuredOutputsParams
+from quire.structured.matcher import Mask, Matcher, Vocabulary
+
+WHITE_SPACE = r"[ ]?|\n[ ]{0,32}"
+"""Between tokens of JSON: a space, or a new line with its indentation. Bounded: a model cannot lose itself in it."""
+
+LONGEST_REASON = 300
+
+_LIMITS = llguidance.LLParserLimits(verbose_errors=False)
+
+
+class LLMatcher:
+    """A matcher of llguidance."""
+
+    def __init__(self, inner: llguidance.LLMatcher) -> None:
+        self.inner = inner
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow and the text is a sentence."""
+        return self.inner.is_stopped() and not self.inner.is_error()
+
+    @property
+    def error(self) -> str | None:
+        """The library's words, cut."""
+        return reason(self.inner.get_error()) if self.inner.is_error() else None
+
+    def take(self, tokens: Sequence[int]) -> None:
+        """Go on."""
+        self.inner.consume_tokens(list(tokens))
+
+
+class LLGrammar:
+    """A matcher that stays at the start; copies of it share what was compiled."""
+
+    def __init__(self, inner: llguidance.LLMatcher) -> None:
+        self._inner = inner
+
+    def start(self) -> LLMatcher:
+        """A copy."""
+        return LLMatcher(self._inner.deep_copy())
+
+
+class LLBackend:
+    """The library with the tokens of one model.
+
+    Raises:
+        RequestError: the library cannot read this tokenizer; no answer of this model can have a form.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._tokenizer = _tokenizer(vocabulary)
+        self._executor = llguidance.LLExecutor()
+
+    def compile(self, wanted: StructuredOutputsParams) -> LLGrammar:
+        """Compile; the first mask is made too, since it is what a bad grammar spends most on."""
+        try:
+            text = source(wanted)
+        except (ValueError, RecursionError) as error:
+            raise _invalid(reason(str(error))) from None
+        matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=_LIMITS)
+        first = matcher.deep_copy()
+        first.compute_bitmask()
+        if first.is_error():
+            raise _invalid(reason(first.get_error()))
+        return LLGrammar(matcher)
+
+    def fill(self, matchers: Sequence[tuple[Matcher, int]], mask: Mask) -> None:
+        """Several at once on the library's threads."""
+        pairs = [(cast(LLMatcher, matcher).inner, row) for matcher, row in matchers]
+        if len(pairs) == 1:
+            fill_next_token_bitmask(pairs[0][0], mask, pairs[0][1])
+        elif pairs:
+            fill_next_token_bitmask_par(self._executor, pairs, mask)
+
+
+def source(wanted: StructuredOutputsParams) -> str:
+    """The grammar in the library's own form. Raises ValueError."""
+    if wanted.regex is not None:
+        return llguidance.LLMatcher.grammar_from_regex(wanted.regex)
+    if wanted.choice is not None:
+        alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
+        return llguidance.LLMatcher.grammar_from_lark(f"start: {alternatives}")
+    if wanted.grammar is not None:
+        return llguidance.grammar_from("grammar", wanted.grammar)
+    schema = {"type": "object"} if wanted.json is None else wanted.json
+    space: llguidance._lib.JsonCompileOptions = (
+        {"whitespace_flexible": False} if wanted.disable_any_whitespace else {"whitespace_pattern": WHITE_SPACE}
+    )
+    return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=space)
+
+
+def reason(text: str) -> str:
+    """The library's words as one line of bearable length."""
+    if text.startswith("NoExtension"):
+        return "no text matches it"
+    words = " ".join(text.partition("<state>")[0].replace("<non-verbose/>", "").split())
+    return words if len(words) <= LONGEST_REASON else words[: LONGEST_REASON - 3] + "..."
+
+
+def _tokenizer(vocabulary: Vocabulary) -> llguidance.LLTokenizer:
+    if not Path(vocabulary.tokenizer).is_file():
+        raise _unsupported()
+    eos = list(vocabulary.eos) or None
+    try:
+        return llguidance.LLTokenizer(vocabulary.tokenizer, n_vocab=vocabulary.size, eos_token=eos)
+    except ValueError:
+        pass  # a tokenizer that knows more tokens than the model has rows
+    try:
+        return llguidance.LLTokenizer(vocabulary.tokenizer, eos_token=eos)
+    except ValueError:
+        raise _unsupported() from None
+
+
+def _invalid(why: str) -> RequestError:
+    return RequestError(f"the grammar is not valid or not supported: {why}", FIELD, "invalid_schema")
+
+
+def _unsupported() -> RequestError:
+    return RequestError(
+        "structured outputs do not work with the tokenizer of this model.", FIELD, "unsupported_parameter"
+    )
