@@ -105,6 +105,7 @@ class ServerConfig:
     chat_template: str | None = setting(None, "File with a Jinja chat template, instead of the checkpoint's.")
     max_body_bytes: int = setting(32 << 20, "Largest request body in bytes.")
     max_queued_requests: int = setting(1024, "Requests waiting beyond this number are refused with 503.")
+    response_store_bytes: int = setting(64 << 20, "Bytes of responses kept in memory for /v1/responses; 0 keeps none.")
     shutdown_timeout_s: float = setting(30.0, "Seconds that running requests get after SIGTERM.")
     disable_access_log: bool = setting(False, "Do not log a line per HTTP request.")
 

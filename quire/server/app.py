@@ -24,8 +24,9 @@ from quire.server.auth import KeyGuard
 from quire.server.errors import ApiError, Refuse, as_api_error
 from quire.server.metrics import Metrics
 from quire.server.middleware import Entrance
-from quire.server.openai import chat, completions, models, tokens
+from quire.server.openai import chat, completions, models, responses, tokens
 from quire.server.service import Engine, Service, Template
+from quire.server.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,9 @@ class Endpoint:
 ROUTES = (
     Endpoint("POST", "/v1/chat/completions", chat.chat_completions),
     Endpoint("POST", "/v1/completions", completions.completions),
+    Endpoint("POST", "/v1/responses", responses.create),
+    Endpoint("GET", "/v1/responses/{response_id}", responses.get),
+    Endpoint("POST", "/v1/responses/{response_id}/cancel", responses.cancel),
     Endpoint("POST", "/v1/messages", messages.messages, refuse=refuse),
     Endpoint("POST", "/v1/messages/count_tokens", messages.count_tokens, refuse=refuse),
     Endpoint("GET", "/v1/models", models.list_models),
@@ -80,7 +84,8 @@ def create_app(engine: Engine, config: ServerConfig, template: Template | None =
     )
     # A redirect would answer for a URL that is not in the table.
     app.router.redirect_slashes = False
-    app.state.service = Service(engine, config, metrics, admission, template, name)
+    store = Store(config.response_store_bytes)
+    app.state.service = Service(engine, config, metrics, admission, template, name, store)
     return app
 
 

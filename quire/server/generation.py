@@ -141,8 +141,7 @@ async def _one(service: Service, job: Job, prompt: int) -> AsyncGenerator[Item, 
 
 async def _many(service: Service, job: Job) -> AsyncGenerator[Item, None]:
     """Several prompts at once; all are checked before the first one is submitted."""
-    for number, prompt in enumerate(job.prompts):
-        _check(service, job, number, prompt)
+    check(service, job)
     queue: asyncio.Queue[Item | Exception | None] = asyncio.Queue(QUEUED_ITEMS)
     tasks = [asyncio.create_task(_pump(_one(service, job, number), queue)) for number in range(len(job.prompts))]
     try:
@@ -170,18 +169,20 @@ async def _pump(items: AsyncIterator[Item], queue: "asyncio.Queue[Item | Excepti
         await queue.put(error)
 
 
-def _check(service: Service, job: Job, number: int, prompt: list[int]) -> None:
+def check(service: Service, job: Job) -> None:
+    """Raise the RequestError with which the engine would refuse the job, without submitting anything."""
     engine = service.engine
-    make_request(
-        f"{job.id}-{number}",
-        prompt,
-        job.params,
-        engine.facts,
-        eos_token_ids=engine.model.eos_token_ids,
-        encode=lambda text: engine.tokenizer.encode(text, add_special_tokens=False),
-        priority=job.priority,
-        cache_salt=job.cache_salt,
-    )
+    for number, prompt in enumerate(job.prompts):
+        make_request(
+            f"{job.id}-{number}",
+            prompt,
+            job.params,
+            engine.facts,
+            eos_token_ids=engine.model.eos_token_ids,
+            encode=lambda text: engine.tokenizer.encode(text, add_special_tokens=False),
+            priority=job.priority,
+            cache_salt=job.cache_salt,
+        )
 
 
 def _raise_failed(output: RequestOutput) -> None:

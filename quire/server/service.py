@@ -21,6 +21,7 @@ from quire.messages.wire import EngineFacts, Stats
 from quire.server.admission import Admission
 from quire.server.errors import clip
 from quire.server.metrics import Metrics
+from quire.server.store import Store
 from quire.server.watch import Watch
 
 log = get_logger(__name__)
@@ -117,6 +118,7 @@ class Service:
         engine, config, metrics, admission: what endpoints work with.
         template: of the chat endpoint, if the model can chat.
         model_name: the model's name in the API.
+        responses: of /v1/responses, to be fetched or gone on from.
         created: when the service was made, unix seconds.
         open_watches: one per request at work.
     """
@@ -127,6 +129,7 @@ class Service:
     admission: Admission
     template: Template | None
     model_name: str
+    responses: Store
     created: int = field(default_factory=lambda: int(time.time()))
     open_watches: set[Watch] = field(default_factory=set)
     _steps: int = -1

@@ -6,6 +6,7 @@ way to run a request. Nothing here knows an endpoint.
 
 import re
 from collections.abc import Collection, Mapping
+from typing import TypedDict
 
 import msgspec
 
@@ -14,6 +15,13 @@ from quire.server.openai.schema import NOTHING, REFUSED, ChatRequest
 
 Content = str | list[dict[str, str]]
 """What a chat template takes: a text, or text parts."""
+
+
+class Turn(TypedDict):
+    """A message of a chat."""
+
+    role: str
+    content: Content
 
 
 class Extras(msgspec.Struct, kw_only=True):
@@ -39,7 +47,8 @@ class Extras(msgspec.Struct, kw_only=True):
 def refused_fields(kind: type[Extras], more: Mapping[str, tuple[object, ...]]) -> dict[str, tuple[object, ...]]:
     """What `kind` must not silently ignore: whatever changes the answer of a chat, and `more`."""
     of_chats = set(ChatRequest.__struct_fields__) - set(kind.__struct_fields__)
-    return {**REFUSED, **dict.fromkeys(of_chats, NOTHING), "n": (None, 1), **more}
+    harmless = {"n": (None, 1), "parallel_tool_calls": (None, True, False)}
+    return {**REFUSED, **dict.fromkeys(of_chats, NOTHING), **harmless, **more}
 
 
 def as_chat(asked: Extras, **own: object) -> ChatRequest:

@@ -55,7 +55,8 @@ def test_a_wrong_method_names_the_right_ones(http: httpx.Client, route: Any) -> 
 
 @pytest.mark.parametrize("route", [route for route in ROUTES if route.method == "GET"], ids=lambda route: route.path)
 def test_get_routes_answer_head(http: httpx.Client, route: Any) -> None:
-    answer = http.head(route.path.replace("{model:path}", "org/fake-model"))
+    made = http.post("/v1/responses", json={"model": "org/fake-model", "input": "hi"}).json()
+    answer = http.head(route.path.replace("{model:path}", "org/fake-model").replace("{response_id}", made["id"]))
     assert (answer.status_code, answer.content) == (200, b"")
 
 

@@ -6,7 +6,7 @@ the answer are refused.
 
 from quire.base.errors import RequestError
 from quire.server.openai.schema import IGNORED, NOTHING, ChatRequest
-from quire.server.translate import Extras, as_chat, joined, read_content, read_role, refused_fields
+from quire.server.translate import Extras, Turn, as_chat, joined, read_content, read_role, refused_fields
 
 
 class CountRequest(Extras, kw_only=True):
@@ -61,23 +61,21 @@ def chat_of(asked: CountRequest, max_tokens: int | None) -> ChatRequest:
     )
 
 
-def _turns(raw: object) -> list[dict[str, object]]:
+def _turns(raw: object) -> list[Turn]:
     """The messages; several in a row by the same role are one."""
     if not isinstance(raw, list):
         raise RequestError("messages must be a list of messages.", "messages", "invalid_type")
     if not raw:
         raise RequestError("messages must hold at least one message.", "messages")
-    turns: list[dict[str, object]] = []
-    content = None
+    turns: list[Turn] = []
     for index, message in enumerate(raw):
         path = f"messages[{index}]"
         if not isinstance(message, dict):
             raise RequestError(f"{path} must be an object with 'role' and 'content'.", path, "invalid_type")
         role = read_role(message, path, ROLES)
         new = read_content(message.get("content"), f"{path}.content", TEXTS)
-        if content is not None and turns[-1]["role"] == role:
-            turns[-1]["content"] = content = joined(content, new)
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] = joined(turns[-1]["content"], new)
         else:
-            content = new
-            turns.append({"role": role, "content": content})
+            turns.append({"role": role, "content": new})
     return turns

@@ -1,0 +1,156 @@
+"""/v1/responses: a conversation in, the next message out, with a memory: create, stream, get, cancel, go on from it."""
+
+import asyncio
+from typing import NoReturn
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message
+
+from quire.base.errors import RequestError
+from quire.base.logging import get_logger
+from quire.messages.outputs import RequestOutput
+from quire.server.auth import owner_of
+from quire.server.body import read_json
+from quire.server.errors import ApiError, as_api_error, clip
+from quire.server.generation import Job, admitted, check, collect
+from quire.server.openai.chat import chat_job
+from quire.server.openai.responses_answer import Answer
+from quire.server.openai.responses_schema import (
+    IGNORED_HERE,
+    NAMES,
+    REFUSED_HERE,
+    ResponsesRequest,
+    chat_of,
+    check_served,
+    turns_of,
+)
+from quire.server.openai.schema import check_model, read
+from quire.server.service import Service, service_of
+from quire.server.sse import KEEP_ALIVE_S, Ending, EventStream
+from quire.server.store import Running
+from quire.server.translate import Turn, renamed
+from quire.server.watch import Watch
+
+log = get_logger(__name__)
+
+
+async def create(request: Request) -> Response:
+    """Serve one request; see the module."""
+    service = service_of(request)
+    body = await read_json(request, service.config.max_body_bytes)
+    asked = read(ResponsesRequest, body, service, REFUSED_HERE, IGNORED_HERE)
+    check_model(asked.model, service)
+    check_served(asked)
+    service.check_ready()
+    async with Watch(request.receive, service.open_watches):
+        try:
+            return await _create(request, asked, service)
+        except RequestError as error:
+            raise renamed(error, NAMES) from None
+
+
+async def get(request: Request) -> Response:
+    """A response that is stored or runs in the background."""
+    if request.query_params.get("stream", "false").lower() != "false":
+        raise RequestError("stream is not supported here; the response is given whole.", "stream")
+    service = service_of(request)
+    place = owner_of(request.scope), request.path_params["response_id"]
+    if place in service.responses.running:
+        return _json(service.responses.running[place].body())
+    kept = service.responses.get(place)
+    return _not_found(place[1]) if kept is None else _json(kept.body)
+
+
+async def cancel(request: Request) -> Response:
+    """End a response that runs in the background; one that has ended is given as it is."""
+    service = service_of(request)
+    place = owner_of(request.scope), request.path_params["response_id"]
+    running = service.responses.running.get(place)
+    if running is not None:
+        running.task.cancel()
+        await asyncio.wait([running.task])
+        return _json(running.body())
+    kept = service.responses.get(place)
+    if kept is None:
+        _not_found(place[1])
+    if not msgspec.json.decode(kept.body)["background"]:
+        raise RequestError("Only a response that was created with background: true can be cancelled.", "background")
+    return _json(kept.body)
+
+
+async def _create(request: Request, asked: ResponsesRequest, service: Service) -> Response:
+    owner = owner_of(request.scope)
+    turns = [*_before(asked.previous_response_id, owner, service), *turns_of(asked.input)]
+    job = await chat_job(chat_of(asked, turns), service)
+    answer = Answer(asked, turns, job.params, service.model_name, owner, service.responses)
+    if asked.background:
+        _start(service, job, answer)
+    elif asked.stream:
+        items = await admitted(service, job, KEEP_ALIVE_S)
+        return EventStream(answer.events(items), service.open_watches, Ending(answer.failed_events))
+    else:
+        (output,) = await collect(service, job)
+        answer.finish(output)
+    return _json(answer.body())
+
+
+def _before(previous: str | None, owner: bytes, service: Service) -> list[Turn]:
+    """The conversation that is gone on from."""
+    if previous is None:
+        return []
+    kept = service.responses.get((owner, previous))
+    if kept is None or not kept.turns:
+        raise RequestError(
+            f"previous_response_id: {clip(previous)!r} did not end well, or is not stored (any more). "
+            "Send the conversation in input.",
+            "previous_response_id",
+            "previous_response_not_found",
+        )
+    return msgspec.json.decode(kept.turns, type=list[Turn])
+
+
+def _start(service: Service, job: Job, answer: Answer) -> None:
+    """Make the response while nobody waits. Raises what a waiting client would hear at once."""
+    service.check_ready()
+    check(service, job)
+    running = service.responses.running
+
+    def ended(task: "asyncio.Task[RequestOutput]") -> None:
+        del running[answer.place]
+        if task.cancelled():
+            answer.cancel()
+        elif (error := task.exception()) is None:
+            answer.finish(task.result())
+        else:
+            told = as_api_error(error)
+            if told.code == "internal_error":
+                log.error("response %s failed", answer.id, exc_info=error)
+            answer.fail(told)
+
+    task = asyncio.create_task(_work(service, job))
+    task.add_done_callback(ended)
+    running[answer.place] = Running(task, answer.body)
+
+
+async def _work(service: Service, job: Job) -> RequestOutput:
+    # Nobody hangs up on it, but a server that stops must find it.
+    async with Watch(_silence, service.open_watches):
+        (output,) = await collect(service, job)
+    return output
+
+
+async def _silence() -> Message:
+    await asyncio.Event().wait()
+    return {}
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+def _not_found(response_id: str) -> NoReturn:
+    raise ApiError(
+        404, f"There is no response {clip(response_id)!r}, or it is not stored any more.", "response_not_found"
+    )
