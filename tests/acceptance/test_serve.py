@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import anthropic
 import httpx
 import openai
 import psutil
@@ -79,6 +80,34 @@ def test_n_logprobs_and_stop(client):
     cut = client.completions.create(model="default", prompt="Once upon a time", max_tokens=40, temperature=0, stop=stop)
     assert cut.choices[0].text == full.choices[0].text[: full.choices[0].text.index(stop)]
     assert cut.choices[0].finish_reason == "stop"
+
+
+def test_responses_and_anthropics_messages_say_what_a_chat_says(served, client):
+    asked = {"model": "default", "temperature": 0.0}
+    chat = client.chat.completions.create(**asked, messages=MESSAGES, max_tokens=24)
+    text, prompt_tokens = chat.choices[0].message.content, chat.usage.prompt_tokens
+    response = client.responses.create(**asked, input=MESSAGES[0]["content"], max_output_tokens=24)
+    assert (response.output_text, response.usage.input_tokens) == (text, prompt_tokens)
+    with client.responses.stream(**asked, input=MESSAGES, max_output_tokens=24) as stream:
+        assert "".join(event.delta for event in stream if event.type == "response.output_text.delta") == text
+    follow_up = [*MESSAGES, {"role": "assistant", "content": text}, {"role": "user", "content": "And then?"}]
+    going_on = client.responses.create(
+        **asked, input="And then?", previous_response_id=response.id, max_output_tokens=8
+    )
+    again = client.chat.completions.create(**asked, messages=follow_up, max_tokens=8)
+    assert going_on.output_text == again.choices[0].message.content
+    assert going_on.usage.input_tokens_details.cached_tokens > 0, "the pages of the first turn are found again"
+    with anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0) as claude:
+        counted = claude.messages.count_tokens(model="default", messages=MESSAGES)
+        # The client has no argument for the temperature.
+        asked = {"model": "default", "messages": MESSAGES, "max_tokens": 24, "extra_body": {"temperature": 0}}
+        with claude.messages.stream(**asked) as stream:
+            assert stream.get_final_text() == text
+        message = claude.messages.create(**asked)
+    assert message.content[0].text == text
+    usage = message.usage
+    assert counted.input_tokens == prompt_tokens == usage.input_tokens + usage.cache_read_input_tokens
+    assert idle(served)
 
 
 def test_bad_requests_are_refused_by_name(client):
