@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from quire.base.errors import RequestError
 from quire.chat.content import content_form, fit_content
+from quire.chat.history import fit_answer, wants_text
 from quire.chat.messages import Message
 from quire.chat.sandbox import Limits, Sandbox
 from quire.chat.segments import Marks, Plain, Segmenter, plain, strings, unused_marks
@@ -46,6 +47,7 @@ class ChatTemplate:
         self._sandbox = Sandbox(source, limits or Limits())
         self._form = content_form(self._sandbox.tree)
         self._knows_developer = "developer" in source
+        self._text_arguments = wants_text(source)
 
     def render(
         self,
@@ -125,7 +127,7 @@ class ChatTemplate:
             raise RequestError(f"{path}.role is missing; use system, user or assistant", param=f"{path}.role")
         if copy["role"] == "developer" and not self._knows_developer:
             copy["role"] = "system"
-        return fit_content(copy, self._form)
+        return fit_content(fit_answer(copy, as_text=self._text_arguments), self._form)
 
     def _write(self, talk: _Conversation) -> str:
         chars = sum(map(len, strings(talk.values)))

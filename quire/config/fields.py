@@ -103,6 +103,12 @@ class ServerConfig:
     api_key: str | None = setting(None, "Key that clients must send as 'Authorization: Bearer KEY'.", secret=True)
     served_model_name: str | None = setting(None, "Name of the model in the API; unset is the name of the checkpoint.")
     chat_template: str | None = setting(None, "File with a Jinja chat template, instead of the checkpoint's.")
+    tool_call_parser: str | None = setting(
+        None, "How the model writes tool calls (hermes, mistral, ..., none); unset tells it from the chat template."
+    )
+    reasoning_parser: str | None = setting(
+        None, "How the model marks its reasoning (think, ..., none); unset tells it from the chat template."
+    )
     max_body_bytes: int = setting(32 << 20, "Largest request body in bytes.")
     max_queued_requests: int = setting(1024, "Requests waiting beyond this number are refused with 503.")
     response_store_bytes: int = setting(64 << 20, "Bytes of responses kept in memory for /v1/responses; 0 keeps none.")

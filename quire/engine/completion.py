@@ -63,7 +63,8 @@ class Completion:
         self._stops: StopFinder | None = None
         if tokenizer is not None:
             spaces = params.spaces_between_special_tokens
-            self._text = Detokenizer(tokenizer, prompt_ids, params.skip_special_tokens, spaces)
+            shown = params.shown_token_ids or ()
+            self._text = Detokenizer(tokenizer, prompt_ids, params.skip_special_tokens, spaces, shown)
             if params.stop_strings:
                 self._stops = StopFinder(params.stop_strings, params.include_stop_str_in_output)
         self._made = 0

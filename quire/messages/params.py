@@ -50,6 +50,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         prompt_logprobs: the same for the tokens of the prompt.
         detokenize: whether text is made.
         skip_special_tokens: leave special tokens out of the text.
+        shown_token_ids: special tokens that stay in the text although the others are left out.
         spaces_between_special_tokens: kept for compatibility; applies when special tokens are shown.
         include_stop_str_in_output: keep the stop string in the text.
         output_kind: see RequestOutputKind.
@@ -79,6 +80,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    shown_token_ids: list[int] | None = None
     spaces_between_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE

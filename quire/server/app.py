@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from quire.chat.formats.recognise import reasoning_format, tool_format
 from quire.config.fields import ServerConfig
 from quire.server import ops
 from quire.server.admission import Admission
@@ -69,6 +70,9 @@ def create_app(engine: Engine, config: ServerConfig, template: Template | None =
         engine: ready to generate.
         config: of the server.
         template: for /v1/chat/completions; None if the model cannot chat.
+
+    Raises:
+        ConfigError: there is no parser of the name that `config` gives.
     """
     name = config.served_model_name or engine.model.name
     metrics = Metrics(engine, engine.facts, name, [route.path for route in ROUTES])
@@ -85,7 +89,12 @@ def create_app(engine: Engine, config: ServerConfig, template: Template | None =
     # A redirect would answer for a URL that is not in the table.
     app.router.redirect_slashes = False
     store = Store(config.response_store_bytes)
-    app.state.service = Service(engine, config, metrics, admission, template, name, store)
+    source = template.source if template else ""
+    app.state.service = Service(
+        *(engine, config, metrics, admission, template, name, store),
+        tool_format=tool_format(config.tool_call_parser, source),
+        reasoning_format=reasoning_format(config.reasoning_parser, source),
+    )
     return app
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from quire.base.errors import ConfigError
 from quire.base.logging import get_logger
+from quire.chat.formats.recognise import reasoning_format, tool_format
 from quire.chat.template import ChatTemplate
 from quire.config.fields import Config, ServerConfig
 from quire.engine.async_llm import AsyncLLM
@@ -43,6 +44,9 @@ def serve(config: Config) -> int:
 
 async def _serve(config: Config, listener: socket.socket) -> None:
     template_source = _template_source(config.server)
+    # A wrong name is told before the engine loads.
+    tool_format(config.server.tool_call_parser, "")
+    reasoning_format(config.server.reasoning_parser, "")
     starting = asyncio.current_task()
     assert starting is not None
     loop = asyncio.get_running_loop()

@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from quire.base.errors import EngineDeadError
 from quire.base.logging import get_logger, warn_once
+from quire.chat.formats.base import ReasoningFormat, ToolFormat
 from quire.checkpoint.facts import ModelFacts
 from quire.config.fields import ServerConfig
 from quire.messages.outputs import RequestOutput
@@ -39,6 +40,10 @@ class Tokenizer(Protocol):
     def vocab_size(self) -> int:
         """Number of ids."""
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that are left out of texts."""
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Text to ids."""
 
@@ -54,6 +59,10 @@ class Tokenizer(Protocol):
 
 class Template(Protocol):
     """A chat template."""
+
+    @property
+    def source(self) -> str:
+        """Its text."""
 
     def render(
         self,
@@ -119,6 +128,7 @@ class Service:
         template: of the chat endpoint, if the model can chat.
         model_name: the model's name in the API.
         responses: of /v1/responses, to be fetched or gone on from.
+        tool_format, reasoning_format: how the model writes calls of tools and thoughts, if it does.
         created: when the service was made, unix seconds.
         open_watches: one per request at work.
     """
@@ -130,6 +140,8 @@ class Service:
     template: Template | None
     model_name: str
     responses: Store
+    tool_format: ToolFormat | None = None
+    reasoning_format: ReasoningFormat | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     open_watches: set[Watch] = field(default_factory=set)
     _steps: int = -1

@@ -7,7 +7,7 @@ object per sequence.
 """
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
 from quire.tokenizer.tokenizer import Tokenizer
@@ -38,6 +38,7 @@ class Detokenizer:
         skip_special_tokens: leave special tokens out.
         spaces_between_special_tokens: False joins neighbouring special tokens without the space that some decoders
             (WordPiece) put between tokens.
+        shown: special tokens that stay although the others are left out.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Detokenizer:
         prompt_ids: Sequence[int] = (),
         skip_special_tokens: bool = True,
         spaces_between_special_tokens: bool = True,
+        shown: Collection[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
-        self._hidden = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._hidden = tokenizer.special_ids.difference(shown) if skip_special_tokens else frozenset()
         self._stream: _Stream
         match tokenizer.rules.kind:
             case "bytes":

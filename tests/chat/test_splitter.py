@@ -3,6 +3,7 @@
 import json
 import time
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ def split(made: StreamSplitter, pieces: list[str], *, cut: bool = False) -> list
     return merge([*found, *made.finish(cut=cut)])
 
 
-def calls(speech: Speech) -> list[tuple[str, dict]]:
+def calls(speech: Speech) -> list[tuple[str, dict[str, Any]]]:
     return [(call.name, json.loads(call.arguments)) for call in speech.calls]
 
 

@@ -1,6 +1,7 @@
 """Answers of every family of models, and what they say; written for these tests after the families' own templates."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 TOOLS = {
     "get_weather": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
@@ -15,13 +16,16 @@ class Answer:
 
     format: str
     text: str
-    calls: list[tuple[str, dict]] = field(default_factory=list)
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     content: str = ""
 
 
 WEATHER = ("get_weather", {"city": "São Paulo \"]}{'", "days": 2})
-WRITE = ("write", {"path": "a\nb\\", "lines": [1, -2.5e3, None, True, [], {"x": {"y": "</tool_call>;"}}]})
-NOW: tuple[str, dict] = ("now", {})
+WRITE: tuple[str, dict[str, Any]] = (
+    "write",
+    {"path": "a\nb\\", "lines": [1, -2.5e3, None, True, [], {"x": {"y": "</tool_call>;"}}]},
+)
+NOW: tuple[str, dict[str, Any]] = ("now", {})
 
 _W = '{"city": "São Paulo \\"]}{\'", "days": 2}'
 _L = '{"path": "a\\nb\\\\", "lines": [1, -2.5e3, null, true, [], {"x": {"y": "</tool_call>;"}}]}'

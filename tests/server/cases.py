@@ -211,9 +211,6 @@ MODELS = [
 ]
 
 UNSUPPORTED: list[tuple[str, Any]] = [
-    ("tools", [{"type": "function", "function": {"name": "f"}}]),
-    ("tools", []),
-    ("tool_choice", "auto"),
     ("functions", [{"name": "f"}]),
     ("function_call", "auto"),
     ("guided_json", {"type": "object"}),
@@ -240,6 +237,79 @@ REFUSED_FIELDS = [
     for make in (chat, complete)
 ]
 
+F = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": ["string", "null"]}}}}
+TOOL = {"type": "function", "function": F}
+
+
+def named(name: str) -> dict[str, Any]:
+    """A tool_choice."""
+    return {"type": "function", "function": {"name": name}}
+
+
+def with_parameters(parameters: Any) -> list[dict[str, Any]]:
+    """Tools, one, with these parameters."""
+    return [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+
+
+TOOLS = [
+    chat("tools", status=200, tools=[TOOL]),
+    chat("tools null", status=200, tools=None, tool_choice=None),
+    chat("tools empty", "tools", tools=[]),
+    *[chat(f"tools {tools!r}", "tools", tools=tools, code="invalid_type") for tools in ({}, "f", True)],
+    *[chat(f"tool {tool!r}", "tools[0]", tools=[tool]) for tool in (None, "f", 1)],
+    *[
+        chat(f"tool of {t!r}", "tools[0].type", tools=[{**TOOL, "type": t}])
+        for t in (None, "retrieval", 5, ["function"])
+    ],
+    chat("tool without function", "tools[0].function", tools=[{"type": "function"}]),
+    *[
+        chat(
+            f"function called {name!r:.20}",
+            "tools[1].function.name",
+            tools=[TOOL, {**TOOL, "function": {"name": name}}],
+        )
+        for name in ("", "a" * 65, "a b", "f", None, 5, "ü", "a\n")
+    ],
+    chat("128 tools", status=200, tools=[{**TOOL, "function": {"name": f"f{i}"}} for i in range(128)]),
+    chat("129 tools", "tools", tools=[{**TOOL, "function": {"name": f"f{i}"}} for i in range(129)]),
+    chat(
+        "description a number", "tools[0].function.description", tools=[{**TOOL, "function": {**F, "description": 5}}]
+    ),
+    chat("strict a text", "tools[0].function.strict", tools=[{**TOOL, "function": {**F, "strict": "yes"}}]),
+    *[
+        chat(
+            f"parameters {p!r}", f"tools[0].function.parameters{path}", code="invalid_schema", tools=with_parameters(p)
+        )
+        for p, path in (
+            ([], ""),
+            ("x", ""),
+            ({"type": "stsring"}, ".type"),
+            ({"type": [{}]}, ".type"),
+            ({"properties": []}, ".properties"),
+            ({"properties": {"a": {"items": {"type": 5}}}}, ".properties.a.items.type"),
+            ({"anyOf": {}}, ".anyOf"),
+        )
+    ],
+    chat("a property called type", status=200, tools=with_parameters({"properties": {"type": {"type": "string"}}})),
+    chat("tool_choice auto alone", "tool_choice", tool_choice="auto"),
+    chat("tool_choice none alone", status=200, tool_choice="none"),
+    chat("tool_choice none", status=200, tool_choice="none", tools=[TOOL]),
+    chat("tool_choice auto", status=200, tool_choice="auto", tools=[TOOL]),
+    *[
+        chat(f"tool_choice {choice!r}", "tool_choice", tool_choice=choice, tools=[TOOL], code="invalid_value")
+        for choice in ("any", 5, {}, [], named("g"), {"type": "function"}, {"type": "allowed_tools"})
+    ],
+    *[
+        chat(f"tool_choice {c!r}", "tool_choice", tool_choice=c, tools=[TOOL], code="unsupported_parameter")
+        for c in ("required", named("f"))
+    ],
+    chat("tool_choice required alone", "tool_choice", tool_choice="required"),
+    chat("parallel_tool_calls a text", "parallel_tool_calls", parallel_tool_calls="no"),
+    chat("parallel_tool_calls", status=200, parallel_tool_calls=False),
+    complete("tools in a completion", "tools", code="unsupported_parameter", tools=[TOOL]),
+    complete("tool_choice in a completion", "tool_choice", code="unsupported_parameter", tool_choice="auto"),
+]
+
 AUXILIARY = [
     Case("tokenize nothing", "/tokenize", b"{}", param="prompt"),
     Case("tokenize both", "/tokenize", b'{"prompt": "a", "messages": []}', param="prompt"),
@@ -254,4 +324,4 @@ AUXILIARY = [
     Case("detokenize 2,000,000 ids", "/detokenize", json.dumps({"tokens": [1] * 2_000_000}).encode(), param="tokens"),
 ]
 
-ALL = [*BODIES, *TYPES, *SAMPLING, *TOKENS, *MESSAGES, *MODELS, *REFUSED_FIELDS, *AUXILIARY]
+ALL = [*BODIES, *TYPES, *SAMPLING, *TOKENS, *MESSAGES, *MODELS, *REFUSED_FIELDS, *TOOLS, *AUXILIARY]

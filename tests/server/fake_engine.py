@@ -27,20 +27,23 @@ Script = Callable[[list[int], int], list[int]]
 """Prompt and index of the sequence to the tokens that it generates, over and over."""
 
 
-def byte_tokenizer() -> Tokenizer:
-    """A token per byte, and `<eos>`."""
+def byte_tokenizer(*more: str) -> Tokenizer:
+    """A token per byte, `<eos>`, and `more` special tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = tokenizers.Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens([tokenizers.AddedToken("<eos>", special=True)])
+    inner.add_special_tokens([tokenizers.AddedToken(text, special=True) for text in ("<eos>", *more)])
     return Tokenizer(inner, {"eos_token": "<eos>"})
 
 
 class FakeTemplate:
-    """`role: content` lines."""
+    """`role: content` lines; `source` is what formats are recognised by, `opening` goes before the answer."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, source: str = "<tool_call>", opening: str = "") -> None:
+        self.source = source
+        self.opening = opening
+        self.messages: list[dict[str, Any]] = []
         self._tokenizer = tokenizer
         self.kwargs: dict[str, Any] = {}
 
@@ -53,8 +56,9 @@ class FakeTemplate:
         **kwargs: Any,
     ) -> list[int]:
         self.kwargs = {"add_generation_prompt": add_generation_prompt, "continued": continue_final_message, **kwargs}
+        self.messages = messages
         text = "\n".join(f"{message['role']}: {text_of(message['content'])}" for message in messages)
-        return self._tokenizer.encode(text + ("\nassistant:" if add_generation_prompt else ""))
+        return self._tokenizer.encode(text + (f"\nassistant:{self.opening}" if add_generation_prompt else ""))
 
 
 def text_of(content: Any) -> str:

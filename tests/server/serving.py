@@ -22,13 +22,21 @@ class Serving:
     Args:
         engine: the fake behind it.
         chat: whether the model has a chat template.
+        template: the chat template, if it is not the usual one.
         settings: fields of ServerConfig.
     """
 
-    def __init__(self, engine: FakeEngine | None = None, *, chat: bool = True, **settings: Any) -> None:
+    def __init__(
+        self,
+        engine: FakeEngine | None = None,
+        *,
+        chat: bool = True,
+        template: FakeTemplate | None = None,
+        **settings: Any,
+    ) -> None:
         self.engine = engine or FakeEngine()
         self.config = ServerConfig(**{"disable_access_log": True, **settings})
-        self.template = FakeTemplate(self.engine.tokenizer) if chat else None
+        self.template = (template or FakeTemplate(self.engine.tokenizer)) if chat else None
         self.app = create_app(self.engine, self.config, self.template)
         self.service = self.app.state.service
         self.server = ApiServer(self.app, self.config)

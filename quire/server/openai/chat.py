@@ -18,7 +18,9 @@ from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from quire.server.openai.prompts import render_chat
 from quire.server.openai.sampling import answer_id, check_best_of, job_id, model_max_tokens, salt_of, sampling_params
 from quire.server.openai.schema import ChatRequest, StreamOptions, check_model, check_stream_options, read
+from quire.server.openai.speech import Delta, Ear, Voice, ear_for, shown_token_ids
 from quire.server.openai.structured import own_field
+from quire.server.openai.tools import Offer, read_offer
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame, event
 from quire.server.watch import Watch
@@ -32,9 +34,10 @@ async def chat_completions(request: Request) -> Response:
     check_stream_options(asked)
     check_best_of(asked)
     service.check_ready()
+    offer = read_offer(asked, service)
     async with Watch(request.receive, service.open_watches):
-        job = await chat_job(asked, service)
-        chat = Chat(answer_id("chatcmpl", asked), service, asked)
+        job = await chat_job(asked, service, offer)
+        chat = Chat(answer_id("chatcmpl", asked), service, asked, ear_for(service, offer, job.prompts[0]))
         try:
             if asked.stream:
                 items = await admitted(service, job, KEEP_ALIVE_S)
@@ -45,10 +48,16 @@ async def chat_completions(request: Request) -> Response:
     return Response(msgspec.json.encode(chat.whole(output)), media_type="application/json")
 
 
-async def chat_job(asked: ChatRequest, service: Service) -> Job:
-    """What a conversation asks of the engine; the other chat endpoints are translated into this."""
+async def chat_job(asked: ChatRequest, service: Service, offer: Offer | None = None) -> Job:
+    """What a conversation asks of the engine; the other chat endpoints are translated into this.
+
+    With an `offer` the markers of calls and thoughts stay in the text, for an `Ear` to find.
+    """
     params = _params(asked, service)
-    return Job(job_id(), [await render_chat(asked, service)], params, asked.priority or 0, salt_of(asked))
+    if offer is not None and (shown := shown_token_ids(service, offer)):
+        params = msgspec.structs.replace(params, shown_token_ids=shown)
+    prompt = await render_chat(asked, service, offer.listed if offer else None)
+    return Job(job_id(), [prompt], params, asked.priority or 0, salt_of(asked))
 
 
 def _params(asked: ChatRequest, service: Service) -> SamplingParams:
@@ -78,6 +87,7 @@ class Chat:
     id: str
     service: Service
     asked: ChatRequest
+    ear: Ear | None = None
 
     def whole(self, output: RequestOutput) -> dict[str, object]:
         """The answer in one piece."""
@@ -93,7 +103,7 @@ class Chat:
 
     async def chunks(self, items: AsyncGenerator[Item, None]) -> AsyncGenerator[bytes, None]:
         """The answer as events."""
-        writer = ChunkWriter(self._head("chat.completion.chunk"), self.asked, self.service)
+        writer = ChunkWriter(self._head("chat.completion.chunk"), self.asked, self.service, self.ear)
         async with aclosing(items):
             yield b"".join([writer.first(index) for index in range(self.asked.n or 1)])
             async for _, output in items:
@@ -113,11 +123,13 @@ class Chat:
         }
 
     def _choice(self, completion: CompletionOutput) -> dict[str, object]:
+        voice = self.ear.voice() if self.ear else None
+        message: Delta = {"role": "assistant", "content": completion.text, "refusal": None}
         choice = {
             "index": completion.index,
-            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "message": voice.message(completion) if voice else message,
             "logprobs": chat_logprobs(completion, self.asked.top_logprobs or 0, self.service.engine.tokenizer),
-            "finish_reason": completion.finish_reason,
+            "finish_reason": voice.finish_reason(completion) if voice else completion.finish_reason,
             "stop_reason": completion.stop_reason,
         }
         return {**choice, "token_ids": completion.token_ids} if self.asked.return_token_ids else choice
@@ -129,7 +141,7 @@ class ChunkWriter:
     Nearly every chunk differs from the one before only in its text, so everything around the text is rendered once.
     """
 
-    def __init__(self, head: dict[str, object], asked: ChatRequest, service: Service) -> None:
+    def __init__(self, head: dict[str, object], asked: ChatRequest, service: Service, ear: Ear | None) -> None:
         self.options = asked.stream_options or StreamOptions()
         self._head = head
         self._asked = asked
@@ -137,6 +149,7 @@ class ChunkWriter:
         self._usage = Usage()
         self._prompt_seen = False
         self._plain = not (asked.logprobs or asked.return_token_ids or self.options.continuous_usage_stats)
+        self._voices = [ear.voice() for _ in range(asked.n or 1)] if ear else []
         self._frames = [Frame(self._chunk(index, {"content": Frame.MARK})) for index in range(asked.n or 1)]
 
     def first(self, index: int) -> bytes:
@@ -156,24 +169,37 @@ class ChunkWriter:
 
     def _completion(self, completion: CompletionOutput) -> bytes:
         self._usage.completion_tokens += len(completion.token_ids)
+        if self._voices:
+            return self._spoken(completion, self._voices[completion.index])
         rendered = b""
         if self._plain:
             if completion.text:
                 rendered = self._frames[completion.index].around(completion.text)
         elif completion.text or completion.token_ids:
-            rendered = self._detailed(completion)
-        if completion.finish_reason is not None:
-            ending = {"finish_reason": completion.finish_reason, "stop_reason": completion.stop_reason}
-            rendered += self._chunk(completion.index, {}, **ending)
-        return rendered
+            rendered = self._detailed(completion, {"content": completion.text})
+        return rendered + self._ending(completion, completion.finish_reason)
 
-    def _detailed(self, completion: CompletionOutput) -> bytes:
+    def _spoken(self, completion: CompletionOutput, voice: Voice) -> bytes:
+        """Chunks of content, reasoning and calls; what tells of tokens goes with the first, which may be empty."""
+        deltas = voice.deltas(completion)
+        rendered: list[bytes] = []
+        if not self._plain and completion.token_ids:
+            rendered.append(self._detailed(completion, deltas.pop(0) if deltas else {}))
+        rendered += [self._chunk(completion.index, delta) for delta in deltas]
+        return b"".join([*rendered, self._ending(completion, voice.finish_reason(completion))])
+
+    def _ending(self, completion: CompletionOutput, reason: str | None) -> bytes:
+        if reason is None:
+            return b""
+        return self._chunk(completion.index, {}, finish_reason=reason, stop_reason=completion.stop_reason)
+
+    def _detailed(self, completion: CompletionOutput, delta: dict[str, object]) -> bytes:
         more: dict[str, object] = {
             "logprobs": chat_logprobs(completion, self._asked.top_logprobs or 0, self._tokenizer)
         }
         if self._asked.return_token_ids:
             more["token_ids"] = completion.token_ids
-        return self._chunk(completion.index, {"content": completion.text}, **more)
+        return self._chunk(completion.index, delta, **more)
 
     def _chunk(self, index: int, delta: dict[str, object], **more: object) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}

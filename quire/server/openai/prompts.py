@@ -5,6 +5,7 @@ Encoding takes long for long texts; it then runs in a thread, where the tokenize
 
 import asyncio
 from functools import partial
+from typing import Any
 
 from quire.base.errors import RequestError
 from quire.chat.messages import Message, parse_messages
@@ -48,8 +49,10 @@ async def encode(text: str, add_special_tokens: bool, service: Service) -> list[
     return await asyncio.to_thread(work) if len(text) > LONG_TEXT_CHARS else work()
 
 
-async def render_chat(asked: ChatRequest | TokenizeRequest, service: Service) -> list[int]:
-    """A conversation as token ids, by the model's template. Raises RequestError."""
+async def render_chat(
+    asked: ChatRequest | TokenizeRequest, service: Service, tools: list[dict[str, Any]] | None = None
+) -> list[int]:
+    """A conversation as token ids, by the model's template, which is told of `tools`. Raises RequestError."""
     template = service.template
     if template is None:
         raise RequestError(
@@ -68,6 +71,7 @@ async def render_chat(asked: ChatRequest | TokenizeRequest, service: Service) ->
     work = partial(
         template.render,
         messages,
+        **({} if tools is None else {"tools": tools}),
         add_generation_prompt=not continued if asked.add_generation_prompt is None else asked.add_generation_prompt,
         continue_final_message=continued,
         **_template_kwargs(asked.chat_template_kwargs or {}),

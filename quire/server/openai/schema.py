@@ -61,7 +61,7 @@ class Generating(msgspec.Struct, kw_only=True):
 
 
 class ChatRequest(Generating, kw_only=True):
-    """POST /v1/chat/completions. `messages` are checked in `messages.py`."""
+    """POST /v1/chat/completions. `messages` are checked in `messages.py`, tools in `tools.py`."""
 
     messages: object
     logprobs: bool | None = None
@@ -70,6 +70,9 @@ class ChatRequest(Generating, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, object] | None = None
+    tools: object = None
+    tool_choice: object = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionRequest(Generating, kw_only=True):
