@@ -91,6 +91,8 @@ class LLBackend:
 def source(wanted: StructuredOutputsParams) -> str:
     """The grammar in the library's own form. Raises ValueError."""
     if wanted.regex is not None:
+        if (len(wanted.regex) - len(wanted.regex.rstrip("\\"))) % 2:
+            raise ValueError("the backslash at the end of the expression escapes nothing")
         return llguidance.LLMatcher.grammar_from_regex(wanted.regex)
     if wanted.choice is not None:
         alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)

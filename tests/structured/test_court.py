@@ -1,0 +1,100 @@
+"""The judge: a process that says what is wrong with a grammar, and whose end is nobody else's."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import quire
+from quire.base.errors import RequestError
+from quire.messages.structured import StructuredOutputsParams
+from quire.structured.court import Court
+from quire.structured.matcher import Vocabulary
+
+pytestmark = pytest.mark.multi
+
+TOKENIZER = Path(quire.__file__).parent / "assets" / "default_model" / "tokenizer.json"
+VOCABULARY = Vocabulary(str(TOKENIZER), 4096, (2, 0))
+
+BOMB = "start: X\nX: " + " & ".join(f"/(.*[a-z]{{{i}}}){{{i}}}/" for i in range(2, 40))
+
+GOOD = [
+    StructuredOutputsParams(regex="[ab]{2,4}"),
+    StructuredOutputsParams(choice=["ja", 'nein "\\ \n', "vielleicht ü 🎉"]),
+    StructuredOutputsParams(grammar='root ::= "a" b+\nb ::= "b" | "c"'),
+    StructuredOutputsParams(grammar='start: "a" start | "b"'),
+    StructuredOutputsParams(json={"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {}}}),
+]
+BAD = [
+    StructuredOutputsParams(regex="("),
+    StructuredOutputsParams(regex="\\"),
+    StructuredOutputsParams(regex="(?=a)b"),
+    StructuredOutputsParams(regex=r"(a)\1"),
+    StructuredOutputsParams(regex=r"[^\x00-\U0010ffff]"),
+    StructuredOutputsParams(grammar="start: missing"),
+    StructuredOutputsParams(grammar="root ::= ("),
+    StructuredOutputsParams(grammar="start: start"),
+    StructuredOutputsParams(json={"type": "strng"}),
+    StructuredOutputsParams(json={"$ref": "#"}),
+    StructuredOutputsParams(json={"$ref": "http://127.0.0.1:9/x"}),
+    StructuredOutputsParams(json={"not": {"type": "string"}}),
+    StructuredOutputsParams(json={"allOf": [{"type": "string"}, {"type": "integer"}]}),
+]
+
+
+@pytest.fixture(scope="module")
+def court():
+    made = Court(VOCABULARY)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("wanted", GOOD, ids=repr)
+def test_good_grammars_pass(court, wanted):
+    court.check(wanted)
+
+
+@pytest.mark.parametrize("wanted", BAD, ids=repr)
+def test_bad_ones_are_refused_with_a_short_reason(court, wanted):
+    with pytest.raises(RequestError) as caught:
+        court.check(wanted)
+    assert caught.value.code == "invalid_schema"
+    assert (
+        len(caught.value.message) < 400 and "\n" not in caught.value.message and "/assets/" not in caught.value.message
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [(signal.SIGPROF, "grammar_timeout"), (signal.SIGABRT, "grammar_too_complex")]
+)
+def test_the_end_of_the_judge_is_a_refusal_and_the_next_one_serves(court, end, code):
+    court.check(GOOD[0])
+    process = court._process
+    process.send_signal(signal.SIGSTOP)  # as if it had much to do
+    killer = threading.Timer(0.2, process.send_signal, [end])
+    killer.start()
+    threading.Timer(0.3, process.send_signal, [signal.SIGCONT]).start()
+    with pytest.raises(RequestError) as caught:
+        court.check(GOOD[0])
+    assert caught.value.code == code
+    court.check(GOOD[0])
+
+
+def test_a_tokenizer_that_cannot_be_read_is_said(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for path in ("tokenizer.json", "missing.json"):
+        court = Court(Vocabulary(str(tmp_path / path), 100, ()))
+        with pytest.raises(RequestError) as caught:
+            court.check(GOOD[0])
+        assert caught.value.code == "unsupported_parameter"
+        court.close()
+
+
+def test_a_bomb_ends_within_its_limits(court):
+    began = time.monotonic()
+    with pytest.raises(RequestError) as caught:
+        court.check(StructuredOutputsParams(grammar=BOMB))
+    assert caught.value.code in ("grammar_timeout", "grammar_too_complex")
+    assert time.monotonic() - began < 12

@@ -1,0 +1,159 @@
+"""Structured outputs over HTTP: the official client, bad grammars, cancelled ones, and a canary beside all of it."""
+
+import json
+import threading
+import time
+from typing import Literal
+
+import httpx
+import openai
+import pytest
+from pydantic import BaseModel, Field
+
+from tests.acceptance.serving import serve
+from tests.structured.test_court import BOMB
+
+pytestmark = pytest.mark.multi
+
+MESSAGES = [{"role": "user", "content": "Tell me of somebody."}]
+
+
+class Person(BaseModel):
+    """What is asked for."""
+
+    name: Literal["Ada", "Bob"]
+    age: int = Field(ge=0, le=120)
+
+
+@pytest.fixture(scope="module")
+def served():
+    with serve("--num-gpu-blocks-override", "400") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def schema(content: object, **more: object) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "it", "schema": content, "strict": True, **more}}
+
+
+def ask(served, timeout: float = 60, **fields: object) -> httpx.Response:
+    body = {"model": "default", "messages": MESSAGES, "max_tokens": 60, **fields}
+    return httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=timeout)
+
+
+def canary(served) -> str:
+    body = {"model": "default", "prompt": "Once upon a time", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+    return httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"]
+
+
+def test_parse_gives_objects(client):
+    answer = client.chat.completions.parse(model="default", messages=MESSAGES, response_format=Person, n=3)
+    assert all(isinstance(choice.message.parsed, Person) for choice in answer.choices)
+    assert {choice.finish_reason for choice in answer.choices} == {"stop"}
+
+
+def test_the_stream_helper_parses_too(client):
+    with client.chat.completions.stream(model="default", messages=MESSAGES, response_format=Person) as stream:
+        parsed = stream.get_final_completion().choices[0].message.parsed
+    assert isinstance(parsed, Person)
+
+
+def test_completions_take_vllms_field(client):
+    wanted = {"structured_outputs": {"choice": ["red", "blue"]}}
+    answer = client.completions.create(model="default", prompt=["a", "b"], n=2, extra_body=wanted)
+    assert {choice.text for choice in answer.choices} <= {"red", "blue"} and len(answer.choices) == 4
+
+
+def test_json_object_and_a_length_too_small(served):
+    answer = ask(served, response_format={"type": "json_object"}, max_tokens=4).json()["choices"][0]
+    assert answer["message"]["content"].startswith("{")
+    full = ask(served, response_format=schema({"const": {"key": ["a", 1, None]}})).json()["choices"][0]
+    assert json.loads(full["message"]["content"]) == {"key": ["a", 1, None]} and full["finish_reason"] == "stop"
+    assert ask(served, response_format={"type": "text"}).status_code == 200
+
+
+def deep(levels: int) -> dict:
+    made: dict = {"type": "integer"}
+    for _ in range(levels - 1):
+        made = {"items": made}
+    return made
+
+
+BAD = [
+    ({"type": "json_schema"}, "invalid_schema"),
+    ({"type": "xml"}, "invalid_type"),
+    ("json", "invalid_type"),
+    (schema("notjson"), "invalid_type"),
+    (schema(5), "invalid_type"),
+    (schema([]), "invalid_type"),
+    (schema({"type": "strng"}), "invalid_schema"),
+    (schema({"$ref": "#"}), "invalid_schema"),
+    (schema({"$ref": "http://127.0.0.1:9/schema"}), "invalid_schema"),
+    ({"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}, "invalid_value"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_formats_are_refused_by_name_and_hurt_nobody(served, stream):
+    engine, before = served.engine().pid, canary(served)
+    for wanted, code in BAD:
+        answer = ask(served, response_format=wanted, stream=stream)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"], error["code"]) == (400, "response_format", code), (wanted, error)
+        assert len(answer.content) < 8192
+    assert (served.engine().pid, canary(served)) == (engine, before)
+
+
+@pytest.mark.parametrize(("levels", "status"), [(11, 200), (65, 400), (10_000, 400)])
+def test_nesting_has_a_limit(served, levels, status):
+    text = '{"items":' * (levels - 1) + '{"type": "integer"}' + "}" * (levels - 1)
+    body = f'{{"model":"default","prompt":"x","max_tokens":2,"structured_outputs":{{"json":{text}}}}}'
+    answer = httpx.post(
+        f"{served.url}/v1/completions", content=body, headers={"content-type": "application/json"}, timeout=60
+    )
+    assert answer.status_code == status, answer.text[:300]
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {},
+        {"regex": "("},
+        {"regex": "a", "choice": ["b"]},
+        {"choice": []},
+        {"choice": [""]},
+        {"grammar": "start: x"},
+        {"structural_tag": "{}"},
+        {"regex": r"(a)\1"},
+        {"json": "[" * 9},
+    ],
+)
+def test_bad_structured_outputs_are_refused_by_name(served, wanted):
+    answer = ask(served, structured_outputs=wanted)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "structured_outputs")
+
+
+def test_a_bomb_is_a_timeout_while_others_are_served_and_a_cancelled_one_leaves_nothing(served):
+    expected = canary(served)
+    bomb = {"grammar": BOMB}
+    answers: list[httpx.Response] = []
+    thread = threading.Thread(target=lambda: answers.append(ask(served, structured_outputs=bomb)))
+    thread.start()
+    time.sleep(0.3)
+    with pytest.raises(httpx.ReadTimeout):  # behind the bomb, and given up
+        ask(served, timeout=0.3, structured_outputs={"regex": "never"})
+    assert canary(served) == expected
+    assert httpx.get(f"{served.url}/ready").status_code == 200
+    thread.join(60)
+    error = answers[0].json()["error"]
+    assert answers[0].status_code == 400 and error["code"] in ("grammar_timeout", "grammar_too_complex")
+    assert ask(served, structured_outputs={"regex": "after"}).json()["choices"][0]["message"]["content"] == "after"
+    deadline = time.monotonic() + 10
+    while served.metric("num_requests_waiting") or served.metric("kv_cache_usage_perc"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
