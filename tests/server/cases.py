@@ -304,6 +304,9 @@ TOOLS = [
         for c in ("required", named("f"))
     ],
     chat("tool_choice required alone", "tool_choice", tool_choice="required"),
+    chat(
+        "tools and json", "tools", code="unsupported_parameter", tools=[TOOL], response_format={"type": "json_object"}
+    ),
     chat("parallel_tool_calls a text", "parallel_tool_calls", parallel_tool_calls="no"),
     chat("parallel_tool_calls", status=200, parallel_tool_calls=False),
     complete("tools in a completion", "tools", code="unsupported_parameter", tools=[TOOL]),

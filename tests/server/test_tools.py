@@ -185,6 +185,14 @@ def test_reasoning(opening: str) -> None:
             assert "".join(delta.content or "" for delta in deltas) == content
 
 
+def test_what_a_grammar_writes_is_content() -> None:
+    with Saying('{"a": 1}', opening="<think>\n") as client:
+        form: Any = {"type": "json_object"}
+        message = client.chat.completions.create(model=MODEL, messages=HI, response_format=form).choices[0].message
+        assert message.content == '{"a": 1}'
+        assert not hasattr(message, "reasoning")
+
+
 def test_enable_thinking_reaches_the_template() -> None:
     with (made := Saying("Yes.", opening="<think>\n\n</think>\n\n")) as client:
         extra = {"chat_template_kwargs": {"enable_thinking": False}}

@@ -37,7 +37,7 @@ async def chat_completions(request: Request) -> Response:
     offer = read_offer(asked, service)
     async with Watch(request.receive, service.open_watches):
         job = await chat_job(asked, service, offer)
-        chat = Chat(answer_id("chatcmpl", asked), service, asked, ear_for(service, offer, job.prompts[0]))
+        chat = Chat(answer_id("chatcmpl", asked), service, asked, ear_for(service, offer, job))
         try:
             if asked.stream:
                 items = await admitted(service, job, KEEP_ALIVE_S)
@@ -54,6 +54,12 @@ async def chat_job(asked: ChatRequest, service: Service, offer: Offer | None = N
     With an `offer` the markers of calls and thoughts stay in the text, for an `Ear` to find.
     """
     params = _params(asked, service)
+    if offer is not None and offer.listed and params.structured_outputs is not None:
+        raise RequestError(
+            "tools together with response_format or structured_outputs are not supported yet; leave one of them out.",
+            "tools",
+            "unsupported_parameter",
+        )
     if offer is not None and (shown := shown_token_ids(service, offer)):
         params = msgspec.structs.replace(params, shown_token_ids=shown)
     prompt = await render_chat(asked, service, offer.listed if offer else None)

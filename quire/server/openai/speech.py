@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from quire.chat.events import Arguments, CallBroken, CallStart, Content, Event, Reasoning, fold
 from quire.chat.splitter import StreamSplitter
 from quire.messages.outputs import CompletionOutput
+from quire.server.generation import Job
 from quire.server.openai.tools import Offer
 from quire.server.service import Service
 
@@ -36,11 +37,12 @@ class Ear:
         return Voice(splitter, self.offer.parallel, short_ids=tools is not None and tools.short_ids)
 
 
-def ear_for(service: Service, offer: Offer, prompt: list[int]) -> Ear | None:
-    """What is needed to understand the answer to `prompt`; None if it is text and nothing else."""
+def ear_for(service: Service, offer: Offer, job: Job) -> Ear | None:
+    """What is needed to understand the answer to a job; None if it is text and nothing else, as by a grammar."""
     reasoning = service.reasoning_format
-    if reasoning is None and not offer.listed:
+    if job.params.structured_outputs is not None or (reasoning is None and not offer.listed):
         return None
+    prompt = job.prompts[0]
     tail = service.engine.tokenizer.decode(prompt[-TAIL_TOKENS:], skip_special_tokens=False) if reasoning else ""
     return Ear(service, offer, reasoning is not None and tail.rstrip().endswith(reasoning.start))
 
