@@ -103,8 +103,9 @@ API void quire_linear(const void* x, const void* weight, const void* bias, void*
     const Linear job{x, weight, bias, out, rows, inputs, outputs, x_stride, dtype};
     const Table* table = chosen;
     if (threads < 2 || rows * inputs * outputs < 65536) return table->linear(job, 0, outputs);
-    // Pieces are taken as threads get to them: a core that others use as well takes fewer.
-    const long piece = outputs >= 2048 ? 64 : 16, pieces = (outputs + piece - 1) / piece;
+    // Pieces are taken as threads get to them: a core that others use as well takes fewer. They are multiples of 6 and
+    // 8, the weight rows of a tile.
+    const long piece = outputs >= 2048 ? 48 : 24, pieces = (outputs + piece - 1) / piece;
     std::atomic<long> next{0};
 #pragma omp parallel num_threads(threads)
     for (long i; (i = next.fetch_add(1)) < pieces;) {

@@ -49,9 +49,13 @@ def test_read_and_snapshot_see_the_process(monkeypatch: pytest.MonkeyPatch) -> N
     assert environ.read("QUIRE_SERVER__PORT") is None
 
 
-def test_computing_processes_spin_briefly_unless_the_user_chose(monkeypatch):
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+def test_computing_processes_spin_briefly_and_take_huge_pages_unless_the_user_chose(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE"):
         monkeypatch.delenv(name, raising=False)
-    assert environ.computing() == {"GOMP_SPINCOUNT": "10000"}
+    assert environ.computing() == {"GOMP_SPINCOUNT": "10000", "THP_MEM_ALLOC_ENABLE": "1"}
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    assert environ.computing() == {"THP_MEM_ALLOC_ENABLE": "1"}
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
     assert environ.computing() == {}
