@@ -52,8 +52,8 @@ class Rank:
 
     index: int
     process: subprocess.Popen[bytes]
-    socket: socket.socket
     side: socket.socket
+    socket: socket.socket
 
 
 class ProcessExecutor:
@@ -171,7 +171,7 @@ def _spawn(index: int) -> Rank:
             stdin=subprocess.DEVNULL,
             env=environ.snapshot() | environ.computing(),
         )
-    return Rank(index, process, ours, side)
+    return Rank(index, process, side, ours)
 
 
 def _ended(rank: Rank) -> EngineDeadError:

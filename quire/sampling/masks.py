@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from quire.messages.plan import NewRow
 from quire.structured.matcher import Matcher
@@ -67,8 +68,11 @@ class Masks:
             return
         found = [rows[line] for line in lines]
         self._fill(found, errors)
-        at = torch.tensor(lines, device=x.device)
-        x.index_add_(0, at, self._offset(torch.tensor(found, device=x.device)))
+        offset = self._offset(torch.tensor(found, device=x.device))
+        if len(lines) == len(rows):
+            x += offset
+        else:
+            x.index_add_(0, torch.tensor(lines, device=x.device), offset)
 
     def advance(self, rows: list[int], tokens: list[int], errors: dict[int, str]) -> list[int]:
         """Lead the grammars of `rows` on by the tokens drawn. Returns the rows whose text is complete now."""
@@ -107,7 +111,7 @@ class Masks:
             self._offsets = _offsets_of_bytes(self._device)
         # A byte of the mask stands for eight tokens: one look-up brings all eight of them.
         octets = self._buffer.device[rows].view(torch.uint8)
-        return self._offsets[octets.int()].view(len(rows), -1)[:, : self._vocab]
+        return embedding(octets.int(), self._offsets).view(len(rows), -1)[:, : self._vocab]
 
 
 def _offsets_of_bytes(device: torch.device) -> Tensor:
