@@ -66,7 +66,8 @@ class EngineCore:
         self.executor: Executor = EXECUTORS.get("inline" if spec.tensor_parallel_size == 1 else "processes")(spec)
         timeline.mark("import")
         try:
-            self.choices = self.executor.load(progress)
+            choices = self.executor.load(progress)
+            log.info("kernels: %s", "; ".join(f"{op}: {provider}" for op, provider in choices.items()))
             timeline.mark("load")
             layout = fit(spec, self.executor.measure())
             self.executor.allocate(layout)

@@ -72,7 +72,7 @@ class Server:
             busy = deltas is not None
             if deltas:
                 self._publish(deltas)
-            if idle != (not busy) and not busy:
+            if not busy and not idle:
                 self._tell_all(Deltas([], core.scheduler.stats()))
             idle = not busy
 
