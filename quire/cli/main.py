@@ -31,6 +31,10 @@ COMMANDS = {
     "chat": Command("quire.cli.chat", "talk with a model here, or with a running server"),
     "serve": Command("quire.cli.serve", "serve a model over HTTP, as OpenAI's API does"),
     "bench": Command("quire.cli.bench", "measure throughput or latency, as JSON"),
+    "bench serve": Command("quire.cli.load.command", "put load on a running server, open loop or closed"),
+    "bench multiturn": Command("quire.cli.load.command", "the same with conversations that grow"),
+    "bench prefix": Command("quire.cli.load.command", "the same with prompts that begin alike"),
+    "bench structured": Command("quire.cli.load.command", "the same with answers that follow JSON schemas"),
     "config": Command("quire.cli.config", "show every setting, its value and where it came from"),
     "doctor": Command("quire.cli.doctor", "check this machine, and say what to repair and how"),
     "collect-env": Command("quire.cli.collect_env", "describe this machine for a bug report"),
@@ -44,14 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; `argv` without the program's name. Returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"] and words[1:]:
-        return _guarded(words[1], ["--help"])
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
     if words[0] in ("-V", "--version", "version"):
         print(f"quire {__version__}")
         return 0
-    return _guarded(words[0], words[1:])
+    length = 2 if " ".join(words[:2]) in COMMANDS else 1
+    return _guarded(" ".join(words[:length]), words[length:])
 
 
 def usage() -> str:

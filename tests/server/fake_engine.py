@@ -76,7 +76,9 @@ class FakeEngine:
 
     Attributes:
         open: requests that have been submitted and not ended.
+        most_open: most that were open at a time.
         submitted: all that were ever submitted.
+        prompts: of those.
     """
 
     def __init__(
@@ -114,7 +116,9 @@ class FakeEngine:
         self.stats = Stats(0, 0, 0.0, 0, 0, 0, 0, 0)
         self.dead: str | None = None
         self.open: set[str] = set()
+        self.most_open = 0
         self.submitted: list[str] = []
+        self.prompts: list[list[int]] = []
         self.priorities: list[int] = []
         self.salts: list[str] = []
         self._died = asyncio.Event()
@@ -152,9 +156,11 @@ class FakeEngine:
         processor = OutputProcessor(self.tokenizer)
         processor.add(request, None, sampling_params)
         self.submitted.append(request_id)
+        self.prompts.append(request.token_ids)
         self.priorities.append(priority)
         self.salts.append(cache_salt)
         self.open.add(request_id)
+        self.most_open = max(self.most_open, len(self.open))
         try:
             sequences = [
                 Sequence(self, request_id, i, request.token_ids, request.params) for i in range(request.params.n)
