@@ -1,6 +1,7 @@
 """Builds the kernels of `native/` into the package, as a library that `quire/platforms/native.py` loads.
 
-They need g++ (or another compiler, named by CXX) and an x86-64 processor. Without, quire is installed all the same and
+`native/*.cpp` are compiled once, `native/kernels/*.cpp` once per instruction set (see native/isa.h). They need g++ (or
+another compiler, named by CXX) and an x86-64 or AArch64 processor. Without, quire is installed all the same and
 computes with torch's kernels; QUIRE_REQUIRE_NATIVE=1 makes that an error. Everything else is in pyproject.toml.
 """
 
@@ -9,13 +10,28 @@ import platform
 import shlex
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-fvisibility=hidden"]
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra", "-Inative"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni")), "-mprefer-vector-width=512"]
+AVX512_BF16 = [*AVX512, "-mavx512bf16"]
+INSTRUCTION_SETS = {
+    "x86_64": {
+        "avx2": AVX2,
+        "avx512": AVX512,
+        "avx512_bf16": AVX512_BF16,
+        "amx": [*AVX512_BF16, "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
+    },
+    "aarch64": {"neon": []},
+}
+MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+KERNELS = "kernels"
 
 
 class BuildNative(build_ext):
@@ -44,23 +60,48 @@ class BuildNative(build_ext):
 
     def _compile(self, sources: list[str], target: Path) -> str | None:
         """None, or why there is no library."""
-        if platform.machine().lower() not in ("x86_64", "amd64"):
-            return f"they are written for x86-64, and this is {platform.machine()}"
+        machine = MACHINES.get(platform.machine().lower())
+        if machine is None:
+            return f"they are written for x86-64 and AArch64, and this is {platform.machine()}"
         found = next((name for name in ("g++", "c++") if shutil.which(name)), None)
         compiler = shlex.split(os.environ.get("CXX", "")) or ([found] if found else [])
         if not compiler:
             return "no C++ compiler was found; install g++, or name one by CXX"
+        objects = Path(self.build_temp)
+        objects.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         # It appears under its name when it is whole: a process may be loading it.
         partial = target.with_suffix(".partial")
-        try:
-            done = subprocess.run([*compiler, *FLAGS, *sources, "-o", str(partial)], capture_output=True, text=True)
-        except OSError as error:
-            return f"{compiler[0]} cannot be run ({error})"
-        if done.returncode:
-            return f"{shlex.join(compiler)} failed:\n{done.stderr[-2000:]}"
-        partial.replace(target)
-        return None
+        compiles = {objects / name: command for name, command in commands(sources, machine).items()}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            reasons = pool.map(lambda job: run([*compiler, *job[1], "-c", "-o", str(job[0])]), compiles.items())
+            reason = next((reason for reason in reasons if reason is not None), None)
+        reason = reason or run([*compiler, "-shared", "-pthread", *map(str, compiles), "-o", str(partial)])
+        if reason is None:
+            partial.replace(target)
+        return reason
+
+
+def commands(sources: list[str], machine: str) -> dict[str, list[str]]:
+    """Name of each object file to what the compiler is told about it."""
+    made = {}
+    for source in sources:
+        path = Path(source)
+        if path.parent.name != KERNELS:
+            made[f"{path.stem}.o"] = [*FLAGS, source]
+            continue
+        for name, flags in INSTRUCTION_SETS[machine].items():
+            made[f"{path.stem}-{name}.o"] = [*FLAGS, *flags, f"-DQCPU_ISA={name}", f"-DQCPU_{name.upper()}", source]
+    return made
+
+
+def run(command: list[str]) -> str | None:
+    """Run a command; None, or why it failed."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        return f"{command[0]} cannot be run ({error})"
+    return f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}" if done.returncode else None
 
 
 class AnyPython(bdist_wheel):
@@ -74,8 +115,8 @@ setup(
     ext_modules=[
         Extension(
             "quire.kernels.cpu.libquire_cpu",
-            sources=["native/quire_cpu.cpp"],
-            depends=[str(path) for path in sorted(Path("native").glob("*.inc"))],
+            sources=[str(path) for folder in ("", KERNELS) for path in sorted(Path("native", folder).glob("*.cpp"))],
+            depends=[str(path) for path in sorted(Path("native").rglob("*.h"))],
             optional=True,
         )
     ],

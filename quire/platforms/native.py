@@ -1,7 +1,7 @@
-"""The library of compiled CPU kernels (`native/`): where it is, and loading it with the best instructions for this CPU.
+"""The library of compiled CPU kernels (`native/`): where it is, its instructions and its threads.
 
-It is plain C behind ctypes and knows neither Python nor torch. Load it after torch, so that both use one pool of OpenMP
-threads. Called by `host`, which asks whether it was built, by `quire doctor`, and by `kernels/cpu`, which calls it.
+It is plain C behind ctypes and knows neither Python nor torch. Called by `host`, which asks whether it was built, by
+`quire doctor`, by `kernels/cpu`, which calls it, and by the runner, which says how many threads compute.
 """
 
 import ctypes
@@ -10,9 +10,10 @@ from pathlib import Path
 
 from quire.base.errors import PlatformError
 from quire.config import environ
+from quire.platforms import cores
 
 PATH = Path(__file__).parents[1] / "kernels" / "cpu" / "libquire_cpu.so"
-ABI = 1
+ABI = 2
 """Raised with every change of a signature, there and here."""
 REMEDY = "reinstall quire, or run with --kernels torch_native"
 
@@ -24,9 +25,10 @@ def is_built() -> bool:
 
 @cache
 def load() -> tuple[ctypes.CDLL, str]:
-    """The library, and the instructions that it uses: avx2, avx512 or avx512_bf16.
+    """The library, and the instructions that it uses: avx2, avx512, avx512_bf16, amx or neon.
 
-    The best that there are, unless QUIRE_CPU_ISA names others or ATEN_CPU_CAPABILITY holds torch to AVX2.
+    The best that there are, unless QUIRE_CPU_ISA names others or ATEN_CPU_CAPABILITY holds torch to AVX2. It computes
+    with one thread until `set_threads` says otherwise.
 
     Raises PlatformError if it cannot be loaded, is not of this version, or lacks what was asked for.
     """
@@ -34,8 +36,15 @@ def load() -> tuple[ctypes.CDLL, str]:
         library = ctypes.CDLL(str(PATH))
     except OSError as error:
         raise PlatformError(f"the CPU kernels cannot be loaded ({error}); {REMEDY}") from error
-    if library.quire_abi() != ABI:
+    try:
+        abi = library.qcpu_abi()
+    except AttributeError:
+        abi = None
+    if abi != ABI:
         raise PlatformError(f"the CPU kernels at {PATH} are of another version of quire; {REMEDY}")
+    library.qcpu_set_isa.restype = ctypes.c_char_p
+    library.qcpu_set_isa.argtypes = [ctypes.c_char_p]
+    library.qcpu_bind_thread.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.c_int]
     held = "avx2" if environ.read("ATEN_CPU_CAPABILITY") in ("avx2", "default") else None
     return library, start(library, environ.read("QUIRE_CPU_ISA") or held)
 
@@ -45,10 +54,24 @@ def start(library: ctypes.CDLL, wanted: str | None) -> str:
 
     Raises PlatformError if this processor lacks them.
     """
-    library.quire_start.restype = ctypes.c_char_p
-    library.quire_start.argtypes = [ctypes.c_char_p]
-    chosen: bytes | None = library.quire_start(wanted.encode() if wanted else None)
+    chosen: bytes | None = library.qcpu_set_isa(wanted.encode() if wanted else None)
     if chosen is None:
         asked = f"QUIRE_CPU_ISA={wanted}: " if wanted else ""
         raise PlatformError(f"{asked}this processor or the CPU kernels lack these instructions; {REMEDY}")
     return chosen.decode()
+
+
+def set_threads(count: int) -> int:
+    """Let the library compute with `count` threads, the calling one included; returns how many it will be.
+
+    The others stay off the second threads of cores, each on its own NUMA node, as long as there is a core for each.
+    """
+    library, _ = load()
+    given: int = library.qcpu_set_threads(count)
+    nodes = cores.physical()
+    places = [node for node in nodes for _ in node]
+    if 1 < given <= len(places):
+        for thread in range(1, given):
+            node = places[thread]
+            library.qcpu_bind_thread(thread, (ctypes.c_int * len(node))(*node), len(node))
+    return given

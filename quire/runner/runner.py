@@ -23,6 +23,7 @@ from quire.ops.registry import load_providers
 from quire.ops.rows import append_tokens
 from quire.ops.step import StepInputs
 from quire.parallel.mesh import Mesh
+from quire.platforms import native
 from quire.runner.graphs import DecodeGraphs, DecodeWork, Recorder
 from quire.runner.memory import memory_of
 from quire.runner.rows import Rows
@@ -77,10 +78,10 @@ class Runner:
         self.device = torch.device(spec.platform.device)
         self.memory = memory_of(self.device)
         self.grammars = GrammarStore()
-        dtype = getattr(torch, spec.dtype)
         self.build = Build(
             mesh=mesh,
-            dtype=dtype,
+            dtype=getattr(torch, spec.dtype),
+            kv_dtype=getattr(torch, spec.kv_cache_dtype),
             device=self.device,
             providers=spec.platform.providers,
             max_model_len=spec.max_model_len,
@@ -91,6 +92,8 @@ class Runner:
         if self.spec.threads is not None:
             torch.set_num_threads(self.spec.threads)
         load_providers(self.spec.platform.providers)
+        if "cpu" in self.spec.platform.providers:
+            native.set_threads(torch.get_num_threads())
         self.make_inputs = self.build.op(step_inputs, None)
         self.draw_greedy = self.build.op(greedy_sample, None)
         self.append_tokens = self.build.op(append_tokens, None)

@@ -1,5 +1,11 @@
-"""Kernels compiled from `native/` for x86-64 processors, called through ctypes."""
+"""Kernels compiled from `native/`, called through ctypes."""
+
+import torch
 
 from quire.kernels.cpu import linear
+from quire.platforms import native
+
+# The engine's runner sets it again, once it knows how many threads the user wants.
+native.set_threads(torch.get_num_threads())
 
 __all__ = ["linear"]

@@ -15,9 +15,9 @@ from quire.platforms import native
 TOKENS = (1, 16)
 DTYPES = {"float32": 0, "bfloat16": 1}
 
-_linear = native.load()[0].quire_linear
+_linear = native.load()[0].qcpu_linear
 _linear.restype = None
-_linear.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 4 + [ctypes.c_int] * 2
+_linear.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 4 + [ctypes.c_int]
 
 
 def _refuses(spec: LinearSpec) -> str | None:
@@ -44,6 +44,5 @@ def cpu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: LinearSpec)
         spec.outputs,
         x.stride(0),
         DTYPES[spec.dtype],
-        torch.get_num_threads(),
     )
     return out
