@@ -65,7 +65,7 @@ class CacheGroup:
     def hits(self, hashes: list[bytes]) -> GroupHits:
         """Which pages of a prompt are cached; full attention needs them from the start and stops at the first gap."""
         known = self.index.pages
-        if self.rule.window is not None or self.rule.chunk is not None:
+        if not self.keeps_all:
             return GroupHits(self.rule, self.page_size, [key in known for key in hashes])
         cached = []
         for key in hashes:
@@ -80,6 +80,11 @@ class CacheGroup:
         for i in needed_pages(self.rule, tokens, self.page_size):
             pages[i] = self.index.pages[hashes[i]]
         return pages
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every token is kept, so that what tables have in common stays in common."""
+        return self.rule.window is None and self.rule.chunk is None
 
     def check(self, tables: Iterable[PageTable]) -> None:
         """Assert that pool, index and the tables of all sequences agree."""

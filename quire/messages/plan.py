@@ -54,20 +54,34 @@ class Grant(msgspec.Struct, array_like=True, gc=False):
     new_pages: list[list[int]]
 
 
+class SharedPages(msgspec.Struct, array_like=True, gc=False):
+    """Rows whose page tables begin with the same pages, all of them filled by earlier steps.
+
+    Attributes:
+        rows: the rows; those that are in no grant of a plan do not count in its step.
+        pages: how many pages.
+    """
+
+    rows: list[int]
+    pages: int
+
+
 class StepPlan(msgspec.Struct, array_like=True):
-    """One step. Ranks apply `released`, then `new`, then compute `grants` in order.
+    """One step. Ranks apply `released`, then `new` and `shared`, then compute `grants` in order.
 
     Attributes:
         step: counts up from 1.
         released: rows whose sequence has left.
         new: rows that begin.
         grants: who computes how many tokens.
+        shared: per cache group which rows begin alike, no row twice; None where that has not changed.
     """
 
     step: int
     released: list[int]
     new: list[NewRow]
     grants: list[Grant]
+    shared: list[list[SharedPages]] | None = None
 
 
 class TokenLogprobs(msgspec.Struct, array_like=True, gc=False):

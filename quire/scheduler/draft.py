@@ -1,6 +1,6 @@
 """`Draft`: the plan being made, and what is remembered of it until its result is in."""
 
-from quire.messages.plan import Grant, NewRow, StepPlan
+from quire.messages.plan import Grant, NewRow, SharedPages, StepPlan
 from quire.scheduler.sequence import Sequence
 
 
@@ -63,6 +63,6 @@ class Draft:
         seq.expected += samples
         seq.in_flight += 1
 
-    def plan(self, released: list[int]) -> StepPlan:
+    def plan(self, released: list[int], shared: list[list[SharedPages]] | None) -> StepPlan:
         """The message for the ranks."""
-        return StepPlan(self.step, released, self.new, self.grants)
+        return StepPlan(self.step, released, self.new, self.grants, shared)

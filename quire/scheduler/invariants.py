@@ -15,6 +15,7 @@ def check(roster: Roster, flights: list[Draft]) -> None:
     _check_places(roster)
     _check_rows(roster)
     _check_pages(roster)
+    _check_shared(roster)
     _check_flights(roster, flights)
     for seq in (*roster.running, *roster.leaving):
         _check_counters(seq)
@@ -59,6 +60,18 @@ def _check_pages(roster: Roster) -> None:
             assert not page or (group.pool.references[page] == 1 and page not in group.index), (
                 "a shared page is written"
             )
+
+
+def _check_shared(roster: Roster) -> None:
+    """Ranks are told of exactly those who begin alike."""
+    pages = roster.pages
+    for number, tree in enumerate(pages.trees):
+        if tree is None or tree.changed:
+            continue  # what has changed is told with the next plan
+        for pages_shared, owners in tree.sharers():
+            assert all(seq in pages.holders for seq in owners), "a sequence that has left is said to share pages"
+            tables = {tuple(seq.tables[number].pages[:pages_shared]) for seq in owners}
+            assert len(tables) == 1 and 0 not in next(iter(tables)), "sequences do not begin alike"
 
 
 def _check_flights(roster: Roster, flights: list[Draft]) -> None:

@@ -86,7 +86,7 @@ class Scheduler:
         # steady sequence fills are registered at commit, when its sample is known.
         for seq in draft.caught_up:
             self.roster.register(seq, draft.step)
-        return draft.plan(self.roster.rows.drain())
+        return draft.plan(self.roster.rows.drain(), self.roster.pages.shared())
 
     def commit(self, result: StepResult) -> list[Delta]:
         """Take in the result of the oldest plan in flight; a result of any other is only counted. Returns the news."""

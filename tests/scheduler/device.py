@@ -6,7 +6,7 @@ asserted here, because a real rank would silently compute nonsense.
 
 from dataclasses import dataclass, field
 
-from quire.messages.plan import Grant, NewRow, StepPlan, StepResult, TokenLogprobs
+from quire.messages.plan import Grant, NewRow, SharedPages, StepPlan, StepResult, TokenLogprobs
 from quire.messages.state import Layout, Retention
 from tests.scheduler.hashing import Poison, State, logprob, next_token, state_of
 
@@ -43,6 +43,7 @@ class Device:
         self.memory: dict[tuple[int, int, int], State] = {}
         self.rows: dict[int, Row] = {}
         self.steps = 0
+        self.shared: list[list[SharedPages]] = [[] for _ in layout.groups]
         self.blame: dict[tuple[int, int], Poison] = {}  # (step, row) that was reported as bad: who caused it
 
     def run(self, plan: StepPlan, poisoned: dict[int, Poison]) -> StepResult:
@@ -53,6 +54,9 @@ class Device:
             del self.rows[row]
         for new in plan.new:
             self._begin(new)
+        if plan.shared is not None:
+            self.shared = plan.shared
+        self._check_shared()
         assert len({grant.row for grant in plan.grants}) == len(plan.grants), "a row is granted twice"
         result = StepResult(plan.step, [], [], [], {}, {}, {})
         for grant in plan.grants:
@@ -67,6 +71,16 @@ class Device:
         for group, pages in zip(self.groups, new.pages, strict=True):
             assert len(pages) * group.page_size == new.computed, "shared pages are not what is computed"
         self.rows[new.row] = Row(new, list(new.token_ids), new.computed, [list(pages) for pages in new.pages])
+
+    def _check_shared(self) -> None:
+        """Rows that are said to begin alike do, with pages that earlier steps have filled."""
+        for number, groups in enumerate(self.shared):
+            rows = [row for group in groups for row in group.rows]
+            assert len(set(rows)) == len(rows), "a row begins like two groups"
+            for group in groups:
+                members = [self.rows[row] for row in group.rows]
+                assert len({tuple(row.tables[number][: group.pages]) for row in members}) == 1, "rows begin otherwise"
+                assert all(row.computed >= group.pages * self.groups[number].page_size for row in members)
 
     def _append_pages(self, grant: Grant) -> None:
         row = self.rows[grant.row]

@@ -64,6 +64,8 @@ def limits(chain):
         chain=st.just(chain),
         look_past=st.integers(0, 4),
         max_passed=st.integers(1, 8),
+        shared_rows=st.integers(2, 4),
+        shared_tokens=st.sampled_from([1, 4, 9]),
     )
 
 

@@ -418,3 +418,55 @@ def test_eos_is_only_for_those_who_heed_it():
     engine.add(prompt=3, eos_token_ids=[EOS], ignore_eos=True)
     engine.add(prompt=3, eos_token_ids=[EOS])
     assert [new.eos_token_ids for new in engine.scheduler.plan(0.0).new] == [[], [EOS]]
+
+
+def shared_of(plan):
+    """What a plan says of its first group: (rows, pages)."""
+    return plan.shared and [(group.rows, group.pages) for group in plan.shared[0]]
+
+
+def test_ranks_are_told_who_begins_alike_and_only_when_that_changes():
+    engine = Engine(max_num_batched_tokens=40, shared_rows=3, shared_tokens=8)
+    prefix = list(range(12))
+    for own, tokens in ((40, 6), (41, 6), (42, 3), (43, 6)):
+        engine.add([*prefix, own], max_tokens=tokens)
+    plans = [engine.turn() for _ in range(6)]
+    # The first computes the prefix, the others find it; the third leaves before the fifth plan.
+    assert [shared_of(plan) for plan in plans] == [None, [([0, 1, 2, 3], 3)], None, None, [([0, 1, 3], 3)], None]
+    engine.add([*prefix, 44], max_tokens=2)
+    plan = engine.turn()
+    assert plan.released == [0] and plan.new[0].row == 0
+    assert plan.shared is None, "the same rows begin alike as before"
+    check_all(engine)
+
+
+def test_windows_are_never_shared():
+    engine = Engine(layout_of([Retention(window=5), Retention(), Retention(chunk=8)]), shared_rows=2, shared_tokens=4)
+    for own in (40, 41, 42):
+        engine.add([*range(12), own])
+    engine.turn()
+    told = engine.turn().shared
+    assert [[(group.rows, group.pages) for group in groups] for groups in told] == [[], [([0, 1, 2], 3)], []]
+    check_all(engine)
+
+
+def test_without_the_prefix_cache_only_siblings_begin_alike():
+    engine = Engine(prefix_caching=False, shared_rows=2, shared_tokens=4)
+    engine.add(list(range(12)), n=3)
+    engine.add(list(range(12)))
+    told = [plan.shared[0] for plan in [engine.turn() for _ in range(4)] if plan.shared]
+    assert [(len(group.rows), group.pages) for groups in told for group in groups] == [(3, 2)]
+    check_all(engine)
+
+
+def test_who_is_preempted_shares_no_more_until_it_is_back():
+    engine = Engine(layout_of([Retention()], pages=9), shared_rows=2, shared_tokens=4)
+    for own in (40, 41, 42):
+        engine.add([*range(8), own], max_tokens=16)
+    seen = []
+    while engine.scheduler.has_work:
+        plan = engine.turn()
+        seen += [groups for groups in [shared_of(plan)] if groups is not None] if plan else []
+    assert engine.scheduler.counters.preemptions
+    assert seen[0] == [([0, 1, 2], 2)] and ([0, 1], 2) in [group for groups in seen for group in groups]
+    check_all(engine)

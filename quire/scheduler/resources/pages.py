@@ -9,6 +9,8 @@ from math import ceil, lcm
 from quire.kvcache.group import CacheGroup
 from quire.kvcache.hits import Hit, longest_hit
 from quire.kvcache.prefix import HashChain
+from quire.kvcache.shared import SharedPrefixes
+from quire.messages.plan import SharedPages
 from quire.messages.state import Layout
 from quire.scheduler.limits import Limits
 from quire.scheduler.sequence import Sequence, State
@@ -24,6 +26,7 @@ class Pages:
         step: the hit lengths are multiples of this many tokens.
         holders: sequences that hold pages.
         promised: keys of the pages that the plan being made fills.
+        trees: per group, which sequences begin alike; None where that does not last.
     """
 
     def __init__(self, layout: Layout, limits: Limits, hash_key: bytes) -> None:
@@ -31,6 +34,13 @@ class Pages:
         self.step = lcm(*(group.page_size for group in self.groups))
         self.holders: set[Sequence] = set()
         self.promised: set[bytes] = set()
+        self.trees = [
+            SharedPrefixes[Sequence](limits.shared_rows, -(-limits.shared_tokens // group.page_size))
+            if group.keeps_all
+            else None
+            for group in self.groups
+        ]
+        self._told: list[list[SharedPages]] = [[] for _ in self.groups]
         self._caching = limits.prefix_caching
         self._reserves = [ceil(limits.watermark * group.pool.usable) for group in self.groups]
         self._key = hash_key
@@ -82,6 +92,10 @@ class Pages:
         seq.registered = 0
         seq.unconfirmed.clear()
         self.holders.remove(seq)
+        if self._shares(seq):
+            for tree in self.trees:
+                if tree is not None:
+                    tree.leave(seq)
 
     def trim(self, seq: Sequence) -> None:
         """Free what retention no longer needs.
@@ -101,10 +115,27 @@ class Pages:
         if self._shares(seq):
             for number, (group, table) in enumerate(zip(self.groups, seq.tables, strict=True)):
                 keys = self._keys(seq, group.page_size)
-                for i in range(seq.registered // group.page_size, full // group.page_size):
+                first, last = seq.registered // group.page_size, full // group.page_size
+                for i in range(first, last):
                     if (page := table.pages[i]) and page not in group.index and group.index.add(keys[i], page):
                         seq.unconfirmed.append((step, number, page))
+                tree = self.trees[number]
+                if tree is not None and first < last:
+                    tree.extend(seq, table.pages[first:last])
         seq.registered = full
+
+    def shared(self) -> list[list[SharedPages]] | None:
+        """Per group the rows that begin alike, if that has changed since this was last asked."""
+        if not any(tree.changed for tree in self.trees if tree is not None):
+            return None
+        now = [
+            [SharedPages(sorted(seq.row for seq in owners), pages) for pages, owners in tree.sharers()] if tree else []
+            for tree in self.trees
+        ]
+        if now == self._told:
+            return None
+        self._told = now
+        return now
 
     def next_full(self, seq: Sequence) -> int:
         """Number of tokens at which the next page is full."""
@@ -202,9 +233,12 @@ class Pages:
 
     def _start(self, seq: Sequence) -> None:
         self.holders.add(seq)
-        if seq.hit is None:
-            return
-        for group, table, pages in zip(self.groups, seq.tables, seq.hit.pages, strict=True):
-            group.share(pages)
-            table.pages = list(pages)
-        seq.registered = seq.hit.tokens
+        if seq.hit is not None:
+            for group, table, pages in zip(self.groups, seq.tables, seq.hit.pages, strict=True):
+                group.share(pages)
+                table.pages = list(pages)
+            seq.registered = seq.hit.tokens
+        if self._shares(seq):
+            for tree, table in zip(self.trees, seq.tables, strict=True):
+                if tree is not None:
+                    tree.enter(seq, table.pages)
