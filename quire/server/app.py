@@ -26,6 +26,7 @@ from quire.server.errors import ApiError, Refuse, as_api_error
 from quire.server.metrics import Metrics
 from quire.server.middleware import Entrance
 from quire.server.openai import chat, completions, models, responses, tokens
+from quire.server.page import page
 from quire.server.service import Engine, Service, Template
 from quire.server.store import Store
 
@@ -42,6 +43,7 @@ class Endpoint:
 
 
 ROUTES = (
+    Endpoint("GET", "/", page, public=True),
     Endpoint("POST", "/v1/chat/completions", chat.chat_completions),
     Endpoint("POST", "/v1/completions", completions.completions),
     Endpoint("POST", "/v1/responses", responses.create),

@@ -64,6 +64,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
         )
         await server.serve([listener])
     finally:
+        engine.on_death = lambda reason: None
         await engine.close()
 
 

@@ -9,7 +9,7 @@ from tests.server.serving import Serving
 pytestmark = pytest.mark.plain
 
 KEY = "sk-a secret-ü"
-PUBLIC = {"/health", "/live", "/ready", "/ping"}
+PUBLIC = {"/", "/health", "/live", "/ready", "/ping"}
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
@@ -62,7 +62,16 @@ def test_public_routes_do_not(guarded: httpx.Client, path: str) -> None:
             "/health/../metrics",
             "/health%2f",
         ),
-        *("/HEALTH", "/health;/metrics", "/health%00", "/nothing", "/", "/docs", "/openapi.json", "/metrics?x=/health"),
+        *(
+            "/HEALTH",
+            "/health;/metrics",
+            "/health%00",
+            "/nothing",
+            "//",
+            "/docs",
+            "/openapi.json",
+            "/metrics?x=/health",
+        ),
     ],
 )
 def test_no_spelling_of_a_path_gets_around_it(guarded: httpx.Client, path: str) -> None:
