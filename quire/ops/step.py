@@ -10,6 +10,22 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
+class SharedInputs:
+    """Which sequences begin with the same pages, so that these may be read once for all of them.
+
+    A kernel is right without looking at it: every sequence's own page table names the shared pages, too.
+
+    Attributes:
+        number: (sequences,) int32; sequences with the same number begin alike, -1 like nobody.
+        tokens: (sequences,) int32, how many tokens: whole pages, none of them computed in this step; the same for all
+            sequences with one number, 0 where the number is -1.
+    """
+
+    number: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class GroupInputs:
     """Where one cache group's state of this step's sequences lies.
 
@@ -17,11 +33,13 @@ class GroupInputs:
         page_table: (sequences, max_pages) int32; page of each page_size tokens, unused entries 0.
         slots: (tokens,) int64; where each new token's state is written: page * page_size + offset.
         page_size: tokens per page.
+        shared: None where no two sequences are known to begin alike.
     """
 
     page_table: Tensor
     slots: Tensor
     page_size: int
+    shared: SharedInputs | None = None
 
 
 @dataclass(frozen=True, slots=True)

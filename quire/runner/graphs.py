@@ -39,17 +39,23 @@ class Recorder:
         return graph.replay
 
 
+SHARING_LEAST = 4
+"""Rows in the smallest batch that is also recorded with kernels which read beginnings that rows share once for all."""
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeWork:
     """What is recorded, of rows `order`, (n,) int64.
 
     Attributes:
-        forward: computes one token of each row and returns hidden states, (n, hidden).
+        forward: computes one token of each row and returns hidden states, (n, hidden); whether rows may begin alike.
         greedy: draws each row's next token from them: (2, n) int64, as the op `greedy_sample` gives it.
+        shares: whether rows can ever begin alike.
     """
 
-    forward: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor, bool], Tensor]
     greedy: Callable[[Tensor, Tensor], Tensor]
+    shares: bool
 
 
 class DecodeGraphs:
@@ -70,13 +76,16 @@ class DecodeGraphs:
         self._drawn = torch.zeros(2, len(self._order), dtype=torch.int64, device=device)
         self._hidden = torch.empty(0, 0, device=device)
         self._plays: dict[int, tuple[Play, Play]] = {}
+        self._sharing: dict[int, Play] = {}
         self._playing: Tensor | None = None
 
     def record(self, recorder: Recorder) -> None:
         """Record every size, largest first, so that the smaller ones find their memory in the pool."""
         for size in reversed(self.sizes):
+            if self._work.shares and size >= SHARING_LEAST:
+                self._sharing[size] = recorder.record(partial(self._forward, size, True))
             self._plays[size] = (
-                recorder.record(partial(self._forward, size)),
+                recorder.record(partial(self._forward, size, False)),
                 recorder.record(partial(self._greedy, size)),
             )
 
@@ -84,29 +93,31 @@ class DecodeGraphs:
         """Whether a batch of so many rows can be played."""
         return bool(self._plays) and rows <= self.sizes[-1]
 
-    def forward(self, order: Tensor) -> Tensor:
+    def forward(self, order: Tensor, sharing: bool) -> Tensor:
         """Compute one token of each row in `order`, (n,) int64: hidden states (n, hidden), valid until the next call.
 
-        The same tensor as last time means the same rows: nothing is copied then.
+        The same tensor as last time means the same rows: nothing is copied then. `sharing` says that some begin alike.
         """
         count = len(order)
         if order is not self._playing:
             self._order[:count].copy_(order)
             self._order[count:].fill_(self._dummy_row)
             self._playing = order
-        self._find(count)[0]()
+        size = self._size(count)
+        play = self._sharing.get(size) if sharing else None
+        (play or self._plays[size][0])()
         return self._hidden[:count]
 
     def greedy(self, count: int) -> Tensor:
         """Draw the next token of the `count` rows of the last `forward`: (2, count) int64, valid until the next one."""
-        self._find(count)[1]()
+        self._plays[self._size(count)][1]()
         return self._drawn[:, :count]
 
-    def _find(self, count: int) -> tuple[Play, Play]:
-        return self._plays[self.sizes[bisect_left(self.sizes, count)]]
+    def _size(self, count: int) -> int:
+        return self.sizes[bisect_left(self.sizes, count)]
 
-    def _forward(self, size: int) -> None:
-        hidden = self._work.forward(self._order[:size])
+    def _forward(self, size: int, sharing: bool) -> None:
+        hidden = self._work.forward(self._order[:size], sharing)
         if not self._hidden.numel():
             self._hidden = torch.empty(len(self._order), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
         self._hidden[:size].copy_(hidden)

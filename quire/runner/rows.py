@@ -4,13 +4,14 @@ The scheduler names rows by index; plans are diffs that this class applies. Posi
 token sampled on the device feeds the next step without the host knowing it. Called by the runner only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from quire.messages.plan import NewRow, StepPlan
+from quire.messages.plan import NewRow, SharedPages, StepPlan
 from quire.messages.state import Layout
+from quire.ops.step import SharedInputs, StepInputs
 from quire.runner.upload import upload
 
 
@@ -32,6 +33,10 @@ class Rows:
         known: (rows + 1,) int32, how many of them are valid.
         computed: (rows + 1,) int32, how many have their state in pages.
         page_tables: per cache group (rows + 1, max_pages) int32; unused entries are 0.
+        shared: (cache groups, 2, rows + 1) int32: for each row the number of those that begin with the same pages, -1
+            for none, and how many tokens these pages hold.
+        sharing: whether there are any such rows.
+        lasting: per cache group whether there can be: a group that forgets tokens shares nothing for long.
         ones, lines: (rows,) constants: the counts of a decode step, and which of its sequences sample.
         host: what the host knows, for rows in use.
     """
@@ -46,19 +51,35 @@ class Rows:
         self.page_tables = [
             torch.zeros(rows + 1, -(-max_len // g.page_size), dtype=torch.int32, device=device) for g in layout.groups
         ]
+        self.shared = torch.zeros(len(layout.groups), 2, rows + 1, dtype=torch.int32, device=device)
+        self.shared[:, 0] = -1
+        self.sharing = False
+        rules = [group.spec.retention for group in layout.groups]
+        self.lasting = [rule.window is None and rule.chunk is None for rule in rules]
         self.ones = torch.ones(rows, dtype=torch.int32, device=device)
         self.lines = torch.arange(rows, device=device)
         self.page_sizes = [g.page_size for g in layout.groups]
         self.host: dict[int, HostRow] = {}
 
     def apply(self, plan: StepPlan) -> None:
-        """Apply the plan's diff: rows that leave, rows that begin, pages that are added."""
+        """Apply the plan's diff: rows that leave, rows that begin, who begins alike, pages that are added."""
         for row in plan.released:
             self.host.pop(row, None)
         if plan.new:
             self._begin(plan.new)
+        if plan.shared is not None:
+            self._share(plan.shared)
         for group in range(len(self.page_tables)):
             self._append_pages(plan, group)
+
+    def shared_by(self, order: Tensor, step: StepInputs) -> StepInputs:
+        """`step`, of the rows in `order`, (n,) int64, with which of them begin alike in groups that keep tokens."""
+        found = self.shared.index_select(2, order)
+        groups = (
+            replace(group, shared=SharedInputs(found[i, 0], found[i, 1])) if self.lasting[i] else group
+            for i, group in enumerate(step.groups)
+        )
+        return replace(step, groups=tuple(groups))
 
     def advance(self, plan: StepPlan) -> None:
         """The host's count of computed tokens; the device's is the business of the step."""
@@ -83,6 +104,18 @@ class Rows:
             target[:count] = arrived[at : at + count]
             target[count:].zero_()
             at += count
+
+    def _share(self, groups: list[list[SharedPages]]) -> None:
+        """All of it in one copy: who begins alike changes when rows come and go, not from step to step."""
+        values: list[int] = []
+        for beginnings, page_size in zip(groups, self.page_sizes, strict=True):
+            numbers, tokens = [-1] * (self.dummy + 1), [0] * (self.dummy + 1)
+            for number, beginning in enumerate(beginnings):
+                for row in beginning.rows:
+                    numbers[row], tokens[row] = number, beginning.pages * page_size
+            values += numbers + tokens
+        self.shared.copy_(upload(values, self.device).view(self.shared.shape))
+        self.sharing = any(groups)
 
     def _append_pages(self, plan: StepPlan, group: int) -> None:
         rows: list[int] = []

@@ -132,7 +132,7 @@ class Runner:
         self.sampler: Sampler | None = None
         if self.mesh.rank == 0:
             self.sampler = Sampler(rows, self.spec.facts.vocab_size, length, self.device, self.grammars)
-        work = DecodeWork(self._decode, self._greedy)
+        work = DecodeWork(self._decode, self._greedy, any(self.rows.lasting))
         self.graphs = DecodeGraphs(self.spec.graph_rows, work, self.rows.dummy, self.device)
         self._decoding: list[int] = []
         self._order = upload([], self.device)
@@ -177,7 +177,7 @@ class Runner:
         rows = [grant.row for grant in plan.grants]
         if rows != self._decoding:
             self._decoding, self._order = rows, upload(rows, self.device)
-        hidden = self.graphs.forward(self._order)
+        hidden = self.graphs.forward(self._order, self.rows.sharing)
         if self.sampler is not None and self.sampler.plain(rows):
             # Copied: the recording's own tensor is overwritten by the next step.
             return InFlight(plan.step, rows, Samples(rows, self.graphs.greedy(len(rows)).clone()))
@@ -190,7 +190,7 @@ class Runner:
         order, counts, sampling = torch.split(numbers, [len(grants), len(grants), len(lines)])
         longest = max(self.rows.host[g.row].computed + g.tokens for g in grants)
         bounds = (sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
-        inputs, hidden = self._forward(order, counts.int(), sampling, bounds)
+        inputs, hidden = self._forward(order, counts.int(), sampling, bounds, self.rows.sharing)
         step = InFlight(plan.step, prompt_logprobs=self._prompt_logprobs(grants, hidden, inputs), sampler=self.sampler)
         if lines:
             step.rows = [grants[i].row for i in lines]
@@ -198,21 +198,27 @@ class Runner:
         return step
 
     def _forward(
-        self, order: Tensor, counts: Tensor, sampling: Tensor, bounds: tuple[int, int, int]
+        self, order: Tensor, counts: Tensor, sampling: Tensor, bounds: tuple[int, int, int], sharing: bool
     ) -> tuple[StepInputs, Tensor]:
-        """Compute the next `counts` tokens of the rows in `order`; they count as computed afterwards."""
+        """Compute the next `counts` tokens of the rows in `order`; they count as computed afterwards.
+
+        `sharing`: kernels are told which of them begin alike.
+        """
         rows = self.rows
         inputs: StepInputs = self.make_inputs(
             order, counts, sampling, rows.tokens, rows.computed, rows.page_tables, rows.page_sizes, bounds
         )
+        if sharing:
+            inputs = rows.shared_by(order, inputs)
         hidden: Tensor = self.model(inputs)
         rows.computed.index_add_(0, order, counts)
         return inputs, hidden
 
-    def _decode(self, order: Tensor) -> Tensor:
+    def _decode(self, order: Tensor, sharing: bool) -> Tensor:
         """One token of each row: what is recorded. The dummy row forgets it at once."""
         count, rows = len(order), self.rows
-        _, hidden = self._forward(order, rows.ones[:count], rows.lines[:count], (count, 1, rows.tokens.shape[1] - 1))
+        bounds = (count, 1, rows.tokens.shape[1] - 1)
+        _, hidden = self._forward(order, rows.ones[:count], rows.lines[:count], bounds, sharing)
         self.rows.computed[self.rows.dummy].zero_()
         return hidden
 
