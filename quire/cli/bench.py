@@ -208,6 +208,7 @@ def _engine(kind: str, config: Config, model: TextModel) -> Results:
         "load_format": config.engine.model.load_format,
         "device": facts.device,
         "dtype": facts.dtype,
+        "kv_cache_dtype": facts.kv_cache_dtype,
         "max_num_seqs": facts.max_num_seqs,
         "tensor_parallel_size": config.engine.parallel.tensor_parallel_size,
         "enable_prefix_caching": config.engine.cache.enable_prefix_caching,

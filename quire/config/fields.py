@@ -11,6 +11,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+KVCacheDtype = Literal["auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2"]
 LoadFormat = Literal["auto", "safetensors", "dummy"]
 Policy = Literal["fcfs", "priority", "lpm"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -46,6 +47,9 @@ class CacheConfig:
     """Memory of past tokens."""
 
     block_size: int | None = setting(None, "Tokens per page; unset takes the platform's (16 on CPUs, 64 on GPUs).")
+    kv_cache_dtype: KVCacheDtype = setting(
+        "auto", "Type of keys and values in pages: auto is the model's; fp8 (the same as fp8_e4m3) halves bfloat16's."
+    )
     gpu_memory_utilization: float = setting(0.9, "Share of a GPU's memory that the engine may take.")
     cpu_memory_utilization: float = setting(0.3, "Share of the machine's free memory that pages may take on a CPU.")
     kv_cache_memory_bytes: int | None = setting(None, "Bytes for pages, instead of a share of the memory.")

@@ -28,6 +28,16 @@ class PlatformDefaults:
 
 CPU = PlatformDefaults(64, 512, False, False, False, "cpu_memory_utilization")
 GPU = PlatformDefaults(256, 8192, True, True, True, "gpu_memory_utilization")
+KV_DTYPES = {
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "float32": "float32",
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+}
+"""What keys and values are kept in, by `kv_cache_dtype`; auto keeps the model's dtype. Every device can do all: where
+it has no instruction for a conversion, kernels convert by whole numbers."""
 DEFAULTS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "xpu": replace(GPU, graphs=False)}
 
 
@@ -46,6 +56,7 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
         facts=facts,
         platform=platform,
         dtype=dtype,
+        kv_cache_dtype=KV_DTYPES.get(cache.kv_cache_dtype, dtype),
         load_format="dummy" if model.load_format == "dummy" else "safetensors",
         seed=model.seed,
         max_model_len=_max_model_len(model, facts),

@@ -39,6 +39,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     """An engine, fully decided before loading. What memory decides comes later, in `Layout`.
 
     Attributes:
+        kv_cache_dtype: of keys and values in pages, as torch calls it: "bfloat16", ..., "float8_e4m3fn", "float8_e5m2".
         max_model_len: wanted; `fit_max_model_len` says whether it may shrink to what fits.
         page_size: tokens per page.
         memory_fraction: share of the device's memory (of the free memory, on a CPU) for the engine.
@@ -53,6 +54,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     facts: ModelFacts
     platform: PlatformFacts
     dtype: str
+    kv_cache_dtype: str
     load_format: Literal["safetensors", "dummy"]
     seed: int
     max_model_len: int

@@ -72,6 +72,7 @@ class Attention(nn.Module):
             norm_eps=plan.head_norm_eps,
             dtype=b.dtype_name,
             device=str(b.device),
+            kv_dtype=None if b.kv_dtype is None else str(b.kv_dtype).removeprefix("torch."),
         )
         self.state = b.state(kv_heads, plan.head_dim, Retention(window=plan.window))
         self.q_norm, self.k_norm = (self._head_norm(b / name, plan) for name in ("q_norm", "k_norm"))

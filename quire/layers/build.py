@@ -29,7 +29,8 @@ class Build:
 
     Attributes:
         mesh: the ranks that layers are cut over.
-        dtype, device: of weights, activations and state.
+        dtype, device: of weights and activations.
+        kv_dtype: of keys and values in pages; None is `dtype`.
         providers: kernel folders to try, best first; they are imported already. The reference is implied.
         max_model_len: positions that will occur; None takes the model's own context length.
         path: where in the checkpoint's names the layer stands.
@@ -43,6 +44,7 @@ class Build:
     device: torch.device
     providers: Sequence[str] = ()
     max_model_len: int | None = None
+    kv_dtype: torch.dtype | None = None
     path: str = ""
     states: list[LayerState] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
@@ -77,7 +79,7 @@ class Build:
 
     def state(self, kv_heads: int, head_dim: int, retention: Retention) -> LayerState:
         """A state for `kv_heads` heads of this rank, entered into the list of states."""
-        made = LayerState(kv_heads, head_dim, retention, self.dtype, self.device)
+        made = LayerState(kv_heads, head_dim, retention, self.kv_dtype or self.dtype, self.device)
         self.states.append(made)
         return made
 

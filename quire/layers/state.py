@@ -17,6 +17,8 @@ class LayerState:
     Attributes:
         spec: what the scheduler must know.
         kv_heads, head_dim: of this rank's pools, `[pages, page_size, kv_heads, head_dim]` each.
+        k_scale, v_scale: what values stored in 8 bits are worth, times themselves. A checkpoint may bring others than
+            1; they count from the next `bind` on.
     """
 
     def __init__(
@@ -24,6 +26,7 @@ class LayerState:
     ) -> None:
         self.spec = StateSpec(2 * kv_heads * head_dim * dtype.itemsize, retention)
         self.kv_heads, self.head_dim = kv_heads, head_dim
+        self.k_scale, self.v_scale = 1.0, 1.0
         self._dtype, self._device = dtype, device
         self._pages: KVPages | None = None
 
@@ -39,7 +42,7 @@ class LayerState:
 
     def bind(self, k: Tensor, v: Tensor, group: int) -> None:
         """Use these pools from now on, found through the page table of cache group `group`."""
-        self._pages = KVPages(k, v, group)
+        self._pages = KVPages(k, v, group, self.k_scale, self.v_scale)
 
     def unbind(self) -> None:
         """Forget the pools."""

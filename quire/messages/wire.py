@@ -56,6 +56,7 @@ class EngineFacts(msgspec.Struct, tag=True, kw_only=True):
         max_logprobs: most logprobs a request may ask for.
         layout: pages per cache group.
         device, dtype: what it runs on.
+        kv_cache_dtype: of keys and values in pages, as torch calls it; None is `dtype`.
         timeline: seconds of each start-up phase, in order.
     """
 
@@ -68,6 +69,7 @@ class EngineFacts(msgspec.Struct, tag=True, kw_only=True):
     layout: Layout
     device: str
     dtype: str
+    kv_cache_dtype: str | None = None
     timeline: dict[str, float]
 
 

@@ -1,10 +1,12 @@
 """Attention over pages: writing new keys and values, attending to what is kept, and both with norm and rope in one
 block.
 
-Pools are `[pages, page_size, kv_heads, head_dim]`, one for keys and one for values. Nothing before a query's window and
-nothing beyond a sequence's length is ever read: those slots may hold anything, NaN included.
+Pools are `[pages, page_size, kv_heads, head_dim]`, one for keys and one for values, of a dtype of their own: see
+`ops.narrow` for those of 8 bits. Nothing before a query's window and nothing beyond a sequence's length is ever read:
+those slots may hold anything, NaN included.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quire.messages.state import Retention
+from quire.ops.narrow import narrowed, raw, widened
 from quire.ops.norm import NormSpec, rms_norm
 from quire.ops.registry import op
 from quire.ops.rope import RopeSpec, rope
@@ -35,6 +38,8 @@ class AttentionSpec:
         soft_cap: scores s become soft_cap * tanh(s / soft_cap); None leaves them.
         rotary_dim: values of each head that are rotated.
         norm_eps: epsilon of the RMS norm on every query and key head; None has no such norm.
+        dtype: of queries and of the result.
+        kv_dtype: of the pools; None is `dtype`.
         step: for which steps a provider is wanted. Only `refuses` looks at it: each may serve the class it is good at.
     """
 
@@ -49,11 +54,17 @@ class AttentionSpec:
     dtype: str = "float32"
     device: str = "cpu"
     step: StepClass = "eager"
+    kv_dtype: str | None = None
 
     @property
     def parts(self) -> list[int]:
         """How many heads of a fused row are queries, keys and values."""
         return [self.heads, self.kv_heads, self.kv_heads]
+
+    @property
+    def kept(self) -> str:
+        """The dtype of keys and values in pages."""
+        return self.kv_dtype or self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +83,19 @@ class HeadWeights:
 
 @dataclass(frozen=True, slots=True)
 class KVPages:
-    """One layer's pools, [pages, page_size, kv_heads, head_dim] each, and the group whose page table finds them."""
+    """One layer's pools.
+
+    Attributes:
+        k, v: [pages, page_size, kv_heads, head_dim] each.
+        group: whose page table finds them.
+        k_scale, v_scale: what values stored in 8 bits are worth, times themselves; not for wider pools.
+    """
 
     k: Tensor
     v: Tensor
     group: int = 0
+    k_scale: float = 1.0
+    v_scale: float = 1.0
 
 
 def _write_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
@@ -86,6 +105,13 @@ def _write_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
         step = step_over([1, 6], [3, 6], [[4], [2, 5]], 4)
         new = {"k": normal(dtype, 7, 2, 8, seed=2), "v": normal(dtype, 7, 2, 8, seed=3)}
         yield spec, {**new, "pages": pages, "step": step}
+    for dtype, kept in itertools.product(FLOATS, (*NARROW, "float16")):
+        spec = AttentionSpec(4, 2, 8, 1.0, 8, dtype=dtype, kv_dtype=kept)
+        pages = KVPages(normal(kept, 6, 4, 2, 8), normal(kept, 6, 4, 2, 8, seed=1), 0, 0.25, 0.3)
+        # Beyond what 8 bits hold, NaN among them.
+        new = {name: normal(dtype, 7, 2, 8, seed=i).exp().pow(9 * i) * 1e-2 for i, name in enumerate("kv", 1)}
+        new["k"][3, 1, 2], new["v"][2] = torch.nan, -new["v"][2]
+        yield spec, {**new, "pages": pages, "step": step_over([1, 6], [3, 6], [[4], [2, 5]], 4)}
 
 
 def _prepare_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
@@ -100,6 +126,9 @@ def _attention_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
         step = inputs["step"]
         q = normal(spec.dtype, len(step.positions), spec.heads, spec.head_dim, seed=4)
         yield spec, {"q": q, "pages": inputs["pages"], "step": step, "spec": spec}
+        if spec.kv_dtype in NARROW:
+            spec = replace(spec, dtype="bfloat16")
+            yield spec, {"q": q.bfloat16(), "pages": inputs["pages"], "step": step, "spec": spec}
 
 
 _STEPS = (
@@ -109,6 +138,7 @@ _STEPS = (
     ([4, 1, 7, 3, 1], [12, 20, 7, 19, 8], 3),
     ([1], [1], 1),
 )
+NARROW = ("float8_e4m3fn", "float8_e5m2")
 # Long enough to be cut into several parts.
 _LONG_STEPS = (([1, 1], [300, 139], 64), ([70, 1, 2], [201, 150, 2], 64))
 
@@ -121,7 +151,7 @@ def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
         {"soft_cap": 3.0, "window": 4, "scale": 0.5},
         {"norm_eps": 1e-6, "rotary_dim": 4},
     )
-    angle = torch.arange(32)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.03])
+    angle = torch.arange(301)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.03])
     for dtype in FLOATS:
         for variant in variants:
             base = {"heads": 4, "kv_heads": 2, "head_dim": 8, "scale": 8**-0.5, "rotary_dim": 8, "dtype": dtype}
@@ -134,6 +164,13 @@ def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
     for variant in long_variants:
         spec = AttentionSpec(2, 1, 16, 0.25, 8, **variant)
         yield from _attend_steps(spec, HeadWeights(normal("float32", 301, 8)), _LONG_STEPS)
+    # In float32, where all round to the same 8 bits: one that differs would change the result by more than is allowed.
+    for kept in (*NARROW, "bfloat16"):
+        spec = AttentionSpec(4, 2, 8, 8**-0.5, 8, window=9, norm_eps=1e-6, kv_dtype=kept)
+        weights = HeadWeights(
+            torch.cat([angle.cos(), angle.sin()], -1), *(normal("float32", 8, seed=s) for s in (5, 6))
+        )
+        yield from _attend_steps(spec, weights, (*_STEPS[1:3], ([1, 1], [300, 139], 64)))
 
 
 def _attend_steps(
@@ -163,15 +200,15 @@ def _poisoned(
             page, offset = tables[i][t // page_size], t % page_size
             k[page, offset] = normal("float32", spec.kv_heads, spec.head_dim, seed=100 * i + t)
             v[page, offset] = normal("float32", spec.kv_heads, spec.head_dim, seed=100 * i + t + 50)
-    return step, KVPages(k.to(dtypes[spec.dtype]), v.to(dtypes[spec.dtype]))
+    return step, KVPages(k.to(dtypes[spec.kept]), v.to(dtypes[spec.kept]), 0, 0.5, 1.7)
 
 
 @op(samples=_write_samples)
 def write_pages(k: Tensor, v: Tensor, pages: KVPages, step: StepInputs) -> None:
     """Write the new tokens' keys and values, each (tokens, kv_heads, head_dim), to their slots of `pages`."""
     slots = step.groups[pages.group].slots
-    pages.k.flatten(0, 1)[slots] = k
-    pages.v.flatten(0, 1)[slots] = v
+    for x, pool, scale in ((k, pages.k, pages.k_scale), (v, pages.v, pages.v_scale)):
+        raw(pool).flatten(0, 1)[slots] = raw(narrowed(x, pool.dtype, scale))
 
 
 @op(samples=_attention_samples, capturable=False)
@@ -193,7 +230,10 @@ def paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: Attention
         first = Retention(window=spec.window).first_needed(length - (b - a))
         kept = torch.arange(first, length, device=q.device)
         where = group.page_table[i, kept // group.page_size].long(), kept % group.page_size
-        keys, values = (pool[where].float() for pool in (pages.k, pages.v))  # (kept, kv_heads, head_dim)
+        keys, values = (  # (kept, kv_heads, head_dim)
+            widened(pool[where], torch.float32, scale)
+            for pool, scale in ((pages.k, pages.k_scale), (pages.v, pages.v_scale))
+        )
         out[a:b] = _attend_dense(q[a:b], keys, values, kept - step.positions[a:b, None], spec)
     return out
 

@@ -96,7 +96,14 @@ class Choice:
 
 
 OPS: dict[str, Op] = {}
-DEFAULT_TOLERANCE = {"float32": (1e-5, 1e-5), "bfloat16": (1.6e-2, 1e-2), "float16": (2e-3, 1e-3)}
+DEFAULT_TOLERANCE = {
+    "float32": (1e-5, 1e-5),
+    "bfloat16": (1.6e-2, 1e-2),
+    "float16": (2e-3, 1e-3),
+    # A unit in the last place.
+    "float8_e4m3fn": (0.125, 2**-9),
+    "float8_e5m2": (0.25, 2**-16),
+}
 
 
 def op(

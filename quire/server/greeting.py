@@ -16,6 +16,8 @@ def greeting(service: Service, listener: socket.socket) -> str:
     facts = service.engine.facts
     url = url_of(listener)
     pages = ", ".join(f"{group.pages} pages of {group.page_size} tokens" for group in facts.layout.groups)
+    if facts.kv_cache_dtype not in (None, facts.dtype):
+        pages += f" in {facts.kv_cache_dtype}"
     lines = [
         f"quire {__version__}",
         f"  model     {service.model_name}, {facts.dtype} on {facts.device}",

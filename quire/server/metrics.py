@@ -93,7 +93,7 @@ class Metrics:
             "block_size": str(group.page_size if group else 0),
             "num_gpu_blocks": str(group.pages if group else 0),
             "cache_groups": str(len(facts.layout.groups)),
-            "cache_dtype": facts.dtype,
+            "cache_dtype": facts.kv_cache_dtype or facts.dtype,
             "max_model_len": str(facts.max_model_len),
         }
         info = Gauge(

@@ -152,7 +152,7 @@ class Service:
     def fingerprint(self) -> str:
         """Changes when answers to the same request may change."""
         facts = self.engine.facts
-        parts = (self.engine.model.name, facts.dtype, facts.device, facts.version)
+        parts = (self.engine.model.name, facts.dtype, str(facts.kv_cache_dtype), facts.device, facts.version)
         return "fp_" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:10]
 
     def check_ready(self) -> None:

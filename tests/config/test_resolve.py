@@ -70,6 +70,28 @@ def test_a_dtype_that_the_device_lacks_is_refused() -> None:
         resolve(EngineConfig(model=ModelConfig(dtype="float16")), model(), CPU)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "kept"),
+    [
+        ("auto", "bfloat16"),
+        ("float32", "float32"),
+        ("float16", "float16"),
+        ("fp8", "float8_e4m3fn"),
+        ("fp8_e4m3", "float8_e4m3fn"),
+        ("fp8_e5m2", "float8_e5m2"),
+    ],
+)
+@pytest.mark.parametrize("platform", [CPU, GPU])
+def test_what_pages_keep(wanted: Any, kept: str, platform: PlatformFacts) -> None:
+    spec = resolve(EngineConfig(cache=CacheConfig(kv_cache_dtype=wanted)), model(dtype="bfloat16"), platform)
+    assert (spec.dtype, spec.kv_cache_dtype) == ("bfloat16", kept)
+
+
+def test_what_pages_cannot_keep_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"kv_cache_dtype: 'int8' is not one of auto, bfloat16, .*fp8_e5m2"):
+        resolve(EngineConfig(cache=CacheConfig(kv_cache_dtype="int8")), model(), CPU)  # type: ignore[arg-type]
+
+
 def test_max_model_len_fits_itself_only_when_unset() -> None:
     spec = resolve(EngineConfig(), model(context_len=777), CPU)
     assert (spec.max_model_len, spec.fit_max_model_len) == (777, True)

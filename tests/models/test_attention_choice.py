@@ -47,7 +47,7 @@ def ran(providers: list[str], queries: list[int], lengths: list[int]) -> list[st
     layer = Attention(build, AttentionPlan(hidden=8, heads=HEADS, kv_heads=1, head_dim=DIM, rope=rope))
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
-    layer.state.bind(*layer.state.allocate(20, 64), 0)
+    layer.state.bind(*(pool.zero_() for pool in layer.state.allocate(20, 64)), 0)
     tables: list[list[int]] = [[2 * i + 1, 2 * i + 2] for i in range(len(lengths))]
     out: Any = layer.forward(torch.randn(sum(queries), 8), step_over(queries, lengths, tables, 64))
     assert out.isfinite().all()

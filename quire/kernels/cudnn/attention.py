@@ -73,6 +73,8 @@ def _refuses(spec: AttentionSpec) -> str | None:
         return "attends to no windows and bounds no scores"
     if spec.dtype not in ("bfloat16", "float16"):
         return f"does not compute in {spec.dtype}"
+    if spec.kept != spec.dtype:
+        return f"computes in {spec.dtype} on pages of that dtype only, not {spec.kept}"
     if spec.head_dim % 8 or spec.head_dim > 128:
         return f"heads of {spec.head_dim} values: takes multiples of 8 up to 128"
     return _absent(torch.device(spec.device))

@@ -303,6 +303,8 @@ class _Work:
 def _refuses(spec: AttentionSpec) -> str | None:
     if spec.step != "decode":
         return "only for steps in which every sequence computes one token"
+    if spec.kept != spec.dtype:
+        return f"computes in {spec.dtype} on pages of that dtype only, not {spec.kept}"
     if spec.head_dim > 256:
         return f"heads of {spec.head_dim} values do not fit; at most 256 do"
     return None

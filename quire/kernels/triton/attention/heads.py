@@ -64,7 +64,11 @@ def _prepare(
     tl.store(v_pool + (slot - KV_HEADS + head)[:, None] * D + d[None, :], raw, mask=is_v[:, None] & inside)
 
 
-@provide("triton", prepare)
+def _refuses(spec: AttentionSpec) -> str | None:
+    return None if spec.kept == spec.dtype else f"writes pages of {spec.dtype} only, not {spec.kept}"
+
+
+@provide("triton", prepare, _refuses)
 def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `prepare`."""
     tokens, dim = len(qkv), triton.next_power_of_2(spec.head_dim)

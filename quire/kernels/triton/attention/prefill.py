@@ -177,6 +177,8 @@ def shape_of(dim: int, dtype: torch.dtype, most_lines: int) -> Shape:
 
 
 def _refuses(spec: AttentionSpec) -> str | None:
+    if spec.kept != spec.dtype:
+        return f"computes in {spec.dtype} on pages of that dtype only, not {spec.kept}"
     return f"heads of {spec.head_dim} values do not fit; at most 256 do" if spec.head_dim > 256 else None
 
 
