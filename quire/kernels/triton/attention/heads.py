@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.attention.narrow import kept, narrowed, scales
 from quire.kernels.triton.attention.shared import begin, device_of, partner, rotated
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, prepare
 from quire.ops.registry import provide
@@ -27,6 +28,8 @@ def _prepare(
     q_norm,
     k_norm,
     eps,
+    k_inverse,
+    v_inverse,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -34,6 +37,8 @@ def _prepare(
     BLOCK: tl.constexpr,
     NORM: tl.constexpr,
     ROTARY: tl.constexpr,
+    FORMAT: tl.constexpr,
+    CONVERTS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     begin(PDL)
@@ -60,15 +65,13 @@ def _prepare(
     turned = rotated(x, y, d, angles + tl.load(positions + token) * ROTARY, ROTARY)
     tl.store(out + (token * HEADS + head)[:, None] * D + d[None, :], turned, mask=is_q[:, None] & inside)
     slot = tl.load(slots + token) * KV_HEADS - HEADS
-    tl.store(k_pool + (slot + head)[:, None] * D + d[None, :], turned, mask=is_k[:, None] & inside)
-    tl.store(v_pool + (slot - KV_HEADS + head)[:, None] * D + d[None, :], raw, mask=is_v[:, None] & inside)
+    key = narrowed(turned, k_inverse, k_pool, FORMAT, CONVERTS)
+    value = narrowed(raw.to(tl.float32), v_inverse, v_pool, FORMAT, CONVERTS)
+    tl.store(k_pool + (slot + head)[:, None] * D + d[None, :], key, mask=is_k[:, None] & inside)
+    tl.store(v_pool + (slot - KV_HEADS + head)[:, None] * D + d[None, :], value, mask=is_v[:, None] & inside)
 
 
-def _refuses(spec: AttentionSpec) -> str | None:
-    return None if spec.kept == spec.dtype else f"writes pages of {spec.dtype} only, not {spec.kept}"
-
-
-@provide("triton", prepare, _refuses)
+@provide("triton", prepare)
 def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `prepare`."""
     tokens, dim = len(qkv), triton.next_power_of_2(spec.head_dim)
@@ -76,10 +79,11 @@ def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: Step
     if not tokens:
         return out
     block = max(1, 1024 // dim)
+    (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
     _prepare[(tokens, triton.cdiv(sum(spec.parts), block))](
-        qkv.contiguous(), out, pages.k, pages.v, step.groups[pages.group].slots, step.positions, weights.table,
-        weights.q_norm, weights.k_norm, spec.norm_eps or 0.0, HEADS=spec.heads, KV_HEADS=spec.kv_heads,
+        qkv.contiguous(), out, k_pool, v_pool, step.groups[pages.group].slots, step.positions, weights.table,
+        weights.q_norm, weights.k_norm, spec.norm_eps or 0.0, 1.0 / k_scale, 1.0 / v_scale, HEADS=spec.heads, KV_HEADS=spec.kv_heads,
         D=spec.head_dim, DP=dim, BLOCK=block, NORM=spec.norm_eps is not None, ROTARY=spec.rotary_dim,
-        num_warps=4, **device_of(qkv.device).options,
+        num_warps=4, **form, **device_of(qkv.device).options,
     )  # fmt: skip
     return out

@@ -22,11 +22,14 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a device has: multiprocessors, NVIDIA's compiler, dependent launches (and with them the copy engine)."""
+    """What a device has: multiprocessors, NVIDIA's compiler, dependent launches (and with them the copy engine), and
+    instructions that convert numbers of 8 bits.
+    """
 
     processors: int
     nvidia: bool
     dependent: bool
+    converts: bool = False
 
     def stages(self, wanted: int) -> int:
         """How deep loops are pipelined: other makers' chips have 64 KiB of shared memory, which two stages fill."""
@@ -45,7 +48,8 @@ def device_of(device: torch.device) -> Device:
         return Device(1 if INTERPRETED else 64, False, False)
     facts = torch.cuda.get_device_properties(device)
     nvidia = torch.version.hip is None
-    return Device(facts.multi_processor_count, nvidia, nvidia and facts.major >= 9)
+    capability = (facts.major, facts.minor)
+    return Device(facts.multi_processor_count, nvidia, nvidia and facts.major >= 9, nvidia and capability >= (8, 9))
 
 
 def bulk_of(pages: KVPages, tile: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
