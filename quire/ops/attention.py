@@ -7,7 +7,7 @@ those slots may hold anything, NaN included.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -139,6 +139,12 @@ _STEPS = (
     ([1], [1], 1),
 )
 NARROW = ("float8_e4m3fn", "float8_e5m2")
+# The same, and which sequences begin with how many pages alike.
+_ALIKE_STEPS = (
+    (([1] * 6, [9, 17, 12, 10, 0, 13], 4), (([0, 2, 3], 2), ([5, 1], 3))),
+    (([4, 1, 1, 7, 1], [12, 20, 9, 7, 21], 3), (([0, 1, 2, 4], 2),)),
+)
+_LONG_ALIKE_STEPS = ((([1] * 5, [300, 139, 200, 130, 129], 64), (([0, 1, 2], 2), ([4, 3], 1))),)
 # Long enough to be cut into several parts.
 _LONG_STEPS = (([1, 1], [300, 139], 64), ([70, 1, 2], [201, 150, 2], 64))
 
@@ -160,10 +166,15 @@ def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
             q_norm, k_norm = (normal(dtype, 8, seed=s) if spec.norm_eps else None for s in (5, 6))
             weights = HeadWeights(table, q_norm, k_norm)
             yield from _attend_steps(spec, weights, _STEPS)
+            if dtype == "float32":
+                for step, alike in _ALIKE_STEPS:
+                    yield from _attend_steps(spec, weights, (step,), alike)
     long_variants: tuple[dict[str, Any], ...] = ({}, {"window": 140, "soft_cap": 3.0})
     for variant in long_variants:
         spec = AttentionSpec(2, 1, 16, 0.25, 8, **variant)
         yield from _attend_steps(spec, HeadWeights(normal("float32", 301, 8)), _LONG_STEPS)
+        for step, alike in _LONG_ALIKE_STEPS:
+            yield from _attend_steps(spec, HeadWeights(normal("float32", 301, 8)), (step,), alike)
     # In float32, where all round to the same 8 bits: one that differs would change the result by more than is allowed.
     for kept in (*NARROW, "bfloat16"):
         spec = AttentionSpec(4, 2, 8, 8**-0.5, 8, window=9, norm_eps=1e-6, kv_dtype=kept)
@@ -173,26 +184,36 @@ def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
         yield from _attend_steps(spec, weights, (*_STEPS[1:3], ([1, 1], [300, 139], 64)))
 
 
+_Alike = Sequence[tuple[list[int], int]]
+"""Sequences that begin with the same pages, and how many pages."""
+
+
 def _attend_steps(
-    spec: AttentionSpec, weights: HeadWeights, steps: Iterable[tuple[list[int], list[int], int]]
+    spec: AttentionSpec,
+    weights: HeadWeights,
+    steps: Iterable[tuple[list[int], list[int], int]],
+    alike: _Alike = (),
 ) -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
     for queries, lengths, page_size in steps:
         classes: tuple[StepClass, ...] = ("eager", "decode") if max(queries) == 1 else ("eager",)
         for step_class in classes:
             wanted = replace(spec, step=step_class)
-            step, pages = _poisoned(queries, lengths, page_size, spec)
+            step, pages = _poisoned(queries, lengths, page_size, spec, alike)
             qkv = normal(spec.dtype, sum(queries), sum(spec.parts) * spec.head_dim, seed=4)
             yield wanted, {"qkv": qkv, "weights": weights, "pages": pages, "step": step, "spec": wanted}
 
 
 def _poisoned(
-    queries: list[int], lengths: list[int], page_size: int, spec: AttentionSpec
+    queries: list[int], lengths: list[int], page_size: int, spec: AttentionSpec, alike: _Alike
 ) -> tuple[StepInputs, KVPages]:
     """A step over shuffled pages whose unused slots (other pages, tails, tokens before every window) are NaN."""
     counts = [-(-n // page_size) for n in lengths]
     order = (torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(7)) + 1).tolist()
     tables = [[order.pop() for _ in range(count)] for count in counts]
-    step = step_over(queries, lengths, tables, page_size)
+    for members, count in alike:
+        for row in members:
+            tables[row][:count] = tables[members[0]][:count]
+    step = step_over(queries, lengths, tables, page_size, alike)
     k, v = (torch.full((sum(counts) + 3, page_size, spec.kv_heads, spec.head_dim), torch.nan) for _ in range(2))
     retention = Retention(window=spec.window)
     for i, (query, length) in enumerate(zip(queries, lengths, strict=True)):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quire.ops.step import GroupInputs, StepInputs
+from quire.ops.step import GroupInputs, SharedInputs, StepInputs
 
 FLOATS = ("float32", "bfloat16")
 
@@ -20,13 +20,18 @@ def normal(dtype: str, *shape: int, seed: int = 0) -> Tensor:
 
 
 def step_over(
-    queries: Sequence[int], lengths: Sequence[int], tables: Sequence[Sequence[int]], page_size: int
+    queries: Sequence[int],
+    lengths: Sequence[int],
+    tables: Sequence[Sequence[int]],
+    page_size: int,
+    alike: Sequence[tuple[Sequence[int], int]] = (),
 ) -> StepInputs:
     """A step of one cache group in which sequence i computes the last queries[i] of its lengths[i] tokens.
 
     Args:
         lengths: a sequence of length 0 is padding: it computes at position 0 and writes to slot 0.
         tables: page numbers of each sequence, enough for its length.
+        alike: sequences whose tables begin with the same pages, and how many pages.
 
     Token ids are 0; the caller replaces them where they matter.
     """
@@ -40,13 +45,19 @@ def step_over(
     for i, pages in enumerate(tables):
         table[i, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
     start = torch.tensor([0, *queries]).cumsum(0)
+    shared = torch.tensor([[-1], [0]], dtype=torch.int32).repeat(1, len(tables))
+    for number, (members, count) in enumerate(alike):
+        shared[:, list(members)] = torch.tensor([[number], [count * page_size]], dtype=torch.int32)
+    group = GroupInputs(
+        table, torch.tensor(slots, dtype=torch.int64), page_size, SharedInputs(shared[0], shared[1]) if alike else None
+    )
     return StepInputs(
         token_ids=torch.zeros(len(positions), dtype=torch.int64),
         positions=torch.tensor(positions, dtype=torch.int64),
         query_start=start.to(torch.int32),
         seq_lens=torch.tensor(lengths, dtype=torch.int32),
         logit_rows=start[1:] - 1,
-        groups=(GroupInputs(table, torch.tensor(slots, dtype=torch.int64), page_size),),
+        groups=(group,),
         max_query=max(queries, default=0),
         max_seq=max(lengths, default=0),
     )

@@ -117,25 +117,105 @@ def _widen(kept: Tensor, stored: torch.dtype, scale: float, out: Tensor) -> Tens
 
 def _decode(q: Tensor, rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """One query per sequence, for the sequences `rows` (None: all). q (n, heads, head_dim)."""
+    shared = _shared(rows, pages, step, spec)
     key = ("gather", pages.group, spec.window, spec.kv_heads, spec.head_dim, rows is None)
-    gather = step.once(key, lambda: _gather(rows, pages, step, spec, q.dtype))
+    gather = step.once(key, lambda: _gather(rows, pages, step, spec, q.dtype, shared.tokens if shared else None))
     n = len(q)
     # The query heads of a KV head are the rows of one product.
+    heads = q.view(n, spec.kv_heads, -1, spec.head_dim)
     keys = gather.read(pages.k, pages.k_scale, n, spec.kv_heads)
-    scores = torch.matmul(q.view(n, spec.kv_heads, -1, spec.head_dim), keys.transpose(-1, -2)).float()
-    weights = _capped(scores, spec).add_(gather.mask).softmax(dim=-1).to(q.dtype)
+    scores = _capped(torch.matmul(heads, keys.transpose(-1, -2)).float(), spec).add_(gather.mask)
+    log = scores.logsumexp(dim=-1, keepdim=True) if shared else None
+    weights = (scores.softmax(dim=-1) if log is None else scores.sub_(log).exp_()).to(q.dtype)
     out = torch.matmul(weights, gather.read(pages.v, pages.v_scale, n, spec.kv_heads))
+    if shared is not None and log is not None:
+        for beginning in shared.beginnings:
+            _merge(out, log, beginning, _attend_once(heads[beginning.members], beginning, pages, spec))
     return out.view(n, spec.heads, spec.head_dim).masked_fill_(gather.padding, 0)
 
 
-def _gather(rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec, dtype: torch.dtype) -> _Gather:
+@dataclass(frozen=True, slots=True)
+class _Beginning:
+    """Sequences that begin with the same pages: members (c,) int64, pages (count,) int32."""
+
+    members: Tensor
+    pages: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """All that begin alike, and for each of n sequences how many tokens it needs not read itself, (n,) int64."""
+
+    beginnings: list[_Beginning]
+    tokens: Tensor
+
+
+def _shared(rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> _Shared | None:
+    """What the sequences `rows` have in common; None if nothing, or if a window hides the beginning from some."""
+    group = step.groups[pages.group]
+    if group.shared is None or spec.window is not None:
+        return None
+    known = group.shared
+
+    def find() -> _Shared | None:
+        number, tokens = known.number, known.tokens.long()
+        table = group.page_table
+        if rows is not None:
+            number, tokens, table = number[rows], tokens[rows], table[rows]
+        members: dict[int, list[int]] = {}
+        for i, n in enumerate(number.tolist()):
+            if n >= 0:
+                members.setdefault(n, []).append(i)
+        found = []
+        for alike in members.values():
+            first, count = alike[0], int(tokens[alike[0]]) // group.page_size
+            found.append(_Beginning(torch.tensor(alike, device=table.device), table[first, :count]))
+        return _Shared(found, tokens) if found else None
+
+    return step.once(("shared", pages.group, rows is None), find)
+
+
+def _attend_once(q: Tensor, beginning: _Beginning, pages: KVPages, spec: AttentionSpec) -> tuple[Tensor, Tensor]:
+    """Attention of (c, kv_heads, group, head_dim) to the pages that all c sequences begin with.
+
+    Returns the result, and the logarithm of the sum of its weights, (c, kv_heads, group, 1) float32.
+    """
+    c, kv_heads, group, dim = q.shape
+    k, v = (  # (kv_heads, tokens, head_dim)
+        _pages(pool, beginning.pages, scale, q.dtype).flatten(0, 1).transpose(0, 1)
+        for pool, scale in ((pages.k, pages.k_scale), (pages.v, pages.v_scale))
+    )
+    lines = q.transpose(0, 1).reshape(kv_heads, c * group, dim)
+    scores = _capped(torch.matmul(lines, k.transpose(-1, -2)).float(), spec)
+    log = scores.logsumexp(dim=-1, keepdim=True)
+    out = torch.matmul(scores.sub_(log).exp_().to(q.dtype), v)
+    return tuple(x.view(kv_heads, c, group, -1).transpose(0, 1) for x in (out, log))  # type: ignore[return-value]
+
+
+def _merge(out: Tensor, log: Tensor, beginning: _Beginning, other: tuple[Tensor, Tensor]) -> None:
+    """Add what its members have in common to their own results `out` (n, kv_heads, group, head_dim), in place."""
+    own = log[beginning.members]
+    total = torch.logaddexp(own, other[1])
+    parts = out[beginning.members].float() * (own - total).exp() + other[0].float() * (other[1] - total).exp()
+    out.index_copy_(0, beginning.members, parts.to(out.dtype))
+
+
+def _gather(
+    rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec, dtype: torch.dtype, skip: Tensor | None
+) -> _Gather:
+    """`skip` (n,) int64: tokens at the start of each sequence that are read otherwise."""
     group = step.groups[pages.group]
     table, size, lengths = group.page_table.long(), group.page_size, step.seq_lens.long()
     if rows is not None:
         table, lengths = table[rows], lengths[rows]
     lengths = lengths[:, None]
-    count = step.max_seq if spec.window is None else min(step.max_seq, spec.window)
-    wanted = (lengths - count).clamp(min=0) + torch.arange(count, device=table.device)
+    if skip is None:
+        count = step.max_seq if spec.window is None else min(step.max_seq, spec.window)
+        first = (lengths - count).clamp(min=0)
+    else:
+        first = skip[:, None]
+        count = int((lengths - first).max())
+    wanted = first + torch.arange(count, device=table.device)
     mask = torch.zeros(wanted.shape, device=table.device).masked_fill_(wanted >= lengths, float("-inf"))
     # Short rows read their own last token again: what lies beyond may be NaN, which no weight of 0 can undo.
     position = torch.minimum(wanted, lengths - 1).clamp(min=0)
