@@ -256,10 +256,10 @@ def variants() -> list[tuple[str, object]]:
 
     decodes = [
         DecodeShape(*v)
-        for v in ((64, 32, 64, 5, 4, 3, 255), (128, 32, 64, 5, 4, 3, 168), (256, 32, 64, 5, 4, 3, 168),
-                  (512, 16, 64, 5, 4, 3, 168), (1024, 16, 64, 5, 4, 3, 168), (512, 16, 64, 3, 2, 6, 168),
-                  (512, 16, 32, 5, 4, 4, 128), (512, 16, 64, 7, 4, 2, 255), (512, 16, 64, 5, 2, 3, 255),
-                  (128, 16, 128, 2, 8, 2, 128), (64, 16, 64, 3, 8, 2, 128))
+        for v in ((True, 64, 32, 64, 5, 4), (True, 64, 32, 128, 5, 8), (True, 64, 16, 64, 7, 4),
+                  (False, 512, 32, 64, 5, 4, 3, 168), (False, 1024, 32, 64, 5, 4, 2), (False, 2048, 32, 64, 5, 4, 2),
+                  (False, 2048, 32, 64, 5, 4, 3, 168), (False, 2048, 32, 64, 7, 4, 2), (False, 4096, 32, 64, 5, 4, 2),
+                  (False, 2048, 32, 32, 9, 4, 3, 168))
     ]  # fmt: skip
     prefills = [PrefillShape(*v) for v in ((128, 64, 5, 8, True), (64, 64, 5, 4, True), (128, 64, 7, 8, True),
                                            (128, 64, 5, 8, False), (64, 64, 5, 4, False))]  # fmt: skip
@@ -270,7 +270,7 @@ def with_variant(kind: str, shape: object) -> None:
     from quire.kernels.triton.attention import decode, prefill
 
     if kind == "decode":
-        decode.shape_of = lambda pairs, dim, itemsize: shape
+        decode.shape_of = lambda pairs, group, dim, itemsize: shape
     else:
         prefill.shape_of = lambda dim, dtype, lines: shape
 

@@ -37,7 +37,7 @@ def case(queries, lengths, page_size, spec):
     for table, query, length in zip(tables, queries, lengths, strict=True):
         first = 0 if spec.window is None else max(0, length - query + 1 - spec.window)
         at = torch.arange(first, length)
-        where = torch.tensor(table)[at // page_size], at % page_size
+        where = torch.tensor(table, dtype=torch.int64)[at // page_size], at % page_size
         for pool in pools:
             pool[where] = torch.randn(len(at), spec.kv_heads, spec.head_dim).to(pool.dtype)
     group = step.groups[0]

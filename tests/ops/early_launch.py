@@ -12,24 +12,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from quire.kernels.triton.attention import decode, heads
+from quire.kernels.triton.attention import heads, splits
 from quire.kernels.triton.dense import activation, gemv, norm, skinny
 
 GEMV = {"K": 1024, "N": 256, "EPS": 1e-6, "OFFSET": 0.0, "OUTPUTS": 4, "CHUNK": 512, "BIAS": True, "PDL": True}
 SKINNY = {"K": 1024, "N": 256, "OUTPUTS": 64, "DEPTH": 128, "STAGES": 3, "BIAS": True, "WIDEN": False, "PDL": True}
 HEADS = {"HEADS": 8, "KV_HEADS": 2, "D": 128, "DP": 128, "NORM": True, "ROTARY": 128, "PDL": True}
-DECODE = {
-    **HEADS,
-    "GROUP": 4,
-    "GROUP_P": 4,
-    "ROWS": 16,
-    "PAGE": 64,
-    "TILE": 64,
-    "STAGES": 5,
-    "SPLITS": 16,
-    "AT_ONCE": 8,
-}
-DECODE |= {"WINDOW": 0, "CAP": 0.0, "WIDE": False}
+DECODE = {**HEADS, "GROUP": 4, "ROWS": 16, "TILE": 64, "STAGES": 5, "CAP": 0.0, "WIDE": False}
+MERGE = {"GROUP_P": 4, "AT_ONCE": 8}
+MERGE_ROWS = {name: HEADS[name] for name in ("HEADS", "KV_HEADS", "D", "DP", "PDL")} | {"GROUP": 4, **MERGE}
+LISTED = {"splits", "total", "firsts", "tiles", "places", "runs"}
+EARLIER = LISTED | {"k_pool", "v_pool", "new_slots", "angles", "q_norm", "k_norm"}
+"""What is there before a step's first attention: `quire.kernels.triton.attention.listing` says why."""
 NORM = {"eps": 1e-6, "offset": 0.0, "SIZE": 1024, "BLOCK": 1024, "PDL": True}
 
 
@@ -51,8 +45,10 @@ def variants() -> Iterator[tuple[triton.JITFunction, dict[str, object], set[str]
         ahead = {"HELD": held, "FETCH": 0 if held == 4 else 8}
         yield skinny._skinny_kernel, {**SKINNY, **ahead, "ROWS": rows, "PARTS": parts, "GATE": gate}, weights
     yield heads._prepare, {**HEADS, "BLOCK": 8}, set()
-    for early in (False, True):
-        yield decode._decode, {**DECODE, "EARLY": early}, set()
+    for pieces in (1, 4):
+        yield splits.early, {**DECODE, **MERGE, "PIECES": pieces}, EARLIER
+        yield splits.run_of_splits, {**DECODE, "PIECES": pieces}, LISTED
+    yield splits.merge_rows, MERGE_ROWS, LISTED
 
 
 def ptx_of(kernel: triton.JITFunction, constants: dict[str, object]) -> tuple[str, list[str]]:
@@ -60,8 +56,8 @@ def ptx_of(kernel: triton.JITFunction, constants: dict[str, object]) -> tuple[st
     names = kernel.arg_names
     kinds = {"counters": "*i32", "partial": "*fp32", "rows": "i32", "stride": "i32"}
     kinds |= {"x_stride": "i32", "delta_stride": "i32", "table_stride": "i32", "scale": "fp32", "eps": "fp32"}
-    kinds |= dict.fromkeys(("table", "entries", "total", "arrived"), "*i32")
-    kinds |= {"slots": "*i64", "positions": "*i64", "angles": "*fp32", "logs": "*fp32"}
+    kinds |= dict.fromkeys(("table", "arrived", *LISTED), "*i32")
+    kinds |= {"slots": "*i64", "new_slots": "*i64", "positions": "*i64", "angles": "*fp32", "logs": "*fp32"}
     signature = {name: "constexpr" if name in constants else kinds.get(name, "*bf16") for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
     source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()}, aligned)

@@ -76,8 +76,8 @@ def widened(stored, FORMAT: tl.constexpr, CONVERTS: tl.constexpr):
 
 @triton.jit
 def halved(x, FORMAT: tl.constexpr):
-    """Queries for products with what `widened` gives: float16, bounded like it, if that is."""
-    if FORMAT == 0:
+    """Queries for products with what `widened` gives: float16 too, bounded like it. Float32 stays what it is."""
+    if FORMAT == 0 or x.dtype == tl.float32:
         return x
     most: tl.constexpr = LARGEST_HALF
     x = x.to(tl.float32)

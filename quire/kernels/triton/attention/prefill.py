@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
 from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, bounded, bulk_of, device_of
 from quire.ops.attention import AttentionSpec, KVPages, paged_attention
 from quire.ops.registry import provide
@@ -55,12 +56,12 @@ def _list_blocks(
 def _walk(
     acc, top, weight, queries, begin, end, position, length, k_pool, v_pool, k_bulk, v_bulk, table, head, scale,
     KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
+    STAGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr,
+    CONVERTS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Attend to the tokens begin to end, both multiples of TILE. Not MASKED: every query sees every one of them."""
     BULK: tl.constexpr = k_bulk is not None and not MASKED
-    KEPT: tl.constexpr = k_pool.dtype.element_ty
-    DOT: tl.constexpr = tl.float32 if WIDE else k_pool.dtype.element_ty
+    DOT: tl.constexpr = tl.float32 if WIDE else queries.dtype
     d = tl.arange(0, DP)
     for t in tl.range(begin, end, TILE, num_stages=STAGES):
         at = t + tl.arange(0, TILE)
@@ -78,6 +79,7 @@ def _walk(
             keys = k_bulk.load([first, head * D])
         else:
             keys = tl.load(k_pool + where, mask=kept, other=0.0)
+        keys = widened(keys, FORMAT, CONVERTS)
         scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
         if CAP > 0.0:
             scores = bounded(scores * scale, CAP) * LOG2E
@@ -98,7 +100,8 @@ def _walk(
             values = v_bulk.load([first, head * D])
         else:
             values = tl.load(v_pool + where, mask=kept, other=0.0)
-        acc = tl.dot(p.to(KEPT).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
+        values = widened(values, FORMAT, CONVERTS)
+        acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
         top = new_top
     return acc, top, weight
 
@@ -106,10 +109,10 @@ def _walk(
 # q and out (tokens, HEADS, D); pools [pages, PAGE, KV_HEADS, D]; table (rows, table_stride) int32.
 @triton.jit(do_not_specialize=["table_stride"])
 def _prefill(
-    q, out, k_pool, v_pool, k_bulk, v_bulk, table, table_stride, lengths, blocks, total, scale,
+    q, out, k_pool, v_pool, k_bulk, v_bulk, table, table_stride, lengths, blocks, total, scale, v_scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     GROUP_P: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
-    WINDOW: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
+    WINDOW: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr, CONVERTS: tl.constexpr,
 ):  # fmt: skip
     block, head = tl.program_id(1), tl.program_id(0)
     if block >= tl.load(total):
@@ -122,7 +125,7 @@ def _prefill(
     index, member = line // GROUP_P, line % GROUP_P
     mine = ((index < count) & (member < GROUP))[:, None] & (d < D)[None, :]
     at = ((first + index).to(tl.int64) * HEADS + head * GROUP + member)[:, None] * D + d[None, :]
-    queries = tl.load(q + at, mask=mine, other=0.0)
+    queries = halved(tl.load(q + at, mask=mine, other=0.0), FORMAT)
     position = start + index
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     weight = tl.zeros((ROWS,), tl.float32)
@@ -139,18 +142,18 @@ def _prefill(
         clear = tl.maximum(clear, inner)
         acc, top, weight = _walk(
             acc, top, weight, queries, begin, inner, position, length, k_pool, v_pool, k_bulk, v_bulk, table,
-            head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, True,
+            head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, FORMAT, CONVERTS, True,
         )  # fmt: skip
         begin = inner
     acc, top, weight = _walk(
         acc, top, weight, queries, begin, clear, position, length, k_pool, v_pool, k_bulk, v_bulk, table,
-        head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, 0, CAP, WIDE, False,
+        head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, 0, CAP, WIDE, FORMAT, CONVERTS, False,
     )  # fmt: skip
     acc, top, weight = _walk(
         acc, top, weight, queries, clear, stop, position, length, k_pool, v_pool, k_bulk, v_bulk, table,
-        head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, True,
+        head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, FORMAT, CONVERTS, True,
     )  # fmt: skip
-    result = acc / tl.where(weight > 0, weight, 1.0)[:, None]
+    result = acc / tl.where(weight > 0, weight, 1.0)[:, None] * v_scale
     tl.store(out + at, result, mask=mine)
 
 
@@ -177,8 +180,6 @@ def shape_of(dim: int, dtype: torch.dtype, most_lines: int) -> Shape:
 
 
 def _refuses(spec: AttentionSpec) -> str | None:
-    if spec.kept != spec.dtype:
-        return f"computes in {spec.dtype} on pages of that dtype only, not {spec.kept}"
     return f"heads of {spec.head_dim} values do not fit; at most 256 do" if spec.head_dim > 256 else None
 
 
@@ -191,16 +192,18 @@ def triton_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: At
     q = q.contiguous()
     group, dim = spec.heads // spec.kv_heads, max(16, triton.next_power_of_2(spec.head_dim))
     group_p, page_table = triton.next_power_of_2(group), step.groups[pages.group].page_table
-    shape = shape_of(dim, q.dtype, group_p * step.max_query)
+    shape = shape_of(dim, max(q.dtype, pages.k.dtype, key=lambda dtype: dtype.itemsize), group_p * step.max_query)
     queries = max(1, shape.lines // group_p)
     bulk = bulk_of(pages, shape.tile) if shape.bulk else (None, None)
     blocks, total = step.once(("blocks", queries), lambda: _list(step, queries))
+    (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
     _prefill[(spec.kv_heads, len(blocks))](
-        q, out, pages.k, pages.v, *bulk, page_table, page_table.stride(0), step.seq_lens, blocks, total, spec.scale,
+        q, out, k_pool, v_pool, *bulk, page_table, page_table.stride(0), step.seq_lens, blocks, total,
+        spec.scale * k_scale, v_scale,
         HEADS=spec.heads, KV_HEADS=spec.kv_heads, D=spec.head_dim, DP=dim, GROUP=group, GROUP_P=group_p,
         ROWS=queries * group_p, PAGE=pages.k.shape[1], TILE=shape.tile,
         STAGES=device_of(q.device).stages(shape.stages), WINDOW=spec.window or 0, CAP=spec.soft_cap or 0.0,
-        WIDE=INTERPRETED, num_warps=shape.warps,
+        WIDE=INTERPRETED, **form, num_warps=shape.warps,
     )  # fmt: skip
     return out
 

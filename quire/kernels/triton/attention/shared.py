@@ -22,14 +22,11 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a device has: multiprocessors, NVIDIA's compiler, dependent launches (and with them the copy engine), and
-    instructions that convert numbers of 8 bits.
-    """
+    """What a device has: multiprocessors, NVIDIA's compiler, dependent launches (and with them the copy engine)."""
 
     processors: int
     nvidia: bool
     dependent: bool
-    converts: bool = False
 
     def stages(self, wanted: int) -> int:
         """How deep loops are pipelined: other makers' chips have 64 KiB of shared memory, which two stages fill."""
@@ -48,8 +45,7 @@ def device_of(device: torch.device) -> Device:
         return Device(1 if INTERPRETED else 64, False, False)
     facts = torch.cuda.get_device_properties(device)
     nvidia = torch.version.hip is None
-    capability = (facts.major, facts.minor)
-    return Device(facts.multi_processor_count, nvidia, nvidia and facts.major >= 9, nvidia and capability >= (8, 9))
+    return Device(facts.multi_processor_count, nvidia, nvidia and facts.major >= 9)
 
 
 def bulk_of(pages: KVPages, tile: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
@@ -68,11 +64,24 @@ def _has_engine(device: torch.device) -> bool:
 
 
 @triton.jit
-def begin(PDL: tl.constexpr):
-    """The first thing that a kernel does."""
+def release(PDL: tl.constexpr):
+    """Let the next kernel start: the first thing that a kernel does."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait(PDL: tl.constexpr):
+    """Wait until the previous kernel has ended and what it wrote can be read."""
+    if PDL:
         tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def begin(PDL: tl.constexpr):
+    """The first thing that a kernel does which has nothing to fetch early."""
+    release(PDL)
+    wait(PDL)
 
 
 @triton.jit

@@ -1,0 +1,265 @@
+"""Kernels that attend for one token of each row: norm, rope, page write and attention over a list of splits.
+
+In small batches a program takes one split (`early`) and has its keys on their way before it waits for the kernel before
+it; whoever ends a row's last split merges them. In large batches it takes a run of splits (`runs`), reads their tiles
+in one stream, and leaves the merging to a kernel of its own (`merge_rows`). Called by `decode`.
+"""
+
+import triton
+import triton.language as tl
+
+from quire.kernels.triton.attention.listing import FIELDS, FIRST, LAST
+from quire.kernels.triton.attention.shared import LOG2E, bounded, partner, release, wait
+
+
+@triton.jit
+def _fetch(
+    t, there, tiles, places, k_pool, v_pool, head,
+    KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr,
+):  # fmt: skip
+    """Keys and values (TILE, DP) of tile `t`, which of its tokens are seen, and its marks."""
+    d, i = tl.arange(0, DP), tl.arange(0, TILE)
+    marks = tl.load(tiles + t, mask=there, other=0)
+    if PIECES == 1:
+        slot = tl.load(places + t, mask=there, other=0).to(tl.int64) + i
+    else:
+        PIECE: tl.constexpr = TILE // PIECES
+        slot = tl.load(places + t * PIECES + i // PIECE, mask=there, other=0).to(tl.int64) + i % PIECE
+    seen = (i >= (marks & 255)) & (i < (marks >> 8 & 255))
+    where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
+    kept = seen[:, None] & (d < D)[None, :]
+    return tl.load(k_pool + where, mask=kept, other=0.0), tl.load(v_pool + where, mask=kept, other=0.0), seen, marks
+
+
+@triton.jit
+def _turns(angles, norm, length, D: tl.constexpr, DP: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr):
+    """What the heads of a row are multiplied with, and their partners: two (DP,) float32."""
+    d = tl.arange(0, DP)
+    half: tl.constexpr = ROTARY // 2
+    angle = angles + tl.maximum(length - 1, 0).to(tl.int64) * ROTARY
+    cos = tl.load(angle + d % half, mask=d < ROTARY, other=1.0)
+    sin = tl.load(angle + half + d % half, mask=d < ROTARY, other=0.0)
+    sin = tl.where(d < half, -sin, sin)
+    if NORM:
+        cos *= tl.load(norm + d, mask=d < D, other=0.0).to(tl.float32)
+        sin *= tl.load(norm + partner(d, ROTARY, DP), mask=d < D, other=0.0).to(tl.float32)
+    return cos, sin
+
+
+@triton.jit
+def _turned(x, y, turns, eps, D: tl.constexpr, NORM: tl.constexpr):
+    """Heads `x` (n, DP), whose partners are `y`, normed and rotated: float32."""
+    cos, sin = turns
+    x, y = x.to(tl.float32), y.to(tl.float32)
+    turned = x * cos[None, :] + y * sin[None, :]
+    if NORM:
+        turned *= tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
+    return turned
+
+
+@triton.jit
+def _start(
+    qkv, row, head, length, newest, slot, q_turns, k_turns, k_pool, v_pool, scale, eps,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, CAP: tl.constexpr, NORM: tl.constexpr, ROTARY: tl.constexpr,
+):  # fmt: skip
+    """Begin a split: its queries (ROWS, DP), and sums over nothing or, in the row's last split, over its new token.
+
+    The new key and value go to their page and, from registers, into the sums: nobody reads that slot in this step.
+    """
+    d, g = tl.arange(0, DP)[None, :], tl.arange(0, ROWS)
+    other = partner(d, ROTARY, DP)
+    base = qkv + row.to(tl.int64) * (HEADS + 2 * KV_HEADS) * D
+    q = base + (head * GROUP + tl.minimum(g, GROUP - 1))[:, None] * D
+    # The same in every line, so that they lie like the queries.
+    k = base + (HEADS + head + 0 * g)[:, None] * D
+    inside, new = (d < D) & (g >= 0)[:, None], (d < D) & newest & (g >= 0)[:, None]
+    q_x, q_y = tl.load(q + d, mask=inside, other=0.0), tl.load(q + other, mask=inside, other=0.0)
+    k_x, k_y = tl.load(k + d, mask=new, other=0.0), tl.load(k + other, mask=new, other=0.0)
+    value = tl.load(k + KV_HEADS * D + d, mask=new, other=0.0)
+    queries = _turned(q_x, q_y, q_turns, eps, D, NORM).to(k_pool.dtype.element_ty)
+    key = _turned(k_x, k_y, k_turns, eps, D, NORM).to(k_pool.dtype.element_ty)
+    at = (slot * KV_HEADS + head) * D + d + 0 * g[:, None]
+    tl.store(k_pool + at, key, mask=new & (g == 0)[:, None])
+    tl.store(v_pool + at, value, mask=new & (g == 0)[:, None])
+    score = tl.sum(queries.to(tl.float32) * key.to(tl.float32), 1) * scale
+    if CAP > 0.0:
+        score = bounded(score, CAP)
+    counts = newest & (length > 0)
+    top = tl.where(counts, score * LOG2E, float("-inf"))
+    weight = tl.where(counts, 1.0, 0.0 * score)
+    acc = tl.where(counts, value.to(tl.float32), 0.0)
+    return queries, acc, top, weight
+
+
+@triton.jit
+def _add(
+    acc, top, weight, queries, keys, values, seen, scale, CAP: tl.constexpr, WIDE: tl.constexpr
+):  # fmt: skip
+    """Attend to one tile."""
+    DOT: tl.constexpr = tl.float32 if WIDE else keys.dtype
+    scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee") * scale
+    if CAP > 0.0:
+        scores = bounded(scores, CAP)
+    scores = tl.where(seen[None, :], scores * LOG2E, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    # From -inf, where nothing has been seen yet, nothing may be subtracted.
+    base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    shrink = tl.exp2(top - base)
+    p = tl.exp2(scores - base[:, None])
+    acc = tl.dot(p.to(values.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
+    return acc, new_top, weight * shrink + tl.sum(p, 1)
+
+
+@triton.jit
+def _merge(
+    partial, logs, out, row, first, count, head, HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    GROUP: tl.constexpr, GROUP_P: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Add up a row's parts, in order, for the query heads of one KV head."""
+    d, g = tl.arange(0, DP)[None, :], tl.arange(0, GROUP_P)
+    heads = head * GROUP + g
+    mine = (g < GROUP)[:, None] & (d < D)
+    top = tl.full((GROUP_P,), float("-inf"), tl.float32)
+    weight = tl.zeros((GROUP_P,), tl.float32)
+    acc = tl.zeros((GROUP_P, DP), tl.float32)
+    for done in range(0, count, AT_ONCE):
+        # All on their way before the first is used.
+        found = ()
+        found_logs = ()
+        for i in tl.static_range(AT_ONCE):
+            there = done + i < count
+            part = (first + done + i).to(tl.int64) * HEADS + heads
+            log = tl.load(logs + part, mask=(g < GROUP) & there, other=float("-inf"), cache_modifier=".cg")
+            value = tl.load(partial + part[:, None] * D + d, mask=mine & there, other=0.0, cache_modifier=".cg")
+            found = found + (value,)
+            found_logs = found_logs + (log,)
+        new_top = top
+        for i in tl.static_range(AT_ONCE):
+            new_top = tl.maximum(new_top, found_logs[i])
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        acc *= tl.exp2(top - base)[:, None]
+        weight *= tl.exp2(top - base)
+        for i in tl.static_range(AT_ONCE):
+            w = tl.exp2(found_logs[i] - base)
+            acc += found[i] * w[:, None]
+            weight += w
+        top = new_top
+    result = acc / tl.where(weight > 0, weight, 1.0)[:, None]
+    tl.store(out + (row.to(tl.int64) * HEADS + heads)[:, None] * D + d, result, mask=mine)
+
+
+@triton.jit
+def _leave(
+    acc, top, weight, out, partial, logs, splits, split, head,
+    HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Store a split's result: as the row's, if it has no other, else to be merged. Its row, parts and first part."""
+    entry = splits + split * FIELDS
+    row, count, first = tl.load(entry), tl.load(entry + 3), tl.load(entry + 4)
+    d, g = tl.arange(0, DP)[None, :], tl.arange(0, ROWS)
+    heads = head * GROUP + g
+    mine = (g < GROUP)[:, None] & (d < D)
+    weight = tl.where(weight > 0, weight, 1.0)
+    result = acc / weight[:, None]
+    if count == 1:
+        tl.store(out + (row.to(tl.int64) * HEADS + heads)[:, None] * D + d, result, mask=mine)
+    else:
+        part = split.to(tl.int64) * HEADS + heads
+        tl.store(partial + part[:, None] * D + d, result, mask=mine)
+        tl.store(logs + part, top + tl.log2(weight), mask=g < GROUP)
+    return row, count, first
+
+
+# Arguments of the kernels: qkv (rows, HEADS + 2 * KV_HEADS, D), queries, keys, values; out (rows, HEADS, D); pools
+# [slots, KV_HEADS, D]; new_slots (rows,) int64; angles (positions, ROTARY) float32; the rest as in `listing.Work`.
+@triton.jit
+def early(
+    qkv, out, k_pool, v_pool, new_slots, angles, q_norm, k_norm,
+    splits, total, tiles, places, arrived, partial, logs, scale, eps,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
+    GROUP_P: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
+    AT_ONCE: tl.constexpr, CAP: tl.constexpr, NORM: tl.constexpr, ROTARY: tl.constexpr, WIDE: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """One split. All that is read before the wait was there before the list, which was there before the step's first
+    attention: lengths, page tables, the tokens of earlier steps."""
+    release(PDL)
+    head, split = tl.program_id(0) % KV_HEADS, tl.program_id(0) // KV_HEADS
+    there = split < tl.load(total)
+    entry = splits + split * FIELDS
+    row, tile = tl.load(entry, mask=there, other=0), tl.load(entry + 1, mask=there, other=0)
+    count, length = tl.load(entry + 2, mask=there, other=0), tl.load(entry + 5, mask=there, other=0)
+    newest = tl.load(entry + 6, mask=there, other=0) != 0
+    keys, values, seen, _ = _fetch(tile, there, tiles, places, k_pool, v_pool, head, KV_HEADS, D, DP, TILE, PIECES)
+    slot = tl.load(new_slots + row)
+    q_turns = _turns(angles, q_norm, length, D, DP, ROTARY, NORM)
+    k_turns = _turns(angles, k_norm, length, D, DP, ROTARY, NORM)
+    wait(PDL)
+    if there:
+        queries, acc, top, weight = _start(
+            qkv, row, head, length, newest, slot, q_turns, k_turns, k_pool, v_pool, scale, eps,
+            HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY,
+        )  # fmt: skip
+        acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE)
+        for t in tl.range(tile + 1, tile + count, num_stages=STAGES):
+            keys, values, seen, _ = _fetch(t, True, tiles, places, k_pool, v_pool, head, KV_HEADS, D, DP, TILE, PIECES)
+            acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE)
+        row, count, first = _leave(
+            acc, top, weight, out, partial, logs, splits, split, head, HEADS, D, DP, GROUP, ROWS
+        )  # fmt: skip
+        if count > 1:
+            # Every thread's stores before the count, and the count before the loads of whoever comes last.
+            tl.debug_barrier()
+            arrived += row * KV_HEADS + head
+            if tl.atomic_add(arrived, 1, sem="acq_rel") == count - 1:
+                _merge(partial, logs, out, row, first, count, head, HEADS, D, DP, GROUP, GROUP_P, AT_ONCE)
+                tl.store(arrived, 0)
+
+
+@triton.jit
+def run_of_splits(
+    qkv, out, k_pool, v_pool, new_slots, angles, q_norm, k_norm,
+    splits, runs, tiles, places, partial, logs, scale, eps,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
+    CAP: tl.constexpr, NORM: tl.constexpr, ROTARY: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A run of splits. All heads' programs of a run read the same tokens at the same time."""
+    release(PDL)
+    head = tl.program_id(0) % KV_HEADS
+    run = runs + tl.program_id(0) // KV_HEADS * 2
+    begin, end, split = tl.load(run), tl.load(run + 2), tl.load(run + 1) - 1
+    wait(PDL)
+    queries = tl.zeros((ROWS, DP), k_pool.dtype.element_ty)
+    acc, top, weight = tl.zeros((ROWS, DP), tl.float32), tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    for t in tl.range(begin, end, num_stages=STAGES):
+        keys, values, seen, marks = _fetch(t, True, tiles, places, k_pool, v_pool, head, KV_HEADS, D, DP, TILE, PIECES)
+        if marks & FIRST:
+            split += 1
+            entry = splits + split * FIELDS
+            row, length, newest = tl.load(entry), tl.load(entry + 5), tl.load(entry + 6) != 0
+            q_turns = _turns(angles, q_norm, length, D, DP, ROTARY, NORM)
+            k_turns = _turns(angles, k_norm, length, D, DP, ROTARY, NORM)
+            queries, acc, top, weight = _start(
+                qkv, row, head, length, newest, tl.load(new_slots + row), q_turns, k_turns, k_pool, v_pool, scale, eps,
+                HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY,
+            )  # fmt: skip
+        acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE)
+        if marks & LAST:
+            _leave(acc, top, weight, out, partial, logs, splits, split, head, HEADS, D, DP, GROUP, ROWS)
+
+
+@triton.jit
+def merge_rows(
+    out, splits, firsts, partial, logs,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
+    GROUP_P: tl.constexpr, AT_ONCE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    release(PDL)
+    row, head = tl.program_id(0), tl.program_id(1)
+    first = tl.load(firsts + row)
+    count = tl.load(splits + first * FIELDS + 3)
+    wait(PDL)
+    if count > 1:
+        _merge(partial, logs, out, row, first, count, head, HEADS, D, DP, GROUP, GROUP_P, AT_ONCE)
