@@ -272,7 +272,7 @@ def with_variant(kind: str, shape: object) -> None:
     if kind == "decode":
         decode.shape_of = lambda pairs, group, dim, itemsize: shape
     else:
-        prefill.shape_of = lambda dim, dtype, lines: shape
+        prefill.shape_of = lambda dim, dtype, lines, engine: shape
 
 
 def tune(only: slice = slice(None), run: bool = True) -> None:

@@ -34,6 +34,8 @@ READY = "ready"
 ONCE = ("long", "mixed")
 """Workloads that run long enough for one repetition; their warm-up is a part of them."""
 WARMUP_SEED = 99
+STRETCHES = {"prefill": (2, 8), "long": (4, 16), "mixed": (200, 60)}
+"""Turns of workloads that are profiled: the first, and how many."""
 
 
 def main() -> int:
@@ -207,7 +209,7 @@ def measure_ready(session: Session, model: str, folder: Path) -> None:
 
 
 def show_profile(session: Session, engine: Quire, model: str) -> None:
-    """Kernels of decode steps at 64 and 1 running, and what the host does in a step at 1, 64 and 256."""
+    """Kernels of decode steps at 64 and 1 running and of stretches of workloads; the host's part of steps."""
     from lib import profiling
 
     engine.stop_at(session.started + session.args.budget_s)
@@ -219,6 +221,10 @@ def show_profile(session: Session, engine: Quire, model: str) -> None:
         for running, prompt in ((64, 1024), (1, 128)):
             print(f"{model}: kernels of a step, {running} running on {prompt} tokens", flush=True)
             print(profiling.kernels(engine, running, prompt), flush=True)
+        for name, (first, count) in STRETCHES.items():
+            print(f"{model}: {count} turns of {name} from turn {first} on", flush=True)
+            print(profiling.stretch(engine, workload(name, f"profile-{model}"), first, count), flush=True)
+        print(f"{model}: mixed, the host\n" + profiling.classes(engine, warmup("mixed")), flush=True)
     except OutOfTimeError:
         print(f"{model}: profile stopped, the time is over", flush=True)
 

@@ -1,4 +1,4 @@
-"""Where the time of a decode step goes: kernels on the device and the gaps between them, and the host's phases.
+"""Where the time of a step goes: kernels on the device and the gaps between them, and the host's phases.
 
 Hooks itself between the phases of quire's core for the length of one batch. The figures of a profiled batch are no
 throughput: they say what to look at.
@@ -27,10 +27,11 @@ NAME_WIDTH = 84
 
 @dataclass(slots=True)
 class Turn:
-    """Seconds of each phase of one turn of the core, and how many sequences got a token."""
+    """Seconds of each phase of one turn of the core, how many sequences got a token, and whether prompts took part."""
 
     phases: dict[str, float] = field(default_factory=dict)
     produced: int = 0
+    prompts: bool = False
 
 
 def host_times(engine: Quire, running: int) -> dict[str, float]:
@@ -48,11 +49,41 @@ def kernels(engine: Quire, running: int, prompt: int) -> str:
     """A table of the kernels of decode steps with `running` sequences that began with `prompt` tokens."""
     works = _decoding(running, prompt)
     found: list[tuple[str, int, int]] = []
-    with profile(activities=[ProfilerActivity.CUDA]):
-        torch.cuda.synchronize()  # the first profile of a process starts CUPTI, which takes a while
+    _wake()
     with _profiled_steps(engine, running, found):
         time_works(engine, works, time.perf_counter)
-    return _kernel_table(found)
+    return _kernel_table(found, PROFILED_STEPS)
+
+
+def stretch(engine: Quire, works: list[Work], first: int, count: int) -> str:
+    """A table of the kernels of `count` turns of the core from turn `first` on, while it serves `works`."""
+    found: list[tuple[str, int, int]] = []
+    _wake()
+    with _profiled_turns(engine, first, count, found):
+        time_works(engine, works, time.perf_counter)
+    return _kernel_table(found, count)
+
+
+def classes(engine: Quire, works: list[Work]) -> str:
+    """Turns that decode alone and turns that compute prompts, too: how many, and the host's mean microseconds."""
+    turns: list[Turn] = []
+    with _timed_phases(engine, turns):
+        time_works(engine, works, time.perf_counter)
+    lines = []
+    for name, wanted in (("decoding", False), ("prompts", True)):
+        some = [turn for turn in turns if turn.prompts is wanted]
+        means = {
+            phase: statistics.mean(turn.phases.get(phase, 0.0) for turn in some) * 1e6
+            for phase in dict.fromkeys(phase for turn in some for phase in turn.phases)
+        }
+        lines.append(f"{len(some)} turns {name}: " + ", ".join(f"{phase} {us:.0f}" for phase, us in means.items()))
+    return "\n".join(lines)
+
+
+def _wake() -> None:
+    """The first profile of a process starts CUPTI, which takes a while."""
+    with profile(activities=[ProfilerActivity.CUDA]):
+        torch.cuda.synchronize()
 
 
 def _decoding(running: int, prompt: int) -> list[Work]:
@@ -80,6 +111,7 @@ def _timed_phases(engine: Quire, turns: list[Turn]) -> Iterator[None]:
         return run
 
     def step(plan: Any) -> Any:
+        now.prompts = any(grant.tokens > 1 for grant in plan.grants)
         pending = timed("launch", kept[2])(plan)
         return _Pending(timed("wait", pending.result))
 
@@ -134,6 +166,32 @@ def _profiled_steps(engine: Quire, running: int, found: list[tuple[str, int, int
         core.turn = kept
 
 
+@contextmanager
+def _profiled_turns(engine: Quire, first: int, count: int, found: list[tuple[str, int, int]]) -> Iterator[None]:
+    core, kept = engine.core, engine.core.turn
+    done = 0
+    profiler = profile(activities=[ProfilerActivity.CUDA])
+
+    def turn() -> Any:
+        nonlocal done
+        if done == first:
+            torch.cuda.synchronize()
+            profiler.start()
+        deltas = kept()
+        done += 1
+        if done == first + count:
+            torch.cuda.synchronize()
+            profiler.stop()
+            found.extend(_device_events(profiler))
+        return deltas
+
+    core.turn = turn
+    try:
+        yield
+    finally:
+        core.turn = kept
+
+
 def _device_events(profiler: profile) -> list[tuple[str, int, int]]:
     inner = profiler.profiler
     assert inner is not None and inner.kineto_results is not None
@@ -144,7 +202,7 @@ def _device_events(profiler: profile) -> list[tuple[str, int, int]]:
     ]
 
 
-def _kernel_table(events: list[tuple[str, int, int]]) -> str:
+def _kernel_table(events: list[tuple[str, int, int]], steps: int) -> str:
     if not events:
         return "the profiler saw nothing on the device"
     # A kernel that is launched before its predecessor ends waits for it: the time since the last end is what it took.
@@ -160,7 +218,6 @@ def _kernel_table(events: list[tuple[str, int, int]]) -> str:
         reached = end
         times[name] += own
         calls[name] += 1
-    steps = PROFILED_STEPS
     head = f"{span / steps / 1e3:.1f} us a step, device busy {busy / steps / 1e3:.1f} us, idle {1 - busy / span:.0%}"
     lines = [f"{head}, {len(events) / steps:.0f} launches"]
     lines += [

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from quire.platforms.found import Found, Obstacle
+from quire.platforms.gpus import NO_CUDNN
 from quire.platforms.host import Host
 from quire.platforms.probe import TorchProbe
 
@@ -32,7 +33,7 @@ def devices(probe: TorchProbe) -> Iterator[Found]:
         dtypes=("float32", "bfloat16") if has_bfloat16 else ("float32",),
         page_size=PAGE_SIZE,
         providers=("cpu", "torch_native") if "avx2" in probe.host.cpu_flags else ("torch_native",),
-        refused={"triton": "Triton compiles for GPUs, and this is a CPU", **_refused(probe.host)},
+        refused={"triton": "Triton compiles for GPUs, and this is a CPU", **NO_CUDNN, **_refused(probe.host)},
     )
 
 

@@ -18,6 +18,7 @@ from quire.platforms.gpus import (
     triton_refusal,
     unopened,
 )
+from quire.platforms.host import Host
 from quire.platforms.probe import Gpu, TorchProbe
 
 NVIDIA = Maker(
@@ -34,6 +35,8 @@ PROVEN: frozenset[Capability] = frozenset({
 })
 # fmt: on
 TRITON_FROM: Capability = (8, 0)
+CUDNN_ON = (9, 10)
+"""Major versions on which cuDNN packs queries of many sequences over pages."""
 BFLOAT16_FROM: Capability = (8, 0)
 # Before 7.0 only the data-centre Pascal computes float16 faster than float32.
 FLOAT16_FROM: Capability = (7, 0)
@@ -82,6 +85,7 @@ def _describe(gpu: Gpu, probe: TorchProbe) -> Found:
     proven = gpu.capability in PROVEN
     built = probe.built_archs
     runs = not built or any(serves(code, gpu.capability) for code in built)
+    providers = ("cudnn", *PROVIDERS) if gpu.capability[0] in CUDNN_ON else PROVIDERS
     return Found(
         platform="cuda",
         device=f"cuda:{gpu.index}",
@@ -91,9 +95,9 @@ def _describe(gpu: Gpu, probe: TorchProbe) -> Found:
         total_bytes=gpu.total_bytes,
         dtypes=dtypes(gpu.capability),
         page_size=PAGE_SIZE,
-        providers=PROVIDERS,
-        refused=triton_refusal(probe.host, _too_old(gpu.capability)),
-        discouraged=discouraged(arch, proven),
+        providers=providers,
+        refused=_cudnn_refusal(probe.host, gpu.capability) | triton_refusal(probe.host, _too_old(gpu.capability)),
+        discouraged=discouraged(arch, proven, providers),
         warnings=tuple(cautions(gpu, arch, proven)),
         unusable=None if runs else no_machine_code(gpu, arch, built, probe),
     )
@@ -104,3 +108,11 @@ def _too_old(capability: Capability) -> str | None:
         return None
     least, own = (".".join(map(str, pair)) for pair in (TRITON_FROM, capability))
     return f"Triton needs compute capability {least}, and this GPU has {own}"
+
+
+def _cudnn_refusal(host: Host, capability: Capability) -> dict[str, str]:
+    """The entry of `Found.refused` for cuDNN. What its library lacks is found out when it is first loaded."""
+    if capability[0] not in CUDNN_ON:
+        own = ".".join(map(str, capability))
+        return {"cudnn": f"packs queries on compute capability 9 and 10 only, and this GPU has {own}"}
+    return {} if host.has_cudnn else {"cudnn": "nvidia-cudnn-frontend is not installed (pip install 'quire[cuda]')"}

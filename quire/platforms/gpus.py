@@ -9,6 +9,8 @@ from quire.platforms.probe import Gpu, TorchProbe
 
 PAGE_SIZE = 64
 PROVIDERS = ("triton", "torch_native")
+NO_CUDNN = {"cudnn": "cuDNN computes on NVIDIA's GPUs only"}
+"""An entry of `Found.refused`, for everybody else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +51,9 @@ def no_machine_code(gpu: Gpu, arch: str, built: Iterable[str], probe: TorchProbe
     )
 
 
-def discouraged(arch: str, proven: bool) -> dict[str, str]:
+def discouraged(arch: str, proven: bool, providers: Iterable[str] = PROVIDERS) -> dict[str, str]:
     """On an architecture that nobody has tried, fast kernels run only when asked for by name."""
-    return {} if proven else dict.fromkeys(PROVIDERS, f"nobody has tried it on {arch} yet")
+    return {} if proven else dict.fromkeys(providers, f"nobody has tried it on {arch} yet")
 
 
 def cautions(gpu: Gpu, arch: str, proven: bool) -> Iterator[str]:

@@ -32,6 +32,7 @@ class Host:
         gpus_hidden: the user hid all GPUs by an empty visibility variable (CUDA_VISIBLE_DEVICES="").
         has_triton: the package `triton` is installed (it is not imported to find out).
         has_compiler: a C compiler and Python's headers are there, which Triton needs at first use.
+        has_cudnn: the package `nvidia-cudnn-frontend` is installed (it is not imported to find out).
         has_native: quire's own CPU kernels were compiled when it was installed.
     """
 
@@ -42,6 +43,7 @@ class Host:
     gpus_hidden: bool = False
     has_triton: bool = False
     has_compiler: bool = False
+    has_cudnn: bool = False
     has_native: bool = False
 
 
@@ -56,6 +58,7 @@ def look(root: Path = Path("/")) -> Host:
         gpus_hidden=any(environ.read(name) in ("", "-1") for name in VISIBILITY),
         has_triton=importlib.util.find_spec("triton") is not None,
         has_compiler=_has_compiler(),
+        has_cudnn=importlib.util.find_spec("cudnn") is not None,
         has_native=native.is_built(),
     )
 

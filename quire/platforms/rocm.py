@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from quire.platforms.found import Found, Obstacle
 from quire.platforms.gpus import (
+    NO_CUDNN,
     PAGE_SIZE,
     PROVIDERS,
     Maker,
@@ -75,7 +76,7 @@ def _describe(gpu: Gpu, probe: TorchProbe) -> Found:
         dtypes=PROVEN.get(gpu.arch, ALL),
         page_size=PAGE_SIZE,
         providers=PROVIDERS,
-        refused=triton_refusal(probe.host, TRITON_REFUSES.get(gpu.arch)),
+        refused=NO_CUDNN | triton_refusal(probe.host, TRITON_REFUSES.get(gpu.arch)),
         discouraged=discouraged(gpu.arch, proven),
         warnings=tuple(cautions(gpu, gpu.arch, proven)),
         unusable=None if runs else no_machine_code(gpu, gpu.arch, built, probe),

@@ -133,7 +133,8 @@ def test_prompts_by_the_copy_engine(tile, monkeypatch):
     from quire.kernels.triton.attention import prefill
 
     torch.manual_seed(0)
-    monkeypatch.setattr(prefill, "shape_of", lambda dim, dtype, lines: prefill.Shape(128, tile, 5, 8, bulk=True))
+    monkeypatch.setattr(prefill, "shape_of", lambda dim, dtype, lines, engine: prefill.Shape(64, tile, 2, 4, bulk=True))
+    monkeypatch.setattr(prefill, "COPIED", tile)
     for window, cap in ((None, None), (200, None), (None, 5.0)):
         spec = AttentionSpec(32, 8, 128, 0.1, 128, dtype="bfloat16", device="cuda", window=window, soft_cap=cap)
         step, pages = case(*RAGGED, 64, spec)

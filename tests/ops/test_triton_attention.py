@@ -60,7 +60,8 @@ def test_prompts_by_the_copy_engine(lines, monkeypatch):
     from quire.kernels.triton.attention import prefill
 
     shape = prefill.Shape(lines, 32, 3, 4, bulk=True)
-    monkeypatch.setattr(prefill, "shape_of", lambda dim, dtype, most: shape)
+    monkeypatch.setattr(prefill, "shape_of", lambda dim, dtype, most, engine: shape)
+    monkeypatch.setattr(prefill, "COPIED", 32)
     compared = 0
     for kwargs in long_samples(paged_attention, step="eager"):
         got = paged_attention.providers["triton"].function(**kwargs)

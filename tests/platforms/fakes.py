@@ -10,7 +10,14 @@ from quire.platforms.probe import TorchProbe
 GIB = 1 << 30
 CUDA_ARCHS = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 ROCM_ARCHS = ["gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx1030", "gfx1100", "gfx1201"]
-GPU_HOST = Host(cpu="Some CPU", memory_bytes=64 * GIB, gpu_vendors=("NVIDIA",), has_triton=True, has_compiler=True)
+GPU_HOST = Host(
+    cpu="Some CPU",
+    memory_bytes=64 * GIB,
+    gpu_vendors=("NVIDIA",),
+    has_triton=True,
+    has_compiler=True,
+    has_cudnn=True,
+)
 AMD_HOST = Host(cpu="Some CPU", memory_bytes=64 * GIB, gpu_vendors=("AMD",), has_triton=True, has_compiler=True)
 CPU_HOST = Host(
     cpu="Some CPU",

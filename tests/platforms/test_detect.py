@@ -42,7 +42,7 @@ def test_h200() -> None:
     assert (facts.name, facts.device, facts.arch, facts.page_size) == ("cuda", "cuda:0", "sm_90", 64)
     assert facts.dtypes[0] == "bfloat16"
     assert facts.total_bytes == 141 * GIB
-    assert facts.providers == [name for name in ("triton", "torch_native") if name in installed()]
+    assert facts.providers == [name for name in ("cudnn", "triton", "torch_native") if name in installed()]
     assert facts.warnings == []
 
 

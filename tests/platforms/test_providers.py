@@ -9,7 +9,7 @@ from tests.platforms.fakes import CPU_HOST, H200, MI50, THOR, TorchProbe, amd, f
 
 pytestmark = pytest.mark.plain
 
-FOLDERS = ["torch_native", "triton"]
+FOLDERS = ["cudnn", "torch_native", "triton"]
 GPU = next(cuda.devices(nvidia(H200)))
 OLD = next(rocm.devices(amd(MI50)))
 NEW = next(cuda.devices(nvidia(THOR)))
@@ -22,7 +22,7 @@ def test_folders_are_those_of_the_package() -> None:
 
 
 def test_auto_takes_the_order_of_the_platform() -> None:
-    assert select("auto", GPU, FOLDERS).providers == ["triton", "torch_native"]
+    assert select("auto", GPU, FOLDERS).providers == ["cudnn", "triton", "torch_native"]
     assert select("auto", CPU, FOLDERS).providers == ["torch_native"]
 
 
