@@ -23,6 +23,8 @@ pytestmark = [
 def long_samples(op, **wanted):
     """Samples whose sequences span several splits and tiles."""
     for spec, kwargs in op.samples():
+        if op.providers["triton"].refuses(spec):
+            continue
         if kwargs["step"].max_seq > 100 and all(getattr(spec, name) == value for name, value in wanted.items()):
             yield copy.deepcopy(kwargs)
 
@@ -49,7 +51,8 @@ def test_decoding_cut_otherwise(shape, monkeypatch):
     for kwargs in long_samples(attend, step="decode"):
         other = copy.deepcopy(kwargs)
         torch.testing.assert_close(attend.providers["triton"].function(**other), attend(**kwargs), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(other["pages"].k, kwargs["pages"].k, rtol=1e-5, atol=1e-5, equal_nan=True)
+        got, want = (side["pages"].k.float() for side in (other, kwargs))
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5, equal_nan=True)
         compared += 1
     assert compared
 
@@ -65,7 +68,8 @@ def test_prompts_by_the_copy_engine(lines, monkeypatch):
     compared = 0
     for kwargs in long_samples(paged_attention, step="eager"):
         got = paged_attention.providers["triton"].function(**kwargs)
-        torch.testing.assert_close(got, paged_attention(**kwargs), rtol=1e-5, atol=1e-5)
+        rtol, atol = paged_attention.tolerance[kwargs["spec"].dtype]
+        torch.testing.assert_close(got, paged_attention(**kwargs), rtol=rtol, atol=atol)
         compared += 1
     assert compared
 

@@ -60,6 +60,8 @@ def shape_of(pairs: int, group: int, dim: int, itemsize: int) -> Shape:
 def _refuses(spec: AttentionSpec) -> str | None:
     if spec.step != "decode":
         return "only for steps in which every sequence computes one token"
+    if spec.kept != spec.dtype:
+        return f"computes in {spec.dtype} on pages of that dtype only, not {spec.kept}"
     if spec.head_dim > 256:
         return f"heads of {spec.head_dim} values do not fit; at most 256 do"
     return None

@@ -13,6 +13,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from quire.ops.attention import KVPages
+from quire.ops.narrow import raw
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """The interpreter multiplies no bfloat16 matrices: there, products take float32."""
@@ -22,11 +23,14 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a device has: multiprocessors, NVIDIA's compiler, dependent launches (and with them the copy engine)."""
+    """What a device has: multiprocessors, NVIDIA's compiler, dependent launches (and with them the copy engine), and
+    instructions that convert numbers of 8 bits.
+    """
 
     processors: int
     nvidia: bool
     dependent: bool
+    converts: bool = False
 
     def stages(self, wanted: int) -> int:
         """How deep loops are pipelined: other makers' chips have 64 KiB of shared memory, which two stages fill."""
@@ -45,7 +49,8 @@ def device_of(device: torch.device) -> Device:
         return Device(1 if INTERPRETED else 64, False, False)
     facts = torch.cuda.get_device_properties(device)
     nvidia = torch.version.hip is None
-    return Device(facts.multi_processor_count, nvidia, nvidia and facts.major >= 9)
+    capability = (facts.major, facts.minor)
+    return Device(facts.multi_processor_count, nvidia, nvidia and facts.major >= 9, nvidia and capability >= (8, 9))
 
 
 def bulk_of(pages: KVPages, tile: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
@@ -54,7 +59,7 @@ def bulk_of(pages: KVPages, tile: int) -> tuple[TensorDescriptor | None, TensorD
     # The engine copies whole boxes, whose sides are powers of two, and of which a page must hold whole ones.
     if page_size % tile or dim & (dim - 1) or dim * pages.k.itemsize < 16 or not _has_engine(pages.k.device):
         return None, None
-    flat = (pool.view(slots * page_size, kv_heads * dim) for pool in (pages.k, pages.v))
+    flat = (raw(pool).view(slots * page_size, kv_heads * dim) for pool in (pages.k, pages.v))
     k, v = (TensorDescriptor.from_tensor(pool, [tile, dim]) for pool in flat)
     return k, v
 
