@@ -19,7 +19,7 @@ from quire.checkpoint.facts import ModelFacts
 from quire.config.fields import EngineConfig
 from quire.engine.client import CoreClient
 from quire.engine.front import ChatMessage, FrontEnd, Prompt, Scheduling
-from quire.engine.launch import CoreProcess
+from quire.engine.launch import CORE, CoreProcess
 from quire.engine.outputs import OutputProcessor
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
@@ -72,15 +72,19 @@ class AsyncLLM:
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
 
     @classmethod
-    async def start(cls, config: EngineConfig) -> "AsyncLLM":
+    async def start(cls, config: EngineConfig, core: Sequence[str] = CORE) -> "AsyncLLM":
         """Start a core and wait until it is ready.
+
+        Args:
+            config: what the user asks for.
+            core: what Python runs as the core; benchmarks bring one without a model.
 
         Raises:
             ConfigError, CheckpointError: before any process is started, where that is possible.
             EngineError: the core could not start; the message is the core's.
         """
         front = FrontEnd(config)
-        process = await CoreProcess.start(config, front.model)
+        process = await CoreProcess.start(config, front.model, core)
         client = CoreClient(process.address)
         try:
             facts = await _first_facts(client, process)

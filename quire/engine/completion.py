@@ -92,6 +92,11 @@ class Completion:
         self.tokens += 1
         text = "" if self._text is None or silent else self._text.push([token_id])
         self._made += len(text)
+        if self._stops is None:
+            # Nothing can hold it back.
+            self._parts.append(text)
+            self._release(token_id, entry)
+            return
         self._waiting.append(_Token(token_id, entry, self._made))
         self._let_go(self._pass(text))
 
@@ -112,24 +117,25 @@ class Completion:
             return
         released = self._made if self._stops is None else self._stops.released
         while self._waiting and self._waiting[0].end <= released:
-            self._release(self._waiting.popleft())
+            token = self._waiting.popleft()
+            self._release(token.id, token.entry)
 
     def _cut(self, end: int) -> None:
         """Keep the tokens up to the one that completes the stop string, as vLLM counts; drop the rest."""
         while self._waiting:
             token = self._waiting.popleft()
-            self._release(token)
+            self._release(token.id, token.entry)
             if token.end >= end:
                 break
         self.tokens -= len(self._waiting)
         self._waiting.clear()
 
-    def _release(self, token: _Token) -> None:
+    def _release(self, token_id: int, entry: TokenLogprobs | None) -> None:
         self.changed = True
-        self._ids.append(token.id)
-        if token.entry is not None and self._logprobs is not None:
-            self._logprobs.append(readable(token.entry, self._tokenizer))
-            self._sum += token.entry.logprobs[0]
+        self._ids.append(token_id)
+        if entry is not None and self._logprobs is not None:
+            self._logprobs.append(readable(entry, self._tokenizer))
+            self._sum += entry.logprobs[0]
 
     def _end(self, reason: FinishReason, stop_reason: int | None) -> None:
         """The core ended it. After an abort or an error held text stays held: it might have been cut."""

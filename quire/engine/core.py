@@ -6,6 +6,7 @@ One loop serves plain (depth 1), overlapped (2) and pipelined execution. `LLM` t
 
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from quire.base.logging import get_logger
@@ -34,6 +35,14 @@ EXECUTORS = Registry(
     {"inline": "quire.executors.inline:InlineExecutor", "processes": "quire.executors.processes:ProcessExecutor"},
 )
 
+MakeExecutor = Callable[[RunSpec], Executor]
+
+
+def executor_for(spec: RunSpec) -> Executor:
+    """The executor that `spec` needs."""
+    executor: Executor = EXECUTORS.get("inline" if spec.tensor_parallel_size == 1 else "processes")(spec)
+    return executor
+
 
 class EngineCore:
     """One engine: its scheduler, its ranks and the plans in flight.
@@ -43,6 +52,7 @@ class EngineCore:
         model: the checkpoint.
         progress: called while weights load.
         timeline: began when the process did; otherwise it begins now.
+        make_executor: makes the ranks.
 
     Raises:
         ConfigError, PlatformError, CheckpointError: before any device memory is taken, where that is possible.
@@ -54,6 +64,7 @@ class EngineCore:
         model: ModelFacts,
         progress: Progress,
         timeline: "Timeline | None" = None,
+        make_executor: MakeExecutor = executor_for,
     ) -> None:
         timeline = timeline or Timeline()
         # torch is imported here, if it was not before.
@@ -63,7 +74,7 @@ class EngineCore:
         spec = resolve(config, model, platform)
         for note in spec.notes:
             log.info("%s", note)
-        self.executor: Executor = EXECUTORS.get("inline" if spec.tensor_parallel_size == 1 else "processes")(spec)
+        self.executor = make_executor(spec)
         timeline.mark("import")
         try:
             choices = self.executor.load(progress)
@@ -153,5 +164,6 @@ def _facts(spec: RunSpec, layout: Layout, timeline: dict[str, float]) -> EngineF
         layout=layout,
         device=f"{spec.platform.device} ({spec.platform.device_name})",
         dtype=spec.dtype,
+        kv_cache_dtype=spec.kv_cache_dtype,
         timeline=timeline,
     )

@@ -8,6 +8,7 @@ import asyncio
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,9 @@ import msgspec
 from quire.checkpoint.facts import ModelFacts
 from quire.config import environ
 from quire.config.fields import EngineConfig
+
+CORE = ("-m", "quire.engine.process")
+"""What Python runs as the core."""
 
 
 class Launch(msgspec.Struct):
@@ -40,15 +44,14 @@ class CoreProcess:
         self.address = address
 
     @classmethod
-    async def start(cls, config: EngineConfig, model: ModelFacts) -> "CoreProcess":
-        """Start a core; it listens at `address` before it loads anything."""
+    async def start(cls, config: EngineConfig, model: ModelFacts, core: Sequence[str] = CORE) -> "CoreProcess":
+        """Start a core; it listens at `address` before it loads anything. Another `core` must speak as ours does."""
         # mkdtemp gives a folder that only this user may enter: the socket needs no other lock.
         folder = Path(tempfile.mkdtemp(prefix="quire-"))
         address = f"ipc://{folder}/core"
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "quire.engine.process",
+            *core,
             stdin=asyncio.subprocess.PIPE,
             env=environ.snapshot() | environ.computing(),
         )

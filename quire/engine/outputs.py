@@ -32,10 +32,11 @@ class _Served:
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self.cached_tokens = 0
         self.error: str | None = None
+        self._going_on = len(self.completions)
 
     @property
     def finished(self) -> bool:
-        return all(completion.finish_reason is not None for completion in self.completions)
+        return self._going_on == 0
 
     def add(self, delta: Delta) -> list[Finish]:
         """Take news; what the core must be told."""
@@ -46,9 +47,9 @@ class _Served:
         self.error = self.error or delta.error
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = [None, *(readable(entry, self.tokenizer) for entry in delta.prompt_logprobs)]
-        if completion.add(delta):
-            return [Finish(self.id, delta.index, completion.tokens)]
-        return []
+        unknown = completion.add(delta)
+        self._going_on -= completion.finish_reason is not None
+        return [Finish(self.id, delta.index, completion.tokens)] if unknown else []
 
     def fail(self, message: str) -> list[Finish]:
         """End every completion that goes on; what the core must be told."""
@@ -56,6 +57,7 @@ class _Served:
         going_on = [completion for completion in self.completions if completion.finish_reason is None]
         for completion in going_on:
             completion.fail()
+        self._going_on = 0
         return [Finish(self.id, completion.index, completion.tokens) for completion in going_on]
 
     def take(self) -> RequestOutput | None:
@@ -63,10 +65,10 @@ class _Served:
         delta = self.kind == RequestOutputKind.DELTA
         if self.kind == RequestOutputKind.FINAL_ONLY:
             due = self.completions if self.finished else []
-        elif any(completion.changed for completion in self.completions):
-            due = [completion for completion in self.completions if completion.changed or not delta]
         else:
-            due = []
+            due = [completion for completion in self.completions if completion.changed]
+            if due and not delta:
+                due = self.completions
         if not due:
             return None
         output = RequestOutput(

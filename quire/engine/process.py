@@ -16,7 +16,7 @@ import zmq
 
 from quire.base.errors import QuireError, RequestError, TransportError
 from quire.base.logging import get_logger, setup
-from quire.engine.core import EngineCore, Timeline
+from quire.engine.core import EngineCore, MakeExecutor, Timeline, executor_for
 from quire.engine.launch import Launch
 from quire.engine.progress import weights_progress
 from quire.messages.codec import Codec
@@ -168,15 +168,15 @@ class Server:
         self._socket.send_multipart([client, self._codec.encode(message)])
 
 
-def main() -> int:
-    """Read the launch message, start the core, serve."""
+def main(make_executor: MakeExecutor = executor_for) -> int:
+    """Read the launch message, start the core, serve. `make_executor` stands in for ranks where none are measured."""
     launch = msgspec.json.decode(_first_line(sys.stdin.fileno()), type=Launch)
     setup(launch.config.log.log_level)
     server = Server(launch.address, sys.stdin.fileno())
     timeline = Timeline(age_s=time.time() - psutil.Process().create_time())
     try:
         with weights_progress(launch.model.name) as progress:
-            core = EngineCore(launch.config, launch.model, progress, timeline)
+            core = EngineCore(launch.config, launch.model, progress, timeline, make_executor)
     except QuireError as error:
         server.fail(str(error))
         server.close()

@@ -28,7 +28,7 @@ class Delta(msgspec.Struct):
 
 
 class Choice(msgspec.Struct):
-    """One choice of a chunk, of a completion or of a chat."""
+    """One choice of a chunk or of a whole answer, of a completion or of a chat."""
 
     text: str | None = None
     delta: Delta = msgspec.field(default_factory=Delta)
@@ -196,6 +196,9 @@ class Line(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The answer has ended."""
+        if self._status == OK and self._rest.startswith(b"{"):
+            self._now = time.perf_counter()
+            self._read(_decode(self._rest))
         said = self._rest[:200].decode("utf-8", "replace")
         self._end(None if self._status == OK else f"status {self._status}: {said}")
 
