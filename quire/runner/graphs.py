@@ -49,12 +49,14 @@ class DecodeWork:
 
     Attributes:
         forward: computes one token of each row and returns hidden states, (n, hidden); whether rows may begin alike.
-        greedy: draws each row's next token from them: (2, n) int64, as the op `greedy_sample` gives it.
+        greedy: draws each row's most probable token from them: (2, n) int64, as the op `greedy_sample` gives it.
+        random: draws a token by the row's own settings, likewise; None if that cannot be recorded.
         shares: whether rows can ever begin alike.
     """
 
     forward: Callable[[Tensor, bool], Tensor]
     greedy: Callable[[Tensor, Tensor], Tensor]
+    random: Callable[[Tensor, Tensor], Tensor] | None
     shares: bool
 
 
@@ -76,6 +78,7 @@ class DecodeGraphs:
         self._drawn = torch.zeros(2, len(self._order), dtype=torch.int64, device=device)
         self._hidden = torch.empty(0, 0, device=device)
         self._plays: dict[int, tuple[Play, Play]] = {}
+        self._randoms: dict[int, Play] = {}
         self._sharing: dict[int, Play] = {}
         self._playing: Tensor | None = None
 
@@ -86,8 +89,15 @@ class DecodeGraphs:
                 self._sharing[size] = recorder.record(partial(self._forward, size, True))
             self._plays[size] = (
                 recorder.record(partial(self._forward, size, False)),
-                recorder.record(partial(self._greedy, size)),
+                recorder.record(partial(self._draw, self._work.greedy, size)),
             )
+            if self._work.random is not None:
+                self._randoms[size] = recorder.record(partial(self._draw, self._work.random, size))
+
+    @property
+    def draws(self) -> bool:
+        """Whether `random` can be played."""
+        return bool(self._randoms)
 
     def covers(self, rows: int) -> bool:
         """Whether a batch of so many rows can be played."""
@@ -109,8 +119,13 @@ class DecodeGraphs:
         return self._hidden[:count]
 
     def greedy(self, count: int) -> Tensor:
-        """Draw the next token of the `count` rows of the last `forward`: (2, count) int64, valid until the next one."""
+        """The most probable token of the `count` rows of the last `forward`: (2, count) int64, valid until the next."""
         self._plays[self._size(count)][1]()
+        return self._drawn[:, :count]
+
+    def random(self, count: int) -> Tensor:
+        """Tokens of these rows by their own settings, greedy ones among them; in place of `greedy`."""
+        self._randoms[self._size(count)]()
         return self._drawn[:, :count]
 
     def _size(self, count: int) -> int:
@@ -122,5 +137,5 @@ class DecodeGraphs:
             self._hidden = torch.empty(len(self._order), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
         self._hidden[:size].copy_(hidden)
 
-    def _greedy(self, size: int) -> None:
-        self._drawn[:, :size].copy_(self._work.greedy(self._order[:size], self._hidden[:size]))
+    def _draw(self, draw: Callable[[Tensor, Tensor], Tensor], size: int) -> None:
+        self._drawn[:, :size].copy_(draw(self._order[:size], self._hidden[:size]))

@@ -28,6 +28,7 @@ from quire.runner.graphs import DecodeGraphs, DecodeWork, Recorder
 from quire.runner.memory import memory_of
 from quire.runner.rows import Rows
 from quire.runner.upload import upload
+from quire.sampling.kernels import choose_kernels
 from quire.sampling.sampler import Sampler, Samples, prompt_logprobs
 from quire.structured.store import GrammarStore
 
@@ -96,6 +97,7 @@ class Runner:
             native.set_threads(torch.get_num_threads())
         self.make_inputs = self.build.op(step_inputs, None)
         self.draw_greedy = self.build.op(greedy_sample, None)
+        self.kernels = choose_kernels(self.spec.platform.providers)
         self.append_tokens = self.build.op(append_tokens, None)
         self.model = models.build(self.spec.facts, self.build)
         if self.spec.load_format == "dummy":
@@ -131,8 +133,11 @@ class Runner:
         # Every rank runs the model; rank 0 samples and tells the others.
         self.sampler: Sampler | None = None
         if self.mesh.rank == 0:
-            self.sampler = Sampler(rows, self.spec.facts.vocab_size, length, self.device, self.grammars)
-        work = DecodeWork(self._decode, self._greedy, any(self.rows.lasting))
+            # One row more than sequences have, for the dummy.
+            vocab = self.spec.facts.vocab_size
+            self.sampler = Sampler(rows + 1, vocab, length, self.device, self.grammars, self.kernels)
+        draws = self.kernels.recordable and self.mesh.size == 1
+        work = DecodeWork(self._decode, self._greedy, self._random if draws else None, any(self.rows.lasting))
         self.graphs = DecodeGraphs(self.spec.graph_rows, work, self.rows.dummy, self.device)
         self._decoding: list[int] = []
         self._order = upload([], self.device)
@@ -178,10 +183,15 @@ class Runner:
         if rows != self._decoding:
             self._decoding, self._order = rows, upload(rows, self.device)
         hidden = self.graphs.forward(self._order, self.rows.sharing)
+        drawn = None
         if self.sampler is not None and self.sampler.plain(rows):
-            # Copied: the recording's own tensor is overwritten by the next step.
-            return InFlight(plan.step, rows, Samples(rows, self.graphs.greedy(len(rows)).clone()))
-        return InFlight(plan.step, rows, self._sample(rows, self._order, hidden), sampler=self.sampler)
+            drawn = self.graphs.greedy(len(rows))
+        elif self.sampler is not None and self.graphs.draws and self.sampler.drawn(rows):
+            drawn = self.graphs.random(len(rows))
+        if drawn is None:
+            return InFlight(plan.step, rows, self._sample(rows, self._order, hidden), sampler=self.sampler)
+        # Copied: the recording's own tensor is overwritten by the next step.
+        return InFlight(plan.step, rows, Samples(rows, drawn.clone()))
 
     def _launch_eager(self, plan: StepPlan) -> InFlight:
         grants = plan.grants
@@ -225,6 +235,14 @@ class Runner:
     def _greedy(self, order: Tensor, hidden: Tensor) -> Tensor:
         """The most probable next token of each row, entered into the rows: what is recorded after `_decode`."""
         drawn: Tensor = self.draw_greedy(self.model.logits(hidden))
+        self._append(order, drawn[0])
+        self.rows.known[self.rows.dummy].zero_()
+        return drawn
+
+    def _random(self, order: Tensor, hidden: Tensor) -> Tensor:
+        """A token of each row by its own settings, entered into the rows: the other way to go on from `_decode`."""
+        assert self.sampler is not None
+        drawn = self.sampler.draw_all(self.model.logits(hidden), order, self.rows.known)
         self._append(order, drawn[0])
         self.rows.known[self.rows.dummy].zero_()
         return drawn

@@ -1,24 +1,23 @@
 """Tokens that a row may not choose now: the last token of a bad word whose beginning stands there, or an end too early.
 
-Both are one table of entries (row, token, prefix, until): the token is banned while the row knows fewer than `until`
-tokens and its last tokens equal the prefix. History and its length are device tensors, so the rule is exact although
-the newest token may be known to the device only.
+Both are one table of entries (row, token, prefix, until), which the op `edit_logits` reads: history and its length are
+device tensors, so the rule is exact although the newest token may be known to the device only.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-FOREVER = 1 << 40
-_ANY = -1
+from quire.ops.edit import ANY_TOKEN, FOREVER, BanTable
 
 
 @dataclass(frozen=True, slots=True)
 class Entries:
     """Bans of one row, on the host: token (e,), until (e,), length of the prefix (e,), prefix (e, width) right-aligned.
 
-    All int64; the unused left part of a prefix is -1 and matches anything.
+    All int64, as in `BanTable`.
     """
 
     token: Tensor
@@ -44,7 +43,7 @@ def entries(words: list[list[int]], early: set[int], until: int, vocab: int) -> 
         token=torch.tensor([word[-1] for word, _ in pairs]),
         until=torch.tensor([end for _, end in pairs]),
         length=torch.tensor([len(word) - 1 for word, _ in pairs]),
-        prefix=torch.tensor([[_ANY] * (width + 1 - len(word)) + word[:-1] for word, _ in pairs], dtype=torch.int64),
+        prefix=torch.tensor([[ANY_TOKEN] * (width + 1 - len(word)) + word[:-1] for word, _ in pairs]).long(),
     )
 
 
@@ -55,68 +54,43 @@ class Bans:
         self.max_rows = max_rows
         self.device = device
         self._rows: dict[int, Entries] = {}
-        self._changed = False
-        self._row = torch.zeros(0, dtype=torch.int64, device=device)
-        self._table = Entries(self._row, self._row, self._row, self._row.unsqueeze(1))
+        self._table: BanTable | None = None
 
     def set(self, row: int, found: Entries) -> None:
         """The bans of `row` from now on."""
         self._rows[row] = found
-        self._changed = True
+        self._table = None
 
     def drop(self, row: int) -> None:
         """`row` has no bans any more."""
         if self._rows.pop(row, None) is not None:
-            self._changed = True
+            self._table = None
 
-    def apply(self, x: Tensor, rows: Tensor, history: Tensor, known: Tensor) -> None:
-        """Set banned tokens to -inf, in place.
+    def table(self) -> BanTable:
+        """The bans of all rows, on the device."""
+        if self._table is None:
+            self._table = self._upload()
+        return self._table
 
-        Args:
-            x: (n, vocab) float32 logits.
-            rows: (n,) int64, the row of each line of x.
-            history: (max_rows, max_len) int32, known tokens of each row.
-            known: (max_rows,) int32, how many of them are valid.
-        """
-        self._upload()
-        place = torch.full((self.max_rows,), -1, dtype=torch.int64, device=self.device)
-        place[rows] = torch.arange(len(rows), device=self.device)
-        line = place[self._row]
-        active = self._active(history, known.long()[self._row]) & (line >= 0)
-        flat = line.clamp_(min=0) * x.shape[1] + self._table.token
-        # Adding 0 leaves a logit as it is: entries of rows that are not in this batch land harmlessly on line 0.
-        amount = torch.where(active, -torch.inf, 0.0)
-        x.view(-1).scatter_add_(0, flat, amount)
+    def _upload(self) -> BanTable:
+        found = [self._rows.get(row) for row in range(self.max_rows)]
+        counts = [0 if e is None else len(e.token) for e in found]
+        present = [e for e in found if e is not None]
+        width = max((e.prefix.shape[1] for e in present), default=0)
+        none = torch.zeros(0, dtype=torch.int64)
 
-    def _active(self, history: Tensor, have: Tensor) -> Tensor:
-        table = self._table
-        width = table.prefix.shape[1]
-        active = (have < table.until) & (have >= table.length)
-        if width:
-            columns = have.unsqueeze(1) + torch.arange(-width, 0, device=self.device)
-            tail = history[self._row.unsqueeze(1), columns.clamp_(min=0)]
-            active &= ((tail == table.prefix) | (table.prefix == _ANY)).all(1)
-        return active
+        def upload(parts: list[Tensor]) -> Tensor:
+            return torch.cat(parts or [none]).to(self.device)
 
-    def _upload(self) -> None:
-        if not self._changed:
-            return
-        self._changed = False
-        found = list(self._rows.values())
-        if not found:
-            self._row = self._row[:0]
-            self._table = Entries(self._row, self._row, self._row, self._row.unsqueeze(1)[:, :0])
-            return
-        width = max(e.prefix.shape[1] for e in found)
-        counts = torch.tensor([len(e.token) for e in found])
-        self._row = torch.tensor(list(self._rows)).repeat_interleave(counts).to(self.device)
-        self._table = Entries(
-            token=torch.cat([e.token for e in found]).to(self.device),
-            until=torch.cat([e.until for e in found]).to(self.device),
-            length=torch.cat([e.length for e in found]).to(self.device),
-            prefix=torch.cat([_widened(e.prefix, width) for e in found]).to(self.device),
+        return BanTable(
+            first=torch.tensor([0, *accumulate(counts)], device=self.device),
+            row=upload([torch.full((count,), row) for row, count in enumerate(counts) if count]),
+            token=upload([e.token for e in present]),
+            until=upload([e.until for e in present]),
+            length=upload([e.length for e in present]),
+            prefix=upload([_widened(e.prefix, width) for e in present] or [none.unsqueeze(1)[:, :0]]),
         )
 
 
 def _widened(prefix: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(prefix, (width - prefix.shape[1], 0), value=_ANY)
+    return torch.nn.functional.pad(prefix, (width - prefix.shape[1], 0), value=ANY_TOKEN)

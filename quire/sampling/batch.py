@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quire.ops.draw import Group, Kind
 from quire.sampling.rows import Feature, HostRow
 
 SLICE_ROWS = 256
@@ -16,35 +17,22 @@ SLICE_ROWS = 256
 SLICE_ENTRIES = 1 << 24
 """Most logits worked on at once: with 150,000 tokens a slice has 110 rows."""
 
-_RESTRICTED = Feature.SHORT | Feature.NUCLEUS | Feature.SORTED
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Random rows of a slice that draw alike: lines of the slice (g,) int64 or None for all, and the largest top_k."""
-
-    at: Tensor | None
-    kind: Feature
-    width: int
-
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Rows that are worked on together.
+    """Rows whose logits are edited together.
 
     Attributes:
         lines: lines of the batch, for the host.
         at: the same on the device, (m,) int64; None for the whole batch.
         features: what any of them needs.
-        groups: those that draw at random, by how they do it; the others are greedy.
-        all_random: whether no row is greedy.
+        groups: those of them that draw at random, as lines of the slice; the others are greedy.
     """
 
     lines: list[int]
     at: Tensor | None
     features: Feature
     groups: tuple[Group, ...]
-    all_random: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +41,27 @@ class Batch:
 
     Attributes:
         rows: the composition that this was made for.
-        greedy: whether some row needs only an arg-max.
-        slices: all other rows.
+        groups: rows that draw at random from logits as they are; rows neither here nor edited are greedy.
+        edited: rows whose logits are edited.
         reported: lines that want log-probabilities, with their numbers, in slices.
         counted: lines whose penalty counts grow with each token, (c,) int64 on the device; None if there are none.
     """
 
     rows: list[int]
-    greedy: bool
-    slices: tuple[Slice, ...]
+    groups: tuple[Group, ...]
+    edited: tuple[Slice, ...]
     reported: tuple[tuple[list[int], list[int]], ...]
     counted: Tensor | None
 
     @property
+    def drawn(self) -> bool:
+        """Whether one draw from the logits as they are is all."""
+        return not self.edited and not self.reported
+
+    @property
     def plain(self) -> bool:
         """Whether every row needs the arg-max of its logits and nothing else."""
-        return not self.slices and not self.reported and self.counted is None
+        return self.drawn and not self.groups
 
 
 def slice_rows(vocab: int) -> int:
@@ -79,18 +72,16 @@ def slice_rows(vocab: int) -> int:
 def make(rows: list[int], hosts: list[HostRow], vocab: int, device: torch.device) -> Batch:
     """Plan a batch. hosts: what is known of each of `rows`."""
     size = slice_rows(vocab)
-    # Rows that only draw do not pay for those whose logits are edited.
     edited = [i for i, h in enumerate(hosts) if h.edited]
-    drawn = [i for i, h in enumerate(hosts) if h.random and not h.edited]
-    slices = [_make_slice(part, hosts, device) for lines in (edited, drawn) for part in _cut(lines, size)]
     asked = [i for i, h in enumerate(hosts) if h.logprobs is not None]
-    reported = [(part, [hosts[i].logprobs or 0 for i in part]) for part in _cut(asked, size)]
     counted = [i for i, h in enumerate(hosts) if h.counted]
+    # Rows that only draw do not pay for those whose logits are edited.
+    drawn = [(i, h) for i, h in enumerate(hosts) if not h.edited]
     return Batch(
         rows=list(rows),
-        greedy=len(edited) + len(drawn) < len(rows),
-        slices=tuple(slices),
-        reported=tuple(reported),
+        groups=_groups(drawn, len(hosts), size, device),
+        edited=tuple(_make_slice(part, hosts, device) for part in _cut(edited, size)),
+        reported=tuple((part, [hosts[i].logprobs or 0 for i in part]) for part in _cut(asked, size)),
         counted=torch.tensor(counted, device=device) if counted else None,
     )
 
@@ -108,31 +99,29 @@ def _make_slice(lines: list[int], hosts: list[HostRow], device: torch.device) ->
         lines=lines,
         at=None if len(lines) == len(hosts) else torch.tensor(lines, device=device),
         features=features,
-        groups=_groups(mine, device),
-        all_random=all(host.random for host in mine),
+        groups=_groups(list(enumerate(mine)), len(mine), len(mine), device),
     )
 
 
-def _groups(hosts: list[HostRow], device: torch.device) -> tuple[Group, ...]:
-    by_features: dict[int, list[int]] = {}
-    for i, host in enumerate(hosts):
-        if host.random:
-            by_features.setdefault(host.features.value, []).append(i)
-    by_kind: dict[Feature, list[int]] = {}
-    for lines in by_features.values():
-        by_kind.setdefault(_kind(hosts[lines[0]], device), []).extend(lines)
+def _groups(hosts: list[tuple[int, HostRow]], total: int, size: int, device: torch.device) -> tuple[Group, ...]:
+    """Those of `hosts`, with their lines, that draw at random, `size` at a time; None as lines are all `total`."""
+    by_kind: dict[Kind, list[tuple[int, HostRow]]] = {}
+    for line, host in hosts:
+        if host.kind is not None:
+            by_kind.setdefault(_kind(host.kind, device), []).append((line, host))
     return tuple(
         Group(
-            at=None if len(lines) == len(hosts) else torch.tensor(lines, device=device),
+            at=None if len(part) == total else torch.tensor([line for line, _ in part], device=device),
             kind=kind,
-            width=max(hosts[i].top_k for i in lines),
+            width=max(host.top_k for _, host in part),
+            min_p=any(host.min_p for _, host in part),
         )
-        for kind, lines in by_kind.items()
+        for kind, members in by_kind.items()
+        for part in (members[i : i + size] for i in range(0, len(members), size))
     )
 
 
-def _kind(host: HostRow, device: torch.device) -> Feature:
-    kind = host.features & _RESTRICTED
+def _kind(kind: Kind, device: torch.device) -> Kind:
     # Whether a short list of candidates holds the nucleus must be read back. On a CPU the answer is already there; on
     # an accelerator reading it would stall the launches, so the whole row is sorted.
-    return Feature.SORTED if kind == Feature.NUCLEUS and device.type != "cpu" else kind
+    return Kind.SORTED if kind is Kind.NUCLEUS and device.type != "cpu" else kind

@@ -1,12 +1,7 @@
-"""What changes logits before a token is chosen, in this order:
+"""Callables of the user, which change logits before anything else: they see the model's and cannot undo what follows.
 
-1. callables of the user (they see the model's logits and cannot undo what follows),
-2. logit_bias and allowed_token_ids,
-3. repetition, then frequency, then presence penalty,
-4. bans (bad_words, and the ends of text while min_tokens is not reached),
-5. the grammar (`masks.py`),
-then, in the sampler, temperature, min_p, top_k, top_p. It is vLLM's order; in Hugging Face's min_p comes after top_p.
-All of it is float arithmetic: on CPUs selecting by a mask costs ten times as much as multiplying by 0 and 1.
+After them come the tables of the op `edit_logits`, the grammar (`masks.py`), and the op `draw_tokens`: temperature,
+min_p, top_k, top_p. It is vLLM's order; in Hugging Face's min_p comes after top_p.
 """
 
 from dataclasses import dataclass
@@ -15,9 +10,7 @@ from types import FunctionType
 import torch
 from torch import Tensor
 
-from quire.sampling.rows import IN_PROMPT, Feature, HostRow, RowState, Settings
-
-_LARGEST = torch.finfo(torch.float32).max
+from quire.sampling.rows import HostRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,48 +21,8 @@ class History:
     known: Tensor
 
 
-def apply(x: Tensor, features: Feature, settings: Settings, rows: Tensor, state: RowState, history: History) -> None:
-    """Steps 2 to 4, in place, for a batch in which some row has `features`. Neutral for rows without them.
-
-    Args:
-        x: (n, vocab) float32 logits.
-        features: what any row of the batch needs.
-        settings: the numbers of the rows.
-        rows: (n,) int64.
-        state: tables of the rows.
-        history: known tokens.
-    """
-    if Feature.OFFSET in features:
-        x += state.offsets.gather(rows)
-    if features & (Feature.REPETITION | Feature.FREQUENCY):
-        counts = state.counts.gather(rows)
-        if Feature.REPETITION in features:
-            _repetition(x, counts, settings.repetition)
-        if Feature.FREQUENCY in features:
-            _frequency(x, counts, settings.frequency, settings.presence)
-    # Dividing by a tiny penalty may leave float32; two infinities would make NaN.
-    x.clamp_(max=_LARGEST)
-    if Feature.BANS in features:
-        state.bans.apply(x, rows, history.tokens, history.known)
-
-
-def _repetition(x: Tensor, counts: Tensor, penalty: Tensor) -> None:
-    """Divide positive and multiply negative logits of tokens in prompt or output (Keskar et al., CTRL, 2019)."""
-    seen = counts.clamp(max=1).float()
-    factor = seen * penalty - (seen - 1)  # exactly the penalty or 1
-    below = x.clamp(max=0).mul_(factor)
-    x.relu_().div_(factor).add_(below)
-
-
-def _frequency(x: Tensor, counts: Tensor, frequency: Tensor, presence: Tensor) -> None:
-    """Subtract `frequency` per occurrence in the output and `presence` once, as in OpenAI's API."""
-    generated = (counts & (IN_PROMPT - 1)).float()
-    x -= frequency * generated
-    x -= presence * generated.clamp_(max=1)
-
-
 def run_callables(x: Tensor, row: int, host: HostRow, history: History) -> str | None:
-    """Step 1 for one row, in place. Reads the row's history back from the device.
+    """Run the callables of one row, in place. Reads the row's history back from the device.
 
     Args:
         x: (vocab,) float32 logits of the row.

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from enum import Flag, auto
 
 import torch
-from torch import Tensor
 
 from quire.messages.params import LogitsProcessor, SamplingParams
 from quire.messages.plan import NewRow
+from quire.ops.draw import Kind, RowTable
+from quire.ops.edit import IN_PROMPT, EditTables
+from quire.ops.noise import seed_key
 from quire.sampling.bans import Bans, entries
-from quire.sampling.noise import seed_key
 from quire.sampling.slots import SlotTable
 
 GREEDY_BELOW = 1e-5
@@ -24,21 +25,10 @@ GREEDY_BELOW = 1e-5
 SHORT_K = 1024
 """Up to this top_k only so many candidates are taken from a row; beyond it the row is sorted."""
 
-IN_PROMPT = 1 << 30
-"""Bit of a penalty count that says: this token is in the prompt. The bits below count occurrences in the output."""
-
 
 class Feature(Flag):
-    """What a row needs beyond the arg-max of its logits."""
+    """What changes a row's logits before a token is chosen from them."""
 
-    RANDOM = auto()
-    MIN_P = auto()
-    SHORT = auto()
-    """Few candidates suffice: top_k up to SHORT_K."""
-    NUCLEUS = auto()
-    """top_p without top_k."""
-    SORTED = auto()
-    """A large top_k."""
     REPETITION = auto()
     FREQUENCY = auto()
     """Frequency or presence penalty."""
@@ -51,8 +41,6 @@ class Feature(Flag):
 
 
 PENALTIES = Feature.REPETITION | Feature.FREQUENCY
-EDITS = PENALTIES | Feature.OFFSET | Feature.BANS | Feature.CALLABLES | Feature.GRAMMAR
-"""Features that change logits before the arg-max of even a greedy row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +56,12 @@ class HostRow:
     """What the host knows of a row.
 
     Attributes:
-        features: what it needs.
-        edited, random, counted: whether its logits are edited, its token is drawn, its tokens are counted; read for
-            every row of a new batch, where asking `features` would be slow.
-        top_k: candidates kept, when SHORT.
+        features: what changes its logits.
+        edited, counted: whether anything does, and whether its tokens are counted; read for every row of a new batch,
+            where asking `features` would be slow.
+        kind: how its token is drawn; None for the most probable one.
+        top_k: candidates kept.
+        min_p: whether it has one.
         logprobs: how many to report, or None.
         prompt_len: tokens of the prompt.
         processors: the user's callables.
@@ -79,26 +69,13 @@ class HostRow:
 
     features: Feature
     edited: bool
-    random: bool
     counted: bool
+    kind: Kind | None
     top_k: int
+    min_p: bool
     logprobs: int | None
     prompt_len: int
     processors: tuple[Processor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The numbers of the rows of one batch; each (n, 1): float32, `top_k` int64, `seeds` (n,) int64."""
-
-    temperature: Tensor
-    top_p: Tensor
-    log_min_p: Tensor
-    repetition: Tensor
-    frequency: Tensor
-    presence: Tensor
-    top_k: Tensor
-    seeds: Tensor
 
 
 class RowState:
@@ -111,6 +88,7 @@ class RowState:
 
     Attributes:
         host: per row, or None while the row is not in use.
+        table: how each row draws, on the device.
         generation: changes whenever a row begins or ends.
     """
 
@@ -122,28 +100,21 @@ class RowState:
         self.counts = SlotTable(max_rows, vocab, torch.int32, device)
         self.offsets = SlotTable(max_rows, vocab, torch.float32, device)
         self.bans = Bans(max_rows, device)
-        self._numbers = torch.zeros(max_rows, 6, device=device)
-        self._integers = torch.zeros(max_rows, 2, dtype=torch.int64, device=device)
+        # A row that is not in use is greedy: recorded steps are padded with such a row.
+        numbers = torch.tensor([[0.0, 1.0, -math.inf, 1.0, 0.0, 0.0]]).repeat(max_rows, 1)
+        integers = torch.tensor([[vocab, 0]]).repeat(max_rows, 1)
+        self.table = RowTable(numbers.to(device), integers.to(device))
 
     def begin(self, new: NewRow) -> None:
         """A sequence enters `new.row`: every field of the row is written."""
         self.end(new.row)
         params = new.params
-        features = _draw_features(params, self.vocab) | _penalty_features(params)
-        greedy = Feature.RANDOM not in features
-        self._numbers[new.row] = torch.tensor(
-            [
-                1.0 if greedy else params.temperature,
-                params.top_p,
-                math.log(params.min_p) if params.min_p > 0 else -math.inf,
-                params.repetition_penalty,
-                params.frequency_penalty,
-                params.presence_penalty,
-            ]
-        )
+        kind = _kind(params, self.vocab)
         top_k = params.top_k if 0 < params.top_k < self.vocab else self.vocab
-        self._integers[new.row] = torch.tensor([top_k, seed_key(new.seed)])
-        features |= self._begin_counts(new, features) | self._begin_offsets(new) | self._begin_bans(new)
+        self._write(new, 0.0 if kind is None else params.temperature, top_k)
+        features = _penalties(params)
+        self._begin_counts(new, features)
+        features |= self._begin_offsets(new) | self._begin_bans(new)
         processors = tuple(Processor(call, _wants_prompt(call)) for call in params.logits_processors or [])
         if processors:
             features |= Feature.CALLABLES
@@ -151,10 +122,11 @@ class RowState:
             features |= Feature.GRAMMAR
         self.host[new.row] = HostRow(
             features=features,
-            edited=bool(features & EDITS),
-            random=not greedy,
+            edited=bool(features),
             counted=bool(features & PENALTIES),
+            kind=kind,
             top_k=top_k,
+            min_p=params.min_p > 0,
             logprobs=params.logprobs,
             prompt_len=new.prompt_len,
             processors=processors,
@@ -168,30 +140,37 @@ class RowState:
         self.offsets.give_back(row)
         self.bans.drop(row)
 
-    def settings(self, rows: Tensor) -> Settings:
-        """The numbers of `rows`, (n,) int64."""
-        numbers = self._numbers[rows].unsqueeze(2)
-        integers = self._integers[rows]
-        return Settings(
-            temperature=numbers[:, 0],
-            top_p=numbers[:, 1],
-            log_min_p=numbers[:, 2],
-            repetition=numbers[:, 3],
-            frequency=numbers[:, 4],
-            presence=numbers[:, 5],
-            top_k=integers[:, :1],
-            seeds=integers[:, 1],
+    def tables(self, features: Feature) -> EditTables:
+        """What edits the logits of a batch in which some row has `features`."""
+        return EditTables(
+            offsets=self.offsets.slots if Feature.OFFSET in features else None,
+            counts=self.counts.slots if features & PENALTIES else None,
+            bans=self.bans.table() if Feature.BANS in features else None,
         )
 
-    def _begin_counts(self, new: NewRow, features: Feature) -> Feature:
+    def _write(self, new: NewRow, temperature: float, top_k: int) -> None:
+        """The row's lines of the table, in the order of its columns."""
+        params = new.params
+        self.table.numbers[new.row] = torch.tensor(
+            [
+                temperature,
+                params.top_p,
+                math.log(params.min_p) if params.min_p > 0 else -math.inf,
+                params.repetition_penalty,
+                params.frequency_penalty,
+                params.presence_penalty,
+            ]
+        )
+        self.table.integers[new.row] = torch.tensor([top_k, seed_key(new.seed)])
+
+    def _begin_counts(self, new: NewRow, features: Feature) -> None:
         """Rebuild penalty counts from all tokens known, so that a sequence that returns has lost nothing."""
         if not features & PENALTIES:
-            return Feature(0)
+            return
         counts = torch.bincount(torch.tensor(new.token_ids[new.prompt_len :], dtype=torch.int64), minlength=self.vocab)
         if Feature.REPETITION in features:
             counts[torch.tensor(new.token_ids[: new.prompt_len], dtype=torch.int64)] |= IN_PROMPT
         self.counts.lend(new.row, counts)
-        return Feature(0)
 
     def _begin_offsets(self, new: NewRow) -> Feature:
         bias, allowed = new.params.logit_bias, new.params.allowed_token_ids
@@ -217,21 +196,16 @@ class RowState:
         return Feature.BANS
 
 
-def _draw_features(params: SamplingParams, vocab: int) -> Feature:
+def _kind(params: SamplingParams, vocab: int) -> Kind | None:
     """How the token is drawn. top_k=1 is greedy, and a greedy row has no restrictions."""
     if params.temperature < GREEDY_BELOW or params.top_k == 1:
-        return Feature(0)
-    features = Feature.RANDOM
-    if params.min_p > 0:
-        features |= Feature.MIN_P
+        return None
     if 0 < params.top_k < vocab:
-        features |= Feature.SHORT if params.top_k <= SHORT_K else Feature.SORTED
-    elif params.top_p < 1:
-        features |= Feature.NUCLEUS
-    return features
+        return Kind.SHORT if params.top_k <= SHORT_K else Kind.SORTED
+    return Kind.NUCLEUS if params.top_p < 1 else Kind.PLAIN
 
 
-def _penalty_features(params: SamplingParams) -> Feature:
+def _penalties(params: SamplingParams) -> Feature:
     features = Feature(0)
     if params.repetition_penalty != 1:
         features |= Feature.REPETITION

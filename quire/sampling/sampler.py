@@ -1,26 +1,25 @@
 """`Sampler`: from a batch of logits to one token per row.
 
-A batch in which every row is greedy costs one arg-max. Everything else is vectorised over rows, in slices; the result
-of a row depends on its own logits, settings, history and (seed, position) only. Called by the runner of the rank that
-samples; it knows rows by index and nothing of sequences.
+A batch in which every row is greedy costs one arg-max, one that only draws costs one op; rows whose logits are edited
+follow in slices. The result of a row depends on its own logits, settings, history and (seed, position) only. Called by
+the runner of the rank that samples; it knows rows by index and nothing of sequences.
 """
 
 import torch
 from torch import Tensor
 
 from quire.messages.plan import NewRow
-from quire.ops.greedy import greedy_sample
+from quire.ops.draw import Group
+from quire.ops.edit import IN_PROMPT
 from quire.sampling import batch as batches
 from quire.sampling import processors
 from quire.sampling.batch import Batch, Slice
-from quire.sampling.draw import Draw, draw
-from quire.sampling.logprobs import describe, prompt_logprobs
+from quire.sampling.kernels import Kernels
+from quire.sampling.logprobs import prompt_logprobs
 from quire.sampling.masks import Masks
-from quire.sampling.noise import row_keys
 from quire.sampling.processors import History
-from quire.sampling.rows import EDITS, IN_PROMPT, Feature, HostRow, RowState, Settings
-from quire.sampling.samples import BAD, EXHAUSTED, OK, Reported, Samples
-from quire.sampling.topk import drop_improbable
+from quire.sampling.rows import Feature, HostRow, RowState
+from quire.sampling.samples import BAD, EXHAUSTED, Reported, Samples
 from quire.structured.store import GrammarStore
 
 __all__ = ["Sampler", "Samples", "prompt_logprobs"]
@@ -41,6 +40,7 @@ class Sampler:
         max_len: longest sequence in tokens.
         device: where logits come from.
         grammars: compiled ones; a store of its own if None.
+        kernels: the ops; the reference of each if None.
     """
 
     def __init__(
@@ -50,14 +50,15 @@ class Sampler:
         max_len: int,
         device: torch.device,
         grammars: GrammarStore | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         assert max_len < IN_PROMPT, "penalty counts hold numbers below 2**30"
         self.vocab = vocab_size
         self.device = device
         self._state = RowState(max_rows, vocab_size, device)
         self._masks = Masks(max_rows, vocab_size, device, GrammarStore() if grammars is None else grammars)
-        self._ids = torch.arange(vocab_size, dtype=torch.int32, device=device)
-        self._batch = Batch([], False, (), (), None)
+        self.kernels = Kernels() if kernels is None else kernels
+        self._batch = Batch([], (), (), (), None)
         self._generation = -1
 
     def workspace_bytes(self, rows: int) -> int:
@@ -90,26 +91,24 @@ class Sampler:
             known: (max_rows,) int32, how many; the drawn token will stand at that position.
         """
         batch = self._plan(rows)
-        if batch.plain:
-            return Samples(batch.rows, greedy_sample(logits))
         past = History(history, known)
+        drawn = self._draw(logits, rows_device, past, batch.groups)
         errors: dict[int, str] = {}
-        top, tokens = _arg_max(logits, batch.greedy)
-        bad = ~top.isfinite()
-        empty = torch.zeros_like(bad)
-        for part in batch.slices:
-            at = part.at
-            if at is None:
-                tokens, empty = self._sample_slice(logits, part, rows_device, past, errors)
-            else:
-                tokens[at], empty[at] = self._sample_slice(
-                    logits.index_select(0, at), part, rows_device[at], past, errors
-                )
-        status = torch.where(bad, BAD, torch.where(empty, EXHAUSTED, OK))
-        tokens = tokens.masked_fill(status != OK, 0)
+        for part in batch.edited:
+            self._draw_edited(logits, part, rows_device, past, (drawn, errors))
         if batch.counted is not None:
-            self._state.counts.add(rows_device[batch.counted], tokens[batch.counted])
-        return Samples(batch.rows, torch.stack([tokens, status]), _report(logits, tokens, batch), errors)
+            self._state.counts.add(rows_device[batch.counted], drawn[0, batch.counted])
+        return Samples(batch.rows, drawn, self._report(logits, drawn[0], batch), errors)
+
+    def draw_all(self, logits: Tensor, rows: Tensor, known: Tensor) -> Tensor:
+        """What `sample` draws for rows of which it is known only that their logits are not edited: for recordings.
+
+        Args:
+            logits: (n, vocab); rows: (n,) int64, any that have begun or never did; known: (max_rows,) int32.
+
+        Returns: (2, n) int64, as the op `draw_tokens` does.
+        """
+        return self.kernels.draw(logits, rows, known, self._state.table, None)
 
     def advance(self, rows: list[int], tokens: list[int], errors: dict[int, str]) -> list[int]:
         """Lead the grammars of rows on by what was drawn, once the host knows it; before these rows sample again.
@@ -124,8 +123,12 @@ class Sampler:
         return self._masks.advance(rows, tokens, errors)
 
     def plain(self, rows: list[int]) -> bool:
-        """Whether `greedy_sample` is all that these rows need."""
+        """Whether the op `greedy_sample` is all that these rows need."""
         return self._plan(rows).plain
+
+    def drawn(self, rows: list[int]) -> bool:
+        """Whether `draw_all` is all that these rows need."""
+        return self._plan(rows).drawn
 
     def _plan(self, rows: list[int]) -> Batch:
         """The plan of this composition of rows; made anew only when it or a row has changed."""
@@ -139,37 +142,29 @@ class Sampler:
         assert host is not None, f"row {row} samples before it has begun"
         return host
 
-    def _sample_slice(
-        self, logits: Tensor, part: Slice, rows: Tensor, past: History, errors: dict[int, str]
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens (m,) int64, and (m,) bool: no token was left. logits (m, vocab), rows (m,) int64."""
-        settings = self._state.settings(rows)
-        x = logits.float()
-        if part.features & EDITS:
-            # Copied even if it was already: one more pass is cheap beside the edits, and `logits` stays as it is.
-            x = x.clone()
-            self._run_callables(x, part, past, errors)
-            processors.apply(x, part.features, settings, rows, self._state, past)
-            if Feature.GRAMMAR in part.features:
-                self._masks.apply(x, [self._batch.rows[line] for line in part.lines], errors)
-        top, tokens = _arg_max(x, not part.all_random)
-        if part.groups:
-            tokens = self._draw(x, top, tokens, part, settings, past.known[rows])
-        return tokens, top == -torch.inf
+    def _draw(self, logits: Tensor, rows: Tensor, past: History, groups: tuple[Group, ...]) -> Tensor:
+        if not groups:
+            return self.kernels.greedy(logits)
+        return self.kernels.draw(logits, rows, past.known, self._state.table, groups)
 
-    def _draw(
-        self, x: Tensor, top: Tensor, tokens: Tensor, part: Slice, settings: Settings, positions: Tensor
-    ) -> Tensor:
-        # The maximum becomes 0 before the division, so that no temperature can make an infinity.
-        x = (x - top.unsqueeze(1)).div_(settings.temperature)
-        if Feature.MIN_P in part.features:
-            drop_improbable(x, settings.log_min_p)
-        every = Draw(x, row_keys(settings.seeds, positions.long()), settings.top_k, settings.top_p)
-        for group in part.groups:
-            if group.at is None:
-                return draw(every, group.kind, group.width, self._ids)
-            tokens[group.at] = draw(every.pick(group.at), group.kind, group.width, self._ids)
-        return tokens
+    def _draw_edited(
+        self, logits: Tensor, part: Slice, rows: Tensor, past: History, into: tuple[Tensor, dict[int, str]]
+    ) -> None:
+        """Draw for a slice and put it into (drawn (2, n), errors), which already tell rows that are not finite."""
+        drawn, errors = into
+        at = slice(None) if part.at is None else part.at
+        rows = rows[at]
+        x = logits if part.at is None else logits.index_select(0, part.at)
+        if Feature.CALLABLES in part.features:
+            x = x.float().clone()
+            self._run_callables(x, part, past, errors)
+        x = self.kernels.edit(x, rows, self._state.table, self._state.tables(part.features), past.tokens, past.known)
+        if Feature.GRAMMAR in part.features:
+            self._masks.apply(x, [self._batch.rows[line] for line in part.lines], errors)
+        found = self._draw(x, rows, past, part.groups)
+        # What is not finite now, but was, has no token left.
+        status = torch.where(drawn[1, at] == BAD, BAD, found[1] * EXHAUSTED)
+        drawn[:, at] = torch.stack([found[0].masked_fill(status > 0, 0), status])
 
     def _run_callables(self, x: Tensor, part: Slice, past: History, errors: dict[int, str]) -> None:
         if Feature.CALLABLES not in part.features:
@@ -182,21 +177,11 @@ class Sampler:
                 if message is not None:
                     errors[row] = message
 
-
-def _arg_max(x: Tensor, wanted: bool) -> tuple[Tensor, Tensor]:
-    """Maximum of each row, NaN if the row holds one, and the first token that has it; zeros if that is not `wanted`."""
-    if wanted:
-        top, tokens = x.max(-1)
-        return top, tokens
-    top = x.amax(-1)
-    return top, torch.zeros_like(top, dtype=torch.int64)
-
-
-def _report(logits: Tensor, tokens: Tensor, batch: Batch) -> list[Reported]:
-    """Log-probabilities of the rows that asked, from the model's own logits."""
-    reported = []
-    for lines, counts in batch.reported:
-        at = torch.tensor(lines, device=logits.device)
-        found = describe(logits.index_select(0, at), tokens[at], max(counts))
-        reported.append(Reported([batch.rows[i] for i in lines], counts, found))
-    return reported
+    def _report(self, logits: Tensor, tokens: Tensor, batch: Batch) -> list[Reported]:
+        """Log-probabilities of the rows that asked, from the model's own logits."""
+        reported = []
+        for lines, counts in batch.reported:
+            at = torch.tensor(lines, device=logits.device)
+            found = self.kernels.describe(logits.index_select(0, at), tokens[at], max(counts))
+            reported.append(Reported([batch.rows[i] for i in lines], counts, found))
+        return reported

@@ -7,6 +7,8 @@ is right for all of it.
 import torch
 from torch import Tensor
 
+from quire.ops.edit import Slots
+
 
 class SlotTable:
     """A table (slots, width) whose slots are lent to rows.
@@ -41,9 +43,10 @@ class SlotTable:
             self._slot_of_row[row] = 0
             self._free.append(slot)
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """The entries of each row: (n,) int64 to (n, width); zeros for rows without a slot."""
-        return self._table.index_select(0, self._slot_of_row[rows])
+    @property
+    def slots(self) -> Slots:
+        """All slots as they are now, for kernels; the table is another one once it has grown."""
+        return Slots(self._table, self._slot_of_row)
 
     def add(self, rows: Tensor, columns: Tensor) -> None:
         """Add 1 at (row, column) for each pair. Rows (n,) int64 must all have slots; columns (n,) int64."""

@@ -12,13 +12,27 @@ import pytest
 import torch
 
 import quire.ops
-from quire.ops import activation, attention, block, greedy, inputs, linear, moe, norm, rope, rows
+from quire.ops import (
+    activation,
+    attention,
+    block,
+    draw,
+    edit,
+    greedy,
+    inputs,
+    linear,
+    logprobs,
+    moe,
+    norm,
+    rope,
+    rows,
+)
 from quire.ops.registry import OPS, REFERENCE, Op, load_providers
 from quire.platforms import native
 
 pytestmark = pytest.mark.torch
 
-MODULES = (activation, attention, block, greedy, inputs, linear, moe, norm, rope, rows)
+MODULES = (activation, attention, block, draw, edit, greedy, inputs, linear, logprobs, moe, norm, rope, rows)
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 load_providers(["torch_native", *(["cpu"] if native.is_built() else []), *(["triton"] if INTERPRETER else [])])
 CASES = [(op, name) for op in OPS.values() for name in op.providers if name != REFERENCE]
@@ -74,7 +88,7 @@ def test_a_provider_equals_the_reference(op: Op, provider: str) -> None:
 
 
 def test_every_module_of_ops_is_tested() -> None:
-    contracts = {"narrow", "registry", "samples", "step"}
+    contracts = {"narrow", "noise", "registry", "samples", "step", "topk"}
     assert {module.name for module in pkgutil.iter_modules(quire.ops.__path__)} - contracts == {
         module.__name__.rpartition(".")[2] for module in MODULES
     }

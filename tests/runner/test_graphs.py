@@ -7,6 +7,8 @@ from quire import LLM, SamplingParams
 from quire.base.registry import load
 from quire.config.resolve import graph_rows
 from quire.engine import core
+from quire.runner import runner
+from quire.sampling.kernels import Kernels
 from tests.engine.toy import make_toy, oracle
 
 pytestmark = pytest.mark.torch
@@ -38,6 +40,27 @@ def test_padding_changes_nothing(tmp_path, monkeypatch, sizes, overlapped, windo
         assert runner.graphs._playing is not None, "nothing was played"
     for prompt, p, output in zip(prompts, params, outputs, strict=True):
         assert output.outputs[0].token_ids == oracle(prompt, p.max_tokens, window=window)
+
+
+def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monkeypatch):
+    folder = make_toy(tmp_path)
+    prompts = [[i, i + 1, i + 2] for i in range(6)]
+    settings = [{}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 0.0}, {"min_p": 0.1}, {"presence_penalty": 0.5}]
+    params = [SamplingParams(max_tokens=12, ignore_eos=True, seed=i, **s) for i, s in enumerate(settings)]
+
+    def generated(few: int) -> list[list[int]]:
+        # With presence_penalty among them rows are drawn by the sampler itself.
+        with LLM(str(folder), num_gpu_blocks_override=100, block_size=4, max_num_seqs=8) as llm:
+            played.append(llm._running().executor.runner.graphs.draws)
+            return [output.outputs[0].token_ids for output in llm.generate(prompts[:few], params[:few])]
+
+    played: list[bool] = []
+    plain = generated(6)
+    monkeypatch.setattr(core, "resolve", recorded([1, 4, 8]))
+    monkeypatch.setattr(runner, "choose_kernels", lambda providers: Kernels(recordable=True))
+    assert generated(6) == plain
+    assert generated(5) == plain[:5]
+    assert played == [False, True, True]
 
 
 def test_a_kernel_that_asks_the_host_is_not_recorded(tmp_path, monkeypatch):

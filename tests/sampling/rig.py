@@ -7,6 +7,8 @@ from torch import Tensor
 
 from quire.messages.params import SamplingParams
 from quire.messages.plan import NewRow, TokenLogprobs
+from quire.ops.registry import load_providers
+from quire.sampling.kernels import choose_kernels
 from quire.sampling.sampler import Sampler
 
 CPU = torch.device("cpu")
@@ -15,9 +17,17 @@ CPU = torch.device("cpu")
 class Rig:
     """Rows, their history, and a sampler; tokens are appended by `step`, as the runner does."""
 
-    def __init__(self, vocab: int, rows: int = 8, max_len: int = 64, device: torch.device = CPU) -> None:
+    def __init__(
+        self,
+        vocab: int,
+        rows: int = 8,
+        max_len: int = 64,
+        device: torch.device = CPU,
+        providers: tuple[str, ...] = ("torch_native",),
+    ) -> None:
         self.device = device
-        self.sampler = Sampler(rows, vocab, max_len, device)
+        load_providers(providers)
+        self.sampler = Sampler(rows, vocab, max_len, device, kernels=choose_kernels(providers))
         self.history = torch.zeros(rows, max_len, dtype=torch.int32, device=device)
         self.known = torch.zeros(rows, dtype=torch.int32, device=device)
 

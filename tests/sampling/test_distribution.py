@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from quire.kernels.torch_native import draw
 from quire.messages.params import SamplingParams
-from quire.sampling import draw
 from tests.sampling.rig import Rig, assert_drawn_from, exact
 
 pytestmark = pytest.mark.torch

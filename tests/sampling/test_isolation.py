@@ -5,8 +5,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from quire.kernels.torch_native import draw
 from quire.messages.params import SamplingParams
-from quire.sampling import batch, draw
+from quire.sampling import batch
 from tests.sampling.rig import Rig
 from tests.sampling.strategies import LOGITS, PARAMS, SEQUENCE, VOCAB
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from quire.sampling import noise
+from quire.ops import noise
 
 pytestmark = pytest.mark.torch
 

@@ -6,9 +6,9 @@ from transformers import generation
 
 from quire.messages.params import SamplingParams
 from quire.messages.plan import NewRow
-from quire.sampling import processors
-from quire.sampling.rows import EDITS, Feature, RowState
-from quire.sampling.topk import candidates, drop_improbable, kept, row_mass
+from quire.ops.edit import edit_logits
+from quire.ops.topk import candidates, drop_improbable, kept, mass
+from quire.sampling.rows import RowState
 from tests.sampling.rig import CPU
 
 pytestmark = pytest.mark.torch
@@ -22,14 +22,12 @@ def edited(params, *, eos=(), bad_words=(), output=OUTPUT):
     """Our logits after the processors."""
     state = RowState(2, VOCAB, CPU)
     state.begin(NewRow(1, PROMPT + output, len(PROMPT), 0, [], params, 0, list(eos), [list(w) for w in bad_words], 99))
-    rows, x = torch.tensor([1]), LOGITS.clone()
     history = torch.zeros(2, 20, dtype=torch.int32)
     history[1, : len(PROMPT + output)] = torch.tensor(PROMPT + output, dtype=torch.int32)
-    past = processors.History(history, torch.tensor([0, len(PROMPT + output)], dtype=torch.int32))
+    known = torch.tensor([0, len(PROMPT + output)], dtype=torch.int32)
     features = state.host[1].features
-    assert features & EDITS
-    processors.apply(x, features, state.settings(rows), rows, state, past)
-    return x
+    assert features
+    return edit_logits(LOGITS, torch.tensor([1]), state.table, state.tables(features), history, known)
 
 
 def theirs(processor, output=OUTPUT):
@@ -74,11 +72,11 @@ def scaled(heat: float = 1.0) -> torch.Tensor:
     return (LOGITS - LOGITS.amax()) / heat
 
 
-def kept_ids(top_k: int, top_p: float, width: int, feature: Feature, heat: float = 1.0) -> set[int]:
+def kept_ids(top_k: int, top_p: float, width: int, whole: bool = False, heat: float = 1.0) -> set[int]:
     x = scaled(heat)
     values, ids = candidates(x, width)
-    mass = row_mass(x) if feature == Feature.NUCLEUS else None
-    mask, _ = kept(values, torch.tensor([[top_k]]), torch.tensor([[top_p]]), mass)
+    total = mass(x).sum(-1, keepdim=True) if whole else None
+    mask, _ = kept(values, torch.tensor([[top_k]]), torch.tensor([[top_p]]), total)
     return set(ids[mask].tolist())
 
 
@@ -90,15 +88,15 @@ def theirs_kept(*warpers) -> set[int]:
 @pytest.mark.parametrize("top_k", [1, 2, 17, 60])
 def test_top_k(top_k):
     expected = theirs_kept(generation.TopKLogitsWarper(top_k))
-    assert kept_ids(top_k, 1.0, top_k, Feature.SHORT) == expected
-    assert kept_ids(top_k, 1.0, VOCAB, Feature.SORTED) == expected
+    assert kept_ids(top_k, 1.0, top_k) == expected
+    assert kept_ids(top_k, 1.0, VOCAB) == expected
 
 
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.99, 0.9999])
 def test_top_p(top_p):
     expected = theirs_kept(generation.TopPLogitsWarper(top_p))
-    assert kept_ids(VOCAB, top_p, VOCAB, Feature.SORTED) == expected
-    assert kept_ids(VOCAB, top_p, VOCAB, Feature.NUCLEUS) == expected
+    assert kept_ids(VOCAB, top_p, VOCAB) == expected
+    assert kept_ids(VOCAB, top_p, VOCAB, whole=True) == expected
 
 
 @pytest.mark.parametrize("top_k, top_p", [(5, 0.6), (30, 0.8), (30, 0.95), (3, 0.5)])
@@ -110,8 +108,8 @@ def test_top_p_refers_to_what_top_k_leaves(top_k, top_p):
     ]
     expected = theirs_kept(*warpers)
     assert len(expected) < top_k
-    assert kept_ids(top_k, top_p, top_k, Feature.SHORT, heat=8.0) == expected
-    assert kept_ids(top_k, top_p, VOCAB, Feature.SORTED, heat=8.0) == expected
+    assert kept_ids(top_k, top_p, top_k, heat=8.0) == expected
+    assert kept_ids(top_k, top_p, VOCAB, heat=8.0) == expected
 
 
 def test_candidates_are_in_order_and_equal_ones_by_id():

@@ -1,5 +1,5 @@
-"""What surrounds the model in a decode step: its inputs, the most probable token, and the rows' new tokens."""
+"""What surrounds the model in a decode step: its inputs, the choice of a token, and the rows' new tokens."""
 
-from quire.kernels.triton.step import greedy, inputs, rows
+from quire.kernels.triton.step import draw, greedy, inputs, rows
 
-__all__ = ["greedy", "inputs", "rows"]
+__all__ = ["draw", "greedy", "inputs", "rows"]

@@ -1,13 +1,18 @@
-"""Which tokens a draw may choose from: top_k, top_p, min_p.
+"""Which tokens a draw may choose from: top_k, top_p, min_p, as the reference of the op `draw_tokens` has it.
 
-Works on rows of scaled logits whose maximum is 0. Candidates are in order of probability, equal ones by id, so that
-every cut is exact: top_k=5 keeps five tokens, whatever ties. The sort here is the reference that kernels must equal.
+Candidates are in order of their logits, equal ones by id, so that every cut is exact: top_k=5 keeps five tokens,
+whatever ties. Masses are integers, so that no order of summing changes what top_p keeps. The sort here is the
+definition that kernels must equal.
 """
 
 import torch
 from torch import Tensor
 
+MASS_BITS = 40
+"""The most probable token has the mass 2**40; 2**22 such tokens fit in 63 bits."""
+
 _LOW32 = 0xFFFFFFFF
+_ALL = 2**63 - 1
 
 
 def ordered_keys(x: Tensor) -> Tensor:
@@ -46,7 +51,7 @@ def candidates(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def drop_improbable(x: Tensor, log_min_p: Tensor) -> Tensor:
-    """min_p: -inf for tokens less probable than min_p times the most probable one.
+    """min_p: -inf for tokens less probable than min_p times the most probable one, in place.
 
     Args:
         x: (n, vocab) float32, maximum 0.
@@ -56,33 +61,30 @@ def drop_improbable(x: Tensor, log_min_p: Tensor) -> Tensor:
     return x.div_(torch.ge(x, log_min_p, out=torch.empty_like(x)))
 
 
-def kept(values: Tensor, top_k: Tensor, top_p: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor]:
+def mass(x: Tensor) -> Tensor:
+    """The probability of tokens relative to the most probable one, in units of 2**-40. x: float32, at most 0. int64."""
+    return x.exp().mul_(2.0**MASS_BITS).long()
+
+
+def kept(values: Tensor, top_k: Tensor, top_p: Tensor, total: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Which candidates remain: the first top_k, and of those the smallest set that holds top_p of their mass.
 
     Args:
         values: (n, width) float32, candidates in order, maximum 0.
         top_k: (n, 1) int64, at least 1.
-        top_p: (n, 1) float32 in (0, 1]; 1 keeps all.
-        mass: (n, 1) float32, sum of exp over the whole row where that is what top_p refers to (no top_k); None takes
-            the mass of the first top_k candidates, all of which must be here.
+        top_p: (n, 1) float32 in [0, 1]; 1 keeps all.
+        total: (n, 1) int64, mass of the whole row where that is what top_p refers to (no top_k); None takes the mass of
+            the first top_k candidates, all of which must be here.
 
     Returns:
         (n, width) bool, and (n,) bool: whether the set is complete, that is, ends within these candidates.
     """
-    sums = values.exp().cumsum(-1)
+    each = mass(values)
+    sums = each.cumsum(-1)
     width = values.shape[-1]
-    if mass is None:
-        mass = sums.gather(1, (top_k - 1).clamp_(max=width - 1))
-    wanted = torch.where(top_p < 1, top_p * mass, torch.inf)
-    before = sums.roll(1, -1)
-    before[:, 0] = -1.0  # the most probable token always remains
-    mask = (before < wanted) & (torch.arange(width, device=values.device) < top_k)
+    if total is None:
+        total = sums.gather(1, (top_k - 1).clamp_(max=width - 1))
+    # At least 1: the most probable token always remains.
+    wanted = (top_p.double() * total.double()).ceil().long().clamp_(min=1).masked_fill_(top_p >= 1, _ALL)
+    mask = (sums - each < wanted) & (torch.arange(width, device=values.device) < top_k)
     return mask, (sums[:, -1:] >= wanted).squeeze(1)
-
-
-def row_mass(x: Tensor) -> Tensor:
-    """Sum of exp over each row. x: (n, vocab) float32, maximum 0. Returns (n, 1).
-
-    Through softmax, whose rows never depend on how many there are; torch splits a plain sum over threads when n is 1.
-    """
-    return x.softmax(-1).amax(-1, keepdim=True).reciprocal_()

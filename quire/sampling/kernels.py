@@ -1,0 +1,40 @@
+"""`Kernels`: the ops that a sampler is made of, each by the provider that serves it on this device.
+
+Chosen once, by the runner; the default is the reference of each.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from quire.ops.draw import draw_tokens
+from quire.ops.edit import edit_logits
+from quire.ops.greedy import greedy_sample
+from quire.ops.logprobs import Logprobs, token_logprobs
+from quire.ops.registry import Choice, choose
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """Functions with the signatures of the ops.
+
+    Attributes:
+        greedy, draw, edit, describe: `greedy_sample`, `draw_tokens`, `edit_logits`, `token_logprobs`.
+        recordable: whether a graph may record `draw`.
+        choices: how they were chosen.
+    """
+
+    greedy: Callable[..., Tensor] = greedy_sample.reference
+    draw: Callable[..., Tensor] = draw_tokens.reference
+    edit: Callable[..., Tensor] = edit_logits.reference
+    describe: Callable[..., Logprobs] = token_logprobs.reference
+    recordable: bool = False
+    choices: tuple[Choice, ...] = ()
+
+
+def choose_kernels(providers: Sequence[str]) -> Kernels:
+    """The best of `providers`, which are imported already, for each op."""
+    ops = (greedy_sample, draw_tokens, edit_logits, token_logprobs)
+    greedy, draw, edit, describe = choices = tuple(choose(op, None, providers) for op in ops)
+    return Kernels(greedy.function, draw.function, edit.function, describe.function, draw.capturable, choices)
