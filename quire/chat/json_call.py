@@ -1,8 +1,9 @@
 """A tool call as one JSON object, `{"name": ..., "arguments": {...}}`: the part that several formats share."""
 
 import json
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
+from quire.chat.grammar import Rules, Tool
 from quire.chat.reader import Done, MalformedError, Peek, Space, Start, Steps, Take, Value, Write, need
 from quire.chat.values import as_json
 
@@ -46,6 +47,16 @@ def json_call(known: Container[str] | None = None) -> Steps:
     yield Start(_checked(need(name), known))
     yield Write(given)
     yield Done()
+
+
+def json_object(rules: Rules, tools: Sequence[Tool], arguments: str = "arguments") -> str:
+    """The grammar of such an object for one of the tools, as models write it."""
+    bodies = []
+    for tool in tools:
+        head = f"{json.dumps(tool.name)}, {json.dumps(arguments)}: "
+        bodies.append(f"{rules.literal(head)} {rules.json(tool)}")
+    begin, end = rules.literal('{"name": '), rules.literal("}")
+    return f"{begin} {rules.one_of(bodies)} {end}"
 
 
 def _checked(name: str, known: Container[str] | None) -> str:

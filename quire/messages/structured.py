@@ -32,8 +32,10 @@ class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         choice: the text is one of these.
         grammar: the text is a sentence of this grammar, in Lark's syntax or llama.cpp's GBNF.
         json_object: the text is some JSON object.
-        structural_tag: not served; refused.
+        structural_tag: tags around schemas, within free text; JSON in vLLM's words.
         disable_any_whitespace: JSON without white space between its tokens.
+        frame: a grammar in Lark's syntax for the whole text, in which `@form` stands for `grammar` or `structural_tag`.
+            Written by the server, which puts a model's thoughts before the form.
     """
 
     json: dict[str, Any] | str | None = None
@@ -43,6 +45,7 @@ class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     json_object: bool | None = None
     structural_tag: str | None = None
     disable_any_whitespace: bool = False
+    frame: str | None = None
 
 
 def grammar_key(wanted: StructuredOutputsParams | None) -> str | None:
@@ -56,10 +59,8 @@ def check_structured(wanted: object) -> None:
         raise RequestError("structured_outputs must be StructuredOutputsParams.", FIELD, "invalid_type")
     given = [name for name, value in msgspec.structs.asdict(wanted).items() if name in FORMS and value not in _NOTHING]
     if len(given) != 1:
-        forms = ", ".join(FORMS[:-1])
+        forms = ", ".join(FORMS)
         raise RequestError(f"structured_outputs need exactly one of {forms}, but have {len(given)}.", FIELD)
-    if wanted.structural_tag is not None:
-        raise RequestError("structural_tag is not supported yet; use grammar.", FIELD, "unsupported_parameter")
     if wanted.json is not None:
         check_schema(wanted.json)
     if wanted.choice is not None:
@@ -67,6 +68,8 @@ def check_structured(wanted: object) -> None:
     for name, text, most in (
         ("regex", wanted.regex, MAX_REGEX_BYTES),
         ("grammar", wanted.grammar, MAX_GRAMMAR_BYTES),
+        ("structural_tag", wanted.structural_tag, MAX_GRAMMAR_BYTES),
+        ("frame", wanted.frame, MAX_GRAMMAR_BYTES),
     ):
         if text is not None:
             _check_text(name, text, most)

@@ -4,6 +4,7 @@ The library never raises for a bad grammar: its matchers have a state of error, 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
@@ -14,11 +15,14 @@ from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_pa
 from quire.base.errors import RequestError
 from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.structured.matcher import Mask, Matcher, Vocabulary
+from quire.structured.tags import Literal, tags_source
 
 WHITE_SPACE = r"[ ]?|\n[ ]{0,32}"
 """Between tokens of JSON: a space, or a new line with its indentation. Bounded: a model cannot lose itself in it."""
 
 LONGEST_REASON = 300
+
+_UNFORCED = '%llguidance {"no_forcing": true}\n'
 
 _LIMITS = llguidance.LLParserLimits(verbose_errors=False)
 
@@ -64,12 +68,13 @@ class LLBackend:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._tokenizer = _tokenizer(vocabulary)
+        self._specials = _specials(self._tokenizer, vocabulary)
         self._executor = llguidance.LLExecutor()
 
     def compile(self, wanted: StructuredOutputsParams) -> LLGrammar:
         """Compile; the first mask is made too, since it is what a bad grammar spends most on."""
         try:
-            text = source(wanted)
+            text = self._source(wanted)
         except (ValueError, RecursionError) as error:
             raise _invalid(reason(str(error))) from None
         matcher = llguidance.LLMatcher(self._tokenizer, text, log_level=0, limits=_LIMITS)
@@ -78,6 +83,35 @@ class LLBackend:
         if first.is_error():
             raise _invalid(reason(first.get_error()))
         return LLGrammar(matcher)
+
+    def _source(self, wanted: StructuredOutputsParams) -> str:
+        """The grammar, which lets the model choose its tokens where a text spells a special one.
+
+        What a grammar leaves no choice in, the library writes in the tokenizer's own tokens; a text that spells a
+        special token would then become that token, which the same grammar refuses.
+        """
+        made = source(wanted, self._literal)
+        if self._specials.search(made) is None:
+            return made
+        if wanted.frame is None and (wanted.json is not None or wanted.json_object):
+            made = f"start: %json {json.dumps(_spaced(wanted))}"
+        elif made.startswith("{"):
+            first, *others = json.loads(made)["grammars"]
+            if "lark_grammar" not in first:
+                return made
+            first["lark_grammar"] = _UNFORCED + first["lark_grammar"]
+            return json.dumps({"grammars": [first, *others]})
+        return llguidance.LLMatcher.grammar_from_lark(_UNFORCED + made)
+
+    def _literal(self, text: str) -> str:
+        """A text as an expression, special tokens as tokens."""
+        parts = self._specials.split(text)
+        return " ".join(self._word(part) for part in parts if part) or '""'
+
+    def _word(self, part: str) -> str:
+        if self._specials.fullmatch(part) is None:
+            return json.dumps(part, ensure_ascii=False)
+        return f"<[{self._tokenizer.tokenize_str(part, parse_special=True)[0]}]>"
 
     def fill(self, matchers: Sequence[tuple[Matcher, int]], mask: Mask) -> None:
         """Several at once on the library's threads."""
@@ -88,8 +122,12 @@ class LLBackend:
             fill_next_token_bitmask_par(self._executor, pairs, mask)
 
 
-def source(wanted: StructuredOutputsParams) -> str:
+def source(wanted: StructuredOutputsParams, literal: Literal) -> str:
     """The grammar in the library's own form. Raises ValueError."""
+    if wanted.frame is not None:
+        form = llguidance.grammar_from("grammar", _lark(wanted, literal))
+        inner = json.loads(form)["grammars"][0] if form.startswith("{") else {"lark_grammar": form}
+        return json.dumps({"grammars": [{"lark_grammar": wanted.frame}, {**inner, "name": "form"}]})
     if wanted.regex is not None:
         if (len(wanted.regex) - len(wanted.regex.rstrip("\\"))) % 2:
             raise ValueError("the backslash at the end of the expression escapes nothing")
@@ -97,13 +135,28 @@ def source(wanted: StructuredOutputsParams) -> str:
     if wanted.choice is not None:
         alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
         return llguidance.LLMatcher.grammar_from_lark(f"start: {alternatives}")
-    if wanted.grammar is not None:
-        return llguidance.grammar_from("grammar", wanted.grammar)
+    if wanted.grammar is not None or wanted.structural_tag is not None:
+        return llguidance.grammar_from("grammar", _lark(wanted, literal))
     schema = {"type": "object"} if wanted.json is None else wanted.json
-    space: llguidance._lib.JsonCompileOptions = (
-        {"whitespace_flexible": False} if wanted.disable_any_whitespace else {"whitespace_pattern": WHITE_SPACE}
-    )
-    return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=space)
+    return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_space(wanted))
+
+
+def _lark(wanted: StructuredOutputsParams, literal: Literal) -> str:
+    """The grammar that is written as one."""
+    if wanted.grammar is not None:
+        return wanted.grammar
+    return tags_source(wanted.structural_tag or "", literal, WHITE_SPACE)
+
+
+def _space(wanted: StructuredOutputsParams) -> "llguidance._lib.JsonCompileOptions":
+    return {"whitespace_flexible": False} if wanted.disable_any_whitespace else {"whitespace_pattern": WHITE_SPACE}
+
+
+def _spaced(wanted: StructuredOutputsParams) -> dict[str, object]:
+    """The schema with the white space that it allows."""
+    schema = {"type": "object"} if wanted.json is None else wanted.json
+    made = json.loads(schema) if isinstance(schema, str) else schema
+    return {**made, "x-guidance": _space(wanted)}
 
 
 def reason(text: str) -> str:
@@ -126,6 +179,17 @@ def _tokenizer(vocabulary: Vocabulary) -> llguidance.LLTokenizer:
         return llguidance.LLTokenizer(vocabulary.tokenizer, eos_token=eos)
     except ValueError:
         raise _unsupported() from None
+
+
+def _specials(tokenizer: llguidance.LLTokenizer, vocabulary: Vocabulary) -> re.Pattern[str]:
+    """A pattern of the texts that the library takes for special tokens, in a group; it matches nothing without any."""
+    added = json.loads(Path(vocabulary.tokenizer).read_bytes()).get("added_tokens") or []
+    texts = [
+        str(token["content"])
+        for token in added
+        if token["id"] < tokenizer.vocab_size and tokenizer.is_special_token(token["id"]) and token["content"]
+    ]
+    return re.compile("(" + ("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)") + ")")
 
 
 def _invalid(why: str) -> RequestError:

@@ -223,9 +223,7 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("use_beam_search", True),
     ("prompt_embeds", "x"),
     ("documents", [{}]),
-    ("reasoning_effort", "high"),
     ("modalities", ["audio"]),
-    ("suffix", "x"),
     ("truncation_side", "right"),
     ("kv_transfer_params", {"a": 1}),
     ("mm_processor_kwargs", {"a": 1}),
@@ -288,6 +286,25 @@ TOOLS = [
             ({"properties": []}, ".properties"),
             ({"properties": {"a": {"items": {"type": 5}}}}, ".properties.a.items.type"),
             ({"anyOf": {}}, ".anyOf"),
+            ({"pattern": "("}, ".pattern"),
+            ({"properties": {"a": {"pattern": "a**"}}}, ".properties.a.pattern"),
+            ({"pattern": "[a"}, ".pattern"),
+            ({"pattern": "a\\"}, ".pattern"),
+            ({"pattern": 5}, ".pattern"),
+            ({"$ref": "#/$defs/nowhere"}, ".$ref"),
+            ({"$ref": "http://127.0.0.1:9/schema"}, ".$ref"),
+            ({"$defs": {"x": {"$ref": 5}}}, ".$defs.x.$ref"),
+        )
+    ],
+    *[
+        chat(f"parameters {p!r}", status=200, tools=with_parameters(p))
+        for p in (
+            {
+                "properties": {"a": {"$ref": "#/$defs/x"}},
+                "$defs": {"x": {"pattern": r"^(?=a)[^\]]+\d{2,}?|(?<n>b)\/$"}},
+            },
+            {"$ref": "#"},
+            {"pattern": "[)(]+"},
         )
     ],
     chat("a property called type", status=200, tools=with_parameters({"properties": {"type": {"type": "string"}}})),
@@ -299,14 +316,25 @@ TOOLS = [
         chat(f"tool_choice {choice!r}", "tool_choice", tool_choice=choice, tools=[TOOL], code="invalid_value")
         for choice in ("any", 5, {}, [], named("g"), {"type": "function"}, {"type": "allowed_tools"})
     ],
-    *[
-        chat(f"tool_choice {c!r}", "tool_choice", tool_choice=c, tools=[TOOL], code="unsupported_parameter")
-        for c in ("required", named("f"))
-    ],
+    *[chat(f"tool_choice {c!r}", status=200, tool_choice=c, tools=[TOOL]) for c in ("required", named("f"))],
     chat("tool_choice required alone", "tool_choice", tool_choice="required"),
+    chat("tools and json", status=200, tools=[TOOL], response_format={"type": "json_object"}),
     chat(
-        "tools and json", "tools", code="unsupported_parameter", tools=[TOOL], response_format={"type": "json_object"}
+        "tools and a grammar",
+        "tools",
+        code="unsupported_parameter",
+        tools=[TOOL],
+        structured_outputs={"grammar": 'start: "a"'},
     ),
+    chat("reasoning_effort", "reasoning_effort", code="unsupported_parameter", reasoning_effort="high"),
+    chat("reasoning_effort of another word", "reasoning_effort", reasoning_effort="huge"),
+    chat("reasoning_effort none", status=200, reasoning_effort="none"),
+    chat("enable_thinking", "enable_thinking", code="unsupported_parameter", enable_thinking=True),
+    chat("enable_thinking false", status=200, enable_thinking=False),
+    chat("a budget", "thinking_token_budget", code="unsupported_parameter", thinking_token_budget=5),
+    chat("a negative budget", "thinking_token_budget", thinking_token_budget=-1),
+    complete("thoughts in a completion", "reasoning_effort", code="unsupported_parameter", reasoning_effort="high"),
+    chat("a frame of one's own", "structured_outputs", structured_outputs={"grammar": "x", "frame": "y"}),
     chat("parallel_tool_calls a text", "parallel_tool_calls", parallel_tool_calls="no"),
     chat("parallel_tool_calls", status=200, parallel_tool_calls=False),
     complete("tools in a completion", "tools", code="unsupported_parameter", tools=[TOOL]),

@@ -121,6 +121,7 @@ class FakeEngine:
         self.prompts: list[list[int]] = []
         self.priorities: list[int] = []
         self.salts: list[str] = []
+        self.params: list[SamplingParams] = []
         self._died = asyncio.Event()
 
     def default_params(self) -> SamplingParams:
@@ -159,6 +160,7 @@ class FakeEngine:
         self.prompts.append(request.token_ids)
         self.priorities.append(priority)
         self.salts.append(cache_salt)
+        self.params.append(sampling_params)
         self.open.add(request_id)
         self.most_open = max(self.most_open, len(self.open))
         try:

@@ -8,6 +8,7 @@ import pytest
 
 from quire.base.errors import ConfigError
 from quire.config.fields import ServerConfig
+from quire.messages.structured import StructuredOutputsParams
 from quire.server.app import create_app
 from tests.chat.tool_texts import ANSWERS, TOOLS, Answer
 from tests.server.fake_engine import EOS, FakeEngine, FakeTemplate, byte_tokenizer
@@ -26,8 +27,15 @@ class Saying:
 
     def __init__(self, text: str, source: str = "<tool_call></think>", opening: str = "", **settings: Any) -> None:
         engine = FakeEngine(lambda prompt, index: [*engine.tokenizer.encode(text), EOS], max_model_len=2048)
+        self.engine = engine
         self.template = FakeTemplate(engine.tokenizer, source, opening)
         self.serving = Serving(engine, template=self.template, **settings)
+
+    def wanted(self) -> StructuredOutputsParams:
+        """What the last answer had to be."""
+        found = self.engine.params[-1].structured_outputs
+        assert found is not None
+        return found
 
     def __enter__(self) -> openai.OpenAI:
         self.serving.__enter__()
@@ -185,12 +193,76 @@ def test_reasoning(opening: str) -> None:
             assert "".join(delta.content or "" for delta in deltas) == content
 
 
-def test_what_a_grammar_writes_is_content() -> None:
-    with Saying('{"a": 1}', opening="<think>\n") as client:
+def test_a_form_of_content_leaves_thoughts_what_they_are() -> None:
+    with (made := Saying('so</think>\n\n{"a": 1}', opening="<think>\n")) as client:
         form: Any = {"type": "json_object"}
-        message = client.chat.completions.create(model=MODEL, messages=HI, response_format=form).choices[0].message
-        assert message.content == '{"a": 1}'
-        assert not hasattr(message, "reasoning")
+        given: Any = {"model": MODEL, "messages": HI, "response_format": form}
+        message: Any = client.chat.completions.create(**given).choices[0].message
+        assert (message.content, message.reasoning) == ('{"a": 1}', "so")
+        assert "%json" in (made.wanted().grammar or "")
+        hidden = client.chat.completions.create(**given, extra_body={"include_reasoning": False}).choices[0].message
+        assert (hidden.content, hasattr(hidden, "reasoning")) == ('{"a": 1}', False)
+    with (made := Saying('{"a": 1}', opening="<think>\n\n</think>\n\n")) as client:
+        message = client.chat.completions.create(**given).choices[0].message
+        assert (message.content, hasattr(message, "reasoning")) == ('{"a": 1}', False)
+        assert made.wanted().json_object
+
+
+def test_required_and_named_calls_are_ruled_by_a_grammar() -> None:
+    for choice, reason in (("required", "tool_calls"), ({"type": "function", "function": {"name": "now"}}, "stop")):
+        with (made := Saying(NOW)) as client:
+            given: Any = {"model": MODEL, "messages": HI, "tools": OFFER, "tool_choice": choice}
+            for answer in (
+                client.chat.completions.create(**given).choices[0],
+                client.chat.completions.stream(**given).__enter__().get_final_completion().choices[0],
+            ):
+                assert calls(answer.message) == [("now", {})]
+                assert answer.finish_reason == reason
+            source = made.wanted().grammar or ""
+            assert ("get_weather" in source) == (choice == "required")
+            assert len(made.template.kwargs["tools"]) == len(OFFER), "the prompt's prefix stays the same"
+
+
+def test_only_strict_tools_rule_a_free_answer() -> None:
+    with (made := Saying(NOW)) as client:
+        client.chat.completions.create(model=MODEL, messages=HI, tools=OFFER)
+        assert made.engine.params[-1].structured_outputs is None
+        strict: Any = [{"type": "function", "function": {**OFFER[2]["function"], "strict": True}}]
+        client.chat.completions.create(model=MODEL, messages=HI, tools=strict)
+        assert "tool_call" in (made.wanted().grammar or "")
+
+
+@pytest.mark.parametrize("opening", ["", "<think>\n"])
+def test_tokens_of_thoughts_are_counted(opening: str) -> None:
+    thoughts = "one two"
+    text = f"{thoughts}</think>Yes."
+    with Saying(text if opening else f"<think>{text}", opening=opening) as client:
+        given: Any = {"model": MODEL, "messages": HI}
+        details: list[Any] = [client.chat.completions.create(**given).usage]
+        options: Any = {"include_usage": True}
+        details.append(list(client.chat.completions.create(**given, stream=True, stream_options=options))[-1].usage)
+        for usage in details:
+            assert usage.completion_tokens_details.reasoning_tokens == len(thoughts)
+        cut: Any = client.chat.completions.create(**given, max_tokens=len(opening and " ") or 10).usage
+        assert cut.completion_tokens_details.reasoning_tokens == (1 if opening else 3)
+
+
+def test_effort_and_budget() -> None:
+    source = "</think>{% if enable_thinking is defined and not enable_thinking %}{% endif %}"
+    with (made := Saying("a</think>b", source=source)) as client:
+        given: Any = {"model": MODEL, "messages": HI}
+        for effort, on in (("none", False), ("low", True)):
+            client.chat.completions.create(**given, reasoning_effort=effort)
+            assert made.template.kwargs["enable_thinking"] is on
+        client.chat.completions.create(**given, extra_body={"enable_thinking": False})
+        assert made.template.kwargs["enable_thinking"] is False
+        with pytest.raises(openai.BadRequestError, match="no token of its own"):
+            client.chat.completions.create(**given, extra_body={"thinking_token_budget": 5})
+    with (made := Saying("a", source="</think>{{ reasoning_effort }}")) as client:
+        client.chat.completions.create(**given, reasoning_effort="high")
+        assert made.template.kwargs["reasoning_effort"] == "high"
+        with pytest.raises(openai.BadRequestError, match="cannot be turned off"):
+            client.chat.completions.create(**given, extra_body={"enable_thinking": False})
 
 
 def test_enable_thinking_reaches_the_template() -> None:

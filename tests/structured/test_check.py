@@ -39,7 +39,6 @@ def test_every_form_is_taken(wanted):
         (StructuredOutputsParams(), "invalid_value"),
         (StructuredOutputsParams(json_object=False), "invalid_value"),
         (StructuredOutputsParams(regex="a", choice=["a"]), "invalid_value"),
-        (StructuredOutputsParams(structural_tag="{}"), "unsupported_parameter"),
         (StructuredOutputsParams(json="notjson"), "invalid_schema"),
         (StructuredOutputsParams(json="[" * 100_000), "invalid_schema"),
         (StructuredOutputsParams(json="5"), "invalid_schema"),

@@ -3,9 +3,12 @@
 Only names of tools on offer make it a call: any other JSON is an answer in JSON.
 """
 
+from collections.abc import Sequence
+
 from quire.chat.events import Tools
 from quire.chat.formats.base import ToolFormat
-from quire.chat.json_call import json_call
+from quire.chat.grammar import Rules, Tool
+from quire.chat.json_call import json_call, json_object
 from quire.chat.reader import Space, Steps, Take
 
 START = "<|python_tag|>"
@@ -21,6 +24,10 @@ def _steps(tools: Tools) -> Steps:
         following = yield Take((";",))
 
 
+def _calls(rules: Rules, tools: Sequence[Tool], several: bool) -> str:
+    return rules.several(json_object(rules, tools, "parameters"), "; ", several)
+
+
 FORMAT = ToolFormat(
     "llama3_json",
     signs=((START,), ('{"name": function name, "parameters": dictionary',)),
@@ -28,4 +35,5 @@ FORMAT = ToolFormat(
     steps=_steps,
     bare="{",
     markers=(START,),
+    calls=_calls,
 )

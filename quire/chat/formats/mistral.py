@@ -1,8 +1,11 @@
 """Mistral: `[TOOL_CALLS][{"name": "f", "arguments": {...}}, ...]`, and since 2025 `[TOOL_CALLS]f[ARGS]{...}`."""
 
+from collections.abc import Sequence
+
 from quire.chat.events import Tools
 from quire.chat.formats.base import ToolFormat
-from quire.chat.json_call import json_call
+from quire.chat.grammar import Rules, Tool
+from quire.chat.json_call import json_call, json_object
 from quire.chat.reader import Done, MalformedError, Peek, Space, Start, Steps, Take, Until, Value, need
 
 START, ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
@@ -39,6 +42,20 @@ def _named() -> Steps:
     yield Done()
 
 
+def _calls(rules: Rules, tools: Sequence[Tool], several: bool) -> str:
+    if ARGS in rules.template:
+        named = [f"{rules.literal(START + tool.name + ARGS)} {rules.json(tool)}" for tool in tools]
+        return rules.several(rules.one_of(named), "", several)
+    calls = rules.several(json_object(rules, tools), ", ", several)
+    return f"{rules.literal(START + '[')} {calls} {rules.literal(']')}"
+
+
 FORMAT = ToolFormat(
-    "mistral", signs=((START,),), openers=(START,), steps=_steps, markers=(START, ID, ARGS), short_ids=True
+    "mistral",
+    signs=((START,),),
+    openers=(START,),
+    steps=_steps,
+    markers=(START, ID, ARGS),
+    short_ids=True,
+    calls=_calls,
 )

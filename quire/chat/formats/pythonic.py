@@ -4,9 +4,12 @@ Only names of tools on offer make it a call: any other list is an answer.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 
+from quire.base.errors import RequestError
 from quire.chat.events import Tools
 from quire.chat.formats.base import ToolFormat
+from quire.chat.grammar import Rules, Tool, properties_of
 from quire.chat.reader import Done, MalformedError, Space, Start, Steps, Take, Until, Value, Write, need
 
 START, END = "<|python_start|>", "<|python_end|>"
@@ -52,6 +55,40 @@ def _arguments() -> Steps:
     yield Write("{}" if before == "{" else "}")
 
 
+def _calls(rules: Rules, tools: Sequence[Tool], several: bool) -> str:
+    bodies = [f"{rules.literal(tool.name + '(')} {_keywords(rules, tool)} {rules.literal(')')}" for tool in tools]
+    return f'"[" {rules.several(rules.one_of(bodies), ", ", several)} "]"'
+
+
+def _keywords(rules: Rules, tool: Tool) -> str:
+    """Arguments in the order of the schema, the first without a comma before it."""
+    listed = properties_of(tool)
+    if listed is None:
+        listed = []
+    if bad := next((name for name, _, needed in listed if not name.isidentifier() and (needed or tool.strict)), None):
+        raise RequestError(
+            f"tools: {tool.name[:64]!r} has the argument {bad[:64]!r}, which this model cannot write.", "tools"
+        )
+    more = first = '""'
+    for name, schema, needed in reversed([one for one in listed if one[0].isidentifier()]):
+        word = f"{json.dumps(name + '=')} {_value(rules, schema, tool.strict)}"
+        once = rules.rule(word)
+        later = f'", " {once} {more}'
+        first = rules.rule(f"{once} {more}" if needed else f"{once} {more} | {first}")
+        more = rules.rule(later if needed else f"{later} | {more}")
+    return first
+
+
+def _value(rules: Rules, schema: Mapping[str, object], strict: bool) -> str:
+    match schema.get("type"):
+        case "boolean":
+            return '( "True" | "False" )'
+        case "null":
+            return '"None"'
+        case _:
+            return rules.json_value(schema, strict=strict)
+
+
 FORMAT = ToolFormat(
     "pythonic",
     signs=((START,), ("[func_name1(params_name1=params_value1",)),
@@ -59,4 +96,5 @@ FORMAT = ToolFormat(
     steps=_steps,
     bare="[",
     markers=(START, END),
+    calls=_calls,
 )

@@ -18,6 +18,7 @@ from quire.server.generation import Item, Usage, admitted, collect
 from quire.server.openai.chat import chat_job
 from quire.server.openai.prompts import render_chat
 from quire.server.openai.schema import check_model, read
+from quire.server.openai.tools import Offer
 from quire.server.service import service_of
 from quire.server.sse import KEEP_ALIVE_S, Ending, EventStream, Frame, named_event
 from quire.server.translate import renamed
@@ -36,7 +37,7 @@ async def messages(request: Request) -> Response:
     writer = Writer(service.model_name, asked.max_tokens)
     async with Watch(request.receive, service.open_watches):
         try:
-            job = await chat_job(chat_of(asked, asked.max_tokens), service)
+            job = await chat_job(chat_of(asked, asked.max_tokens), service, Offer())
             if asked.stream:
                 items = await admitted(service, job, KEEP_ALIVE_S)
                 return EventStream(writer.events(items), service.open_watches, ENDING)

@@ -14,12 +14,14 @@ from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
 from quire.server.body import read_json
 from quire.server.generation import Item, Job, Usage, admitted, collect
+from quire.server.openai.frame import framed
 from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from quire.server.openai.prompts import render_chat
 from quire.server.openai.sampling import answer_id, check_best_of, job_id, model_max_tokens, salt_of, sampling_params
 from quire.server.openai.schema import ChatRequest, StreamOptions, check_model, check_stream_options, read
 from quire.server.openai.speech import Delta, Ear, Voice, ear_for, shown_token_ids
 from quire.server.openai.structured import own_field
+from quire.server.openai.thoughts import budget_of, template_words, thinking_of
 from quire.server.openai.tools import Offer, read_offer
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame, event
@@ -37,7 +39,8 @@ async def chat_completions(request: Request) -> Response:
     offer = read_offer(asked, service)
     async with Watch(request.receive, service.open_watches):
         job = await chat_job(asked, service, offer)
-        chat = Chat(answer_id("chatcmpl", asked), service, asked, ear_for(service, offer, job))
+        tell = asked.include_reasoning is not False
+        chat = Chat(answer_id("chatcmpl", asked), service, asked, ear_for(service, offer, job, tell=tell))
         try:
             if asked.stream:
                 items = await admitted(service, job, KEEP_ALIVE_S)
@@ -48,21 +51,19 @@ async def chat_completions(request: Request) -> Response:
     return Response(msgspec.json.encode(chat.whole(output)), media_type="application/json")
 
 
-async def chat_job(asked: ChatRequest, service: Service, offer: Offer | None = None) -> Job:
+async def chat_job(asked: ChatRequest, service: Service, offer: Offer) -> Job:
     """What a conversation asks of the engine; the other chat endpoints are translated into this.
 
-    With an `offer` the markers of calls and thoughts stay in the text, for an `Ear` to find.
+    The markers of calls and thoughts stay in the text, for an `Ear` to find.
     """
     params = _params(asked, service)
-    if offer is not None and offer.listed and params.structured_outputs is not None:
-        raise RequestError(
-            "tools together with response_format or structured_outputs are not supported yet; leave one of them out.",
-            "tools",
-            "unsupported_parameter",
-        )
-    if offer is not None and (shown := shown_token_ids(service, offer)):
-        params = msgspec.structs.replace(params, shown_token_ids=shown)
-    prompt = await render_chat(asked, service, offer.listed if offer else None)
+    budget = budget_of(asked, service)
+    asked = msgspec.structs.replace(asked, chat_template_kwargs=template_words(asked, service))
+    prompt = await render_chat(asked, service, offer.listed)
+    form = framed(service, offer, params.structured_outputs, thinking_of(service, prompt), budget)
+    params = msgspec.structs.replace(
+        params, structured_outputs=form, shown_token_ids=shown_token_ids(service, offer) or params.shown_token_ids
+    )
     return Job(job_id(), [prompt], params, asked.priority or 0, salt_of(asked))
 
 
@@ -101,7 +102,7 @@ class Chat:
         usage.add_prompt(output)
         answer = {
             **self._head("chat.completion"),
-            "choices": [self._choice(completion) for completion in output.outputs],
+            "choices": [self._choice(completion, usage) for completion in output.outputs],
             "usage": usage.as_json(),
             "prompt_logprobs": prompt_logprobs(output),
         }
@@ -128,8 +129,9 @@ class Chat:
             "system_fingerprint": service.fingerprint,
         }
 
-    def _choice(self, completion: CompletionOutput) -> dict[str, object]:
+    def _choice(self, completion: CompletionOutput, usage: Usage) -> dict[str, object]:
         voice = self.ear.voice() if self.ear else None
+        usage.reasoning_tokens += voice.thoughts(completion) if voice else 0
         message: Delta = {"role": "assistant", "content": completion.text, "refusal": None}
         choice = {
             "index": completion.index,
@@ -176,7 +178,9 @@ class ChunkWriter:
     def _completion(self, completion: CompletionOutput) -> bytes:
         self._usage.completion_tokens += len(completion.token_ids)
         if self._voices:
-            return self._spoken(completion, self._voices[completion.index])
+            voice = self._voices[completion.index]
+            self._usage.reasoning_tokens += voice.thoughts(completion)
+            return self._spoken(completion, voice)
         rendered = b""
         if self._plain:
             if completion.text:

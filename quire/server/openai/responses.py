@@ -27,6 +27,7 @@ from quire.server.openai.responses_schema import (
     turns_of,
 )
 from quire.server.openai.schema import check_model, read
+from quire.server.openai.tools import Offer
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, Ending, EventStream
 from quire.server.store import Running
@@ -83,7 +84,7 @@ async def cancel(request: Request) -> Response:
 async def _create(request: Request, asked: ResponsesRequest, service: Service) -> Response:
     owner = owner_of(request.scope)
     turns = [*_before(asked.previous_response_id, owner, service), *turns_of(asked.input)]
-    job = await chat_job(chat_of(asked, turns), service)
+    job = await chat_job(chat_of(asked, turns), service, Offer())
     answer = Answer(asked, turns, job.params, service.model_name, owner, service.responses)
     if asked.background:
         _start(service, job, answer)

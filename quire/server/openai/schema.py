@@ -73,6 +73,10 @@ class ChatRequest(Generating, kw_only=True):
     tools: object = None
     tool_choice: object = None
     parallel_tool_calls: bool | None = None
+    enable_thinking: bool | None = None
+    reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
+    thinking_token_budget: int | None = None
 
 
 class CompletionRequest(Generating, kw_only=True):
@@ -114,7 +118,7 @@ IGNORED = frozenset(
             "prompt_cache_key",
             "prompt_cache_retention",
         ),
-        *("parallel_tool_calls", "session_id", "prediction", "include_reasoning", "length_penalty"),
+        *("parallel_tool_calls", "session_id", "prediction", "length_penalty"),
     }
 )
 """Known fields that change no answer."""
@@ -128,7 +132,7 @@ REFUSED: dict[str, tuple[object, ...]] = {
     "tool_choice": (None, "none"),
     "function_call": (None, "none"),
     "modalities": (None, ["text"]),
-    "reasoning_effort": (None, "none"),
+    **dict.fromkeys(("reasoning_effort", "enable_thinking", "include_reasoning"), (None, "none", True, False)),
     "verbosity": (None, "medium"),
     "truncation_side": (None, "left"),
     "use_beam_search": NOTHING,
@@ -150,6 +154,9 @@ REFUSED: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("vllm_xargs", "repetition_detection", "watermarking", "return_tokens_as_token_ids"), NOTHING),
 }
 """Fields that would change the answer and are not served, with the values that ask for nothing."""
+
+OUTDATED = {"functions": "tools", "function_call": "tool_choice"}
+"""Fields that OpenAI has replaced by others, which are served."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -176,6 +183,8 @@ def _refuse_if_asked(name: str, value: object, refused: Mapping[str, tuple[objec
             name,
             "chat_template_not_allowed",
         )
+    if name in OUTDATED and value not in refused.get(name, NOTHING):
+        raise RequestError(f"{name} is the form of old; send {OUTDATED[name]}.", name, "unsupported_parameter")
     if name in refused and value not in refused[name]:
         raise RequestError(f"{name} is not supported yet; leave it out.", name, "unsupported_parameter")
 

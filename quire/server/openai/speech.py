@@ -12,50 +12,64 @@ from quire.chat.events import Arguments, CallBroken, CallStart, Content, Event, 
 from quire.chat.splitter import StreamSplitter
 from quire.messages.outputs import CompletionOutput
 from quire.server.generation import Job
+from quire.server.openai.thoughts import Thinking, ThoughtCount, thinking_of
 from quire.server.openai.tools import Offer
 from quire.server.service import Service
-
-TAIL_TOKENS = 64
-"""So many tokens at the end of a prompt show whether it has opened the thoughts."""
 
 Delta = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class Ear:
-    """How to hear the answers of one request: makes a `Voice` per choice."""
+    """How to hear the answers of one request: makes a `Voice` per choice.
+
+    Attributes:
+        thinking: what the prompt says of thoughts.
+        tell: whether the client wants the thoughts.
+    """
 
     service: Service
     offer: Offer
-    thinking: bool
+    thinking: Thinking
+    tell: bool = True
 
     def voice(self) -> "Voice":
         """For one choice."""
         service = self.service
+        reasoning = service.reasoning_format
         tools = service.tool_format if self.offer.listed else None
-        splitter = StreamSplitter(tools, service.reasoning_format, self.offer.schemas, thinking=self.thinking)
-        return Voice(splitter, self.offer.parallel, short_ids=tools is not None and tools.short_ids)
+        thinks = reasoning if self.thinking is not Thinking.CLOSED else None
+        if reasoning is not None and reasoning.channels is not None:
+            tools, thinks = reasoning.channels, None
+        splitter = StreamSplitter(tools, thinks, self.offer.schemas, thinking=self.thinking is Thinking.OPEN)
+        count = ThoughtCount(reasoning, service.engine.tokenizer, self.thinking) if reasoning else None
+        return Voice(self, splitter, count, short_ids=tools is not None and tools.short_ids)
 
 
-def ear_for(service: Service, offer: Offer, job: Job) -> Ear | None:
-    """What is needed to understand the answer to a job; None if it is text and nothing else, as by a grammar."""
-    reasoning = service.reasoning_format
-    if job.params.structured_outputs is not None or (reasoning is None and not offer.listed):
+def ear_for(service: Service, offer: Offer, job: Job, *, tell: bool = True) -> Ear | None:
+    """What is needed to understand the answer to a job; None if it is text and nothing else."""
+    if service.reasoning_format is None and not offer.listed:
         return None
-    prompt = job.prompts[0]
-    tail = service.engine.tokenizer.decode(prompt[-TAIL_TOKENS:], skip_special_tokens=False) if reasoning else ""
-    return Ear(service, offer, reasoning is not None and tail.rstrip().endswith(reasoning.start))
+    return Ear(service, offer, thinking_of(service, job.prompts[0]), tell)
+
+
+def markers_of(service: Service, offer: Offer) -> list[str]:
+    """Texts that mark calls or thoughts."""
+    markers: list[str] = []
+    reasoning = service.reasoning_format
+    if service.tool_format is not None and offer.listed:
+        markers += service.tool_format.markers
+    if reasoning is not None and reasoning.channels is not None:
+        markers += reasoning.channels.markers
+    elif reasoning is not None:
+        markers += (reasoning.start, reasoning.end)
+    return markers
 
 
 def shown_token_ids(service: Service, offer: Offer) -> list[int]:
     """Special tokens that must stay in the text because they mark calls or thoughts."""
-    markers: list[str] = []
-    if service.tool_format is not None and offer.listed:
-        markers += service.tool_format.markers
-    if service.reasoning_format is not None:
-        markers += (service.reasoning_format.start, service.reasoning_format.end)
     tokenizer = service.engine.tokenizer
-    found = [tokenizer.encode(marker, add_special_tokens=False) for marker in markers]
+    found = [tokenizer.encode(marker, add_special_tokens=False) for marker in markers_of(service, offer)]
     return sorted({ids[0] for ids in found if len(ids) == 1 and ids[0] in tokenizer.special_ids})
 
 
@@ -63,40 +77,48 @@ class Voice:
     """One choice being understood.
 
     Args:
+        ear: whose request it answers.
         splitter: fresh.
-        parallel: False lets one call through.
+        count: of the thoughts, if the model may have any.
         short_ids: make ids that the model's template takes.
     """
 
-    def __init__(self, splitter: StreamSplitter, parallel: bool, *, short_ids: bool) -> None:
+    def __init__(self, ear: Ear, splitter: StreamSplitter, count: ThoughtCount | None, *, short_ids: bool) -> None:
+        self._ear = ear
         self._splitter = splitter
-        self._parallel = parallel
+        self._count = count
         self._short_ids = short_ids
         self._calls: set[int] = set()
 
     def message(self, completion: CompletionOutput) -> Delta:
         """The whole message of a finished completion."""
-        speech = fold(self._events(completion))
+        speech = fold(self.events(completion))
         message: Delta = {"role": "assistant", "content": speech.content, "refusal": None}
         if speech.reasoning:
             message |= {"reasoning": speech.reasoning, "reasoning_content": speech.reasoning}
         if speech.calls:
             message["content"] = speech.content or None
             message["tool_calls"] = [
-                {"id": self._id(), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                {"id": self.call_id(), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
                 for call in speech.calls
             ]
         return message
 
     def deltas(self, completion: CompletionOutput) -> list[Delta]:
         """What is new in a stream."""
-        return [self._delta(event) for event in self._events(completion)]
+        return [self._delta(event) for event in self.events(completion)]
+
+    def thoughts(self, completion: CompletionOutput) -> int:
+        """How many of the new tokens are thoughts. To be called once per piece."""
+        return 0 if self._count is None else self._count.take(completion.token_ids)
 
     def finish_reason(self, completion: CompletionOutput) -> str | None:
-        """Why it ended, in OpenAI's words: an answer that calls tools and was not cut ends with `tool_calls`."""
-        return "tool_calls" if completion.finish_reason == "stop" and self._calls else completion.finish_reason
+        """Why it ended, in OpenAI's words: `tool_calls` where it chose to call tools and was not cut."""
+        called = completion.finish_reason == "stop" and self._calls and not self._ear.offer.named
+        return "tool_calls" if called else completion.finish_reason
 
-    def _events(self, completion: CompletionOutput) -> list[Event]:
+    def events(self, completion: CompletionOutput) -> list[Event]:
+        """What is new, as events."""
         events = self._splitter.push(completion.text)
         if completion.finish_reason is not None:
             events += self._splitter.finish(cut=completion.finish_reason == "length")
@@ -104,7 +126,9 @@ class Voice:
 
     def _let_through(self, events: list[Event]) -> Iterator[Event]:
         for event in events:
-            if isinstance(event, CallStart) and (self._parallel or not self._calls):
+            if isinstance(event, Reasoning) and not self._ear.tell:
+                continue
+            if isinstance(event, CallStart) and (self._ear.offer.parallel or not self._calls):
                 self._calls.add(event.index)
             if isinstance(event, CallStart | Arguments | CallBroken) and event.index not in self._calls:
                 continue
@@ -120,11 +144,14 @@ class Voice:
                 return {"reasoning": text, "reasoning_content": text}
             case CallStart(index, name):
                 function = {"name": name, "arguments": ""}
-                return {"tool_calls": [{"index": index, "id": self._id(), "type": "function", "function": function}]}
+                return {
+                    "tool_calls": [{"index": index, "id": self.call_id(), "type": "function", "function": function}]
+                }
             case Arguments(index, text):
                 return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
-    def _id(self) -> str:
+    def call_id(self) -> str:
+        """A new id for a call."""
         if self._short_ids:
             return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
         return f"call_{secrets.token_hex(12)}"

@@ -30,7 +30,7 @@ class JsonSchema(msgspec.Struct):
 class ResponseFormat(msgspec.Struct):
     """OpenAI's `response_format`."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchema | None = None
 
 
@@ -41,6 +41,8 @@ def structured_of(asked: Generating) -> StructuredOutputsParams | None:
         if form is not None:
             raise RequestError("give response_format or structured_outputs, not both.", FIELD)
         form = _convert(asked.structured_outputs, StructuredOutputsParams, FIELD)
+        if form.frame is not None:
+            raise RequestError("structured_outputs.frame is the server's own; leave it out.", FIELD)
     if form is not None:
         try:
             check_structured(form)
@@ -53,7 +55,7 @@ def own_field(error: RequestError, asked: Generating) -> RequestError:
     """The same error about the field that the client used: both are one thing behind the validator."""
     if error.param != FIELD or asked.structured_outputs is not None:
         return error
-    return RequestError(error.message, RESPONSE_FORMAT, error.code)
+    return RequestError(error.message, "tools" if asked.response_format is None else RESPONSE_FORMAT, error.code)
 
 
 def _from_response_format(value: object) -> StructuredOutputsParams | None:
@@ -64,6 +66,8 @@ def _from_response_format(value: object) -> StructuredOutputsParams | None:
         return None
     if wanted.type == "json_object":
         return StructuredOutputsParams(json_object=True)
+    if wanted.type == "structural_tag":
+        return StructuredOutputsParams(structural_tag=msgspec.json.encode(value).decode())
     schema = wanted.json_schema
     if schema is None or schema.schema is None:
         raise RequestError(

@@ -4,22 +4,18 @@ What a client may rely on is in docs/conformance.md. Called by chat.py; how call
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from quire.base.errors import RequestError
 from quire.chat.events import Tools
 from quire.server.openai.schema import ChatRequest
+from quire.server.openai.tool_schemas import check_schema
 from quire.server.service import Service
 
 MAX_TOOLS = 128
-TYPES = frozenset({"string", "number", "integer", "boolean", "object", "array", "null"})
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
-_SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SCHEMAS = ("items", "additionalProperties", "not")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +26,24 @@ class Offer:
         listed: for the template, as the client wrote them; None for none.
         schemas: name to the schema of the parameters.
         parallel: whether an answer may hold several calls.
+        required: the answer must be a call.
+        named: the client has named the one function that is called.
+        strict: names of the tools whose schemas are enforced in any case.
     """
 
     listed: list[dict[str, Any]] | None = None
     schemas: Tools = field(default_factory=dict)
     parallel: bool = True
+    required: bool = False
+    named: bool = False
+    strict: frozenset[str] = frozenset()
 
 
 def read_offer(asked: ChatRequest, service: Service) -> Offer:
     """The tools on offer. Raises RequestError."""
     listed = None if asked.tools is None else _tools(asked.tools)
     names = [tool["function"]["name"] for tool in listed or []]
-    chosen = _chosen(asked.tool_choice, names)
+    chosen, required = _chosen(asked.tool_choice, names)
     if listed is None or not chosen:
         return Offer()
     if service.tool_format is None:
@@ -51,9 +53,18 @@ def read_offer(asked: ChatRequest, service: Service) -> Offer:
             "tools",
             "unsupported_parameter",
         )
-    offered = [tool for tool in listed if tool["function"]["name"] in chosen]
-    schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in offered}
-    return Offer(offered, schemas, parallel=asked.parallel_tool_calls is not False)
+    functions = [tool["function"] for tool in listed if tool["function"]["name"] in chosen]
+    schemas = {function["name"]: function.get("parameters") or {} for function in functions}
+    named = required and isinstance(asked.tool_choice, dict) and asked.tool_choice.get("type") == "function"
+    return Offer(
+        # Whoever names one function has all of them stand in the prompt, so that its cached prefix stays the same.
+        listed if named else [tool for tool in listed if tool["function"]["name"] in chosen],
+        schemas,
+        parallel=asked.parallel_tool_calls is not False and not named,
+        required=required,
+        named=named,
+        strict=frozenset(function["name"] for function in functions if function.get("strict")),
+    )
 
 
 def _tools(raw: object) -> list[dict[str, Any]]:
@@ -87,46 +98,18 @@ def _tool(raw: object, path: str, seen: set[str]) -> dict[str, Any]:
         _refuse(f"{path}.function.strict", "must be true or false", "invalid_type")
     parameters = function.get("parameters")
     if parameters is not None:
-        _check_schema(parameters, f"{path}.function.parameters")
+        check_schema(parameters, f"{path}.function.parameters", _refuse_schema)
     return raw
 
 
-def _check_schema(schema: object, path: str) -> None:
-    """Check what any reader of the schema trips over: unknown types, and schemas that are none."""
-    if isinstance(schema, bool):
-        return
-    if not isinstance(schema, Mapping):
-        _refuse(path, "must be a JSON schema, an object", "invalid_schema")
-    types = schema.get("type", [])
-    for one in types if isinstance(types, list) else [types]:
-        if not isinstance(one, str) or one not in TYPES:
-            _refuse(f"{path}.type", f"must be one of {', '.join(sorted(TYPES))}", "invalid_schema")
-    for key in _SCHEMAS_BY_NAME:
-        below = schema.get(key, {})
-        if not isinstance(below, Mapping):
-            _refuse(f"{path}.{key}", "must be an object", "invalid_schema")
-        for name, one in below.items():
-            _check_schema(one, f"{path}.{key}.{name[:64]}")
-    for key in _SCHEMA_LISTS:
-        several = schema.get(key, [])
-        if not isinstance(several, list):
-            _refuse(f"{path}.{key}", "must be a list", "invalid_schema")
-        for number, one in enumerate(several):
-            _check_schema(one, f"{path}.{key}[{number}]")
-    for key in _SCHEMAS:
-        one = schema.get(key, True)
-        for single in one if isinstance(one, list) else [one]:
-            _check_schema(single, f"{path}.{key}")
-
-
-def _chosen(choice: object, names: list[str]) -> set[str]:
-    """Names of the tools that `tool_choice` leaves; none if the model must not call any."""
+def _chosen(choice: object, names: list[str]) -> tuple[set[str], bool]:
+    """Names of the tools that `tool_choice` leaves, none if the model must not call any; and whether it must call."""
     if choice is None or choice == "auto":
         if choice is not None and not names:
             _refuse("tool_choice", "needs tools; leave it out or send tools")
-        return set(names)
+        return set(names), False
     if choice == "none":
-        return set()
+        return set(), False
     if choice == "required":
         needed = names
     elif isinstance(choice, dict) and choice.get("type") == "function":
@@ -137,27 +120,19 @@ def _chosen(choice: object, names: list[str]) -> set[str]:
         _refuse("tool_choice", "must be 'none', 'auto', 'required' or an object that names a function")
     if not needed or not set(needed) <= set(names):
         _refuse("tool_choice", "names a function that is not in tools" if names else "needs tools")
-    raise RequestError(
-        "tool_choice 'required' and named functions are not supported yet; use 'auto' or 'none'.",
-        "tool_choice",
-        "unsupported_parameter",
-    )
+    return set(needed), True
 
 
-def _allowed(raw: object, names: list[str]) -> set[str]:
+def _allowed(raw: object, names: list[str]) -> tuple[set[str], bool]:
     tools = raw.get("tools") if isinstance(raw, dict) else None
     if not isinstance(raw, dict) or not isinstance(tools, list) or not tools:
         _refuse("tool_choice", "of type 'allowed_tools' needs allowed_tools with mode and tools")
-    if raw.get("mode") != "auto":
-        raise RequestError(
-            "tool_choice: allowed_tools with another mode than 'auto' is not supported yet.",
-            "tool_choice",
-            "unsupported_parameter",
-        )
+    if raw.get("mode") not in ("auto", "required"):
+        _refuse("tool_choice", "of type 'allowed_tools' has the mode 'auto' or 'required'")
     allowed = {_named(tool.get("function") if isinstance(tool, dict) else None) for tool in tools}
     if not allowed <= set(names):
         _refuse("tool_choice", "names a function that is not in tools")
-    return allowed
+    return allowed, raw["mode"] == "required"
 
 
 def _named(function: object) -> str:
@@ -171,3 +146,7 @@ def _refuse(path: str, reason: str, code: str = "invalid_value") -> NoReturn:
     # A path may hold names of a client's making.
     shown = path if len(path) <= 200 else path[:200] + "..."
     raise RequestError(f"{shown} {reason}.", shown, code)
+
+
+def _refuse_schema(path: str, reason: str) -> NoReturn:
+    _refuse(path, reason, "invalid_schema")

@@ -1,0 +1,159 @@
+"""The grammar of a whole answer: thoughts, calls of tools, content of a form; None where the model may write anything.
+
+`tool_choice`, `strict`, `response_format`, and the state of the thoughts come together here, because one grammar rules
+an answer from its first token to its last. What it accepts is what `StreamSplitter` takes apart again.
+"""
+
+import json
+
+import msgspec
+
+from quire.base.errors import RequestError
+from quire.chat.grammar import ANY, WHITE_SPACE, Rules, Tool
+from quire.messages.structured import StructuredOutputsParams
+from quire.server.openai.speech import markers_of
+from quire.server.openai.thoughts import Thinking
+from quire.server.openai.tools import Offer
+from quire.server.service import Service
+
+BUDGET = "thinking_token_budget"
+
+_SPACE = r"/[ \n]{0,4}/"
+
+
+def framed(
+    service: Service, offer: Offer, form: StructuredOutputsParams | None, thinking: Thinking, budget: int | None
+) -> StructuredOutputsParams | None:
+    """What an answer must be.
+
+    Args:
+        offer: the tools.
+        form: of the content, as asked for.
+        thinking: whether the answer begins with thoughts.
+        budget: most tokens of thoughts.
+
+    Raises:
+        RequestError: what is asked for cannot be enforced for this model.
+    """
+    thinks = thinking in (Thinking.OPEN, Thinking.MAY)
+    limited = budget is not None and thinks
+    held = offer.required or offer.strict
+    if not (held or limited or (form is not None and (thinks or offer.listed))):
+        return form
+    if form is not None and form.grammar is not None and not (thinks or offer.listed):
+        return form
+    rules = Rules(lambda text: _special(service, text), markers_of(service, offer), _source(service))
+    body = _body(rules, service, offer, form)
+    if thinks:
+        body = f"{_thoughts(rules, service, thinking, budget)} {body}"
+    source = rules.source(body)
+    if form is not None and form.grammar is not None:
+        return msgspec.structs.replace(form, frame=source)
+    return StructuredOutputsParams(grammar=source)
+
+
+def _body(rules: Rules, service: Service, offer: Offer, form: StructuredOutputsParams | None) -> str:
+    """What follows the thoughts."""
+    lead = service.reasoning_format.lead if service.reasoning_format else ""
+    content = f"{rules.literal(lead)} {_content(rules, form, offer)}" if form is not None else None
+    format = service.tool_format
+    if not offer.listed or format is None:
+        return content or _free(rules, service, offer)
+    if format.calls is None:
+        if offer.required or offer.strict:
+            raise _cannot(
+                "tools", "this model's way to call tools cannot be enforced; leave out strict, or say 'auto'."
+            )
+        raise _cannot("tools", "this model's way to call tools cannot be combined with response_format.")
+    tools = [Tool(name, schema, name in offer.strict) for name, schema in offer.schemas.items()]
+    if offer.required:
+        return format.calls(rules, tools, offer.parallel)
+    if content is not None:
+        return rules.one_of([rules.rule(format.calls(rules, tools, offer.parallel)), rules.rule(content)])
+    return _auto(rules, service, offer, tools) if offer.strict else _free(rules, service, offer)
+
+
+def _auto(rules: Rules, service: Service, offer: Offer, tools: list[Tool]) -> str:
+    """Words and calls in any order; what begins as a call must become one."""
+    format = service.tool_format
+    assert format is not None and format.calls is not None
+    if format.bare:
+        several = rules.rule(format.calls(rules, tools, offer.parallel))
+        plain = rules.rule(f"/([^ \\n\\{format.bare}](?s:.*))?/")
+        return rules.one_of([f"{_SPACE} {several}", plain])
+    one = format.calls(rules, tools, False)
+    if service.reasoning_format is not None and service.reasoning_format.channels is not None:
+        return _channels(rules, one)
+    text = rules.text_but(format.openers)
+    if one.lstrip("( ").startswith("<["):
+        return f"( {text} {one} )* {text}"
+    if not one.startswith('"'):
+        raise _cannot("tools", "strict cannot be enforced with this model's tokenizer; leave it out.")
+    # The words and the beginning of a call are one lexeme, or the words would go on through the call.
+    first, end = json.JSONDecoder().raw_decode(one)
+    lead = rules.rule(f"{text} {json.dumps(first, ensure_ascii=False)}", "[lazy]")
+    return f"( {lead} {one[end:]} )* {text}"
+
+
+def _channels(rules: Rules, call: str) -> str:
+    """Messages of an answer that names its channels."""
+    named = f"{rules.literal('<|channel|>')} /analysis|commentary|final/ {rules.literal('<|message|>')} {ANY}"
+    message = rules.rule(f"{named} | {call}")
+    return f"{message} ( {rules.literal('<|end|><|start|>assistant')} {message} )*"
+
+
+def _free(rules: Rules, service: Service, offer: Offer) -> str:
+    """Any text, with the markers that may stand in it."""
+    ids = sorted({id for marker in markers_of(service, offer) if (id := rules.token(marker)) is not None})
+    text = rules.rule("/(?s:.+)/")
+    return f"( {text} | <[{','.join(map(str, ids))}]> )*" if ids else f"{text}?"
+
+
+def _thoughts(rules: Rules, service: Service, thinking: Thinking, budget: int | None) -> str:
+    format = service.reasoning_format
+    assert format is not None
+    if budget is not None and rules.token(format.end) is None:
+        raise _cannot(BUDGET, "the end of this model's thoughts is no token of its own, so they cannot be limited.")
+    inner = rules.literal(format.end) if budget == 0 else rules.until(format.end, budget)
+    after = rules.literal(format.after) if format.after else _SPACE
+    if thinking is Thinking.OPEN:
+        return f"{inner} {after}"
+    space = "" if format.after else _SPACE
+    return f"{space} ( {rules.literal(format.start)} {inner} {after} )?"
+
+
+def _content(rules: Rules, form: StructuredOutputsParams, offer: Offer) -> str:
+    if form.regex is not None:
+        return "/" + form.regex.replace("/", r"\/") + "/"
+    if form.choice is not None:
+        return rules.one_of([json.dumps(text, ensure_ascii=False) for text in form.choice])
+    if form.grammar is not None or form.structural_tag is not None:
+        if offer.listed:
+            raise _cannot(
+                "tools", "tools together with a grammar or a structural tag cannot be enforced; leave one out."
+            )
+        return "@form"
+    schema = {"type": "object"} if form.json is None else form.json
+    if isinstance(schema, str):
+        schema = msgspec.json.decode(schema)
+    space: dict[str, object] = (
+        {"whitespace_flexible": False} if form.disable_any_whitespace else {"whitespace_pattern": WHITE_SPACE}
+    )
+    return f"%json {json.dumps({**schema, 'x-guidance': space})}"
+
+
+def _special(service: Service, text: str) -> int | None:
+    """The id of a text that the tokenizer, and the grammar library, take for a special token."""
+    tokenizer = service.engine.tokenizer
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) == 1 and (ids[0] in tokenizer.special_ids or (text.startswith("<") and text.endswith(">"))):
+        return ids[0]
+    return None
+
+
+def _source(service: Service) -> str:
+    return service.template.source if service.template is not None else ""
+
+
+def _cannot(param: str, why: str) -> RequestError:
+    return RequestError(f"{param}: {why}", param, "unsupported_parameter")

@@ -1,0 +1,237 @@
+"""`required`, named and strict tools: whatever a grammar lets through, the splitter reads as calls of these schemas."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from quire.base.errors import RequestError
+from quire.chat.events import fold
+from quire.chat.formats.recognise import TOOLS as FORMATS
+from quire.config.fields import ServerConfig
+from quire.messages.structured import StructuredOutputsParams
+from quire.server.app import create_app
+from quire.server.openai.frame import framed
+from quire.server.openai.speech import Ear, markers_of
+from quire.server.openai.thoughts import Thinking
+from quire.server.openai.tools import Offer
+from quire.server.service import Service
+from quire.structured.llguidance import LLBackend
+from quire.structured.matcher import Vocabulary
+from tests.server.fake_engine import EOS, FakeEngine, FakeTemplate, byte_tokenizer
+
+pytestmark = pytest.mark.plain
+
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": "integer"},
+        "unit": {"enum": ["celsius", "fahrenheit"]},
+        "sure": {"type": "boolean"},
+        "where": {"anyOf": [{"$ref": "#/$defs/place"}, {"type": "null"}]},
+    },
+    "required": ["city", "where"],
+    "additionalProperties": False,
+    "$defs": {
+        "place": {
+            "type": "object",
+            "properties": {"x": {"type": "number"}, "y": {"type": "array", "items": {"type": "boolean"}}},
+            "required": ["x"],
+            "additionalProperties": False,
+        }
+    },
+}
+NOW: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+SCHEMAS = {"get_weather": WEATHER, "now": NOW}
+LISTED = [{"type": "function", "function": {"name": name, "parameters": SCHEMAS[name]}} for name in SCHEMAS]
+FORM = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+
+ENFORCED = [form.name for form in FORMATS if form.calls is not None]
+TEMPLATES = {"mistral": ["", "[ARGS]"], "deepseek": ["", "```json"]}
+CASES = [(name, source) for name in ENFORCED for source in TEMPLATES.get(name, [""])]
+
+
+class Desk:
+    """A service of one format, and the grammar library with the same tokens, so that texts can be sampled."""
+
+    def __init__(self, path: Path, format: str, source: str = "", *, specials: bool = True) -> None:
+        engine = FakeEngine()
+        reasoning = "harmony" if format == "harmony" else "think"
+        config = ServerConfig(tool_call_parser=format, reasoning_parser=reasoning)
+        template = FakeTemplate(engine.tokenizer, source)
+        service: Service = create_app(engine, config, template).state.service
+        if specials:
+            engine.tokenizer = byte_tokenizer(*dict.fromkeys(markers_of(service, Offer(LISTED, SCHEMAS))))
+        self.service = service
+        self.tokenizer = engine.tokenizer
+        file = path / "tokenizer.json"
+        file.write_text(engine.tokenizer._tokenizer.to_str())
+        self.size = engine.tokenizer.vocab_size
+        self.backend = LLBackend(Vocabulary(str(file), self.size, (EOS,)))
+
+    def sample(self, wanted: StructuredOutputsParams, seed: int, most: int = 4000) -> str | None:
+        """A text that the grammar lets through, by chance; None if it does not end. Ends are taken gladly."""
+        chance = random.Random(seed)
+        matcher = self.backend.compile(wanted).start()
+        ids: list[int] = []
+        ends = {*self.tokenizer.encode('"}]<,\n[){', add_special_tokens=False), *range(EOS + 1, self.size)}
+        while not matcher.complete:
+            if len(ids) == most:
+                return None
+            mask = matcher.inner.compute_bitmask()
+            open = [id for id in range(self.size) if mask[id // 8] >> id % 8 & 1]
+            assert open, (self.tokenizer.decode(ids, skip_special_tokens=False), matcher.error)
+            glad = [id for id in open if id in ends]
+            id = chance.choice(glad if glad and chance.random() < 0.4 else open)
+            id = EOS if EOS in open and chance.random() < 0.1 else id
+            if id == EOS:
+                break
+            matcher.take([id])
+            assert matcher.error is None
+            ids.append(id)
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def hear(self, offer: Offer, thinking: Thinking, text: str) -> Any:
+        """What the server makes of a text."""
+        splitter = Ear(self.service, offer, thinking).voice()._splitter
+        return fold([*splitter.push(text), *splitter.finish()])
+
+
+def check(speech: Any) -> None:
+    for call in speech.calls:
+        jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
+
+
+@pytest.mark.parametrize(("format", "source"), CASES)
+@pytest.mark.parametrize("specials", [True, False])
+def test_required_calls_are_calls(tmp_path: Path, format: str, source: str, specials: bool) -> None:
+    if format == "harmony" and not specials:
+        pytest.skip("its channels are tokens in every tokenizer")
+    desk = Desk(tmp_path, format, source, specials=specials)
+    counts = set()
+    for parallel in (True, False):
+        offer = Offer(LISTED, SCHEMAS, parallel=parallel, required=True, strict=frozenset(SCHEMAS))
+        for seed in range(16):
+            thinking = [Thinking.NONE, Thinking.MAY][seed % 2]
+            wanted = framed(desk.service, offer, None, thinking, None)
+            assert wanted is not None
+            text = desk.sample(wanted, seed)
+            if text is None:
+                continue
+            speech = desk.hear(offer, thinking, text)
+            assert speech.calls, text
+            assert speech.content == "", text
+            check(speech)
+            counts.add((parallel, len(speech.calls) > 1))
+    assert (False, True) not in counts
+    assert (False, False) in counts
+    if format not in ("qwen3_coder", "glm45"):  # whose texts are too long for several by chance
+        assert (True, True) in counts
+
+
+@pytest.mark.parametrize(("format", "source"), CASES)
+def test_strict_tools_hold_among_words(tmp_path: Path, format: str, source: str) -> None:
+    desk = Desk(tmp_path, format, source)
+    offer = Offer(LISTED, SCHEMAS, strict=frozenset(SCHEMAS))
+    called = 0
+    for seed in range(30):
+        wanted = framed(desk.service, offer, None, Thinking.OPEN if format != "harmony" else Thinking.MAY, None)
+        assert wanted is not None
+        text = desk.sample(wanted, seed)
+        if text is None:
+            continue
+        speech = desk.hear(offer, Thinking.OPEN if format != "harmony" else Thinking.MAY, text)
+        check(speech)
+        called += bool(speech.calls)
+    assert called
+
+
+@pytest.mark.parametrize(("format", "source"), CASES)
+def test_a_call_or_content_of_a_form(tmp_path: Path, format: str, source: str) -> None:
+    desk = Desk(tmp_path, format, source)
+    offer = Offer(LISTED, SCHEMAS)
+    seen = set()
+    for seed in range(24):
+        wanted = framed(desk.service, offer, StructuredOutputsParams(json=FORM), Thinking.MAY, None)
+        assert wanted is not None
+        text = desk.sample(wanted, seed)
+        if text is None:
+            continue
+        speech = desk.hear(offer, Thinking.MAY, text)
+        check(speech)
+        assert bool(speech.calls) != bool(speech.content), text
+        if speech.content:
+            jsonschema.validate(json.loads(speech.content), FORM)
+        seen.add(bool(speech.calls))
+    assert True in seen, "calls remain possible"
+
+
+def test_a_named_function_is_called_once(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, "hermes")
+    offer = Offer(LISTED, {"now": NOW}, parallel=False, required=True, named=True)
+    wanted = framed(desk.service, offer, None, Thinking.NONE, None)
+    assert wanted is not None
+    speech = desk.hear(offer, Thinking.NONE, desk.sample(wanted, 0) or "")
+    assert [(call.name, json.loads(call.arguments)) for call in speech.calls] == [("now", {})]
+
+
+def test_the_form_follows_the_thoughts_and_a_budget_ends_them(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, "hermes")
+    none = Offer()
+    for form in (
+        StructuredOutputsParams(choice=["yes", "no"]),
+        StructuredOutputsParams(regex="yes|no"),
+        StructuredOutputsParams(grammar='start: "yes" | "no"'),
+        StructuredOutputsParams(json={"enum": ["yes", "no"]}),
+    ):
+        for seed in range(4):
+            wanted = framed(desk.service, none, form, Thinking.OPEN, 5)
+            assert wanted is not None
+            text = desk.sample(wanted, seed)
+            assert text is not None
+            thoughts, end, rest = text.partition("</think>")
+            assert end
+            assert len(desk.tokenizer.encode(thoughts)) <= 5
+            assert rest.strip(' \n"') in ("yes", "no")
+        assert framed(desk.service, none, form, Thinking.CLOSED, None) is form
+    free = framed(desk.service, none, None, Thinking.OPEN, 3)
+    assert free is not None
+    text = desk.sample(free, 1)
+    assert text is not None
+    assert len(text.partition("</think>")[0]) <= 3
+    assert framed(desk.service, none, None, Thinking.OPEN, None) is None
+
+
+def test_what_cannot_be_enforced_is_refused(tmp_path: Path) -> None:
+    coder = Desk(tmp_path, "qwen3_coder")
+    for schema in ({"anyOf": [NOW]}, {"properties": {"a": {"type": "string", "pattern": "x"}}}):
+        offer = Offer(LISTED, {"now": schema}, required=True, strict=frozenset({"now"}))
+        with pytest.raises(RequestError, match="strict"):
+            framed(coder.service, offer, None, Thinking.NONE, None)
+        loose = Offer(LISTED, {"now": schema}, required=True)
+        assert framed(coder.service, loose, None, Thinking.NONE, None) is not None
+    with pytest.raises(RequestError, match="leave one out"):
+        framed(
+            coder.service, Offer(LISTED, SCHEMAS), StructuredOutputsParams(grammar='start: "a"'), Thinking.NONE, None
+        )
+    plain = Desk(tmp_path, "hermes", specials=False)
+    with pytest.raises(RequestError, match="no token of its own"):
+        framed(plain.service, Offer(), None, Thinking.OPEN, 5)
+
+
+def test_a_loose_schema_keeps_what_can_be_said(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, "hermes")
+    schema = {
+        "properties": {"a": {"type": "string", "pattern": "(?=x)y"}, "b": {"$ref": "http://x/y"}, "c": {"const": 3}},
+        "required": ["a", "c"],
+        "not": {"required": ["z"]},
+    }
+    offer = Offer(LISTED, {"now": schema}, required=True, parallel=False)
+    wanted = framed(desk.service, offer, None, Thinking.NONE, None)
+    assert wanted is not None
+    text = next(text for seed in range(20) if (text := desk.sample(wanted, seed)))
+    assert json.loads(desk.hear(offer, Thinking.NONE, text).calls[0].arguments)["c"] == 3
