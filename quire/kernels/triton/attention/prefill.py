@@ -80,13 +80,7 @@ def _walk(
     CONVERTS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Attend to the tokens begin to end, both multiples of TILE. Not MASKED: every query sees every one of them."""
-<<<<<<< ours
-    BULK: tl.constexpr = k_bulk is not None and not MASKED
     DOT: tl.constexpr = tl.float32 if WIDE else queries.dtype
-=======
-    KEPT: tl.constexpr = k_pool.dtype.element_ty
-    DOT: tl.constexpr = tl.float32 if WIDE else k_pool.dtype.element_ty
->>>>>>> theirs
     d = tl.arange(0, DP)
     for t in tl.range(begin, end, TILE, num_stages=STAGES):
         at = t + tl.arange(0, TILE)
@@ -99,39 +93,16 @@ def _walk(
         else:
             slot = tl.load(table + at // PAGE, mask=there, other=0).to(tl.int64) * PAGE + at % PAGE
         where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
-<<<<<<< ours
-        if BULK:
-            keys = k_bulk.load([first, head * D])
-        else:
-            keys = tl.load(k_pool + where, mask=kept, other=0.0)
-        keys = widened(keys, FORMAT, CONVERTS)
-=======
-        keys = tl.load(k_pool + where, mask=kept, other=0.0)
->>>>>>> theirs
+        keys = widened(tl.load(k_pool + where, mask=kept, other=0.0), FORMAT, CONVERTS)
         scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
         if MASKED:
             seen = at[None, :] <= position[:, None]
             if WINDOW > 0:
                 seen = seen & (at[None, :] > position[:, None] - WINDOW)
             scores = tl.where(seen, scores, float("-inf"))
-<<<<<<< ours
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        # A query that has seen nothing yet keeps -inf, from which nothing may be subtracted.
-        base = tl.where(new_top == float("-inf"), 0.0, new_top) if MASKED else new_top
-        p = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(top - base)
-        weight = weight * shrink + tl.sum(p, 1)
-        if BULK:
-            values = v_bulk.load([first, head * D])
-        else:
-            values = tl.load(v_pool + where, mask=kept, other=0.0)
-        values = widened(values, FORMAT, CONVERTS)
-        acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
-        top = new_top
-=======
         p, top, weight, shrink = _weigh(scores, top, weight, scale, CAP)
-        values = tl.load(v_pool + where, mask=kept, other=0.0)
-        acc = tl.dot(p.to(KEPT).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
+        values = widened(tl.load(v_pool + where, mask=kept, other=0.0), FORMAT, CONVERTS)
+        acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
     return acc, top, weight
 
 
@@ -139,7 +110,7 @@ def _walk(
 def _stream(
     queries, begin, end, k_bulk, v_bulk, table, head, scale,
     D: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, CAP: tl.constexpr,
-    WIDE: tl.constexpr,
+    WIDE: tl.constexpr, FORMAT: tl.constexpr, CONVERTS: tl.constexpr,
 ):  # fmt: skip
     """Attend to the tokens begin to end, all of which every query sees, by the copy engine.
 
@@ -148,27 +119,25 @@ def _stream(
     beyond the pool's borders.
     """
     ROWS: tl.constexpr = queries.shape[0]
-    KEPT: tl.constexpr = queries.dtype
     DOT: tl.constexpr = tl.float32 if WIDE else queries.dtype
     some = end > begin
     slot = tl.where(some, tl.load(table + begin // PAGE) * PAGE + begin % PAGE, -TILE)
     acc = tl.zeros((ROWS, D), tl.float32)
-    keys = k_bulk.load([slot, head * D])
+    keys = widened(k_bulk.load([slot, head * D]), FORMAT, CONVERTS)
     scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
     scores = tl.where(some, scores, float("-inf"))
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     p, top, weight, shrink = _weigh(scores, top, tl.zeros((ROWS,), tl.float32), scale, CAP)
     for t in tl.range(begin + TILE, end, TILE, num_stages=STAGES):
         next_slot = tl.load(table + t // PAGE) * PAGE + t % PAGE
-        keys = k_bulk.load([next_slot, head * D])
+        keys = widened(k_bulk.load([next_slot, head * D]), FORMAT, CONVERTS)
         scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
-        values = v_bulk.load([slot, head * D])
-        acc = tl.dot(p.to(KEPT).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
+        values = widened(v_bulk.load([slot, head * D]), FORMAT, CONVERTS)
+        acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
         p, top, weight, shrink = _weigh(scores, top, weight, scale, CAP)
         slot = next_slot
-    values = v_bulk.load([slot, head * D])
-    acc = tl.dot(p.to(KEPT).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
->>>>>>> theirs
+    values = widened(v_bulk.load([slot, head * D]), FORMAT, CONVERTS)
+    acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
     return acc, top, weight
 
 
@@ -206,38 +175,24 @@ def _prefill(
     if k_bulk is not None:
         acc, top, weight = _stream(
             queries, inner, clear, k_bulk, v_bulk, table, head, scale,
-            D, PAGE, TILE, STAGES, CAP, WIDE,
+            D, PAGE, TILE, STAGES, CAP, WIDE, FORMAT, CONVERTS,
         )  # fmt: skip
     else:
         acc = tl.zeros((ROWS, DP), tl.float32)
         top = tl.full((ROWS,), float("-inf"), tl.float32)
         weight = tl.zeros((ROWS,), tl.float32)
         acc, top, weight = _walk(
-<<<<<<< ours
-            acc, top, weight, queries, begin, inner, position, length, k_pool, v_pool, k_bulk, v_bulk, table,
-            head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, FORMAT, CONVERTS, True,
-        )  # fmt: skip
-        begin = inner
-    acc, top, weight = _walk(
-        acc, top, weight, queries, begin, clear, position, length, k_pool, v_pool, k_bulk, v_bulk, table,
-        head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, 0, CAP, WIDE, FORMAT, CONVERTS, False,
-    )  # fmt: skip
-    acc, top, weight = _walk(
-        acc, top, weight, queries, clear, stop, position, length, k_pool, v_pool, k_bulk, v_bulk, table,
-        head, scale, KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, FORMAT, CONVERTS, True,
-=======
             acc, top, weight, queries, inner, clear, position, length, k_pool, v_pool, table, head, scale,
-            KV_HEADS, D, DP, PAGE, TILE, STAGES, 0, CAP, WIDE, False,
+            KV_HEADS, D, DP, PAGE, TILE, STAGES, 0, CAP, WIDE, FORMAT, CONVERTS, False,
         )  # fmt: skip
     if WINDOW > 0:
         acc, top, weight = _walk(
             acc, top, weight, queries, begin, inner, position, length, k_pool, v_pool, table, head, scale,
-            KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, True,
+            KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, FORMAT, CONVERTS, True,
         )  # fmt: skip
     acc, top, weight = _walk(
         acc, top, weight, queries, clear, stop, position, length, k_pool, v_pool, table, head, scale,
-        KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, True,
->>>>>>> theirs
+        KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, FORMAT, CONVERTS, True,
     )  # fmt: skip
     result = acc / tl.where(weight > 0, weight, 1.0)[:, None] * v_scale
     tl.store(out + at, result, mask=mine)
@@ -289,16 +244,13 @@ def triton_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: At
     q = q.contiguous()
     group, dim = spec.heads // spec.kv_heads, max(16, triton.next_power_of_2(spec.head_dim))
     group_p, page_table = triton.next_power_of_2(group), step.groups[pages.group].page_table
-<<<<<<< ours
-    shape = shape_of(dim, max(q.dtype, pages.k.dtype, key=lambda dtype: dtype.itemsize), group_p * step.max_query)
-=======
-    bulk = bulk_of(pages, COPIED)
-    shape = shape_of(dim, q.dtype, group_p * step.max_query, bulk[0] is not None)
->>>>>>> theirs
+    (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
+    bulk = bulk_of(KVPages(k_pool, v_pool), COPIED)
+    widest = max(q.dtype, pages.k.dtype, key=lambda dtype: dtype.itemsize)
+    shape = shape_of(dim, widest, group_p * step.max_query, bulk[0] is not None)
     queries = max(1, shape.lines // group_p)
     bulk = bulk if shape.bulk else (None, None)
     blocks, total = step.once(("blocks", queries), lambda: _list(step, queries))
-    (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
     _prefill[(spec.kv_heads, len(blocks))](
         q, out, k_pool, v_pool, *bulk, page_table, page_table.stride(0), step.seq_lens, blocks, total,
         spec.scale * k_scale, v_scale,
