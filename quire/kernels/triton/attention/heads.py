@@ -82,8 +82,8 @@ def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: Step
     (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
     _prepare[(tokens, triton.cdiv(sum(spec.parts), block))](
         qkv.contiguous(), out, k_pool, v_pool, step.groups[pages.group].slots, step.positions, weights.table,
-        weights.q_norm, weights.k_norm, spec.norm_eps or 0.0, 1.0 / k_scale, 1.0 / v_scale, HEADS=spec.heads, KV_HEADS=spec.kv_heads,
-        D=spec.head_dim, DP=dim, BLOCK=block, NORM=spec.norm_eps is not None, ROTARY=spec.rotary_dim,
-        num_warps=4, **form, **device_of(qkv.device).options,
+        weights.q_norm, weights.k_norm, spec.norm_eps or 0.0, 1.0 / k_scale, 1.0 / v_scale,
+        HEADS=spec.heads, KV_HEADS=spec.kv_heads, D=spec.head_dim, DP=dim, BLOCK=block,
+        NORM=spec.norm_eps is not None, ROTARY=spec.rotary_dim, num_warps=4, **form, **device_of(qkv.device).options,
     )  # fmt: skip
     return out

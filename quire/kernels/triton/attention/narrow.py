@@ -36,13 +36,22 @@ def scales(pages: KVPages) -> tuple[float, float]:
 def narrowed(x, inverse, pool, FORMAT: tl.constexpr, CONVERTS: tl.constexpr):
     """`x`, float32, as `pool` keeps it: times `inverse` where it has 8 bits, rounded to the nearest, ties to even."""
     if FORMAT == 0:
-        return x.to(pool.dtype.element_ty)
-    largest: tl.constexpr = 448.0 if FORMAT == E4M3 else 57344.0
-    x *= inverse
-    # NaN is neither above nor below.
-    x = tl.where(x > largest, largest, tl.where(x < -largest, -largest, x))
-    if CONVERTS:
-        return x.to(tl.float8e4nv if FORMAT == E4M3 else tl.float8e5).to(tl.uint8, bitcast=True)
+        stored = x.to(pool.dtype.element_ty)
+    else:
+        largest: tl.constexpr = 448.0 if FORMAT == E4M3 else 57344.0
+        x *= inverse
+        # NaN is neither above nor below.
+        x = tl.where(x > largest, largest, tl.where(x < -largest, -largest, x))
+        if CONVERTS:
+            stored = x.to(tl.float8e4nv if FORMAT == E4M3 else tl.float8e5).to(tl.uint8, bitcast=True)
+        else:
+            stored = _rounded(x, FORMAT)
+    return stored
+
+
+@triton.jit
+def _rounded(x, FORMAT: tl.constexpr):
+    """The bits of `x`, float32 and not too large, in 8."""
     # Bits that fall away, the difference of the exponents' biases, the smallest normal number, and a number whose last
     # bit is worth as much as that of the numbers below it: adding it rounds them.
     lost: tl.constexpr = 20 if FORMAT == E4M3 else 21
@@ -63,22 +72,24 @@ def narrowed(x, inverse, pool, FORMAT: tl.constexpr, CONVERTS: tl.constexpr):
 def widened(stored, FORMAT: tl.constexpr, CONVERTS: tl.constexpr):
     """What was loaded from a pool, unscaled: float16, which holds every value of 8 bits, or as it is."""
     if FORMAT == 0:
-        return stored
-    if CONVERTS:
-        return stored.to(tl.float8e4nv if FORMAT == E4M3 else tl.float8e5, bitcast=True).to(tl.float16)
-    bits = stored.to(tl.uint16)
-    if FORMAT == E5M2:
-        return (bits << 8).to(tl.float16, bitcast=True)
-    half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
-    # The biases of the exponents differ by 8.
-    return tl.where((bits & 0x7F) == 0x7F, float("nan"), half.to(tl.float32) * 256.0).to(tl.float16)
+        wide = stored
+    elif CONVERTS:
+        wide = stored.to(tl.float8e4nv if FORMAT == E4M3 else tl.float8e5, bitcast=True).to(tl.float16)
+    elif FORMAT == E5M2:
+        wide = (stored.to(tl.uint16) << 8).to(tl.float16, bitcast=True)
+    else:
+        bits = stored.to(tl.uint16)
+        half = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
+        # The biases of the exponents differ by 8.
+        wide = tl.where((bits & 0x7F) == 0x7F, float("nan"), half.to(tl.float32) * 256.0).to(tl.float16)
+    return wide
 
 
 @triton.jit
 def halved(x, FORMAT: tl.constexpr):
     """Queries for products with what `widened` gives: float16 too, bounded like it. Float32 stays what it is."""
-    if FORMAT == 0 or x.dtype == tl.float32:
-        return x
-    most: tl.constexpr = LARGEST_HALF
-    x = x.to(tl.float32)
-    return tl.where(x > most, most, tl.where(x < -most, -most, x)).to(tl.float16)
+    if FORMAT != 0 and x.dtype != tl.float32:
+        most: tl.constexpr = LARGEST_HALF
+        wide = x.to(tl.float32)
+        x = tl.where(wide > most, most, tl.where(wide < -most, -most, wide)).to(tl.float16)
+    return x

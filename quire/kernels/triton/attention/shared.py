@@ -56,8 +56,9 @@ def device_of(device: torch.device) -> Device:
 def bulk_of(pages: KVPages, tile: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
     """The pools of keys and values as the copy engine sees them, for tiles of `tile` tokens of one head; or nothing."""
     slots, page_size, kv_heads, dim = pages.k.shape
-    # The engine copies whole boxes, whose sides are powers of two, and of which a page must hold whole ones.
-    if page_size % tile or dim & (dim - 1) or dim * pages.k.itemsize < 16 or not _has_engine(pages.k.device):
+    # The engine copies whole boxes, whose sides are powers of two, and of which a page must hold whole ones; products
+    # want sides of 16.
+    if page_size % tile or dim & (dim - 1) or dim < 16 or not _has_engine(pages.k.device):
         return None, None
     flat = (raw(pool).view(slots * page_size, kv_heads * dim) for pool in (pages.k, pages.v))
     k, v = (TensorDescriptor.from_tensor(pool, [tile, dim]) for pool in flat)
