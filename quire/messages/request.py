@@ -16,6 +16,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
         bad_words_ids: token sequences that must not be completed.
         priority: lower is served first, under the priority policy.
         cache_salt: requests share cached pages only with requests of the same salt.
+        owner: whose it is; owners that wait are served in turns.
     """
 
     id: str
@@ -25,3 +26,4 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     bad_words_ids: list[list[int]] = []
     priority: int = 0
     cache_salt: str = ""
+    owner: str = ""

@@ -4,6 +4,7 @@ Called by `Scheduler.add` only.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import msgspec
 
@@ -19,6 +20,21 @@ SEED_BITS = 63
 
 GOLDEN = 0x9E3779B97F4A7C15
 """2**64 divided by the golden ratio, made odd: multiples of it stay far apart and never meet modulo a power of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How a request came: when (seconds), in whose turn, and the numbers that its sequences take."""
+
+    time: float
+    turn: int
+    arrivals: Iterator[int]
+
+
+def cost_of(request: Request, max_len: int) -> int:
+    """Tokens that a request may cost: its prompt once, and what each of its sequences may generate."""
+    prompt = len(request.token_ids)
+    return prompt + request.params.n * (max_len - prompt)
 
 
 def sibling_seed(seed: int, index: int) -> int:
@@ -40,9 +56,7 @@ def max_len_of(request: Request, max_model_len: int) -> int:
     return max_model_len if most is None else min(max_model_len, prompt + most)
 
 
-def make_sequences(
-    request: Request, limits: Limits, max_len: int, seed: int, arrived: float, arrivals: Iterator[int]
-) -> list[Sequence]:
+def make_sequences(request: Request, limits: Limits, max_len: int, seed: int, entry: Entry) -> list[Sequence]:
     """The n sequences of a request, the leader first. Only the leader reports log-probabilities of the prompt."""
     params = request.params
     quiet = without_prompt_logprobs(params)
@@ -52,8 +66,9 @@ def make_sequences(
         Sequence(
             request=request,
             index=index,
-            arrival=next(arrivals),
-            arrived=arrived,
+            arrival=next(entry.arrivals),
+            arrived=entry.time,
+            turn=entry.turn,
             params=quiet if index else params,
             seed=sibling_seed(seed, index),
             max_len=max_len,

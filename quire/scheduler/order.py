@@ -27,11 +27,11 @@ class Order(Protocol):
 
 
 class FirstCome:
-    """In order of arrival."""
+    """In order of arrival, where several owners ask in turns (see `Turns`)."""
 
     def rank(self, seq: Sequence) -> tuple[int, ...]:
-        """By arrival."""
-        return (seq.arrival,)
+        """By turn, then arrival."""
+        return (seq.turn, seq.arrival)
 
     def candidates(self, waiting: list[Sequence], hit: Callable[[Sequence], int], now: float) -> Iterable[Sequence]:
         """As they stand."""
@@ -39,11 +39,11 @@ class FirstCome:
 
 
 class Priority(FirstCome):
-    """The lowest `priority` number first, then by arrival."""
+    """The lowest `priority` number first, then as they came."""
 
     def rank(self, seq: Sequence) -> tuple[int, ...]:
-        """By priority, then arrival."""
-        return (seq.request.priority, seq.arrival)
+        """By priority, turn, arrival."""
+        return (seq.request.priority, seq.turn, seq.arrival)
 
 
 class LongestPrefix(FirstCome):
@@ -52,9 +52,9 @@ class LongestPrefix(FirstCome):
     def candidates(self, waiting: list[Sequence], hit: Callable[[Sequence], int], now: float) -> Iterable[Sequence]:
         """By hit among the first `LOOK_AHEAD`, those that are overdue before all."""
 
-        def key(seq: Sequence) -> tuple[bool, int, int]:
+        def key(seq: Sequence) -> tuple[bool, int, int, int]:
             overdue = now - seq.arrived >= OVERDUE_S
-            return (not overdue, 0 if overdue else -hit(seq), seq.arrival)
+            return (not overdue, 0 if overdue else -hit(seq), seq.turn, seq.arrival)
 
         return [*sorted(waiting[:LOOK_AHEAD], key=key), *waiting[LOOK_AHEAD:]]
 

@@ -16,6 +16,7 @@ from quire.scheduler.resources.pages import Pages
 from quire.scheduler.resources.rows import Rows
 from quire.scheduler.resources.tokens import Tokens
 from quire.scheduler.sequence import Sequence, State
+from quire.scheduler.turns import Turns
 
 
 @dataclass(slots=True)
@@ -69,6 +70,7 @@ class Roster:
         self.leaving: set[Sequence] = set()
         self.alive: dict[str, list[Sequence]] = {}
         self.counters = Counters()
+        self.turns = Turns()
 
     def seniority(self, seq: Sequence) -> tuple[int, ...]:
         """Rank among the running: served first, preempted last. A pinned sequence stands above all."""
@@ -83,6 +85,7 @@ class Roster:
     def start(self, seq: Sequence) -> None:
         """From the queue to the running; resources have been taken."""
         self.waiting.remove(seq)
+        self.turns.serve(seq.turn)
         seq.state = State.RUNNING
         self.running.add(seq)
 

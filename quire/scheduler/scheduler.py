@@ -16,7 +16,7 @@ from quire.messages.request import Request
 from quire.messages.state import Layout
 from quire.messages.wire import Delta, Stats
 from quire.scheduler.draft import Draft
-from quire.scheduler.intake import make_sequences, max_len_of, seed_of
+from quire.scheduler.intake import Entry, cost_of, make_sequences, max_len_of, seed_of
 from quire.scheduler.invariants import check
 from quire.scheduler.limits import Limits
 from quire.scheduler.planner import Planner
@@ -71,7 +71,9 @@ class Scheduler:
                 code="kv_capacity",
             )
         seed = seed_of(request, self._draw)
-        self.roster.enter(request.id, make_sequences(request, self.limits, max_len, seed, now, self._arrivals))
+        turn = self.roster.turns.take(request.owner, cost_of(request, max_len))
+        entry = Entry(now, turn, self._arrivals)
+        self.roster.enter(request.id, make_sequences(request, self.limits, max_len, seed, entry))
 
     def plan(self, now: float) -> StepPlan | None:
         """Who computes how many tokens next; None when there is nothing to do before a result or a request comes in."""

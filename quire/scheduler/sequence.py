@@ -38,6 +38,7 @@ class Sequence:
 
     Attributes:
         arrival: unique, in order of arrival; siblings count up from the leader.
+        turn: when its owner is served, see `Turns`; the same for all sequences of a request.
         params: as the ranks get them (prompt_logprobs only while the leader still owes them).
         max_len: tokens (prompt and generated) at which it ends.
         stops: every token that may end it.
@@ -57,6 +58,7 @@ class Sequence:
     index: int
     arrival: int
     arrived: float
+    turn: int
     params: SamplingParams
     seed: int
     max_len: int
