@@ -498,7 +498,7 @@ def test_an_owner_who_was_away_has_saved_nothing_up():
 def test_a_longer_request_costs_its_owner_more():
     engine = Engine(max_num_seqs=1)
     engine.add(prompt=4, max_tokens=1, owner="c")
-    engine.add(prompt=30, max_tokens=1, owner="a")
+    engine.add(prompt=14, max_tokens=1, owner="a")
     for _ in range(3):
         engine.add(prompt=4, max_tokens=1, owner="b")
     engine.add(prompt=4, max_tokens=1, owner="a")
