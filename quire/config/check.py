@@ -54,6 +54,7 @@ RANGES = {
     "port": Range(0, 65535, "0 picks a free port"),
     "max_body_bytes": Range(1, MOST_BYTES, "32M is the default"),
     "max_queued_requests": Range(0, MOST_COUNT, "0 refuses whatever cannot run at once"),
+    "max_queued_tokens": Range(1, MOST_BYTES, "8M is the default"),
     "response_store_bytes": Range(0, MOST_BYTES, "64M is the default"),
     "shutdown_timeout_s": Range(0, 86400, "0 ends at once"),
 }

@@ -105,6 +105,9 @@ class ServerConfig:
     host: str = setting("127.0.0.1", "Address to listen on; the default is reachable from this machine only.")
     port: int = setting(8000, "Port to listen on; 0 picks a free one.")
     api_key: str | None = setting(None, "Key that clients must send as 'Authorization: Bearer KEY'.", secret=True)
+    api_key_file: str | None = setting(
+        None, "YAML list of keys, each a text or {key, name, priority}; only keys with priority: true may set it."
+    )
     served_model_name: str | None = setting(None, "Name of the model in the API; unset is the name of the checkpoint.")
     chat_template: str | None = setting(None, "File with a Jinja chat template, instead of the checkpoint's.")
     tool_call_parser: str | None = setting(
@@ -115,6 +118,7 @@ class ServerConfig:
     )
     max_body_bytes: int = setting(32 << 20, "Largest request body in bytes.")
     max_queued_requests: int = setting(1024, "Requests waiting beyond this number are refused with 503.")
+    max_queued_tokens: int = setting(8 << 20, "Tokens of prompts that may be open at a time; beyond, 503.")
     response_store_bytes: int = setting(64 << 20, "Bytes of responses kept in memory for /v1/responses; 0 keeps none.")
     shutdown_timeout_s: float = setting(30.0, "Seconds that running requests get after SIGTERM.")
     disable_access_log: bool = setting(False, "Do not log a line per HTTP request.")

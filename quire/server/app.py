@@ -18,11 +18,12 @@ from starlette.routing import Route
 from quire.chat.formats.recognise import reasoning_format, tool_format
 from quire.config.fields import ServerConfig
 from quire.server import ops
-from quire.server.admission import Admission
+from quire.server.admission import Admission, Room
 from quire.server.anthropic import messages
 from quire.server.anthropic.errors import refuse
 from quire.server.auth import KeyGuard
 from quire.server.errors import ApiError, Refuse, as_api_error
+from quire.server.keys import keys_of
 from quire.server.metrics import Metrics
 from quire.server.middleware import Entrance
 from quire.server.openai import chat, completions, models, responses, tokens
@@ -78,13 +79,14 @@ def create_app(engine: Engine, config: ServerConfig, template: Template | None =
     """
     name = config.served_model_name or engine.model.name
     metrics = Metrics(engine, engine.facts, name, [route.path for route in ROUTES])
-    admission = Admission(engine.facts.max_num_seqs, config.max_queued_requests)
+    room = Room(engine.facts.max_num_seqs + config.max_queued_requests, config.max_queued_tokens)
+    keys = keys_of(config)
     dialects = {route.path: route.refuse for route in ROUTES}
     app = Starlette(
         routes=[Route(route.path, route.serve, methods=[route.method]) for route in ROUTES],
         middleware=[
             Middleware(Entrance, metrics=metrics, access_log=not config.disable_access_log, dialects=dialects),
-            Middleware(KeyGuard, key=config.api_key, public=[route.path for route in ROUTES if route.public]),
+            Middleware(KeyGuard, keys=keys, public=[route.path for route in ROUTES if route.public]),
         ],
         exception_handlers={HTTPException: _no_route},
     )
@@ -93,7 +95,7 @@ def create_app(engine: Engine, config: ServerConfig, template: Template | None =
     store = Store(config.response_store_bytes)
     source = template.source if template else ""
     app.state.service = Service(
-        *(engine, config, metrics, admission, template, name, store),
+        *(engine, config, metrics, Admission(room), template, name, store),
         tool_format=tool_format(config.tool_call_parser, source),
         reasoning_format=reasoning_format(config.reasoning_parser, source),
     )

@@ -57,13 +57,17 @@ def _timeline(timeline: dict[str, float]) -> str:
 
 def _warnings(service: Service, listener: socket.socket) -> list[str]:
     host = str(listener.getsockname()[0])
-    if service.config.api_key is None and not host.startswith(LOOPBACK):
+    if not _guarded(service) and not host.startswith(LOOPBACK):
         return [f"  WARNING   {host} can be reached from other machines and no key is asked for; set --api-key"]
     return []
 
 
+def _guarded(service: Service) -> bool:
+    return service.config.api_key is not None or service.config.api_key_file is not None
+
+
 def _example(service: Service, url: str) -> str:
-    key = "" if service.config.api_key is None else " -H 'Authorization: Bearer KEY'"
+    key = " -H 'Authorization: Bearer KEY'" if _guarded(service) else ""
     model = msgspec.json.encode(service.model_name).decode()
     if service.template is None:
         path, body = "/v1/completions", f'{{"model": {model}, "prompt": "Once upon a time", "max_tokens": 64}}'

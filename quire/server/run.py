@@ -20,6 +20,7 @@ from quire.config.fields import Config, ServerConfig
 from quire.engine.async_llm import AsyncLLM
 from quire.server.app import create_app
 from quire.server.greeting import greeting
+from quire.server.keys import keys_of
 from quire.server.listen import ApiServer, bind
 
 log = get_logger(__name__)
@@ -44,7 +45,8 @@ def serve(config: Config) -> int:
 
 async def _serve(config: Config, listener: socket.socket) -> None:
     template_source = _template_source(config.server)
-    # A wrong name is told before the engine loads.
+    # What is wrong with a name or a file is told before the engine loads.
+    keys_of(config.server)
     tool_format(config.server.tool_call_parser, "")
     reasoning_format(config.server.reasoning_parser, "")
     starting = asyncio.current_task()

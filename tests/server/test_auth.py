@@ -1,9 +1,14 @@
 """Keys: made from the table of routes, so that a new route is tested the day it is added."""
 
+from pathlib import Path
+
 import httpx
 import pytest
 
+from quire.base.errors import ConfigError
+from quire.config.fields import ServerConfig
 from quire.server.app import ROUTES
+from quire.server.keys import Caller, keys_of
 from tests.server.serving import Serving
 
 pytestmark = pytest.mark.plain
@@ -125,3 +130,37 @@ def test_the_right_key_in_the_wrong_place_is_not_found(guarded: httpx.Client) ->
 def test_the_official_client_with_a_key() -> None:
     with Serving(api_key="sk-plain") as running, running.client() as client:
         assert [model.id for model in client.models.list()] == ["org/fake-model"]
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> str:
+    path = tmp_path / "keys.yaml"
+    path.write_text("- plain-key-1\n- {key: named-key-2, name: team, priority: true}\n")
+    return str(path)
+
+
+def test_keys_from_a_file(key_file: str) -> None:
+    with Serving(api_key=KEY, api_key_file=key_file) as running, running.http() as http:
+        for key in (KEY, "plain-key-1", "named-key-2"):
+            assert http.get("/v1/models", headers=bearer(key)).status_code == 200
+        for key in ("plain-key-2", "team", "x"):
+            assert http.get("/v1/models", headers=bearer(key)).status_code == 401
+
+
+def test_what_keys_allow(key_file: str) -> None:
+    keys = keys_of(ServerConfig(api_key=KEY, api_key_file=key_file))
+    assert keys is not None
+    found = [keys.find([key.encode()]) for key in (KEY, "plain-key-1", "named-key-2")]
+    assert [caller and caller.may_prioritize for caller in found] == [True, False, True]
+    assert found[2] == Caller("team", True)
+    assert found[1] is not None and "plain" not in found[1].name
+    assert keys_of(ServerConfig()) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "key: x", "- {key: abcdefgh, colour: red}", "- short", "- [", "- 12345678"])
+def test_a_bad_key_file_is_named_and_not_quoted(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="api_key_file") as caught:
+        keys_of(ServerConfig(api_key_file=str(path)))
+    assert "abcdefgh" not in str(caught.value) and "short'" not in str(caught.value)
