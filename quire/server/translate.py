@@ -6,7 +6,7 @@ way to run a request. Nothing here knows an endpoint.
 
 import re
 from collections.abc import Collection, Mapping
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import msgspec
 
@@ -21,7 +21,10 @@ class Turn(TypedDict):
     """A message of a chat."""
 
     role: str
-    content: Content
+    content: Content | None
+    tool_calls: NotRequired[list[dict[str, object]]]
+    tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
 
 
 class Extras(msgspec.Struct, kw_only=True):
@@ -48,6 +51,7 @@ def refused_fields(kind: type[Extras], more: Mapping[str, tuple[object, ...]]) -
     """What `kind` must not silently ignore: whatever changes the answer of a chat, and `more`."""
     of_chats = set(ChatRequest.__struct_fields__) - set(kind.__struct_fields__)
     harmless = {"n": (None, 1), "parallel_tool_calls": (None, True, False)}
+    harmless |= {"include_reasoning": (None, True), "tool_choice": (None,), "tools": (None,)}
     return {**REFUSED, **dict.fromkeys(of_chats, NOTHING), **harmless, **more}
 
 
@@ -77,9 +81,16 @@ def read_content(content: object, path: str, kinds: Collection[str]) -> Content:
     return [_part(part, f"{path}[{index}]", kinds) for index, part in enumerate(content)]
 
 
-def joined(first: Content, second: Content) -> Content:
+def joined(first: Content | None, second: Content | None) -> Content:
     """Two contents as one."""
     return [*_parts(first), *_parts(second)]
+
+
+def function_tool(name: object, description: object, parameters: object, strict: object) -> dict[str, Any]:
+    """A function as a chat's tool; what is None is left out."""
+    fields = {"name": name, "description": description, "parameters": parameters, "strict": strict}
+    function = {key: value for key, value in fields.items() if value is not None}
+    return {"type": "function", "function": function}
 
 
 def read_role(message: Mapping[str, object], path: str, roles: Collection[str]) -> str:
@@ -109,5 +120,7 @@ def _part(raw: object, path: str, kinds: Collection[str]) -> dict[str, str]:
     return {"type": "text", "text": raw["text"]}
 
 
-def _parts(content: Content) -> list[dict[str, str]]:
+def _parts(content: Content | None) -> list[dict[str, str]]:
+    if content is None:
+        return []
     return [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -52,6 +52,11 @@ def framed(
     return StructuredOutputsParams(grammar=source)
 
 
+def limits_thoughts(service: Service) -> bool:
+    """Whether a budget of thoughts can be kept to: their end is one token."""
+    return service.reasoning_format is not None and _special(service, service.reasoning_format.end) is not None
+
+
 def _body(rules: Rules, service: Service, offer: Offer, form: StructuredOutputsParams | None) -> str:
     """What follows the thoughts."""
     lead = service.reasoning_format.lead if service.reasoning_format else ""

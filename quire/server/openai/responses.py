@@ -12,26 +12,29 @@ from quire.base.errors import RequestError
 from quire.base.logging import get_logger
 from quire.messages.outputs import RequestOutput
 from quire.server.auth import owner_of
+from quire.server.blocks import Blocks
 from quire.server.body import read_json
 from quire.server.errors import ApiError, as_api_error, clip
 from quire.server.generation import Job, admitted, check, collect
 from quire.server.openai.chat import chat_job
 from quire.server.openai.responses_answer import Answer
+from quire.server.openai.responses_items import turns_of
 from quire.server.openai.responses_schema import (
     IGNORED_HERE,
-    NAMES,
     REFUSED_HERE,
     ResponsesRequest,
     chat_of,
     check_served,
-    turns_of,
+    renamed_here,
 )
 from quire.server.openai.schema import check_model, read
-from quire.server.openai.tools import Offer
+from quire.server.openai.speech import ear_for
+from quire.server.openai.structured import own_field
+from quire.server.openai.tools import read_offer
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, Ending, EventStream
 from quire.server.store import Running
-from quire.server.translate import Turn, renamed
+from quire.server.translate import Turn
 from quire.server.watch import Watch
 
 log = get_logger(__name__)
@@ -49,7 +52,7 @@ async def create(request: Request) -> Response:
         try:
             return await _create(request, asked, service)
         except RequestError as error:
-            raise renamed(error, NAMES) from None
+            raise renamed_here(error) from None
 
 
 async def get(request: Request) -> Response:
@@ -84,16 +87,22 @@ async def cancel(request: Request) -> Response:
 async def _create(request: Request, asked: ResponsesRequest, service: Service) -> Response:
     owner = owner_of(request.scope)
     turns = [*_before(asked.previous_response_id, owner, service), *turns_of(asked.input)]
-    job = await chat_job(chat_of(asked, turns), service, Offer())
-    answer = Answer(asked, turns, job.params, service.model_name, owner, service.responses)
-    if asked.background:
-        _start(service, job, answer)
-    elif asked.stream:
-        items = await admitted(service, job, KEEP_ALIVE_S)
-        return EventStream(answer.events(items), service.open_watches, Ending(answer.failed_events))
-    else:
-        (output,) = await collect(service, job)
-        answer.finish(output)
+    chat = chat_of(asked, turns)
+    offer = read_offer(chat, service)
+    job = await chat_job(chat, service, offer)
+    blocks = Blocks(ear_for(service, offer, job))
+    answer = Answer(asked, turns, job.params, service.model_name, owner, service.responses, blocks)
+    try:
+        if asked.background:
+            _start(service, job, answer)
+        elif asked.stream:
+            items = await admitted(service, job, KEEP_ALIVE_S)
+            return EventStream(answer.events(items), service.open_watches, Ending(answer.failed_events))
+        else:
+            (output,) = await collect(service, job)
+            answer.finish(output)
+    except RequestError as error:
+        raise own_field(error, chat) from None
     return _json(answer.body())
 
 

@@ -10,15 +10,18 @@ import msgspec
 
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
+from quire.server.blocks import Block, Blocks, Change
 from quire.server.errors import ApiError
 from quire.server.generation import Item, Usage
+from quire.server.openai.responses_items import item_of, part_of, turn_of
 from quire.server.openai.responses_schema import ResponsesRequest
 from quire.server.sse import named_event
 from quire.server.store import Kept, Place, Store
 from quire.server.translate import Turn
 
-WHERE = {"output_index": 0, "content_index": 0}
-"""There is one item with one part."""
+PREFIXES = {"thoughts": "rs", "text": "msg", "call": "fc"}
+WORDS = {"thoughts": "reasoning_text", "text": "output_text"}
+"""What the events of a part are called."""
 
 ERROR_CODE = "server_error"
 """The one code of OpenAI's closed set that fits a failure of the engine."""
@@ -35,6 +38,7 @@ class Answer:
         model: its name in the API.
         owner: who may fetch the response, see `auth.owner_of`.
         store: where it is put when it has ended, unless the request forbids.
+        blocks: fresh; they become the items.
     """
 
     asked: ResponsesRequest
@@ -43,12 +47,12 @@ class Answer:
     model: str
     owner: bytes
     store: Store
+    blocks: Blocks
     id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
     status: str = "in_progress"
-    _message_id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
+    _ids: dict[int, str] = field(default_factory=dict)
     _created: int = field(default_factory=lambda: int(time.time()))
     _ended: int | None = None
-    _texts: list[str] = field(default_factory=list)
     _usage: Usage = field(default_factory=Usage)
     _error: dict[str, object] | None = None
     _events: int = 0
@@ -63,6 +67,7 @@ class Answer:
         (completion,) = output.outputs
         self._usage.add_prompt(output)
         self._take(completion)
+        self.blocks.settle()
         self._close("incomplete" if completion.finish_reason == "length" else "completed")
 
     def fail(self, error: ApiError) -> None:
@@ -98,67 +103,85 @@ class Answer:
 
     def _begin(self) -> bytes:
         response = self._response()
-        return b"".join(
-            [
-                self._event("response.created", response=response),
-                self._event("response.in_progress", response=response),
-                self._event("response.output_item.added", output_index=0, item=self._message([], "in_progress")),
-                self._event("response.content_part.added", item_id=self._message_id, **WHERE, part=_part("")),
-            ]
+        return self._event("response.created", response=response) + self._event(
+            "response.in_progress", response=response
         )
 
     def _news(self, completion: CompletionOutput) -> bytes:
-        self._take(completion)
-        rendered = b""
-        if completion.text:
-            about = {"item_id": self._message_id, **WHERE, "delta": completion.text, "logprobs": []}
-            rendered = self._event("response.output_text.delta", **about)
-        return rendered + self._end(completion) if completion.finished() else rendered
+        cut = completion.finish_reason == "length"
+        rendered = [self._change(change, "incomplete" if cut else "completed") for change in self._take(completion)]
+        if completion.finished():
+            status = "incomplete" if cut else "completed"
+            # In the store before the client hears of the end, as it may ask for it at once.
+            self._close(status)
+            rendered.append(self._event(f"response.{status}", response=self._response()))
+        return b"".join(rendered)
 
-    def _end(self, completion: CompletionOutput) -> bytes:
-        status = "incomplete" if completion.finish_reason == "length" else "completed"
-        # In the store before the client hears of the end, as it may ask for it at once.
-        self._close(status)
-        text, where = self._text(), {"item_id": self._message_id, **WHERE}
-        item = self._message([_part(text)], status)
-        return b"".join(
-            [
-                self._event("response.output_text.done", **where, text=text, logprobs=[]),
-                self._event("response.content_part.done", **where, part=_part(text)),
-                self._event("response.output_item.done", output_index=0, item=item),
-                self._event(f"response.{status}", response=self._response()),
-            ]
-        )
+    def _change(self, change: Change, status: str) -> bytes:
+        block = change.block
+        item = {"item_id": self._id(block), "output_index": block.index}
+        if change.act == "grow":
+            if block.kind == "call":
+                return self._event("response.function_call_arguments.delta", **item, delta=change.text)
+            told = {**item, "content_index": 0, "delta": change.text}
+            return self._event(f"response.{WORDS[block.kind]}.delta", **told, **_logprobs(block))
+        if change.act == "open":
+            return self._opened(block, item)
+        last = block is self.blocks.all[-1]
+        return self._closed(block, item, "incomplete" if block.broken else status if last else "completed")
+
+    def _opened(self, block: Block, where: dict[str, object]) -> bytes:
+        # What the block holds by now is told by the events that follow.
+        empty = Block(block.index, block.kind, block.name, block.id)
+        item = item_of(empty, self._id(block), "in_progress")
+        if block.kind == "call":
+            return self._event("response.output_item.added", output_index=block.index, item=item)
+        added = self._event("response.output_item.added", output_index=block.index, item={**item, "content": []})
+        return added + self._event("response.content_part.added", **where, content_index=0, part=part_of(empty))
+
+    def _closed(self, block: Block, where: dict[str, object], status: str) -> bytes:
+        text = block.text
+        if block.kind == "call":
+            done = self._event("response.function_call_arguments.done", **where, name=block.name, arguments=text)
+        else:
+            where = {**where, "content_index": 0}
+            done = self._event(f"response.{WORDS[block.kind]}.done", **where, text=text, **_logprobs(block))
+            done += self._event("response.content_part.done", **where, part=part_of(block))
+        item = item_of(block, self._id(block), status)
+        return done + self._event("response.output_item.done", output_index=block.index, item=item)
+
+    def _id(self, block: Block) -> str:
+        return self._ids.setdefault(block.index, f"{PREFIXES[block.kind]}_{uuid.uuid4().hex}")
 
     def _event(self, kind: str, **fields: object) -> bytes:
         self._events += 1
         return named_event(kind, {"sequence_number": self._events - 1, **fields})
 
-    def _take(self, completion: CompletionOutput) -> None:
+    def _take(self, completion: CompletionOutput) -> list[Change]:
         self._usage.completion_tokens += len(completion.token_ids)
-        if completion.text:
-            self._texts.append(completion.text)
-
-    def _text(self) -> str:
-        self._texts = ["".join(self._texts)]
-        return self._texts[0]
+        self._usage.reasoning_tokens += self.blocks.thoughts(completion)
+        return self.blocks.take(completion)
 
     def _close(self, status: str) -> None:
         self.status = status
         self._ended = int(time.time())
         if self.asked.store is not False:
-            turns = [*self.turns, Turn(role="assistant", content=self._text())]
+            turns = [*self.turns, turn_of(self.blocks.all)]
             whole = status in ("completed", "incomplete")
             self.store.put(self.place, Kept(self.body(), msgspec.json.encode(turns) if whole else b""))
 
-    def _message(self, content: list[dict[str, object]], status: str) -> dict[str, object]:
-        return {"type": "message", "id": self._message_id, "status": status, "role": "assistant", "content": content}
-
     def _output(self) -> list[dict[str, object]]:
-        text = self._text()
-        if self._ended is None or not (text or self.status in ("completed", "incomplete")):
+        """The items; while the answer is being made nobody is shown any."""
+        if self._ended is None:
             return []
-        return [self._message([_part(text)], "completed" if self.status == "completed" else "incomplete")]
+        cut = "completed" if self.status == "completed" else "incomplete"
+        blocks = self.blocks.all
+        return [
+            item_of(
+                block, self._id(block), "incomplete" if block.broken else cut if block is blocks[-1] else "completed"
+            )
+            for block in blocks
+        ]
 
     def _response(self) -> dict[str, object]:
         asked, params = self.asked, self.params
@@ -181,11 +204,11 @@ class Answer:
             "top_p": params.top_p,
             "background": bool(asked.background),
             "store": asked.store is not False,
-            "text": {"format": {"type": "text"}},
-            "reasoning": {"effort": None, "summary": None},
-            "tools": [],
-            "tool_choice": "auto",
-            "parallel_tool_calls": True,
+            "text": {"format": (asked.text or {}).get("format") or {"type": "text"}},
+            "reasoning": {"effort": (asked.reasoning or {}).get("effort"), "summary": None},
+            "tools": asked.tools or [],
+            "tool_choice": asked.tool_choice or "auto",
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "truncation": "disabled",
         }
 
@@ -195,10 +218,11 @@ class Answer:
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
 
 
-def _part(text: str) -> dict[str, object]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _logprobs(block: Block) -> dict[str, object]:
+    """Events of text have a field for them; they are not told here."""
+    return {"logprobs": []} if block.kind == "text" else {}

@@ -1,16 +1,15 @@
 """The fields of POST /v1/responses, and what they are as a chat.
 
-Items of `input` are messages with texts. Whatever else Responses knows (tools, reasoning, files, server-side
-conversations) would change the answer and is refused by name.
+Items of `input` are read in `responses_items.py`. Whatever else Responses knows (tools that run on a server, files,
+server-side conversations) would change the answer and is refused by name.
 """
 
 from quire.base.errors import RequestError
 from quire.server.openai.schema import IGNORED, NOTHING, ChatRequest
-from quire.server.translate import Content, Extras, Turn, as_chat, joined, read_content, read_role, refused_fields
+from quire.server.translate import Content, Extras, Turn, as_chat, function_tool, joined, refused_fields, renamed
 
-ROLES = ("user", "assistant", "system", "developer")
 RULES = ("system", "developer")
-TEXTS = ("input_text", "output_text", "text")
+FORMS = ("text", "json_object", "json_schema")
 LOGPROBS = "message.output_text.logprobs"
 
 MAX_PAIRS = 16
@@ -19,7 +18,7 @@ MAX_VALUE_CHARS = 512
 
 
 class ResponsesRequest(Extras, kw_only=True):
-    """POST /v1/responses. `input` is read by `turns_of`; `stream_options` can only ask for padding: there is none."""
+    """POST /v1/responses. `input` is read by `turns_of`. `stream_options` can only ask for padding: there is none."""
 
     input: object
     instructions: str | None = None
@@ -31,6 +30,10 @@ class ResponsesRequest(Extras, kw_only=True):
     include: list[str] | None = None
     text: dict[str, object] | None = None
     reasoning: dict[str, object] | None = None
+    tools: object = None
+    tool_choice: object = None
+    parallel_tool_calls: bool | None = None
+    thinking_token_budget: int | None = None
     stream_options: object = None
 
 
@@ -39,14 +42,18 @@ IGNORED_HERE = IGNORED | {"max_tool_calls", "prompt_cache_options", "access_prog
 REFUSED_HERE = refused_fields(
     ResponsesRequest,
     {
-        "tools": NOTHING,
-        "tool_choice": (None, "none", "auto"),
         "truncation": (None, "disabled"),
         **dict.fromkeys(("conversation", "prompt", "context_management", "moderation"), NOTHING),
     },
 )
 
-NAMES = {"prompt": "input", "messages": "input", "max_tokens": "max_output_tokens"}
+NAMES = {
+    "prompt": "input",
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
 """What fields of a chat are called here."""
 
 
@@ -58,24 +65,9 @@ def check_served(asked: ResponsesRequest) -> None:
         raise RequestError("background needs store: the response is fetched later. Leave out store: false.", "store")
     if LOGPROBS in (asked.include or ()):
         raise _unserved("include", f"include: {LOGPROBS} is not supported yet; leave it out.")
-    if (asked.text or {}).get("format") not in (None, {"type": "text"}):
-        raise _unserved("text.format", "text.format is not supported yet, except {'type': 'text'}; leave it out.")
     if (asked.text or {}).get("verbosity") not in (None, "medium"):
         raise _unserved("text.verbosity", "text.verbosity is not supported yet; leave it out.")
-    if (asked.reasoning or {}).get("effort") not in (None, "none"):
-        raise _unserved("reasoning.effort", "reasoning.effort is not supported yet; leave it out.")
     _check_metadata(asked.metadata or {})
-
-
-def turns_of(raw: object) -> list[Turn]:
-    """`input` as messages. Raises RequestError that names the item."""
-    if isinstance(raw, str):
-        return [{"role": "user", "content": raw}]
-    if not isinstance(raw, list):
-        raise RequestError("input must be a text or a list of items.", "input", "invalid_type")
-    if not raw:
-        raise RequestError("input must hold at least one item.", "input")
-    return [_turn(item, f"input[{index}]") for index, item in enumerate(raw)]
 
 
 def chat_of(asked: ResponsesRequest, turns: list[Turn]) -> ChatRequest:
@@ -87,18 +79,65 @@ def chat_of(asked: ResponsesRequest, turns: list[Turn]) -> ChatRequest:
             rest = turns[1:]
             content = joined(content, first["content"])
         turns = [{"role": "system", "content": content}, *rest]
-    return as_chat(asked, messages=turns, max_tokens=asked.max_output_tokens)
+    effort = (asked.reasoning or {}).get("effort")
+    if not isinstance(effort, str | None):
+        raise RequestError("reasoning.effort must be a text.", "reasoning.effort", "invalid_type")
+    tools, choice = asked.tools or None, asked.tool_choice
+    return as_chat(
+        asked,
+        messages=turns,
+        max_tokens=asked.max_output_tokens,
+        tools=_tools(tools),
+        # The client's library names a choice whether there are tools or not.
+        tool_choice=None if tools is None and choice == "auto" else _choice(choice),
+        parallel_tool_calls=asked.parallel_tool_calls,
+        response_format=_form((asked.text or {}).get("format")),
+        reasoning_effort=effort,
+        thinking_token_budget=asked.thinking_token_budget,
+    )
 
 
-def _turn(item: object, path: str) -> Turn:
-    if not isinstance(item, dict):
-        raise RequestError(f"{path} must be an object with 'role' and 'content'.", path, "invalid_type")
-    kind = item.get("type", "message")
-    if kind != "message":
-        shown = f"{kind[:40]!r} " if isinstance(kind, str) else ""
-        raise _unserved(f"{path}.type", f"{path}.type {shown}is not supported; this server takes messages only.")
-    role = read_role(item, path, ROLES)
-    return {"role": role, "content": read_content(item.get("content"), f"{path}.content", TEXTS)}
+def _tools(raw: object) -> object:
+    """Functions, which are flat here, as a chat's; whatever else is there is judged with them."""
+    if not isinstance(raw, list):
+        return raw
+    for number, tool in enumerate(raw):
+        if isinstance(tool, dict) and tool.get("type") != "function":
+            kind = str(tool.get("type"))[:40]
+            message = f"tools[{number}].type {kind!r} is not supported; this server takes functions only."
+            raise _unserved(f"tools[{number}].type", message)
+    keys = ("name", "description", "parameters", "strict")
+    return [function_tool(*(tool.get(key) for key in keys)) if isinstance(tool, dict) else tool for tool in raw]
+
+
+def _choice(choice: object) -> object:
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        tools = choice.get("tools")
+        allowed = [_choice(tool) for tool in tools] if isinstance(tools, list) else tools
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": allowed}}
+    return choice
+
+
+def _form(format: object) -> object:
+    if format is None:
+        return None
+    kind = format.get("type") if isinstance(format, dict) else None
+    if not isinstance(format, dict) or kind not in FORMS:
+        raise RequestError(f"text.format must have a type of {', '.join(FORMS)}.", "text.format")
+    if kind != "json_schema":
+        return {"type": kind}
+    return {"type": kind, "json_schema": {key: value for key, value in format.items() if key != "type"}}
+
+
+def renamed_here(error: RequestError) -> RequestError:
+    """An error about a field of the chat, told with the name that the field has in Responses."""
+    if (error.param or "").startswith("tools["):
+        return RequestError(
+            error.message.replace(".function", "", 1), (error.param or "").replace(".function", ""), error.code
+        )
+    return renamed(error, NAMES)
 
 
 def _check_metadata(metadata: dict[str, str]) -> None:
