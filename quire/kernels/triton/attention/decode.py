@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 
 from quire.kernels.triton.attention import listing, splits
+from quire.kernels.triton.attention.narrow import kept, scales
 from quire.kernels.triton.attention.shared import INTERPRETED, device_of
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend
 from quire.ops.registry import provide
@@ -60,8 +61,6 @@ def shape_of(pairs: int, group: int, dim: int, itemsize: int) -> Shape:
 def _refuses(spec: AttentionSpec) -> str | None:
     if spec.step != "decode":
         return "only for steps in which every sequence computes one token"
-    if spec.kept != spec.dtype:
-        return f"computes in {spec.dtype} on pages of that dtype only, not {spec.kept}"
     if spec.head_dim > 256:
         return f"heads of {spec.head_dim} values do not fit; at most 256 do"
     return None
@@ -83,17 +82,19 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
     )
     common = {"HEADS": spec.heads, "KV_HEADS": spec.kv_heads, "D": spec.head_dim, "DP": max(dim, 16)}
     common |= {"GROUP": spec.heads // spec.kv_heads, "num_warps": shape.warps, **device.options}
-    constants = common | _constants(spec, shape, work)
+    (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
+    constants = common | form | _constants(spec, shape, work)
     group = triton.next_power_of_2(common["GROUP"])
     merging = {"GROUP_P": group, "AT_ONCE": max(1, min(16, 8192 // (group * dim)))}
-    given = qkv.contiguous(), out, pages.k, pages.v, where.slots, weights.table, weights.q_norm, weights.k_norm
-    parts, scales = (work.partial, work.logs), (spec.scale, spec.norm_eps or 0.0)
+    given = qkv.contiguous(), out, k_pool, v_pool, where.slots, weights.table, weights.q_norm, weights.k_norm
+    numbers = spec.scale * k_scale, v_scale, 1.0 / k_scale, 1.0 / v_scale, spec.norm_eps or 0.0
+    parts = work.partial, work.logs
     listed = work.splits, work.total if shape.early else work.runs, work.tiles, work.places
     if shape.early:
         grid = (rows * shape.splits * spec.kv_heads,)
-        splits.early[grid](*given, *listed, work.arrived, *parts, *scales, **constants, **merging)
+        splits.early[grid](*given, *listed, work.arrived, *parts, *numbers, **constants, **merging)
     else:
-        splits.run_of_splits[(runs * spec.kv_heads,)](*given, *listed, *parts, *scales, **constants)
+        splits.run_of_splits[(runs * spec.kv_heads,)](*given, *listed, *parts, *numbers, **constants)
         splits.merge_rows[(rows, spec.kv_heads)](out, work.splits, work.firsts, *parts, **common, **merging)
     return out
 

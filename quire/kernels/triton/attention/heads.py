@@ -65,6 +65,8 @@ def _prepare(
     turned = rotated(x, y, d, angles + tl.load(positions + token) * ROTARY, ROTARY)
     tl.store(out + (token * HEADS + head)[:, None] * D + d[None, :], turned, mask=is_q[:, None] & inside)
     slot = tl.load(slots + token) * KV_HEADS - HEADS
+    # In the dtype of queries first, as the definition has it.
+    turned = turned.to(qkv.dtype.element_ty).to(tl.float32)
     key = narrowed(turned, k_inverse, k_pool, FORMAT, CONVERTS)
     value = narrowed(raw.to(tl.float32), v_inverse, v_pool, FORMAT, CONVERTS)
     tl.store(k_pool + (slot + head)[:, None] * D + d[None, :], key, mask=is_k[:, None] & inside)

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from quire.kernels.triton.attention.listing import FIELDS, FIRST, LAST
+from quire.kernels.triton.attention.narrow import halved, narrowed, widened
 from quire.kernels.triton.attention.shared import LOG2E, bounded, partner, release, wait
 
 
@@ -59,9 +60,10 @@ def _turned(x, y, turns, eps, D: tl.constexpr, NORM: tl.constexpr):
 
 @triton.jit
 def _start(
-    qkv, row, head, length, newest, slot, q_turns, k_turns, k_pool, v_pool, scale, eps,
+    qkv, row, head, length, newest, slot, q_turns, k_turns, k_pool, v_pool, scale, k_inverse, v_inverse, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
-    ROWS: tl.constexpr, CAP: tl.constexpr, NORM: tl.constexpr, ROTARY: tl.constexpr,
+    ROWS: tl.constexpr, CAP: tl.constexpr, NORM: tl.constexpr, ROTARY: tl.constexpr, FORMAT: tl.constexpr,
+    CONVERTS: tl.constexpr,
 ):  # fmt: skip
     """Begin a split: its queries (ROWS, DP), and sums over nothing or, in the row's last split, over its new token.
 
@@ -77,27 +79,31 @@ def _start(
     q_x, q_y = tl.load(q + d, mask=inside, other=0.0), tl.load(q + other, mask=inside, other=0.0)
     k_x, k_y = tl.load(k + d, mask=new, other=0.0), tl.load(k + other, mask=new, other=0.0)
     value = tl.load(k + KV_HEADS * D + d, mask=new, other=0.0)
-    queries = _turned(q_x, q_y, q_turns, eps, D, NORM).to(k_pool.dtype.element_ty)
-    key = _turned(k_x, k_y, k_turns, eps, D, NORM).to(k_pool.dtype.element_ty)
+    queries = halved(_turned(q_x, q_y, q_turns, eps, D, NORM).to(qkv.dtype.element_ty), FORMAT)
+    key = _turned(k_x, k_y, k_turns, eps, D, NORM).to(qkv.dtype.element_ty)
+    key = narrowed(key.to(tl.float32), k_inverse, k_pool, FORMAT, CONVERTS)
+    value = narrowed(value.to(tl.float32), v_inverse, v_pool, FORMAT, CONVERTS)
     at = (slot * KV_HEADS + head) * D + d + 0 * g[:, None]
     tl.store(k_pool + at, key, mask=new & (g == 0)[:, None])
     tl.store(v_pool + at, value, mask=new & (g == 0)[:, None])
-    score = tl.sum(queries.to(tl.float32) * key.to(tl.float32), 1) * scale
+    score = tl.sum(queries.to(tl.float32) * widened(key, FORMAT, CONVERTS).to(tl.float32), 1) * scale
     if CAP > 0.0:
         score = bounded(score, CAP)
     counts = newest & (length > 0)
     top = tl.where(counts, score * LOG2E, float("-inf"))
     weight = tl.where(counts, 1.0, 0.0 * score)
-    acc = tl.where(counts, value.to(tl.float32), 0.0)
+    acc = tl.where(counts, widened(value, FORMAT, CONVERTS).to(tl.float32), 0.0)
     return queries, acc, top, weight
 
 
 @triton.jit
 def _add(
-    acc, top, weight, queries, keys, values, seen, scale, CAP: tl.constexpr, WIDE: tl.constexpr
+    acc, top, weight, queries, keys, values, seen, scale, CAP: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr,
+    CONVERTS: tl.constexpr,
 ):  # fmt: skip
     """Attend to one tile."""
-    DOT: tl.constexpr = tl.float32 if WIDE else keys.dtype
+    DOT: tl.constexpr = tl.float32 if WIDE else queries.dtype
+    keys, values = widened(keys, FORMAT, CONVERTS), widened(values, FORMAT, CONVERTS)
     scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee") * scale
     if CAP > 0.0:
         scores = bounded(scores, CAP)
@@ -107,7 +113,7 @@ def _add(
     base = tl.where(new_top == float("-inf"), 0.0, new_top)
     shrink = tl.exp2(top - base)
     p = tl.exp2(scores - base[:, None])
-    acc = tl.dot(p.to(values.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
+    acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
     return acc, new_top, weight * shrink + tl.sum(p, 1)
 
 
@@ -151,7 +157,7 @@ def _merge(
 
 @triton.jit
 def _leave(
-    acc, top, weight, out, partial, logs, splits, split, head,
+    acc, top, weight, out, partial, logs, splits, split, head, v_scale,
     HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Store a split's result: as the row's, if it has no other, else to be merged. Its row, parts and first part."""
@@ -161,7 +167,7 @@ def _leave(
     heads = head * GROUP + g
     mine = (g < GROUP)[:, None] & (d < D)
     weight = tl.where(weight > 0, weight, 1.0)
-    result = acc / weight[:, None]
+    result = acc / weight[:, None] * v_scale
     if count == 1:
         tl.store(out + (row.to(tl.int64) * HEADS + heads)[:, None] * D + d, result, mask=mine)
     else:
@@ -176,11 +182,11 @@ def _leave(
 @triton.jit
 def early(
     qkv, out, k_pool, v_pool, new_slots, angles, q_norm, k_norm,
-    splits, total, tiles, places, arrived, partial, logs, scale, eps,
+    splits, total, tiles, places, arrived, partial, logs, scale, v_scale, k_inverse, v_inverse, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     GROUP_P: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
     AT_ONCE: tl.constexpr, CAP: tl.constexpr, NORM: tl.constexpr, ROTARY: tl.constexpr, WIDE: tl.constexpr,
-    PDL: tl.constexpr,
+    FORMAT: tl.constexpr, CONVERTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One split. All that is read before the wait was there before the list, which was there before the step's first
     attention: lengths, page tables, the tokens of earlier steps."""
@@ -198,15 +204,15 @@ def early(
     wait(PDL)
     if there:
         queries, acc, top, weight = _start(
-            qkv, row, head, length, newest, slot, q_turns, k_turns, k_pool, v_pool, scale, eps,
-            HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY,
+            qkv, row, head, length, newest, slot, q_turns, k_turns, k_pool, v_pool, scale,
+            k_inverse, v_inverse, eps, HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY, FORMAT, CONVERTS,
         )  # fmt: skip
-        acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE)
+        acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS)
         for t in tl.range(tile + 1, tile + count, num_stages=STAGES):
             keys, values, seen, _ = _fetch(t, True, tiles, places, k_pool, v_pool, head, KV_HEADS, D, DP, TILE, PIECES)
-            acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE)
+            acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS)
         row, count, first = _leave(
-            acc, top, weight, out, partial, logs, splits, split, head, HEADS, D, DP, GROUP, ROWS
+            acc, top, weight, out, partial, logs, splits, split, head, v_scale, HEADS, D, DP, GROUP, ROWS
         )  # fmt: skip
         if count > 1:
             # Every thread's stores before the count, and the count before the loads of whoever comes last.
@@ -220,10 +226,11 @@ def early(
 @triton.jit
 def run_of_splits(
     qkv, out, k_pool, v_pool, new_slots, angles, q_norm, k_norm,
-    splits, runs, tiles, places, partial, logs, scale, eps,
+    splits, runs, tiles, places, partial, logs, scale, v_scale, k_inverse, v_inverse, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
-    CAP: tl.constexpr, NORM: tl.constexpr, ROTARY: tl.constexpr, WIDE: tl.constexpr, PDL: tl.constexpr,
+    CAP: tl.constexpr, NORM: tl.constexpr, ROTARY: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr,
+    CONVERTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A run of splits. All heads' programs of a run read the same tokens at the same time."""
     release(PDL)
@@ -231,7 +238,7 @@ def run_of_splits(
     run = runs + tl.program_id(0) // KV_HEADS * 2
     begin, end, split = tl.load(run), tl.load(run + 2), tl.load(run + 1) - 1
     wait(PDL)
-    queries = tl.zeros((ROWS, DP), k_pool.dtype.element_ty)
+    queries = halved(tl.zeros((ROWS, DP), qkv.dtype.element_ty), FORMAT)
     acc, top, weight = tl.zeros((ROWS, DP), tl.float32), tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
     for t in tl.range(begin, end, num_stages=STAGES):
         keys, values, seen, marks = _fetch(t, True, tiles, places, k_pool, v_pool, head, KV_HEADS, D, DP, TILE, PIECES)
@@ -242,12 +249,12 @@ def run_of_splits(
             q_turns = _turns(angles, q_norm, length, D, DP, ROTARY, NORM)
             k_turns = _turns(angles, k_norm, length, D, DP, ROTARY, NORM)
             queries, acc, top, weight = _start(
-                qkv, row, head, length, newest, tl.load(new_slots + row), q_turns, k_turns, k_pool, v_pool, scale, eps,
-                HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY,
+                qkv, row, head, length, newest, tl.load(new_slots + row), q_turns, k_turns, k_pool, v_pool, scale,
+                k_inverse, v_inverse, eps, HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY, FORMAT, CONVERTS,
             )  # fmt: skip
-        acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE)
+        acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS)
         if marks & LAST:
-            _leave(acc, top, weight, out, partial, logs, splits, split, head, HEADS, D, DP, GROUP, ROWS)
+            _leave(acc, top, weight, out, partial, logs, splits, split, head, v_scale, HEADS, D, DP, GROUP, ROWS)
 
 
 @triton.jit
