@@ -104,6 +104,12 @@ class ServerConfig:
 
     host: str = setting("127.0.0.1", "Address to listen on; the default is reachable from this machine only.")
     port: int = setting(8000, "Port to listen on; 0 picks a free one.")
+    uds: str | None = setting(None, "Unix socket to listen on, instead of host and port; only its owner may connect.")
+    ssl_certfile: str | None = setting(None, "File with the server's certificate chain (PEM): serve HTTPS.")
+    ssl_keyfile: str | None = setting(None, "File with its private key (PEM), if ssl_certfile does not hold it.")
+    ssl_ca_certs: str | None = setting(None, "File with authorities (PEM): only clients with their certificates may ask.")
+    root_path: str = setting("", "Path under which a proxy in front shows this server, such as /llm.")
+    allowed_origins: str = setting("", "Origins whose pages may call from a browser, by commas; * is every origin.")
     api_key: str | None = setting(None, "Key that clients must send as 'Authorization: Bearer KEY'.", secret=True)
     api_key_file: str | None = setting(
         None, "YAML list of keys, each a text or {key, name, priority}; only keys with priority: true may set it."

@@ -11,6 +11,7 @@ from typing import NoReturn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -85,7 +86,14 @@ def create_app(engine: Engine, config: ServerConfig, template: Template | None =
     app = Starlette(
         routes=[Route(route.path, route.serve, methods=[route.method]) for route in ROUTES],
         middleware=[
-            Middleware(Entrance, metrics=metrics, access_log=not config.disable_access_log, dialects=dialects),
+            *_cross_origin(config.allowed_origins),
+            Middleware(
+                Entrance,
+                metrics=metrics,
+                access_log=not config.disable_access_log,
+                dialects=dialects,
+                root=config.root_path,
+            ),
             Middleware(KeyGuard, keys=keys, public=[route.path for route in ROUTES if route.public]),
         ],
         exception_handlers={HTTPException: _no_route},
@@ -100,6 +108,14 @@ def create_app(engine: Engine, config: ServerConfig, template: Template | None =
         reasoning_format=reasoning_format(config.reasoning_parser, source),
     )
     return app
+
+
+def _cross_origin(allowed: str) -> list[Middleware]:
+    """Lets pages of the origins `allowed` (by commas) call. Outside of all else, so that refusals can be read too."""
+    origins = [origin.strip() for origin in allowed.split(",") if origin.strip()]
+    if not origins:
+        return []
+    return [Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])]
 
 
 async def _no_route(request: Request, error: Exception) -> NoReturn:

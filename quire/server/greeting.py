@@ -4,6 +4,7 @@ import socket
 
 import msgspec
 
+from quire.config.fields import ServerConfig
 from quire.messages.params import SamplingParams
 from quire.server.service import Service
 from quire.version import __version__
@@ -14,7 +15,7 @@ LOOPBACK = ("127.", "::1", "localhost")
 def greeting(service: Service, listener: socket.socket) -> str:
     """The whole text."""
     facts = service.engine.facts
-    url = url_of(listener)
+    url = url_of(listener, service.config)
     pages = ", ".join(f"{group.pages} pages of {group.page_size} tokens" for group in facts.layout.groups)
     if facts.kv_cache_dtype not in (None, facts.dtype):
         pages += f" in {facts.kv_cache_dtype}"
@@ -24,7 +25,7 @@ def greeting(service: Service, listener: socket.socket) -> str:
         f"  context   {facts.max_model_len} tokens; {facts.max_num_seqs} sequences at once; {pages}",
         f"  sampling  {_defaults(service.engine.default_params())}",
         f"  start-up  {_timeline(facts.timeline)}",
-        f"  ready at  {url}",
+        f"  ready at  {url if service.config.uds is None else service.config.uds}",
         *_warnings(service, listener),
         "",
         "Try it:",
@@ -33,10 +34,13 @@ def greeting(service: Service, listener: socket.socket) -> str:
     return "\n".join(lines)
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, config: ServerConfig) -> str:
     """Where clients on this machine find the server."""
+    if config.uds is not None:
+        return "http://localhost"
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if config.ssl_certfile is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _defaults(params: SamplingParams) -> str:
@@ -56,6 +60,8 @@ def _timeline(timeline: dict[str, float]) -> str:
 
 
 def _warnings(service: Service, listener: socket.socket) -> list[str]:
+    if service.config.uds is not None:
+        return []
     host = str(listener.getsockname()[0])
     if not _guarded(service) and not host.startswith(LOOPBACK):
         return [f"  WARNING   {host} can be reached from other machines and no key is asked for; set --api-key"]
@@ -74,4 +80,5 @@ def _example(service: Service, url: str) -> str:
     else:
         path = "/v1/chat/completions"
         body = f'{{"model": {model}, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-    return f"curl {url}{path}{key} -H 'Content-Type: application/json' -d '{body}'"
+    socket_flag = "" if service.config.uds is None else f"--unix-socket {service.config.uds} "
+    return f"curl {socket_flag}{url}{path}{key} -H 'Content-Type: application/json' -d '{body}'"

@@ -33,18 +33,24 @@ class Entrance:
         metrics: counts answers.
         access_log: whether each answer is logged in a line.
         dialects: how errors are written on the paths that do not write OpenAI's.
+        root: path that a proxy in front may have put before ours; served with and without it.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, access_log: bool, dialects: Mapping[str, Refuse]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, access_log: bool, dialects: Mapping[str, Refuse], root: str = ""
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._access_log = access_log
         self._dialects = dialects
+        self._root = root.rstrip("/")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; whatever is raised becomes an error object if nothing was sent yet."""
         if scope["type"] != "http":
             return
+        if self._root and scope["path"].startswith(f"{self._root}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self._root)}
         visit = Visit(scope, send)
         try:
             _check_sizes(scope)

@@ -21,7 +21,7 @@ from quire.engine.async_llm import AsyncLLM
 from quire.server.app import create_app
 from quire.server.greeting import greeting
 from quire.server.keys import keys_of
-from quire.server.listen import ApiServer, bind
+from quire.server.listen import ApiServer, bind, check_certificates
 
 log = get_logger(__name__)
 
@@ -34,7 +34,7 @@ def serve(config: Config) -> int:
         QuireError: the engine cannot start.
     """
     with (
-        bind(config.server.host, config.server.port) as listener,
+        bind(config.server) as listener,
         asyncio.Runner(loop_factory=_new_loop()) as runner,
         # Stopped while the engine was still loading.
         contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError),
@@ -47,6 +47,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
     template_source = _template_source(config.server)
     # What is wrong with a name or a file is told before the engine loads.
     keys_of(config.server)
+    check_certificates(config.server)
     tool_format(config.server.tool_call_parser, "")
     reasoning_format(config.server.reasoning_parser, "")
     starting = asyncio.current_task()

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -40,9 +41,10 @@ class Serving:
         self.app = create_app(self.engine, self.config, self.template)
         self.service = self.app.state.service
         self.server = ApiServer(self.app, self.config)
-        self._listener = bind("127.0.0.1", 0)
-        self.port: int = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self._listener = bind(replace(self.config, host="127.0.0.1", port=0))
+        self.port: int = 0 if self.config.uds else self._listener.getsockname()[1]
+        scheme = "http" if self.config.ssl_certfile is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:

@@ -76,15 +76,15 @@ def test_an_idle_server_stops_at_once() -> None:
 
 
 def test_a_port_that_is_taken() -> None:
-    with bind("127.0.0.1", 0) as first:
+    with bind(ServerConfig(port=0)) as first:
         port = first.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port {port}.*--port"):
-            bind("127.0.0.1", port)
+            bind(ServerConfig(port=port))
 
 
 def test_a_host_that_does_not_exist() -> None:
     with pytest.raises(ConfigError, match="--host"):
-        bind("no.such.host.invalid", 0)
+        bind(ServerConfig(host="no.such.host.invalid", port=0))
 
 
 def test_the_greeting_says_what_was_chosen() -> None:
@@ -106,6 +106,6 @@ def test_the_greeting_says_what_was_chosen() -> None:
 
 
 def test_an_open_server_is_warned_of() -> None:
-    with bind("0.0.0.0", 0) as everywhere, Serving() as running:
+    with bind(ServerConfig(host="0.0.0.0", port=0)) as everywhere, Serving() as running:
         assert "set --api-key" in greeting(running.service, everywhere)
     assert ServerConfig().host == "127.0.0.1", "the default is reachable from this machine only"

@@ -1,0 +1,111 @@
+"""Where the server listens: a Unix socket of its owner's, TLS, behind a proxy's path; and whose pages may call it."""
+
+import socket
+import ssl
+import stat
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from quire.base.errors import ConfigError
+from quire.config.fields import ServerConfig
+from quire.server.listen import bind, check_certificates
+from tests.server.serving import Serving
+
+pytestmark = pytest.mark.plain
+
+
+def test_a_unix_socket_for_its_owner_alone(tmp_path: Path) -> None:
+    path = str(tmp_path / "quire.sock")
+    with Serving(uds=path):
+        assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
+        with httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://localhost") as http:
+            assert http.get("/v1/models").status_code == 200
+        with pytest.raises(ConfigError, match="a server listens there"):
+            bind(ServerConfig(uds=path))
+    # What a server that was killed has left is no obstacle; a file that is no socket is.
+    bind(ServerConfig(uds=path)).close()
+    plain = tmp_path / "file"
+    plain.write_text("keep me")
+    with pytest.raises(ConfigError, match="no socket"):
+        bind(ServerConfig(uds=str(plain)))
+    assert plain.read_text() == "keep me"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("tls")
+    key, cert = str(folder / "key.pem"), str(folder / "cert.pem")
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    words += ["-keyout", key, "-out", cert, "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(words, check=True, capture_output=True)
+    return cert, key
+
+
+@pytest.mark.skipif(not Path("/usr/bin/openssl").exists(), reason="openssl makes the certificate")
+def test_tls(certificate: tuple[str, str]) -> None:
+    cert, key = certificate
+    context = ssl.create_default_context(cafile=cert)
+    with Serving(ssl_certfile=cert, ssl_keyfile=key) as running:
+        with running.http(verify=context) as http:
+            assert http.get("/v1/models").status_code == 200
+        with httpx.Client() as plain, pytest.raises(httpx.TransportError):
+            plain.get(running.url.replace("https", "http"))
+    # With authorities of clients, only those with a certificate of theirs get in.
+    with Serving(ssl_certfile=cert, ssl_keyfile=key, ssl_ca_certs=cert) as running:
+        with running.http(verify=context) as http, pytest.raises(httpx.TransportError):
+            http.get("/v1/models")
+        known = ssl.create_default_context(cafile=cert)
+        known.load_cert_chain(cert, key)
+        with running.http(verify=known) as http:
+            assert http.get("/v1/models").status_code == 200
+
+
+def test_certificates_are_checked_before_anything_starts(tmp_path: Path) -> None:
+    empty = tmp_path / "cert.pem"
+    empty.write_text("")
+    for settings in ({"ssl_certfile": "/none.pem"}, {"ssl_certfile": str(empty)}, {"ssl_keyfile": "/none.pem"}):
+        with pytest.raises(ConfigError, match="ssl_certfile"):
+            check_certificates(ServerConfig(**settings))
+    check_certificates(ServerConfig())
+
+
+def test_a_path_of_a_proxy_is_left_out() -> None:
+    with Serving(root_path="/llm/", api_key="secret-key") as running, running.http() as http:
+        bearer = {"Authorization": "Bearer secret-key"}
+        for path in ("/v1/models", "/llm/v1/models"):
+            assert http.get(path, headers=bearer).status_code == 200
+            assert http.get(path).status_code == 401
+        assert http.get("/llm/health").status_code == http.get("/health").status_code == 200
+        assert http.get("/llmhealth", headers=bearer).status_code == 404
+
+
+def test_pages_of_other_origins_may_not_call_unless_they_are_listed() -> None:
+    asks = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
+    with Serving() as running, running.http() as http:
+        answer = http.get("/v1/models", headers=asks)
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert http.options("/v1/models", headers=asks).status_code == 405
+    origins = "https://page.example, https://b.example"
+    with Serving(allowed_origins=origins, api_key="k") as running, running.http() as http:
+        answer = http.options("/v1/chat/completions", headers=asks)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://page.example"
+        other = http.options("/v1/models", headers={**asks, "Origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+        # A refusal can be read by the page that is allowed to.
+        assert http.get("/v1/models", headers=asks).headers["access-control-allow-origin"] == "https://page.example"
+
+
+def test_a_port_is_released_when_binding_fails(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="cannot listen"):
+            bind(ServerConfig(port=taken.getsockname()[1]))
+    with pytest.raises(ConfigError, match="uds"):
+        bind(ServerConfig(uds=str(tmp_path / "none" / "x.sock")))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
