@@ -7,7 +7,7 @@ checkpoint's names.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +16,14 @@ from quire.base.errors import CheckpointError
 from quire.layers.state import LayerState
 from quire.loading.recipe import Part, Recipe, Weight
 from quire.messages.state import Retention
+from quire.ops.linear import LinearSpec, linear
 from quire.ops.registry import Choice, Op, Provider, choose
+from quire.ops.stored import Bits, StoredSpec, Wanted, storage_for, stored_linear
 from quire.parallel.mesh import Mesh
 
+Quantization = Literal["int8", "int4"]
+INT4_GROUP = 128
+"""Inputs that share a scale."""
 COMPOSED = "composed"
 """What serves a fused op that no provider has as one: the small ops, each by its own provider."""
 
@@ -30,6 +35,7 @@ class Build:
     Attributes:
         mesh: the ranks that layers are cut over.
         dtype, device: of weights and activations.
+        quantization: "int8" or "int4": matrices are quantized while they load; None keeps them in `dtype`.
         kv_dtype: of keys and values in pages; None is `dtype`.
         providers: kernel folders to try, best first; they are imported already. The reference is implied.
         max_model_len: positions that will occur; None takes the model's own context length.
@@ -44,6 +50,7 @@ class Build:
     device: torch.device
     providers: Sequence[str] = ()
     max_model_len: int | None = None
+    quantization: Quantization | None = None
     kv_dtype: torch.dtype | None = None
     path: str = ""
     states: list[LayerState] = field(default_factory=list)
@@ -65,17 +72,45 @@ class Build:
         `center`, `again` (full names) and `fused` (relative like `parts`) are the recipe's. Raises CheckpointError
         where it does not fit in memory.
         """
-        here, other = (tuple(replace(p, name=self.name(p.name)) for p in some) for some in (parts, fused))
-        recipe = Recipe(here, center, again, other)
+        recipe = Recipe(self._named(parts), center, again, self._named(fused))
         shape = recipe.shape(self.mesh.rank, self.mesh.size)
+        return Weight(self._taken(recipe, lambda: torch.empty(shape, dtype=self.dtype, device=self.device)), recipe)
+
+    def matrix(self, *parts: Part, again: tuple[str, ...] = (), head: bool = False) -> Weight:
+        """The like for a matrix that activations are multiplied with (see `product`), stored as its kernel wants it.
+
+        `head` says that it makes logits: it is never quantized to less than 8 bits.
+        """
+        recipe = Recipe(self._named(parts), again=again)
+        outputs, inputs = recipe.shape(self.mesh.rank, self.mesh.size)
+        bits: Bits | None = None if self.quantization is None else 8 if head or self.quantization == "int8" else 4
+        wanted = Wanted(outputs, inputs, bits, INT4_GROUP, self.dtype_name, str(self.device))
+        storage = storage_for(wanted, self.providers)
+        if storage is None:
+            return self.weight(*parts, again=again)
+        return Weight(self._taken(recipe, storage.allocate), recipe, storage)
+
+    def product(self, weight: Weight, bias: bool) -> tuple[LinearSpec | StoredSpec, Callable[..., Any]]:
+        """The op that multiplies with a `matrix`, called with (x, weight, bias or None, spec): `(spec, function)`."""
+        spec: LinearSpec | StoredSpec
+        if weight.stored is None:
+            spec = LinearSpec(weight.columns, weight.rows, bias, self.dtype_name, str(self.device))
+            return spec, self.op(linear, spec)
+        spec = StoredSpec(weight.stored, bias, self.dtype_name, str(self.device))
+        return spec, self.op(stored_linear, spec)
+
+    def _named(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+        return tuple(replace(part, name=self.name(part.name)) for part in parts)
+
+    def _taken(self, recipe: Recipe, allocate: Callable[[], Tensor]) -> Tensor:
         try:
-            data = torch.empty(shape, dtype=self.dtype, device=self.device)
-        except RuntimeError as error:
+            return allocate()
+        except (RuntimeError, OSError) as error:
+            shape = recipe.shape(self.mesh.rank, self.mesh.size)
             raise CheckpointError(
-                f"{recipe.parts[0].name}: {shape} of {self.dtype_name} does not fit in the memory of {self.device}; "
-                "use a smaller model, a shorter dtype or more tensor-parallel ranks"
+                f"{recipe.parts[0].name}: {shape} of {self.quantization or self.dtype_name} does not fit in the memory "
+                f"of {self.device}; use a smaller model, a shorter dtype or more tensor-parallel ranks"
             ) from error
-        return Weight(data, recipe)
 
     def state(self, kv_heads: int, head_dim: int, retention: Retention) -> LayerState:
         """A state for `kv_heads` heads of this rank, entered into the list of states."""

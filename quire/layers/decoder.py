@@ -114,15 +114,14 @@ class Decoder(nn.Module):
         self.mesh, self.config = b.mesh, config
         self.rope: RopeFacts = rope_facts(facts.config)
         m, head = b / "model", b / "lm_head"
-        # Some checkpoints of tied models write the table a second time, as the head.
-        again = (head.name("weight"),) if config.tie_word_embeddings else ()
-        self.embedding = Embedding(m / "embed_tokens", config.vocab_size, config.hidden_size, again)
+        tied = head.name("weight") if config.tie_word_embeddings else None
+        self.embedding = Embedding(m / "embed_tokens", config.vocab_size, config.hidden_size, tied)
         layers = [self.layer(m / f"layers.{i}", i) for i in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(layers)
         self._layers = layers
         self.norm = self.norm_at(m / "norm")
         part = vocabulary_part(head, config.vocab_size, config.hidden_size)
-        table = self.embedding.weight if config.tie_word_embeddings else head.weight(part)
+        table = self.embedding.weight if tied else head.matrix(part, head=True)
         self.head = Head(head, config.vocab_size, table)
 
     def layer(self, b: Build, index: int) -> PreNorm | Sandwich:

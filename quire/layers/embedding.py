@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from quire.layers.build import Build
 from quire.loading.recipe import Part, Weight
-from quire.ops.linear import EmbeddingSpec, LinearSpec, embedding, linear
+from quire.ops.linear import EmbeddingSpec, embedding
+from quire.ops.stored import StoredRowsSpec, stored_embedding
 
 
 def vocabulary_part(b: Build, vocab: int, size: int) -> Part:
@@ -19,14 +20,21 @@ def vocabulary_part(b: Build, vocab: int, size: int) -> Part:
 class Embedding(nn.Module):
     """Rows of the embedding table. Each rank holds a run of rows."""
 
-    def __init__(self, b: Build, vocab: int, size: int, again: tuple[str, ...] = ()) -> None:
-        """`again`: names under which some checkpoints hold the same table once more."""
+    def __init__(self, b: Build, vocab: int, size: int, head: str | None = None) -> None:
+        """`head`: name of the head's weight where that is this table; some checkpoints hold it once more."""
         super().__init__()
         self.mesh = b.mesh
-        self.weight = b.weight(vocabulary_part(b, vocab, size), again=again)
-        rows = len(self.weight)
-        self.spec = EmbeddingSpec(vocab, rows, b.mesh.rank * rows, size, b.dtype_name, str(b.device))
-        self._embed = b.op(embedding, self.spec)
+        part = vocabulary_part(b, vocab, size)
+        self.weight = b.weight(part) if head is None else b.matrix(part, again=(head,), head=True)
+        rows, storage = self.weight.rows, self.weight.stored
+        first, dtype, device = b.mesh.rank * rows, b.dtype_name, str(b.device)
+        self.spec: EmbeddingSpec | StoredRowsSpec
+        if storage is None:
+            self.spec = EmbeddingSpec(vocab, rows, first, size, dtype, device)
+            self._embed = b.op(embedding, self.spec)
+        else:
+            self.spec = StoredRowsSpec(storage, vocab, first, dtype, device)
+            self._embed = b.op(stored_embedding, self.spec)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(tokens,) to (tokens, size), whole on every rank."""
@@ -40,8 +48,7 @@ class Head(nn.Module):
     def __init__(self, b: Build, vocab: int, weight: Weight) -> None:
         super().__init__()
         self.mesh, self.vocab, self.weight = b.mesh, vocab, weight
-        self.spec = LinearSpec(weight.shape[1], weight.shape[0], False, b.dtype_name, str(b.device))
-        self._apply_op = b.op(linear, self.spec)
+        self.spec, self._apply_op = b.product(weight, False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(n, size) to (n, vocab), whole on every rank."""

@@ -14,6 +14,7 @@ from quire.layers.linear import Linear
 from quire.layers.mlp import GatedMLP
 from quire.layers.norm import RMSNorm
 from quire.ops.block import NormGateSpec, NormLinearSpec, norm_gate_up, norm_linear
+from quire.ops.linear import LinearSpec
 from quire.parallel.mesh import Mesh
 
 
@@ -46,15 +47,21 @@ class Stream:
 
 
 class Joint:
-    """A norm and the first product of the block behind it; with `mlp`, also its gate."""
+    """A norm and the first product of the block behind it; with `mlp`, also its gate.
+
+    Block ops read weights row by row; a weight that is stored otherwise goes through the small ops.
+    """
 
     def __init__(self, b: Build, norm: RMSNorm, product: Linear, mlp: GatedMLP | None = None) -> None:
         self._norm, self._product = norm, product
         self._rest: Callable[[Tensor], Tensor] | None = None if mlp is None else mlp.gate
-        self._spec: NormLinearSpec | NormGateSpec = NormLinearSpec(norm.spec, product.spec)
-        if mlp is not None:
-            self._spec = NormGateSpec(norm.spec, product.spec, mlp.spec)
-        self._op = b.op(norm_linear if mlp is None else norm_gate_up, self._spec, self._composed)
+        self._spec: NormLinearSpec | NormGateSpec | None = None
+        self._op: Callable[..., tuple[Tensor, Tensor]] = self._composed
+        if isinstance(product.spec, LinearSpec):
+            self._spec = NormLinearSpec(norm.spec, product.spec)
+            if mlp is not None:
+                self._spec = NormGateSpec(norm.spec, product.spec, mlp.spec)
+            self._op = b.op(norm_linear if mlp is None else norm_gate_up, self._spec, self._composed)
 
     def forward(self, residual: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         """What the block's first part makes of norm(residual + delta), and residual + delta."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from quire.layers.build import Build
 from quire.loading.recipe import Part, Weight
-from quire.ops.linear import LinearSpec, linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +34,7 @@ class Linear(nn.Module):
     def __init__(self, b: Build, weight: Weight, bias: Weight | None = None) -> None:
         super().__init__()
         self.weight, self.bias = weight, bias
-        outputs, inputs = weight.shape
-        self.spec = LinearSpec(inputs, outputs, bias is not None, b.dtype_name, str(b.device))
-        self._apply_op = b.op(linear, self.spec)
+        self.spec, self._apply_op = b.product(weight, bias is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, inputs) to (tokens, outputs)."""
@@ -49,7 +46,7 @@ def column(b: Build, inputs: int, matrices: Sequence[Matrix], bias: bool = False
     """Outputs cut over the ranks; every matrix by itself, then stacked. `b` stands above the matrices' names."""
     return Linear(
         b,
-        b.weight(*_parts(matrices, "weight", (inputs,), b.mesh.size)),
+        b.matrix(*_parts(matrices, "weight", (inputs,), b.mesh.size)),
         b.weight(*_parts(matrices, "bias", (), b.mesh.size)) if bias else None,
     )
 
@@ -59,7 +56,7 @@ def row(b: Build, inputs: int, outputs: int, bias: bool = False) -> Linear:
     b.mesh.split(inputs, "inputs of a row-cut matrix")
     return Linear(
         b,
-        b.weight(Part("weight", (outputs, inputs), cut=1)),
+        b.matrix(Part("weight", (outputs, inputs), cut=1)),
         b.weight(Part("bias", (outputs,), once=True)) if bias else None,
     )
 

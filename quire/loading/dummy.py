@@ -29,7 +29,14 @@ def fill_dummy(model: Parametrised, seed: int, mesh: Mesh) -> None:
         row = 0
         for parts, spans in _runs(weight, mesh):
             rows = len(parts) * (spans[0].length + spans[0].zeros)
-            _fill(weight.data[row : row + rows], parts, spans, seed)
+            storage = weight.stored
+            if storage is None:
+                _fill(weight.data[row : row + rows], parts, spans, seed)
+            else:
+                dtype = getattr(torch, storage.dtype)
+                values = torch.empty(rows, storage.inputs, dtype=dtype, device=weight.device)
+                _fill(values, parts, spans, seed)
+                storage.put(weight.data, row, values)
             row += rows
         if weight.recipe.center:
             weight.data.add_(weight.recipe.center)

@@ -7,9 +7,11 @@ draws no progress bar, it only reports bytes. The runner calls it.
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 
 import msgspec
 import torch
+from torch import Tensor
 
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
@@ -51,29 +53,42 @@ def load(
     jobs = [(weight, part) for weight in weights for part in weight.recipe.parts]
     _check_shapes([part for _, part in jobs], entries)
     pieces = [piece for weight in weights for piece in _pieces(weight, entries, mesh)]
-    total = sum(weight.nbytes for weight in weights)
-    _read(pieces, total, progress or (lambda done, total: None))
+    device = weights[0].device if weights else torch.device("cpu")
+    _read(pieces, device, progress or (lambda done, total: None))
 
 
 def _pieces(weight: Weight, entries: dict[str, TensorEntry], mesh: Mesh) -> list[Slice]:
     """What must be read to fill `weight`."""
     pieces: list[Slice] = []
-    data, row = weight.data, 0
+    storage, data, row = weight.stored, weight.data, 0
+    if storage is not None:
+        shape, dtype = (storage.outputs, storage.inputs), getattr(torch, storage.dtype)
+        data = torch.empty(shape, dtype=dtype, device="meta")
     for part in weight.recipe.parts:
         spans = part.spans(mesh.rank, mesh.size)
         rows = spans[0].length + spans[0].zeros
-        pieces += slices(data[row : row + rows], entries[part.name], spans)
+        found = slices(data[row : row + rows], entries[part.name], spans)
+        if storage is not None:
+            found = [replace(piece, keep=_keeper(weight, row + piece.first - spans[0].start)) for piece in found]
+        pieces += found
         row += rows
     return pieces
 
 
-def _read(pieces: list[Slice], total: int, progress: Progress) -> None:
+def _keeper(weight: Weight, first: int) -> Callable[[Tensor], None]:
+    """Stores values as the rows of `weight` from `first` on."""
+    storage = weight.stored
+    assert storage is not None
+    return lambda values: storage.put(weight.data, first, values)
+
+
+def _read(pieces: list[Slice], device: torch.device, progress: Progress) -> None:
     """Read `pieces` in the order of the files, several at a time."""
     pieces.sort(key=lambda piece: (piece.entry.file, piece.offset))
-    done = total - sum(piece.target.nbytes for piece in pieces)
+    done, total = 0, sum(piece.target.nbytes for piece in pieces)
     readers = min(MAX_READERS, os.cpu_count() or 1)
     with Files() as files, ThreadPoolExecutor(readers, "load") as pool:
-        stage = stage_for(pieces[0].target.device if pieces else torch.device("cpu"), readers)
+        stage = stage_for(device, readers)
         waiting = {pool.submit(stage.take, piece, files): piece.target.nbytes for piece in pieces}
         try:
             for future in as_completed(waiting):

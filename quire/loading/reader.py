@@ -6,6 +6,7 @@ where the bytes go.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 from types import TracebackType
@@ -31,12 +32,15 @@ class Slice:
         entry: the tensor.
         first: row of the tensor that becomes row 0 of `target`.
         start: column of the tensor that becomes column 0 of `target`; all of a row where the columns are as many.
+        keep: takes the values where they are stored in a way of their own; `target` is then on the meta device and only
+            says which they are.
     """
 
     target: Tensor
     entry: TensorEntry
     first: int
     start: int = 0
+    keep: Callable[[Tensor], None] | None = None
 
     @property
     def dtype(self) -> torch.dtype:

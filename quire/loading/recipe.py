@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from quire.ops.stored import Storage
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -95,15 +97,31 @@ class Recipe:
 
 
 class Weight(nn.Parameter):
-    """A parameter of a served model: no gradient, and a recipe."""
+    """A parameter of a served model: no gradient, and a recipe.
+
+    Attributes:
+        stored: how the values are stored; None is as a tensor of the recipe's shape.
+    """
 
     recipe: Recipe
+    stored: Storage | None
 
-    def __new__(cls, data: Tensor, recipe: Recipe) -> "Weight":
+    def __new__(cls, data: Tensor, recipe: Recipe, stored: Storage | None = None) -> "Weight":
         """Wrap `data`, which is filled later by its `recipe`."""
         weight = torch.Tensor._make_subclass(cls, data, False)
         weight.recipe = recipe
+        weight.stored = stored
         return weight
+
+    @property
+    def rows(self) -> int:
+        """Entries along dimension 0 of the recipe's shape on this rank."""
+        return len(self) if self.stored is None else self.stored.outputs
+
+    @property
+    def columns(self) -> int:
+        """Entries along dimension 1."""
+        return self.shape[1] if self.stored is None else self.stored.inputs
 
 
 class Parametrised(Protocol):

@@ -39,7 +39,7 @@ class HostStage:
         else:
             block = torch.empty(piece.target.shape, dtype=piece.dtype)
             files.read(piece, block)
-            piece.target.copy_(block)
+            _store(piece, block)
 
     def finish(self) -> None:
         """See Stage."""
@@ -78,7 +78,7 @@ class DeviceStage:
         if piece.nbytes > BLOCK_BYTES:
             block = torch.empty(piece.target.shape, dtype=piece.dtype)
             files.read(piece, block)
-            piece.target.copy_(block)
+            _store(piece, block.to(self._device))
             return
         slot = self._free.get()
         try:
@@ -99,7 +99,7 @@ class DeviceStage:
         # torch converts on the host and waits where types or strides differ; a copy as it is does neither.
         if not _as_is(piece):
             block = block.to(self._device, non_blocking=True)
-        piece.target.copy_(block, non_blocking=True)
+        _store(piece, block)
 
 
 def stage_for(device: torch.device, readers: int) -> Stage:
@@ -109,4 +109,12 @@ def stage_for(device: torch.device, readers: int) -> Stage:
 
 def _as_is(piece: Slice) -> bool:
     """Whether the bytes of the file are the bytes of the target."""
-    return piece.target.dtype == piece.dtype and piece.target.is_contiguous()
+    return piece.keep is None and piece.target.dtype == piece.dtype and piece.target.is_contiguous()
+
+
+def _store(piece: Slice, block: Tensor) -> None:
+    """Bring values that were read to where they belong."""
+    if piece.keep is not None:
+        piece.keep(block)
+    else:
+        piece.target.copy_(block, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Products of the compiled CPU kernels, for each set of instructions that this processor has."""
+"""Weights packed for the compiled CPU kernels, and products with them, for each set of instructions there is here."""
 
 from collections.abc import Iterator
 
@@ -6,18 +6,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from quire.base.errors import PlatformError
-from quire.ops.linear import LinearSpec, linear
 from quire.ops.registry import choose, load_providers
 from quire.ops.samples import dtypes, normal
+from quire.ops.stored import Bits, Storage, StoredSpec, Wanted, storage_for, stored_linear
 from quire.platforms import native
+from quire.quantization.canonical import Canonical
 
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler"),
 ]
-INSTRUCTIONS = ("avx2", "avx512", "avx512_bf16")
+INSTRUCTIONS = ("avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_dotprod")
 
 
 @pytest.fixture(params=INSTRUCTIONS, scope="module")
@@ -33,65 +35,154 @@ def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
         native.start(library, best)
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def stored(weight: Tensor, bits: Bits | None = None, group: int = 32) -> tuple[Storage, Tensor]:
+    """The weight as the kernels want it."""
+    dtype = str(weight.dtype).removeprefix("torch.")
+    storage = storage_for(Wanted(*weight.shape, bits, group, dtype, "cpu"), ["cpu"])
+    assert storage is not None
+    data = storage.allocate()
+    storage.put(data, 0, weight)
+    return storage, data
+
+
+def product(x: Tensor, storage: Storage, data: Tensor, bias: Tensor | None = None) -> Tensor:
     """The product by the compiled kernel."""
-    dtype = str(x.dtype).removeprefix("torch.")
-    spec = LinearSpec(weight.shape[1], weight.shape[0], bias is not None, dtype)
-    made: torch.Tensor = linear.providers["cpu"].function(x, weight, bias, spec)
+    spec = StoredSpec(storage, bias is not None, str(x.dtype).removeprefix("torch."))
+    made: Tensor = stored_linear.providers["cpu"].function(x, data, bias, spec)
     return made
 
 
+def rounded(x: Tensor, bits: Bits | None, group: int) -> Tensor:
+    """What the kernels make of activations: themselves, or 127 steps to the largest of a row or of a group."""
+    if bits is None:
+        return x.double()
+    size = x.shape[1] if bits == 8 else group
+    parts = [part.double() for part in x.float().split(size, 1)]
+    steps = [part.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127 for part in parts]
+    return torch.cat([(part / step).round() * step for part, step in zip(parts, steps, strict=True)], 1)
+
+
 @given(
-    rows=st.integers(1, 18),
-    inputs=st.integers(1, 150),
-    outputs=st.integers(1, 90),
+    rows=st.integers(1, 30),
+    inputs=st.integers(1, 300),
+    outputs=st.integers(1, 150),
     bias=st.booleans(),
     dtype=st.sampled_from(["float32", "bfloat16"]),
+    bits=st.sampled_from([None, 8, 4]),
+    group=st.sampled_from([32, 64, 128]),
 )
-def test_any_shape(instructions: str, rows: int, inputs: int, outputs: int, bias: bool, dtype: str) -> None:
+def test_any_shape(
+    instructions: str, rows: int, inputs: int, outputs: int, bias: bool, dtype: str, bits: Bits | None, group: int
+) -> None:
     x, weight = normal(dtype, rows, inputs), normal(dtype, outputs, inputs, seed=1)
     added = normal(dtype, outputs, seed=2) if bias else None
-    got = product(x, weight, added)
-    want = x.double() @ weight.double().T + (0 if added is None else added.double())
-    # Rounding of the sum, and of the result to its dtype.
-    slack = 1e-5 * (x.double().abs() @ weight.double().abs().T) + (want.abs() / 128 if dtype == "bfloat16" else 1e-6)
+    storage, data = stored(weight, bits, group)
+    got = product(x, storage, data, added)
+    values = storage.rows(data, torch.arange(outputs))
+    row = rounded(x, bits, group)
+    want = row @ values.double().T + (0 if added is None else added.double())
+    size = row.abs() @ values.double().abs().T
+    # Rounding of the sum, of the result to its dtype, and of quantized values that lie at a tie.
+    slack = (1e-5 if bits is None else 5e-3) * size + (want.abs() / 128 if dtype == "bfloat16" else 1e-6)
     assert got.dtype == dtypes[dtype]
     assert ((got.double() - want).abs() <= slack).all()
 
 
+@given(
+    inputs=st.integers(1, 300),
+    outputs=st.integers(1, 70),
+    cut=st.integers(0, 70),
+    dtype=st.sampled_from(["float32", "bfloat16"]),
+    bits=st.sampled_from([None, 8, 4]),
+    group=st.sampled_from([32, 64, 128]),
+)
+def test_rows_come_back(
+    instructions: str, inputs: int, outputs: int, cut: int, dtype: str, bits: Bits | None, group: int
+) -> None:
+    cut = min(cut, outputs)
+    weight = normal(dtype, outputs, inputs)
+    storage, data = stored(torch.zeros_like(weight), bits, group)
+    storage.put(data, cut, weight[cut:])
+    storage.put(data, 0, weight[:cut])
+    ids = torch.arange(outputs).flip(0)
+    got = storage.rows(data, ids)
+    if bits is None:
+        assert torch.equal(got, weight.flip(0))
+        return
+    canonical = Canonical(outputs, inputs, bits, group, dtype, "cpu")
+    form = canonical.allocate()
+    canonical.put(form, 0, weight)
+    # A few values lie so near a tie that the order of a sum decides.
+    same = (got == canonical.rows(form, ids)).float().mean()
+    lost, least = ((rows - weight.flip(0)).float().square().sum() for rows in (got, canonical.rows(form, ids)))
+    assert same > 0.9 or lost <= least * 1.01 + 1e-9
+    storage.put_quantized(data, 0, *canonical.views(form))
+    assert torch.equal(storage.rows(data, ids), canonical.rows(form, ids))
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_row_does_not_depend_on_the_others(instructions: str, dtype: str) -> None:
+def test_a_row_does_not_depend_on_the_others(instructions: str, dtype: str, bits: Bits | None) -> None:
     # Enough for several threads to share the work.
-    x, weight = normal(dtype, 16, 200), normal(dtype, 2100, 200, seed=1)
-    together = product(x, weight, None)
-    for rows in (1, 2, 5):
-        assert torch.equal(product(x[3 : 3 + rows], weight, None), together[3 : 3 + rows])
+    x, weight = normal(dtype, 40, 200), normal(dtype, 2100, 200, seed=1)
+    storage, data = stored(weight, bits)
+    together = product(x, storage, data)
+    for rows in (1, 2, 5, 13):
+        assert torch.equal(product(x[3 : 3 + rows], storage, data), together[3 : 3 + rows])
+
+
+def test_threads_change_nothing(instructions: str) -> None:
+    x, weight = normal("float32", 1100, 64), normal("float32", 700, 64, seed=1)
+    storage, data = stored(weight)
+    alone = product(x, storage, data)
+    try:
+        for threads in (2, 3):
+            assert native.set_threads(threads) == threads
+            assert torch.equal(product(x, storage, data), alone)
+    finally:
+        native.set_threads(torch.get_num_threads())
 
 
 def test_rows_apart_columns_apart_and_no_rows(instructions: str) -> None:
     wide, weight = normal("float32", 6, 100), normal("float32", 8, 40, seed=1)
-    torch.testing.assert_close(product(wide[:, 30:70], weight, None), wide[:, 30:70] @ weight.T)
+    packed = stored(weight)
+    torch.testing.assert_close(product(wide[:, 30:70], *packed), wide[:, 30:70] @ weight.T)
     turned = normal("float32", 40, 3).T
-    torch.testing.assert_close(product(turned, weight, None), turned @ weight.T)
-    assert product(wide[:0, :40], weight, None).shape == (0, 8)
+    torch.testing.assert_close(product(turned, *packed), turned @ weight.T)
+    assert product(wide[:0, :40], *packed).shape == (0, 8)
 
 
-def test_what_is_not_finite_stays_so(instructions: str) -> None:
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_what_is_not_finite_stays_so(instructions: str, bits: Bits | None) -> None:
     for dtype in ("float32", "bfloat16"):
         x, weight = normal(dtype, 3, 64), normal(dtype, 5, 64, seed=1)
         x[0, 3], x[1, 5] = float("nan"), float("inf")
-        made = product(x, weight, None)
-        assert made[0].isnan().all() and made[1].isinf().all() and made[2].isfinite().all()
+        made = product(x, *stored(weight, bits))
+        assert made[0].isnan().all() and not made[1].isfinite().any() and made[2].isfinite().all()
 
 
-def test_few_rows_are_compiled_and_many_are_left_to_torch() -> None:
-    load_providers(["cpu", "torch_native"])
-    chosen = choose(linear, LinearSpec(64, 64), ["cpu", "torch_native"])
-    assert [(served.first, served.last, served.provider) for served in chosen.table] == [
-        (0, 16, "cpu"),
-        (17, None, "reference"),
-    ]
-    assert "cuda:0" in choose(linear, LinearSpec(64, 64, device="cuda:0"), ["cpu"]).refused["cpu"]
+def test_zeros_stay_zero(instructions: str) -> None:
+    for bits in (None, 8, 4):
+        storage, data = stored(torch.zeros(20, 40), bits)
+        assert not storage.rows(data, torch.arange(20)).any()
+        assert not product(normal("float32", 2, 40), storage, data).any()
+        filled = stored(normal("float32", 20, 40), bits)
+        assert not product(torch.zeros(2, 40), *filled).any()
+
+
+def test_large_weights_lie_on_huge_pages() -> None:
+    storage, data = stored(normal("bfloat16", 1100, 1024))
+    assert data.data_ptr() % (2 << 20) == 0
+    assert torch.equal(storage.rows(data, torch.tensor([1099])), normal("bfloat16", 1100, 1024)[1099:])
+
+
+def test_what_others_packed_is_left_to_the_reference() -> None:
+    load_providers(["cpu"])
+    theirs = StoredSpec(Canonical(8, 8, 8, 32, "float32", "cpu"))
+    assert choose(stored_linear, theirs, ["cpu"]).provider == "reference"
+    for wanted in (Wanted(8, 8, 8, 32, "float32", "cuda:0"), Wanted(8, 8, 4, 20, "float32", "cpu")):
+        assert isinstance(storage_for(wanted, ["cpu"]), Canonical)
+    assert storage_for(Wanted(8, 8, None, 32, "float16", "cpu"), ["cpu"]) is None
 
 
 def test_instructions_that_there_are_not_are_refused_by_name() -> None:

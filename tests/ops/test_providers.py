@@ -26,13 +26,14 @@ from quire.ops import (
     norm,
     rope,
     rows,
+    stored,
 )
 from quire.ops.registry import OPS, REFERENCE, Op, load_providers
 from quire.platforms import native
 
 pytestmark = pytest.mark.torch
 
-MODULES = (activation, attention, block, draw, edit, greedy, inputs, linear, logprobs, moe, norm, rope, rows)
+MODULES = (activation, attention, block, draw, edit, greedy, inputs, linear, logprobs, moe, norm, rope, rows, stored)
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 load_providers(["torch_native", *(["cpu"] if native.is_built() else []), *(["triton"] if INTERPRETER else [])])
 CASES = [(op, name) for op in OPS.values() for name in op.providers if name != REFERENCE]

@@ -1,0 +1,181 @@
+"""Products with weights that are not stored row by row in the model's dtype: packed for a kernel, or quantized.
+
+A provider offers a way to store a weight by `offer`; the way is chosen when the weight is made, and is part of the spec
+of everything that reads it. The references turn the weight back into rows of values, so they serve every way.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quire.ops.registry import op
+from quire.ops.samples import FLOATS, normal
+from quire.quantization.canonical import Canonical
+
+Bits = Literal[4, 8]
+BITS: tuple[Bits | None, ...] = (None, 8, 4)
+
+
+class Storage(Protocol):
+    """How a weight of `outputs` rows and `inputs` columns is stored. A value: equal ones store alike."""
+
+    @property
+    def outputs(self) -> int:
+        """Its rows."""
+        ...
+
+    @property
+    def inputs(self) -> int:
+        """Its columns."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of the values that are put in and read."""
+        ...
+
+    def allocate(self) -> Tensor:
+        """Memory for it; rows that are never put in are zero."""
+        ...
+
+    def put(self, data: Tensor, first: int, values: Tensor) -> None:
+        """Store `values` (n, inputs) as the rows from `first` on. Threads may put different rows at once."""
+        ...
+
+    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
+        """The same for values that are quantized already, in the form that `Canonical` describes."""
+        ...
+
+    def rows(self, data: Tensor, ids: Tensor) -> Tensor:
+        """Rows `ids` (n,) as (n, inputs) values."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A weight to be stored: this rank's share of a matrix.
+
+    Attributes:
+        bits: of a quantized weight: 8 with a scale per row, 4 with one per `group` inputs; None is not quantized.
+        dtype: of its values.
+    """
+
+    outputs: int
+    inputs: int
+    bits: Bits | None
+    group: int
+    dtype: str
+    device: str
+
+
+OFFERS: dict[str, Callable[[Wanted], Storage | None]] = {}
+"""Provider to its way of storing a weight, or None for a weight that it leaves to others."""
+
+
+def offer(name: str) -> Callable[[Callable[[Wanted], Storage | None]], Callable[[Wanted], Storage | None]]:
+    """Make the decorated function provider `name`'s way of storing weights."""
+
+    def add(function: Callable[[Wanted], Storage | None]) -> Callable[[Wanted], Storage | None]:
+        OFFERS[name] = function
+        return function
+
+    return add
+
+
+def storage_for(wanted: Wanted, providers: Sequence[str]) -> Storage | None:
+    """The way of the first provider that has one; None is row by row in its dtype, for the op `linear`."""
+    for name in providers:
+        found = OFFERS[name](wanted) if name in OFFERS else None
+        if found is not None:
+            return found
+    if wanted.bits is None:
+        return None
+    return Canonical(wanted.outputs, wanted.inputs, wanted.bits, wanted.group, wanted.dtype, wanted.device)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSpec:
+    """A product with a stored weight, or rows of it."""
+
+    storage: Storage
+    bias: bool = False
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRowsSpec:
+    """Rows `first` to `first + storage.outputs` of an embedding table of `vocab` rows."""
+
+    storage: Storage
+    vocab: int
+    first: int = 0
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+def _weights(outputs: int, inputs: int, group: int) -> Iterator[tuple[Storage, Tensor]]:
+    """A weight in every way that there is."""
+    for dtype in FLOATS:
+        for bits in BITS:
+            wanted = Wanted(outputs, inputs, bits, group, dtype, "cpu")
+            ways = [storage_for(wanted, []), *(made(wanted) for made in OFFERS.values())]
+            for storage in (way for way in ways if way is not None):
+                data = storage.allocate()
+                storage.put(data, 0, normal(dtype, outputs, inputs, seed=1))
+                yield storage, data
+
+
+def _linear_samples() -> Iterator[tuple[StoredSpec, dict[str, Any]]]:
+    for rows, inputs, outputs, bias, group in ((1, 16, 24, False, 32), (5, 70, 40, True, 32), (0, 8, 8, False, 128)):
+        for storage, weight in _weights(outputs, inputs, group):
+            spec = StoredSpec(storage, bias, storage.dtype)
+            added = normal(storage.dtype, outputs, seed=2) if bias else None
+            yield spec, {"x": normal(storage.dtype, rows, inputs), "weight": weight, "bias": added, "spec": spec}
+
+
+def _embedding_samples() -> Iterator[tuple[StoredRowsSpec, dict[str, Any]]]:
+    for first in (0, 10):
+        for storage, weight in _weights(10 if first else 20, 6, 32):
+            spec = StoredRowsSpec(storage, 20, first, storage.dtype)
+            yield spec, {"ids": torch.tensor([0, 9, 10, 19, 3]), "weight": weight, "spec": spec}
+
+
+# Where activations are quantized too, a product is off by up to half a 127th of the largest activation for each input.
+TOLERANCE = {"float32": (2e-2, 2e-1), "bfloat16": (3e-2, 2e-1), "float16": (2e-2, 2e-1)}
+
+
+@op(samples=_linear_samples, tolerance=TOLERANCE)
+def stored_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: StoredSpec) -> Tensor:
+    """x @ weight.T + bias. A provider may quantize `x` to 8 bits where the weight is quantized.
+
+    Args:
+        x: (tokens, inputs).
+        weight: as `spec.storage` stores it.
+        bias: (outputs,) or None.
+
+    Returns: (tokens, outputs) in the dtype of `x`.
+    """
+    every = torch.arange(spec.storage.outputs, device=x.device)
+    return F.linear(x, spec.storage.rows(weight, every).to(x.dtype), bias)
+
+
+@op(samples=_embedding_samples)
+def stored_embedding(ids: Tensor, weight: Tensor, spec: StoredRowsSpec) -> Tensor:
+    """The rows of a stored table that `ids` name; zeros for ids whose row another rank holds.
+
+    Args:
+        ids: (tokens,) int64, below `vocab`.
+        weight: rows `first` to `first + outputs` of the table, as `spec.storage` stores them.
+
+    Returns: (tokens, inputs).
+    """
+    if spec.storage.outputs >= spec.vocab:
+        return spec.storage.rows(weight, ids)
+    local = ids - spec.first
+    elsewhere = (local < 0) | (local >= spec.storage.outputs)
+    return spec.storage.rows(weight, local.masked_fill(elsewhere, 0)).masked_fill(elsewhere[:, None], 0)

@@ -1,0 +1,168 @@
+// Checks the compiled kernels without Python: against loops that say the same in the plainest way, for every set of
+// instructions that the processor has, on shapes drawn at random. Runs under sanitizers and under qemu-user.
+//
+//     driver [rounds] [seed]      prints a line for each set and returns 1 where anything differs
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <thread>
+#include <vector>
+
+#include "bfloat16.h"
+#include "linear.h"
+
+using namespace qcpu;
+
+extern "C" {
+const char* qcpu_set_isa(const char*);
+int qcpu_set_threads(int);
+long qcpu_packed_bytes(const Matrix*);
+void qcpu_put(const Matrix*, long, long, const void*, long, int);
+void qcpu_put_quantized(const Matrix*, long, long, const uint8_t*, const float*);
+void qcpu_get(const Matrix*, const int64_t*, long, void*, int);
+void qcpu_linear(const Matrix*, const void*, long, long, const void*, void*, int);
+}
+
+namespace {
+
+const char* const SETS[] = {"avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_dotprod"};
+const char* const FORMATS[] = {"float32", "bfloat16", "int8", "int4"};
+int failures = 0;
+uint64_t state = 1;
+
+uint64_t next() {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return state >> 33;
+}
+long between(long low, long high) { return low + long(next() % uint64_t(high - low + 1)); }
+float normal() {
+    float sum = 0;
+    for (int i = 0; i < 4; i++) sum += float(next() % 65536) / 32768.0f - 1.0f;
+    return sum * 0.866f;
+}
+
+// Floats or bfloat16s, and what they are as floats.
+struct Values {
+    int dtype;
+    std::vector<uint8_t> bytes;
+    std::vector<float> floats;
+    Values(int dtype, long count) : dtype(dtype), bytes(size_t(count) * (dtype ? 2 : 4)), floats(size_t(count)) {
+        for (long i = 0; i < count; i++) set(i, normal());
+    }
+    void set(long i, float value) {
+        const uint16_t half = to_bfloat16(value);
+        if (dtype) memcpy(&bytes[size_t(i) * 2], &half, 2);
+        else memcpy(&bytes[size_t(i) * 4], &value, 4);
+        floats[size_t(i)] = dtype ? from_bfloat16(half) : value;
+    }
+    float at(long i) const {
+        if (!dtype) {
+            float value;
+            memcpy(&value, &bytes[size_t(i) * 4], 4);
+            return value;
+        }
+        uint16_t half;
+        memcpy(&half, &bytes[size_t(i) * 2], 2);
+        return from_bfloat16(half);
+    }
+};
+
+void fail(const char* set, const Matrix& m, long rows, const char* what, double got, double want) {
+    if (failures++ < 20)
+        printf("%s %s [%ld, %ld] group %d, %ld rows: %s is %g, not %g\n", set, FORMATS[m.format], m.outputs, m.inputs,
+               m.group, rows, what, got, want);
+}
+
+// What a row of x is after quantization: with one scale, or one for each group.
+std::vector<double> rounded(const Matrix& m, const float* x) {
+    std::vector<double> made(x, x + m.inputs);
+    if (m.format < INT8) return made;
+    const long group = m.format == INT8 ? m.inputs : m.group;
+    for (long g = 0; g < m.inputs; g += group) {
+        float high = 0;
+        for (long k = g; k < g + group && k < m.inputs; k++) high = fmaxf(high, fabsf(x[k]));
+        for (long k = g; k < g + group && k < m.inputs && high > 0; k++)
+            made[size_t(k)] = nearbyintf(x[k] * (127.0f / high)) * (high / 127.0f);
+    }
+    return made;
+}
+
+void check(const char* set, int format) {
+    const int groups[] = {32, 64, 128};
+    Matrix m{nullptr, between(1, 150), between(1, 300), format, groups[next() % 3]};
+    const int dtype = format == BFLOAT16 ? 1 : format == FLOAT32 ? 0 : int(next() % 2);
+    const long rows = next() % 3 ? between(1, 14) : between(1, 60), stride = m.inputs + between(0, 5);
+    std::vector<uint8_t> memory(size_t(qcpu_packed_bytes(&m)) + 64);
+    m.data = memory.data() + (64 - uintptr_t(memory.data()) % 64) % 64;
+    const Values weight(dtype, m.outputs * m.inputs), x(dtype, rows * stride), bias(dtype, m.outputs);
+    // In two goes, the second half first.
+    const long half = between(0, m.outputs - 1);
+    qcpu_put(&m, half, m.outputs - half, &weight.bytes[size_t(half * m.inputs * (dtype ? 2 : 4))], m.inputs, dtype);
+    qcpu_put(&m, 0, half, weight.bytes.data(), m.inputs, dtype);
+
+    std::vector<int64_t> all;
+    for (long n = 0; n < m.outputs; n++) all.push_back(n);
+    std::vector<float> kept(size_t(m.outputs * m.inputs));
+    qcpu_get(&m, all.data(), m.outputs, kept.data(), FLOAT32);
+    for (long n = 0; n < m.outputs; n++) {
+        float high = 0;
+        for (long k = 0; k < m.inputs; k++) high = fmaxf(high, fabsf(weight.floats[size_t(n * m.inputs + k)]));
+        const float slack = format < INT8 ? 0 : format == INT8 ? high / 253 : high / 3.9f;
+        for (long k = 0; k < m.inputs; k++) {
+            const size_t i = size_t(n * m.inputs + k);
+            if (!(fabsf(kept[i] - weight.floats[i]) <= slack)) fail(set, m, rows, "a kept value", kept[i], weight.floats[i]);
+        }
+    }
+
+    Values out(dtype, rows * m.outputs);
+    const bool biased = next() % 2;
+    qcpu_linear(&m, x.bytes.data(), stride, rows, biased ? bias.bytes.data() : nullptr, out.bytes.data(), dtype);
+    for (long r = 0; r < rows; r++) {
+        const std::vector<double> row = rounded(m, &x.floats[size_t(r * stride)]);
+        for (long n = 0; n < m.outputs; n++) {
+            double sum = biased ? bias.floats[size_t(n)] : 0, size = fabs(sum);
+            for (long k = 0; k < m.inputs; k++) {
+                const double product = row[size_t(k)] * kept[size_t(n * m.inputs + k)];
+                sum += product;
+                size += fabs(product);
+            }
+            const double got = out.at(r * m.outputs + n);
+            // Quantized values may fall to either side of a tie.
+            const double slack = (format < INT8 ? 1e-5 : 2e-3) * size + (dtype ? fabs(sum) / 128 : 0) + 1e-6;
+            if (!(fabs(got - sum) <= slack)) fail(set, m, rows, "an output", got, sum);
+        }
+    }
+}
+
+// Two threads call at once while the pool grows and shrinks.
+void race() {
+    std::thread other([] {
+        for (int i = 0; i < 200; i++) check("race", i % 4);
+    });
+    for (int i = 0; i < 50; i++) qcpu_set_threads(1 + i % 4);
+    other.join();
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+    const int rounds = count > 1 ? atoi(words[1]) : 100;
+    state = count > 2 ? uint64_t(atoi(words[2])) : 1;
+    int sets = 0;
+    for (const char* set : SETS) {
+        if (!qcpu_set_isa(set)) continue;
+        sets++;
+        const int before = failures;
+        for (int i = 0; i < rounds; i++) {
+            qcpu_set_threads(1 + i % 3);
+            for (int format = FLOAT32; format <= INT4; format++) check(set, format);
+        }
+        printf("%s: %d shapes of each format, %d wrong\n", set, rounds, failures - before);
+    }
+    race();
+    if (!sets) printf("this processor has none of the instruction sets\n");
+    return failures || !sets;
+}
