@@ -24,7 +24,7 @@ help:
 	@echo 'make setup         make $(VENV) with quire and what its tests need'
 	@echo 'make test-long     the tests with 20,000 examples per property; takes an hour'
 	@echo 'make check         format, lint, types, import contracts, sizes, plain tests with coverage'
-	@echo 'make check-extras  core install alone, the page in Chromium (Debian: chromium chromium-driver)'
+	@echo 'make check-extras  core install alone, page and deploy/ by the tools of Debian'
 	@echo 'make sizes         lines per folder, the change against main, and the hard stops'
 	@echo 'make bench         the measurements of benchmarks/, appended to benchmarks/ledger'
 	@echo 'make docs          renew the generated documents and check every link'
@@ -57,7 +57,8 @@ check-extras:
 	$(MAKE) VENV=.cache/venv-core .cache/venv-core/.installed-core
 	.cache/venv-core/bin/python tools/import_all.py
 	.cache/venv-core/bin/quire run --raw --max-tokens 16 "$(PROMPT)"
-	@test -x /usr/bin/chromedriver || { echo 'apt-get install chromium chromium-driver, then again'; exit 1; }
+	@for tool in chromedriver nix-instantiate systemd-analyze; do command -v $$tool > /dev/null || \
+	  { echo 'apt-get install chromium chromium-driver nix-bin systemd, then again'; exit 1; }; done
 	$(MAKE) $(TEST)
 	$(PIP) --editable '.[test,extras]'
 	$(BIN)/python -m pytest -m extras tests/extras

@@ -110,9 +110,16 @@ class ApiServer(uvicorn.Server):
 
     Args:
         on_ready: called once connections are answered and signals are heard.
+        on_stop: called when the drain begins.
     """
 
-    def __init__(self, app: Starlette, config: ServerConfig, on_ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        config: ServerConfig,
+        on_ready: Callable[[], None] = lambda: None,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -134,6 +141,7 @@ class ApiServer(uvicorn.Server):
             )
         )
         self._on_ready = on_ready
+        self._on_stop = on_stop
         self._service: Service = app.state.service
         self._timeout_s = config.shutdown_timeout_s
         self._drain: asyncio.Task[None] | None = None
@@ -157,6 +165,7 @@ class ApiServer(uvicorn.Server):
         if self._drain is None:
             log.info("stopping: open requests get %g s, a second signal ends them at once", self._timeout_s)
             self._service.admission.draining = True
+            self._on_stop()
             self._drain = self._loop.create_task(self._drain_then_exit())
         else:
             self._give_up()

@@ -22,6 +22,7 @@ from quire.server.app import create_app
 from quire.server.greeting import greeting
 from quire.server.keys import keys_of
 from quire.server.listen import ApiServer, bind, check_certificates
+from quire.server.notify import notify
 
 log = get_logger(__name__)
 
@@ -62,9 +63,12 @@ async def _serve(config: Config, listener: socket.socket) -> None:
         )
         template = engine.chat_template if template_source is None else ChatTemplate(template_source, engine.tokenizer)
         app = create_app(engine, config.server, template)
-        server = ApiServer(
-            app, config.server, on_ready=lambda: print(greeting(app.state.service, listener), flush=True)
-        )
+
+        def on_ready() -> None:
+            print(greeting(app.state.service, listener), flush=True)
+            notify("READY=1")
+
+        server = ApiServer(app, config.server, on_ready, on_stop=lambda: notify("STOPPING=1"))
         await server.serve([listener])
     finally:
         engine.on_death = lambda reason: None
