@@ -240,7 +240,7 @@ def report() -> None:
         line = f"prefill {model:5} {name_of(queries, lengths):32}:"
         for name in ("triton", "cudnn"):
             provider = paged_attention.providers[name]
-            if provider.refuses(spec_of(*MODELS[model])) is None:
+            if provider.refuses(spec_of(*MODELS[model], step="prompts")) is None:
                 us = timed(make(name), 3)
                 line += f" {name} {us:8.1f} us {flops / us * 1e-6:6.1f} TFLOP/s"
         print(line, flush=True)
@@ -327,7 +327,10 @@ def main() -> None:
         elif item == "cudnn":
             check(names=("cudnn",))
         elif item == "time":
-            print("cudnn:", paged_attention.providers["cudnn"].refuses(spec_of(*MODELS["8b"])) or "offered")
+            print(
+                "cudnn:",
+                paged_attention.providers["cudnn"].refuses(spec_of(*MODELS["8b"], step="prompts")) or "offered",
+            )
             report()
         elif item == "tune":
             compile_all()

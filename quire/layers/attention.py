@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import get_args
 
+import torch
 from torch import Tensor, nn
 
 from quire.base.errors import CheckpointError
@@ -16,7 +17,16 @@ from quire.layers.linear import Matrix, column, row
 from quire.layers.rope import rope_table, rotary_dim
 from quire.loading.recipe import Part
 from quire.messages.state import Retention
-from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, StepClass, attend, paged_attention, prepare
+from quire.ops.attention import (
+    AttentionSpec,
+    HeadWeights,
+    KVPages,
+    StepClass,
+    attend,
+    class_of,
+    paged_attention,
+    prepare,
+)
 from quire.ops.registry import choose
 from quire.ops.step import StepInputs
 
@@ -78,6 +88,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (self._head_norm(b / name, plan) for name in ("q_norm", "k_norm"))
         self.head_weights = HeadWeights(rope_table(b, plan.rope, plan.head_dim), self.q_norm, self.k_norm)
         self._mixers = {step: _mixer(b, replace(self.spec, step=step)) for step in get_args(StepClass)}
+        self._parts = self._mixers["decode"] is not self._mixers["eager"]
 
     def forward(self, x: Tensor, step: StepInputs) -> Tensor:
         """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
@@ -85,22 +96,18 @@ class Attention(nn.Module):
 
     def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
         """All of `forward` but the first product."""
-        mixer = self._mixers[_class_of(step)]
-        return self.out.forward(mixer(qkv, self.head_weights, self.state.pages, step, self.spec))
+        if not self._parts or not step.singles or step.singles == len(step.seq_lens):
+            return self.out.forward(self._mixed(qkv, step))
+        # What decodes best is not what reads prompts best.
+        cuts = qkv[: step.singles], qkv[step.singles :]
+        return self.out.forward(torch.cat([self._mixed(*both) for both in zip(cuts, step.parts(), strict=True)]))
+
+    def _mixed(self, qkv: Tensor, step: StepInputs) -> Tensor:
+        return self._mixers[class_of(step)](qkv, self.head_weights, self.state.pages, step, self.spec)
 
     @staticmethod
     def _head_norm(b: Build, plan: AttentionPlan) -> nn.Parameter | None:
         return None if plan.head_norm_eps is None else b.weight(Part("weight", (plan.head_dim,)), center=1.0)
-
-
-FEW = 64
-"""Tokens a sequence, on average, below which attention is bound by reading pages rather than by arithmetic."""
-
-
-def _class_of(step: StepInputs) -> StepClass:
-    if step.max_query == 1:
-        return "decode"
-    return "ragged" if len(step.positions) < FEW * len(step.seq_lens) else "eager"
 
 
 Mixer = Callable[[Tensor, HeadWeights, KVPages, StepInputs, AttentionSpec], Tensor]

@@ -22,9 +22,25 @@ from quire.ops.rope import RopeSpec, rope
 from quire.ops.samples import FLOATS, dtypes, normal, step_over
 from quire.ops.step import StepInputs
 
-StepClass = Literal["decode", "ragged", "eager"]
-"""Steps in which every sequence computes one token; in which most compute few; all others. A kernel that serves the
-last must be right for all."""
+StepClass = Literal["decode", "ragged", "eager", "prompts"]
+"""Steps in which every sequence computes one token; in which most compute few; any steps; those of few sequences with
+many tokens. A kernel that serves the third must be right for all."""
+
+FEW = 64
+"""Tokens a sequence, on average, below which attention is bound by reading pages rather than by arithmetic."""
+
+MANY, PROMPTS = 2048, 64
+"""Of the last class: the fewest tokens of a step, and most sequences."""
+
+
+def class_of(step: StepInputs) -> StepClass:
+    """The class of a step."""
+    tokens, sequences = len(step.positions), len(step.seq_lens)
+    if step.max_query == 1:
+        return "decode"
+    if tokens < FEW * sequences:
+        return "ragged"
+    return "prompts" if tokens >= MANY and sequences <= PROMPTS else "eager"
 
 
 @dataclass(frozen=True, slots=True)

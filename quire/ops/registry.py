@@ -20,6 +20,25 @@ ANY: Tokens = (0, None)
 
 
 @dataclass(frozen=True, slots=True)
+class Sizes:
+    """What steps can be like.
+
+    Attributes:
+        tokens: most of a step.
+        length: longest sequence, in tokens.
+        page_size: tokens per page.
+    """
+
+    tokens: int
+    length: int
+    page_size: int
+
+
+Start = Callable[[Any, Sizes], None]
+"""Makes, for a spec, all that calls will need: called once, beside the loading of weights, from another thread."""
+
+
+@dataclass(frozen=True, slots=True)
 class Provider:
     """An implementation of an op.
 
@@ -27,6 +46,7 @@ class Provider:
         refuses: `refuses(spec)` returns None, or for people the reason why it cannot serve `spec`.
         capturable: whether a graph may record it: it asks the host nothing and its shapes depend on shapes alone.
         tokens: the token counts that it is worth using for; it is chosen for buckets that lie within.
+        start: None where nothing need be made before the first call.
     """
 
     name: str
@@ -34,6 +54,7 @@ class Provider:
     refuses: Callable[[Any], str | None]
     capturable: bool = True
     tokens: Callable[[Any], Tokens] = lambda spec: ANY
+    start: Start | None = None
 
 
 @dataclass(slots=True)
@@ -85,6 +106,7 @@ class Choice:
         refused: provider to reason.
         table: who serves which token counts, smallest first.
         capturable: whether a graph may record it, with any number of tokens.
+        starts: what to call before the first step, each with the spec.
     """
 
     op: str
@@ -93,6 +115,7 @@ class Choice:
     refused: dict[str, str]
     table: tuple[Served, ...] = ()
     capturable: bool = True
+    starts: tuple[tuple[Start, Any], ...] = ()
 
 
 OPS: dict[str, Op] = {}
@@ -128,12 +151,13 @@ def provide(
     refuses: Callable[[Any], str | None] = lambda spec: None,
     capturable: bool = True,
     tokens: Tokens | Callable[[Any], Tokens] = ANY,
+    start: Start | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the decorated function as provider `name` of `target`, worth using for `tokens` (may depend on the spec)."""
     worth = tokens if callable(tokens) else lambda spec: tokens
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        target.providers[name] = Provider(name, function, refuses, capturable, worth)
+        target.providers[name] = Provider(name, function, refuses, capturable, worth, start)
         return function
 
     return add
@@ -166,7 +190,10 @@ def choose(target: Op, spec: Any, order: Sequence[str], last: Provider | None = 
     able.append((last, ANY))
     table = _merged([next(p for p, tokens in able if _within(bucket, tokens)) for bucket in BUCKETS])
     name = table[0].provider if len(table) == 1 else ", ".join(map(str, table))
-    return Choice(target.name, name, _dispatch(table), refused, table, all(served.capturable for served in table))
+    starts = tuple((provider.start, spec) for provider, _ in able if provider.start is not None)
+    return Choice(
+        target.name, name, _dispatch(table), refused, table, all(served.capturable for served in table), starts
+    )
 
 
 def _within(bucket: Tokens, tokens: Tokens) -> bool:

@@ -1,7 +1,7 @@
 """`StepInputs`: the device side of one plan, made once per step and read by every layer."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -41,6 +41,13 @@ class GroupInputs:
     page_size: int
     shared: SharedInputs | None = None
 
+    def cut(self, sequences: slice, tokens: slice) -> "GroupInputs":
+        """Those of some neighbouring sequences, which own `tokens`."""
+        alike = self.shared
+        if alike is not None:
+            alike = SharedInputs(alike.number[sequences], alike.tokens[sequences])
+        return GroupInputs(self.page_table[sequences], self.slots[tokens], self.page_size, alike)
+
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
@@ -55,6 +62,7 @@ class StepInputs:
         groups: one per cache group.
         max_query: host bound on tokens per sequence in this step; chooses kernels and graphs.
         max_seq: host bound on seq_lens.
+        singles: so many sequences at the front compute one token each; the host knows of no more.
         derived: see `once`.
     """
 
@@ -66,6 +74,7 @@ class StepInputs:
     groups: tuple[GroupInputs, ...]
     max_query: int
     max_seq: int
+    singles: int = 0
     derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
@@ -77,3 +86,30 @@ class StepInputs:
             self.derived[key] = make()
         made: Made = self.derived[key]
         return made
+
+    def parts(self) -> tuple["StepInputs", "StepInputs"]:
+        """The `singles` as a step of their own, and all others. Their logits are this step's business alone."""
+        return self.once("parts", self._part)
+
+    def _part(self) -> tuple["StepInputs", "StepInputs"]:
+        n = self.singles
+        front, back = slice(0, n), slice(n, None)
+        singles, others = (
+            replace(
+                self,
+                token_ids=self.token_ids[cut],
+                positions=self.positions[cut],
+                query_start=starts,
+                seq_lens=self.seq_lens[cut],
+                logit_rows=self.logit_rows[:0],
+                groups=tuple(group.cut(cut, cut) for group in self.groups),
+                max_query=most,
+                singles=0,
+                derived={},
+            )
+            for cut, starts, most in (
+                (front, self.query_start[: n + 1], 1),
+                (back, self.query_start[n:] - n, self.max_query),
+            )
+        )
+        return singles, others

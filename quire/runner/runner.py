@@ -6,7 +6,7 @@ executors; it knows neither the scheduler nor any process border.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from quire.messages.plan import Grant, NewRow, StepPlan, StepResult, TokenLogpro
 from quire.messages.state import Capacity, GroupLayout, Layout
 from quire.ops.greedy import greedy_sample
 from quire.ops.inputs import step_inputs
-from quire.ops.registry import load_providers
+from quire.ops.registry import Sizes, load_providers
 from quire.ops.rows import append_tokens
 from quire.ops.step import StepInputs
 from quire.parallel.mesh import Mesh
@@ -27,6 +27,7 @@ from quire.platforms import native
 from quire.runner.graphs import DecodeGraphs, DecodeWork, Recorder
 from quire.runner.memory import memory_of
 from quire.runner.rows import Rows
+from quire.runner.start import start_kernels
 from quire.runner.upload import upload
 from quire.sampling.kernels import choose_kernels
 from quire.sampling.sampler import Sampler, Samples, prompt_logprobs
@@ -100,10 +101,13 @@ class Runner:
         self.kernels = choose_kernels(self.spec.platform.providers)
         self.append_tokens = self.build.op(append_tokens, None)
         self.model = models.build(self.spec.facts, self.build)
+        sizes = Sizes(self.spec.max_num_batched_tokens, self.spec.max_model_len, self.spec.page_size)
+        started = start_kernels(self.build.choices, sizes)
         if self.spec.load_format == "dummy":
             loading.fill_dummy(self.model, self.spec.seed, self.mesh)
         else:
             loading.load(self.model, self.spec.facts, self.mesh, progress)
+        started.result()
 
     def measure(self) -> Capacity:
         """Run the largest step on scratch pages and report what memory is left for real ones.
@@ -194,13 +198,15 @@ class Runner:
         return InFlight(plan.step, rows, Samples(rows, drawn.clone()))
 
     def _launch_eager(self, plan: StepPlan) -> InFlight:
-        grants = plan.grants
+        # Those that compute one token come first, so that kernels can tell them from the others.
+        grants = sorted(plan.grants, key=lambda grant: grant.tokens > 1)
         lines = [i for i, g in enumerate(grants) if g.samples]
         numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants), *lines], self.device)
         order, counts, sampling = torch.split(numbers, [len(grants), len(grants), len(lines)])
         longest = max(self.rows.host[g.row].computed + g.tokens for g in grants)
         bounds = (sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
-        inputs, hidden = self._forward(order, counts.int(), sampling, bounds, self.rows.sharing)
+        singles = sum(g.tokens == 1 for g in grants)
+        inputs, hidden = self._forward(order, counts.int(), sampling, bounds, self.rows.sharing, singles)
         step = InFlight(plan.step, prompt_logprobs=self._prompt_logprobs(grants, hidden, inputs), sampler=self.sampler)
         if lines:
             step.rows = [grants[i].row for i in lines]
@@ -208,16 +214,24 @@ class Runner:
         return step
 
     def _forward(
-        self, order: Tensor, counts: Tensor, sampling: Tensor, bounds: tuple[int, int, int], sharing: bool
+        self,
+        order: Tensor,
+        counts: Tensor,
+        sampling: Tensor,
+        bounds: tuple[int, int, int],
+        sharing: bool,
+        singles: int = 0,
     ) -> tuple[StepInputs, Tensor]:
         """Compute the next `counts` tokens of the rows in `order`; they count as computed afterwards.
 
-        `sharing`: kernels are told which of them begin alike.
+        `sharing`: kernels are told which of them begin alike. The first `singles` compute one token each.
         """
         rows = self.rows
         inputs: StepInputs = self.make_inputs(
             order, counts, sampling, rows.tokens, rows.computed, rows.page_tables, rows.page_sizes, bounds
         )
+        if singles:
+            inputs = replace(inputs, singles=singles)
         if sharing:
             inputs = rows.shared_by(order, inputs)
         hidden: Tensor = self.model(inputs)

@@ -69,7 +69,7 @@ def assert_close(got, want, spec):
 def test_providers_equal_the_reference(name, heads, extra, dtype, page_size):
     torch.manual_seed(0)
     compared = 0
-    for kind, (queries, lengths) in (("decode", DECODE), ("eager", RAGGED)):
+    for kind, (queries, lengths) in (("decode", DECODE), ("eager", RAGGED), ("prompts", RAGGED)):
         given = {"norm_eps": 1e-6, "rotary_dim": heads[2], "dtype": dtype, "device": "cuda", "step": kind} | extra
         spec = AttentionSpec(*heads, heads[2] ** -0.5, **given)
         exact = dataclasses.replace(spec, dtype="float32")

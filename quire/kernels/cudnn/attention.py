@@ -1,10 +1,13 @@
-"""Attention over pages by cuDNN, for steps with prompts: packed queries of many sequences in one call.
+"""Attention over pages by cuDNN, for steps with long prompts: packed queries of few sequences in one call.
 
-cuDNN works by plans, each for a most number of sequences, queries and tokens. These bounds are rounded up to few sizes,
-and all layers of the same shape share a plan. It attends to no windows and bounds no scores: other kernels do.
+cuDNN works by plans, each for a most number of sequences, queries and tokens. A plan that is too large costs nothing
+(2 % on an H200), so few are made, before the first step, and all layers of the same shape share them. It attends to no
+windows and bounds no scores: other kernels do.
 """
 
 import functools
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -12,12 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quire.ops.attention import AttentionSpec, KVPages, paged_attention
-from quire.ops.registry import provide
+from quire.base.errors import PlatformError
+from quire.ops.attention import PROMPTS, AttentionSpec, KVPages, paged_attention
+from quire.ops.registry import Sizes, provide
 from quire.ops.step import StepInputs
 
 OLDEST = 91000
 """The first version of cuDNN (9.10) that is trusted with packed queries over pages."""
+
+LEAST = 8192
+"""Queries of a sequence, and tokens, that the smallest plan is made for; others are for 4, 16, ... times as many."""
+
+POOL = 1 << 20
+"""Pages that a plan is told of. A pool has fewer, but plans are made before there are pools."""
 
 
 class _Id(IntEnum):
@@ -36,18 +46,34 @@ class _Id(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """The sizes that a plan is made for; all but the heads are rounded up.
+    """What a plan is made for.
 
     Attributes:
-        rows, queries, pages: sequences, queries of each, pages of each.
+        queries, tokens: most of each of PROMPTS sequences.
+        page_size: tokens per page.
     """
 
-    rows: int
     queries: int
-    pages: int
+    tokens: int
+    page_size: int
     heads: int
+    kv_heads: int
     head_dim: int
     scale: float
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, queries: int, tokens: int, page_size: int, spec: AttentionSpec) -> "_Bounds":
+        """Those for at most so many queries and tokens, rounded up to what plans are made for."""
+        queries = _rounded(queries)
+        tokens = max(queries, _rounded(tokens))
+        heads = spec.heads, spec.kv_heads, spec.head_dim
+        return cls(queries, tokens, page_size, *heads, spec.scale, getattr(torch, spec.dtype))
+
+    @property
+    def pages(self) -> int:
+        """Most pages of a sequence."""
+        return -(-self.tokens // self.page_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +93,8 @@ class _Packed:
 
 
 def _refuses(spec: AttentionSpec) -> str | None:
-    if spec.step != "eager":
-        return "made for prompts: it reads keys and values once for each query head"
+    if spec.step != "prompts":
+        return "made for long prompts: a call is dear, and it reads keys and values once for each query head"
     if spec.soft_cap is not None or spec.window is not None:
         return "attends to no windows and bounds no scores"
     if spec.dtype not in ("bfloat16", "float16"):
@@ -97,17 +123,35 @@ def _absent(device: torch.device) -> str | None:
     return None
 
 
-# Below 129 tokens its launch alone costs more than others take.
-@provide("cudnn", paged_attention, _refuses, tokens=(129, None))
+def _start(spec: AttentionSpec, sizes: Sizes) -> None:
+    """Make all plans that steps can ask for. Raises PlatformError."""
+    device = torch.device(spec.device)
+    try:
+        for queries, tokens in itertools.product(_to(_rounded(sizes.tokens)), _to(_rounded(sizes.length))):
+            _plan(_Bounds.of(queries, tokens, sizes.page_size, spec), device)
+    except RuntimeError as error:
+        raise PlatformError(
+            f"cuDNN cannot prepare attention ({error}); use --kernels triton, or uninstall nvidia-cudnn-frontend"
+        ) from error
+
+
+def _to(most: int) -> Iterator[int]:
+    size = LEAST
+    while size <= most:
+        yield size
+        size *= 4
+
+
+@provide("cudnn", paged_attention, _refuses, start=_start)
 def cudnn_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `paged_attention`."""
     q = q.contiguous()
     out = torch.empty_like(q)
     if not len(q):
         return out
-    bounds = _bounds(step, pages, spec)
+    bounds = _Bounds.of(step.max_query, step.max_seq, pages.k.shape[1], spec)
     packed = step.once(("cudnn", pages.group, bounds), lambda: _pack(step, pages.group, bounds))
-    plan = _plan(bounds, tuple(pages.k.shape), q.dtype, q.device)
+    plan = _plan(bounds, q.device)
     # It multiplies what lies behind a sequence by 0, which makes NaN of NaN.
     for pool in (pages.k, pages.v):
         pool.flatten(0, 1).index_fill_(0, packed.tails, 0)
@@ -115,22 +159,16 @@ def cudnn_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: Att
     return out
 
 
-def _bounds(step: StepInputs, pages: KVPages, spec: AttentionSpec) -> _Bounds:
-    queries = _rounded(step.max_query, 512)
-    tokens = max(queries, _rounded(step.max_seq, 2048))
-    rows, page_size = _rounded(len(step.seq_lens), 4), pages.k.shape[1]
-    return _Bounds(rows, queries, -(-tokens // page_size), spec.heads, spec.head_dim, spec.scale)
-
-
-def _rounded(n: int, smallest: int) -> int:
-    """The next of smallest times 1, 4, 16, ..."""
-    while smallest < n:
-        smallest *= 4
-    return smallest
+def _rounded(n: int) -> int:
+    """The next of LEAST times 1, 4, 16, ..."""
+    size = LEAST
+    while size < n:
+        size *= 4
+    return size
 
 
 def _pack(step: StepInputs, group: int, bounds: _Bounds) -> _Packed:
-    extra = bounds.rows - len(step.seq_lens)
+    extra = PROMPTS - len(step.seq_lens)
     lengths, page_size = step.seq_lens.clamp(min=1).long(), step.groups[group].page_size
     # Behind its last page a row names that page again: cuDNN reads whole tiles.
     last = (lengths - 1) // page_size
@@ -145,7 +183,7 @@ def _pack(step: StepInputs, group: int, bounds: _Bounds) -> _Packed:
         pad(step.query_start.diff() * (step.seq_lens > 0), (0, extra)).view(-1, 1, 1, 1),
         pad(step.seq_lens, (0, extra)).clamp(min=1).view(-1, 1, 1, 1),
         torch.cat([starts, starts[-1:].expand(extra)]).view(-1, 1, 1, 1),
-        pad(table, (0, 0, 0, extra)).view(bounds.rows, 1, bounds.pages, 1),
+        pad(table, (0, 0, 0, extra)).view(PROMPTS, 1, bounds.pages, 1),
         # Slot 0 is padding's: writing there hurts nobody.
         torch.where(used, 0, start_of_last + inside).flatten(),
     )
@@ -183,9 +221,9 @@ def _library(device: torch.device) -> _Library:
 class _Plan:
     """One compiled call."""
 
-    def __init__(self, bounds: _Bounds, pool: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, bounds: _Bounds, device: torch.device) -> None:
         self._library = _library(device)
-        self._graph = _graph(self._library, bounds, pool, dtype)
+        self._graph = _graph(self._library, bounds)
         self._size = max(1, self._graph.get_workspace_size())
 
     def run(self, q: Tensor, pages: KVPages, out: Tensor, packed: _Packed) -> None:
@@ -206,16 +244,17 @@ class _Plan:
 
 
 @functools.cache
-def _plan(bounds: _Bounds, pool: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Plan:
-    return _Plan(bounds, pool, dtype, device)
+def _plan(bounds: _Bounds, device: torch.device) -> _Plan:
+    with torch.cuda.device(device):
+        return _Plan(bounds, device)
 
 
-def _graph(library: _Library, bounds: _Bounds, pool: tuple[int, ...], dtype: torch.dtype) -> Any:
-    """Build and compile cuDNN's graph of one attention call; pool is the shape of a pool of pages."""
+def _graph(library: _Library, bounds: _Bounds) -> Any:
+    """Build and compile cuDNN's graph of one attention call."""
     cudnn = library.cudnn
-    io = cudnn.data_type.BFLOAT16 if dtype == torch.bfloat16 else cudnn.data_type.HALF
-    pages, page_size, kv_heads, dim = pool
-    rows, heads, queries = bounds.rows, bounds.heads, bounds.queries
+    io = cudnn.data_type.BFLOAT16 if bounds.dtype == torch.bfloat16 else cudnn.data_type.HALF
+    rows, heads, queries, dim = PROMPTS, bounds.heads, bounds.queries, bounds.head_dim
+    page_size, kv_heads = bounds.page_size, bounds.kv_heads
     graph = cudnn.pygraph(
         handle=library.follow(),
         io_data_type=io,
@@ -230,7 +269,7 @@ def _graph(library: _Library, bounds: _Bounds, pool: tuple[int, ...], dtype: tor
         return tensor(key, [n, 1, 1, 1], [1, 1, 1, 1], cudnn.data_type.INT32)
 
     packed_dim, packed_stride = [rows, heads, queries, dim], [queries * heads * dim, dim, heads * dim, 1]
-    pool_dim, pool_stride = [pages, kv_heads, page_size, dim], [page_size * kv_heads * dim, dim, kv_heads * dim, 1]
+    pool_dim, pool_stride = [POOL, kv_heads, page_size, dim], [page_size * kv_heads * dim, dim, kv_heads * dim, 1]
     table_dim, table_stride = [rows, 1, bounds.pages, 1], [bounds.pages, bounds.pages, 1, 1]
     starts = column(_Id.STARTS, rows + 1)
     q = tensor(_Id.QUERIES, packed_dim, packed_stride, io)
