@@ -85,6 +85,16 @@ class Rules:
         name = self.rule(body)
         return f"{name} ( {self.literal(between)} {name} )*"
 
+    def ordered(self, words: Sequence[tuple[str, bool]], between: str) -> str:
+        """Expressions in this order, each with whether it is needed, with a text between those that are there."""
+        more = first = '""'
+        for word, needed in reversed(words):
+            once = self.rule(word)
+            later = f"{self.literal(between)} {once} {more}"
+            first = self.rule(f"{once} {more}" if needed else f"{once} {more} | {first}")
+            more = self.rule(later if needed else f"{later} | {more}")
+        return first
+
     def json(self, tool: Tool) -> str:
         """The arguments of a tool as a JSON object."""
         return self.json_value(tool.schema, strict=tool.strict, an_object=True)
@@ -121,7 +131,7 @@ def properties_of(tool: Tool) -> list[tuple[str, Mapping[str, object], bool]] | 
     """
     schema = tool.schema
     if isinstance(reference := schema.get("$ref"), str) and reference.startswith("#/"):
-        found = _resolve(schema, reference)
+        found = resolve(schema, reference)
         schema = {**found, **{key: schema[key] for key in ("$defs", "definitions") if key in schema}}
     listed = schema.get("properties")
     beyond = schema.keys() & {"anyOf", "oneOf", "allOf", "patternProperties", "if", "not", "$ref", "minProperties"}
@@ -157,7 +167,8 @@ def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _resolve(schema: Mapping[str, object], reference: str) -> Mapping[str, object]:
+def resolve(schema: Mapping[str, object], reference: str) -> Mapping[str, object]:
+    """What a reference `#/...` leads to; an empty schema if nowhere."""
     found: object = schema
     for step in reference[2:].split("/"):
         found = _mapping(found).get(step.replace("~1", "/").replace("~0", "~"))

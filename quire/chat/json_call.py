@@ -49,6 +49,16 @@ def json_call(known: Container[str] | None = None) -> Steps:
     yield Done()
 
 
+def json_list() -> Steps:
+    """Read several such objects with commas between them, after the opening bracket up to the closing one."""
+    following: str | None = ","
+    while following == ",":
+        yield Space()
+        yield from json_call()
+        yield Space()
+        following = yield Take((",", "]"))
+
+
 def json_object(rules: Rules, tools: Sequence[Tool], arguments: str = "arguments") -> str:
     """The grammar of such an object for one of the tools, as models write it."""
     bodies = []

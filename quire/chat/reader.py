@@ -11,7 +11,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cache
 
-from quire.chat.events import Arguments, CallStart, Event
+from quire.chat.events import Arguments, CallStart, Content, Event, Reasoning
 from quire.chat.values import Values
 
 
@@ -71,11 +71,19 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class Say:
+    """Words up to the first of `options`, which stays, or to the end: for the user, or thoughts. Never undone."""
+
+    options: tuple[str, ...]
+    thoughts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """The arguments are complete; whatever follows cannot undo the call."""
 
 
-Step = Space | Peek | Take | Until | Value | Start | Write | Done
+Step = Space | Peek | Take | Until | Value | Start | Write | Say | Done
 Steps = Generator[Step, str | None, None]
 
 
@@ -163,6 +171,8 @@ class Reader:
                 return self._until(step, final)
             case Value():
                 return self._value(step, final)
+            case Say():
+                return self._say(step, final)
             case Start(name):
                 self.events.append(CallStart(self.index, name))
                 self.open = True
@@ -205,6 +215,15 @@ class Reader:
         whole = "".join(self._parts)
         self._parts, self._length = [], 0
         return True, whole if found and not over else None
+
+    def _say(self, step: Say, final: bool) -> tuple[bool, str | None]:
+        found = finder(step.options).search(self.rest)
+        length = found.start() if found else len(self.rest) - (0 if final else held(self.rest, step.options))
+        text, self.rest = self.rest[:length], self.rest[length:]
+        self._raw.clear()
+        if text:
+            self.events.append(Reasoning(text) if step.thoughts else Content(text))
+        return found is not None or final, ""
 
     def _value(self, step: Value, final: bool) -> tuple[bool, str | None]:
         values = self._values = self._values or Values(python=step.python)

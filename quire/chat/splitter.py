@@ -138,7 +138,10 @@ class StreamSplitter:
         for event in reader.events:
             if isinstance(event, CallStart):
                 self._drop_space()
-            self._events.append(event)
+            if isinstance(event, Content):
+                self._say(event.text)
+            else:
+                self._events.append(event)
         reader.events.clear()
         self._index = reader.index
         if not reader.ended:

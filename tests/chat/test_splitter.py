@@ -141,7 +141,24 @@ def test_reasoning(text: str, thinking: bool, reasoning: str, content: str) -> N
         assert (speech.reasoning, speech.content) == (reasoning, content)
 
 
+def test_harmony_tells_thoughts_from_words_all_through() -> None:
+    text = (
+        "<|channel|>analysis<|message|>Let me <|see.<|end|><|start|>assistant<|channel|>commentary<|message|>A plan."
+        "<|end|><|start|>assistant<|channel|>analysis<|message|> More.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>Yes. <b> \n"
+    )
+    made = tool_format("harmony", "")
+    for pieces in ([text], list(text), [text[:40], text[40:]]):
+        found = split(StreamSplitter(made, None, {}), pieces)
+        speech = fold(found)
+        assert (speech.reasoning, speech.content) == ("Let me <|see. More.", "A plan.Yes. <b> \n")
+
+
 FLOODS = [
+    "<|channel|>",
+    "<|channel|>final<|message|>a",
+    "<|tool_call>call:f{a:",
+    "<minimax:tool_call>",
     "[[[[((((",
     "<tool_call>",
     "<tool_call>{",
@@ -171,7 +188,9 @@ def split_twice(format: str, text: str) -> float:
     return seconds
 
 
-@pytest.mark.parametrize("format", ["hermes", "qwen3_coder", "pythonic", "mistral", "llama3_json"])
+@pytest.mark.parametrize(
+    "format", ["hermes", "qwen3_coder", "pythonic", "mistral", "llama3_json", "gemma4", "harmony", "minimax_m2"]
+)
 def test_linear_time(format: str) -> None:
     """Twice the text takes twice the time, not four times: of up to twenty tries one must say so."""
     for flood in FLOODS:
@@ -197,6 +216,12 @@ def test_linear_time(format: str) -> None:
         ('Respond in the format {"name": function name, "parameters": dictionary of argument}', "llama3_json", None),
         ("<|python_start|>", "pythonic", None),
         ("<seed:think></seed:think>", None, "seed_oss"),
+        ("<|start|><|channel|><|message|> to=functions. <|call|>", "harmony", "harmony"),
+        ('<|tool_call>call: <|"|> <|channel>thought<channel|>', "gemma4", "gemma4"),
+        ("<start_function_call>call:<escape>", "functiongemma", None),
+        ("<|tool_call|> <tool_call> Here is my response:", "granite", "granite"),
+        ('<minimax:tool_call><invoke name="x"> </think>', "minimax_m2", "think"),
+        ("<tool_calls>", "minimax", None),
         ("{{ messages }}", None, None),
     ],
 )
@@ -210,7 +235,7 @@ def test_a_flag_overrides_and_must_be_known() -> None:
     made = tool_format("qwen3_xml", "[TOOL_CALLS]")
     assert made is not None
     assert made.name == "qwen3_coder"
-    with pytest.raises(ConfigError, match="tool_call_parser: 'nope' is unknown; use one of deepseek"):
+    with pytest.raises(ConfigError, match="tool_call_parser: 'nope' is unknown; use one of harmony"):
         tool_format("nope", "")
     with pytest.raises(ConfigError, match="reasoning_parser"):
         reasoning_format("hermes", "")

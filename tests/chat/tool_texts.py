@@ -93,7 +93,56 @@ PYTHONIC = (
     'write(path="a\\nb\\\\", lines=[1, -2.5e3, None, True, [], {"x": {\'y\': "</tool_call>;"}}]), now()]'
 )
 
+GRANITE = f'<|tool_call|>[{{"name": "get_weather", "arguments": {_W}}}, {{"name": "write", "arguments": {_L}}}]'
+M2 = """So.
+
+<minimax:tool_call>
+<invoke name="get_weather">
+<parameter name="city">São Paulo "]}{'</parameter>
+<parameter name="days">2</parameter>
+</invoke>
+<invoke name="now">
+</invoke>
+</minimax:tool_call>"""
+M1 = f"""<tool_calls>
+{{"name": "get_weather", "arguments": {_W}}}
+{{"name": "write", "arguments": {_L}}}
+</tool_calls>"""
+
+
+def gemma(start: str, end: str, quote: str) -> str:
+    """The same calls by either Gemma."""
+    lines = f"[1, -2.5e3,null,true,[],{{x:{{y:{quote}</tool_call>;{quote}}}}}]"
+    weather = f"city:{quote}São Paulo \"]}}{{'{quote},days:2"
+    write = f"path:{quote}a\nb\\{quote}, lines:{lines}"
+    calls = [f"{start}call:{name}{{{given}}}{end}" for name, given in zip(TOOLS, (weather, write, ""), strict=True)]
+    return "Well. " + "".join(calls)
+
+
+def harmony(name: str, arguments: str) -> str:
+    """A call on the commentary channel, as the beginning of an answer."""
+    return f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{arguments}<|call|>"
+
+
+HARMONY = (
+    f"<|channel|>commentary<|message|>I <|look.<|end|><|start|>assistant{harmony('get_weather', _W)}"
+    f"<|start|>assistant to=functions.write<|channel|>commentary json<|message|>{_L}<|call|>"
+)
+
 ANSWERS = [
+    Answer("granite", GRANITE, [WEATHER, WRITE]),
+    Answer("granite", 'Sure: <tool_call> [{"name": "now"}]', [NOW], "Sure:"),
+    Answer("minimax_m2", M2, [WEATHER, NOW], "So."),
+    Answer("minimax", M1, [WEATHER, WRITE]),
+    Answer("gemma4", gemma("<|tool_call>", "<tool_call|>", '<|"|>'), [WEATHER, WRITE, NOW], "Well."),
+    Answer(
+        "functiongemma",
+        gemma("<start_function_call>", "<end_function_call>", "<escape>"),
+        [WEATHER, WRITE, NOW],
+        "Well.",
+    ),
+    Answer("harmony", HARMONY, [WEATHER, WRITE], "I <|look."),
+    Answer("harmony", harmony("now", "{}"), [NOW]),
     Answer("hermes", HERMES, [WEATHER, WRITE, NOW], "I look."),
     Answer("hermes", '<tool_call>{"name": "now", "arguments": "{}", "id": 3}', [NOW]),
     Answer("hermes", f'<tool_call>{{"name": "write", "parameters": {_L}}}</tool_call> and so on', [WRITE], "and so on"),
@@ -116,6 +165,16 @@ ANSWERS = [
 ]
 
 CONTENT = [
+    Answer("granite", "<|tool_call|>{}"),
+    Answer("minimax_m2", "<minimax:tool_call><invoke name='f'><parameter>"),
+    Answer("minimax_m2", "<minimax:tool_call>\nno"),
+    Answer("minimax", '<tool_calls>\n{"name": 5}'),
+    Answer("gemma4", "<|tool_call>call:f(1)<tool_call|>"),
+    Answer("gemma4", "<|tool_call>call:f{a:[1}<tool_call|>"),
+    Answer("functiongemma", "<start_function_call>call:f{a:" + "[" * 99),
+    Answer("harmony", "<|channel|>commentary to=functions.now<|message|>no"),
+    Answer("harmony", "<|start|>assistant<|message|>no channel"),
+    Answer("harmony", "a <|channel b"),
     *[
         Answer(name, "No tools: a < b, [1], {} \n")
         for name in ("hermes", "mistral", "pythonic", "llama3_json", "glm45")

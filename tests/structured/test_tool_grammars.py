@@ -115,7 +115,7 @@ def test_required_calls_are_calls(tmp_path: Path, format: str, source: str, spec
     counts = set()
     for parallel in (True, False):
         offer = Offer(LISTED, SCHEMAS, parallel=parallel, required=True, strict=frozenset(SCHEMAS))
-        for seed in range(16):
+        for seed in range(10):
             thinking = [Thinking.NONE, Thinking.MAY][seed % 2]
             wanted = framed(desk.service, offer, None, thinking, None)
             assert wanted is not None
@@ -129,7 +129,8 @@ def test_required_calls_are_calls(tmp_path: Path, format: str, source: str, spec
             counts.add((parallel, len(speech.calls) > 1))
     assert (False, True) not in counts
     assert (False, False) in counts
-    if format not in ("qwen3_coder", "glm45"):  # whose texts are too long for several by chance
+    # Some texts are too long for several by chance; an answer by harmony ends with its call.
+    if format not in ("qwen3_coder", "glm45", "minimax_m2", "harmony"):
         assert (True, True) in counts
 
 
@@ -138,7 +139,7 @@ def test_strict_tools_hold_among_words(tmp_path: Path, format: str, source: str)
     desk = Desk(tmp_path, format, source)
     offer = Offer(LISTED, SCHEMAS, strict=frozenset(SCHEMAS))
     called = 0
-    for seed in range(30):
+    for seed in range(16):
         wanted = framed(desk.service, offer, None, Thinking.OPEN if format != "harmony" else Thinking.MAY, None)
         assert wanted is not None
         text = desk.sample(wanted, seed)
@@ -155,7 +156,7 @@ def test_a_call_or_content_of_a_form(tmp_path: Path, format: str, source: str) -
     desk = Desk(tmp_path, format, source)
     offer = Offer(LISTED, SCHEMAS)
     seen = set()
-    for seed in range(24):
+    for seed in range(12):
         wanted = framed(desk.service, offer, StructuredOutputsParams(json=FORM), Thinking.MAY, None)
         assert wanted is not None
         text = desk.sample(wanted, seed)

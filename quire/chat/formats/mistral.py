@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from quire.chat.events import Tools
 from quire.chat.formats.base import ToolFormat
 from quire.chat.grammar import Rules, Tool
-from quire.chat.json_call import json_call, json_object
+from quire.chat.json_call import json_list, json_object
 from quire.chat.reader import Done, MalformedError, Peek, Space, Start, Steps, Take, Until, Value, need
 
 START, ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
@@ -15,18 +15,9 @@ def _steps(tools: Tools) -> Steps:
     yield Take((START,))
     yield Space()
     if (yield Take(("[",))) is not None:
-        yield from _list()
+        yield from json_list()
     else:
         yield from _named()
-
-
-def _list() -> Steps:
-    following: str | None = ","
-    while following == ",":
-        yield Space()
-        yield from json_call()
-        yield Space()
-        following = yield Take((",", "]"))
 
 
 def _named() -> Steps:

@@ -69,14 +69,12 @@ def _keywords(rules: Rules, tool: Tool) -> str:
         raise RequestError(
             f"tools: {tool.name[:64]!r} has the argument {bad[:64]!r}, which this model cannot write.", "tools"
         )
-    more = first = '""'
-    for name, schema, needed in reversed([one for one in listed if one[0].isidentifier()]):
-        word = f"{json.dumps(name + '=')} {_value(rules, schema, tool.strict)}"
-        once = rules.rule(word)
-        later = f'", " {once} {more}'
-        first = rules.rule(f"{once} {more}" if needed else f"{once} {more} | {first}")
-        more = rules.rule(later if needed else f"{later} | {more}")
-    return first
+    words = [
+        (f"{json.dumps(name + '=')} {_value(rules, schema, tool.strict)}", needed)
+        for name, schema, needed in listed
+        if name.isidentifier()
+    ]
+    return rules.ordered(words, ", ")
 
 
 def _value(rules: Rules, schema: Mapping[str, object], strict: bool) -> str:

@@ -6,12 +6,29 @@ A new format is a file beside this one and its line here. Called by the server w
 from typing import TypeVar
 
 from quire.base.errors import ConfigError
-from quire.chat.formats import deepseek, glm, hermes, kimi, llama3_json, mistral, pythonic, qwen3_coder, reasoning
+from quire.chat.formats import (
+    deepseek,
+    gemma,
+    glm,
+    granite,
+    harmony,
+    hermes,
+    kimi,
+    llama3_json,
+    minimax,
+    mistral,
+    pythonic,
+    qwen3_coder,
+    reasoning,
+)
 from quire.chat.formats.base import ReasoningFormat, ToolFormat
 
 T = TypeVar("T", ToolFormat, ReasoningFormat)
 
-TOOLS = tuple(module.FORMAT for module in (deepseek, kimi, mistral, qwen3_coder, glm, hermes, pythonic, llama3_json))
+TOOLS = (
+    *(harmony.FORMAT, gemma.FORMAT, gemma.FUNCTION_FORMAT, minimax.FORMAT, minimax.OLD_FORMAT, granite.FORMAT),
+    *(module.FORMAT for module in (deepseek, kimi, mistral, qwen3_coder, glm, hermes, pythonic, llama3_json)),
+)
 """Special before common: several templates hold `<tool_call>`."""
 
 ALIASES = {
@@ -25,6 +42,12 @@ ALIASES = {
     "qwen3": "think",
     "glm45": "think",
     "kimi_k2": "think",
+    "openai": "harmony",
+    "gpt_oss": "harmony",
+    "openai_gptoss": "harmony",
+    "minimax_m1": "minimax",
+    "minimax_m2": "think",
+    "granite4": "hermes",
 }
 """Names that vLLM's users know, where ours are others."""
 
@@ -44,7 +67,11 @@ def reasoning_format(name: str | None, template: str) -> ReasoningFormat | None:
     """The format of thoughts, in the same way."""
     if name is not None:
         return _named("reasoning_parser", name, reasoning.FORMATS)
-    return next((made for made in reasoning.FORMATS if made.end in template), None)
+    return next((made for made in reasoning.FORMATS if all(sign in template for sign in _signs(made))), None)
+
+
+def _signs(format: ReasoningFormat) -> tuple[str, ...]:
+    return (format.end,) if format.channels is None else format.channels.signs[0][:2]
 
 
 def _named(field: str, name: str, formats: tuple[T, ...]) -> T | None:
