@@ -5,11 +5,11 @@ A parser is a generator that asks for what must come next (`Take`, `Until`, `Val
 is consumed once, so time is linear. Written for `StreamSplitter`; knows no format.
 """
 
-import json
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cache
+from json.encoder import encode_basestring
 
 from quire.chat.events import Arguments, CallStart, Content, Event, Reasoning
 from quire.chat.values import Values
@@ -102,11 +102,21 @@ def finder(options: tuple[str, ...]) -> re.Pattern[str]:
 
 def held(text: str, options: tuple[str, ...]) -> int:
     """How many characters at the end of `text` might be the beginning of one of `options`."""
-    for length in range(min(len(text), max(map(len, options)) - 1), 0, -1):
-        end = text[-length:]
+    begins, longest = beginnings(options)
+    found = begins.search(text, max(0, len(text) - longest))
+    while found is not None:
+        end = text[found.start() :]
         if any(option.startswith(end) for option in options):
-            return length
+            return len(end)
+        found = begins.search(text, found.start() + 1)
     return 0
+
+
+@cache
+def beginnings(options: tuple[str, ...]) -> tuple[re.Pattern[str], int]:
+    """A pattern for the first character of any of `options`, and the length of their longest proper beginning."""
+    firsts = "".join({option[0] for option in options})
+    return re.compile(f"[{re.escape(firsts)}]"), max(map(len, options)) - 1
 
 
 class Reader:
@@ -207,7 +217,7 @@ class Reader:
         self._length += length
         text = self._consume(length)
         if text and step.write:
-            self.events.append(Arguments(self.index, json.dumps(text, ensure_ascii=False)[1:-1]))
+            self.events.append(Arguments(self.index, encode_basestring(text)[1:-1]))
         elif text:
             self._parts.append(text)
         if not (found or over or final):

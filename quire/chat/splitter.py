@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from quire.chat.events import CallBroken, CallStart, Content, Event, Reasoning, Tools, merge
 from quire.chat.formats.base import ReasoningFormat, ToolFormat
-from quire.chat.reader import Reader, finder, held
+from quire.chat.reader import Reader, beginnings, finder, held
 
 PIECE = 1024
 """Characters that are looked at together: whatever is copied is at most this long."""
@@ -45,6 +45,10 @@ class StreamSplitter:
 
     def push(self, text: str) -> list[Event]:
         """Take more text; what is sure now."""
+        if self._is_plain(text):
+            said = "".join(self._space) + text
+            self._space.clear()
+            return [Reasoning(said) if self._phase == self._thoughts else Content(said)]
         for start in range(0, len(text), PIECE):
             self._advance(text[start : start + PIECE], final=False)
         return self._take()
@@ -55,6 +59,14 @@ class StreamSplitter:
             self._advance("", final=True)
         self._emit("".join(self._space))
         return self._take()
+
+    def _is_plain(self, text: str) -> bool:
+        """Whether a piece can be nothing but words: most are, and every other way to find that out takes longer."""
+        if self._buffer or self._skip_space or not text or text[-1].isspace():
+            return False
+        if self._phase == self._words:
+            return self._tools is None or beginnings(self._tools.openers)[0].search(text) is None
+        return self._phase == self._thoughts and self._reasoning is not None and self._reasoning.end[0] not in text
 
     def _take(self) -> list[Event]:
         events, self._events = self._events, []
