@@ -15,21 +15,31 @@ DIGEST_BYTES = 16
 class HashChain:
     """Keys of the full pages of one token sequence, extended as tokens become known."""
 
-    __slots__ = ("_key", "_root", "hashes", "page_size")
+    __slots__ = ("_empty", "_root", "hashes", "page_size")
 
     def __init__(self, key: bytes, salt: bytes, page_size: int) -> None:
         self.page_size = page_size
         self.hashes: list[bytes] = []
-        self._key = key
+        self._empty = blake2b(key=key, digest_size=DIGEST_BYTES)
         self._root = blake2b(salt, key=key, digest_size=DIGEST_BYTES, person=b"quire root").digest()
 
     def extend(self, tokens: Sequence[int]) -> list[bytes]:
         """Keys of all full pages of `tokens`; what was given before must be a prefix of it."""
-        size, hashes = self.page_size, self.hashes
-        for start in range(len(hashes) * size, len(tokens) - size + 1, size):
+        hashes, done = self.hashes, len(self.hashes)
+        pages = len(tokens) // self.page_size - done
+        if pages > 0:
+            start = done * self.page_size
+            numbers = array("i")
+            numbers.fromlist(list(tokens[start : start + pages * self.page_size]))
+            contents = memoryview(numbers).cast("B")
+            size = len(contents) // pages
             parent = hashes[-1] if hashes else self._root
-            content = parent + array("i", tokens[start : start + size]).tobytes()
-            hashes.append(blake2b(content, key=self._key, digest_size=DIGEST_BYTES).digest())
+            for at in range(0, len(contents), size):
+                state = self._empty.copy()
+                state.update(parent)
+                state.update(contents[at : at + size])
+                parent = state.digest()
+                hashes.append(parent)
         return hashes
 
 

@@ -4,6 +4,7 @@ The scheduler names rows by index; plans are diffs that this class applies. Posi
 token sampled on the device feeds the next step without the host knowing it. Called by the runner only.
 """
 
+from array import array
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from quire.messages.plan import NewRow, SharedPages, StepPlan
 from quire.messages.state import Layout
 from quire.ops.step import SharedInputs, StepInputs
-from quire.runner.upload import upload
+from quire.runner.upload import upload, upload_short
 
 
 @dataclass(slots=True)
@@ -87,34 +88,38 @@ class Rows:
             self.host[grant.row].computed += grant.tokens
 
     def _begin(self, new_rows: list[NewRow]) -> None:
-        """All numbers of the new rows travel in one copy; then each finds its place."""
-        pieces: list[tuple[Tensor, int]] = []
-        values: list[int] = []
+        """All numbers of the new rows travel in one copy; then each kind finds its places in one go."""
+        count = len(new_rows)
+        kinds = [[new.token_ids for new in new_rows]]
+        kinds += [[new.pages[group] for new in new_rows] for group in range(len(self.page_tables))]
+        widths = [max(map(len, lists)) for lists in kinds]
+        values = array("i", [new.row for new in new_rows])
+        values.extend([len(new.token_ids) for new in new_rows])
+        values.extend([new.computed for new in new_rows])
+        for lists, width in zip(kinds, widths, strict=True):
+            for numbers in lists:
+                values.fromlist(numbers)
+                values.frombytes(bytes(values.itemsize * (width - len(numbers))))
+        arrived = torch.split(upload_short(values, self.device), [count] * 3 + [count * width for width in widths])
+        rows = arrived[0].long()
+        self.known.index_copy_(0, rows, arrived[1])
+        self.computed.index_copy_(0, rows, arrived[2])
+        for target, found, width in zip((self.tokens, *self.page_tables), arrived[3:], widths, strict=True):
+            target[:, :width].index_copy_(0, rows, found.view(count, width))
+            target[:, width:].index_fill_(0, rows, 0)
         for new in new_rows:
-            targets = [self.tokens[new.row], *(table[new.row] for table in self.page_tables)]
-            for target, numbers in zip(targets, [new.token_ids, *new.pages], strict=True):
-                pieces.append((target, len(numbers)))
-                values += numbers
-            values += [len(new.token_ids), new.computed]
-            pieces += [(self.known[new.row : new.row + 1], 1), (self.computed[new.row : new.row + 1], 1)]
             self.host[new.row] = HostRow(new, new.computed, [len(pages) for pages in new.pages])
-        arrived = upload(values, self.device).int()
-        at = 0
-        for target, count in pieces:
-            target[:count] = arrived[at : at + count]
-            target[count:].zero_()
-            at += count
 
     def _share(self, groups: list[list[SharedPages]]) -> None:
         """All of it in one copy: who begins alike changes when rows come and go, not from step to step."""
-        values: list[int] = []
+        values = array("i")
         for beginnings, page_size in zip(groups, self.page_sizes, strict=True):
             numbers, tokens = [-1] * (self.dummy + 1), [0] * (self.dummy + 1)
             for number, beginning in enumerate(beginnings):
                 for row in beginning.rows:
                     numbers[row], tokens[row] = number, beginning.pages * page_size
-            values += numbers + tokens
-        self.shared.copy_(upload(values, self.device).view(self.shared.shape))
+            values.fromlist(numbers + tokens)
+        self.shared.copy_(upload_short(values, self.device).view(self.shared.shape))
         self.sharing = any(groups)
 
     def _append_pages(self, plan: StepPlan, group: int) -> None:

@@ -84,6 +84,7 @@ class Runner:
             mesh=mesh,
             dtype=getattr(torch, spec.dtype),
             kv_dtype=getattr(torch, spec.kv_cache_dtype),
+            quantization=spec.quantization,
             device=self.device,
             providers=spec.platform.providers,
             max_model_len=spec.max_model_len,
@@ -266,8 +267,7 @@ class Runner:
         if self.sampler is not None:
             for row in plan.released:
                 self.sampler.end(row)
-            for new in plan.new:
-                self.sampler.begin(new)
+            self.sampler.begin(*plan.new)
 
     def _sample(self, rows: list[int], device_rows: Tensor, hidden: Tensor) -> Samples | None:
         logits = self.model.logits(hidden)

@@ -6,6 +6,7 @@ sampler; the host part decides which work a batch needs at all.
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 
@@ -105,13 +106,17 @@ class RowState:
         integers = torch.tensor([[vocab, 0]]).repeat(max_rows, 1)
         self.table = RowTable(numbers.to(device), integers.to(device))
 
-    def begin(self, new: NewRow) -> None:
-        """A sequence enters `new.row`: every field of the row is written."""
+    def begin(self, *rows: NewRow) -> None:
+        """Sequences enter rows, each another one: every field of these rows is written."""
+        for new in rows:
+            self._begin(new)
+        if rows:
+            self._write(rows)
+
+    def _begin(self, new: NewRow) -> None:
+        """All but the row's lines of the table."""
         self.end(new.row)
         params = new.params
-        kind = _kind(params, self.vocab)
-        top_k = params.top_k if 0 < params.top_k < self.vocab else self.vocab
-        self._write(new, 0.0 if kind is None else params.temperature, top_k)
         features = _penalties(params)
         self._begin_counts(new, features)
         features |= self._begin_offsets(new) | self._begin_bans(new)
@@ -124,8 +129,8 @@ class RowState:
             features=features,
             edited=bool(features),
             counted=bool(features & PENALTIES),
-            kind=kind,
-            top_k=top_k,
+            kind=_kind(params, self.vocab),
+            top_k=_top_k(params, self.vocab),
             min_p=params.min_p > 0,
             logprobs=params.logprobs,
             prompt_len=new.prompt_len,
@@ -148,20 +153,16 @@ class RowState:
             bans=self.bans.table() if Feature.BANS in features else None,
         )
 
-    def _write(self, new: NewRow, temperature: float, top_k: int) -> None:
-        """The row's lines of the table, in the order of its columns."""
-        params = new.params
-        self.table.numbers[new.row] = torch.tensor(
-            [
-                temperature,
-                params.top_p,
-                math.log(params.min_p) if params.min_p > 0 else -math.inf,
-                params.repetition_penalty,
-                params.frequency_penalty,
-                params.presence_penalty,
-            ]
-        )
-        self.table.integers[new.row] = torch.tensor([top_k, seed_key(new.seed)])
+    def _write(self, rows: Sequence[NewRow]) -> None:
+        """The lines of the table, in the order of its columns, queued behind the work before it without waiting."""
+        numbers = [_numbers(new.params, greedy=_kind(new.params, self.vocab) is None) for new in rows]
+        integers = [[new.row, _top_k(new.params, self.vocab), seed_key(new.seed)] for new in rows]
+        # What is not pinned would be copied only once the device has nothing left to do.
+        pinned = self.device.type != "cpu"
+        arrived = torch.tensor(integers, pin_memory=pinned).to(self.device, non_blocking=True)
+        self.table.integers.index_copy_(0, arrived[:, 0], arrived[:, 1:])
+        lines = torch.tensor(numbers, pin_memory=pinned).to(self.device, non_blocking=True)
+        self.table.numbers.index_copy_(0, arrived[:, 0], lines)
 
     def _begin_counts(self, new: NewRow, features: Feature) -> None:
         """Rebuild penalty counts from all tokens known, so that a sequence that returns has lost nothing."""
@@ -203,6 +204,23 @@ def _kind(params: SamplingParams, vocab: int) -> Kind | None:
     if 0 < params.top_k < vocab:
         return Kind.SHORT if params.top_k <= SHORT_K else Kind.SORTED
     return Kind.NUCLEUS if params.top_p < 1 else Kind.PLAIN
+
+
+def _top_k(params: SamplingParams, vocab: int) -> int:
+    """Candidates kept; all where it says nothing."""
+    return params.top_k if 0 < params.top_k < vocab else vocab
+
+
+def _numbers(params: SamplingParams, *, greedy: bool) -> list[float]:
+    """A row's line of `RowTable.numbers`."""
+    return [
+        0.0 if greedy else params.temperature,
+        params.top_p,
+        math.log(params.min_p) if params.min_p > 0 else -math.inf,
+        params.repetition_penalty,
+        params.frequency_penalty,
+        params.presence_penalty,
+    ]
 
 
 def _penalties(params: SamplingParams) -> Feature:

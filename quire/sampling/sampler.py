@@ -67,11 +67,12 @@ class Sampler:
         return entries * _BYTES_PER_ENTRY + (rows + 1) * self.vocab * _BYTES_PER_ROW_ENTRY
 
     @torch.inference_mode()
-    def begin(self, new: NewRow) -> None:
-        """A sequence enters a row; everything the row held before is overwritten."""
-        self._state.begin(new)
-        self._masks.end(new.row)
-        self._masks.begin(new)
+    def begin(self, *rows: NewRow) -> None:
+        """Sequences enter rows; everything that these rows held before is overwritten."""
+        self._state.begin(*rows)
+        for new in rows:
+            self._masks.end(new.row)
+            self._masks.begin(new)
 
     @torch.inference_mode()
     def end(self, row: int) -> None:
