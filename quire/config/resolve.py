@@ -72,6 +72,8 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
         depth=2 if overlap else 1,
         warm_tokens=warm_tokens(max_num_batched_tokens) if defaults.compiles else [],
         graph_rows=graph_rows(max_num_seqs) if recorded else [],
+        graph_singles=graph_singles(max_num_seqs) if recorded else [],
+        graph_tokens=[size for size in GRAPH_TOKENS if size <= max_num_batched_tokens] if recorded else [],
         max_preemptions=scheduler.max_preemptions,
         watermark=scheduler.watermark,
         max_logprobs=model.max_logprobs,
@@ -91,6 +93,16 @@ def graph_rows(rows: int) -> list[int]:
     for start, stop, step in ((8, 32, 8), (32, 128, 16), (128, 256, 32), (256, 512, 64), (512, rows, 128)):
         sizes += range(start, min(stop, rows), step)
     return [*(size for size in sizes if size < rows), rows]
+
+
+GRAPH_TOKENS = (128, 256, 384, 512, 768, 1024)
+"""Tokens of prompts for which steps are recorded. Larger steps keep the device busy for longer than it takes to launch
+them."""
+
+
+def graph_singles(rows: int) -> list[int]:
+    """Numbers of decoding sequences beside which prompts are recorded."""
+    return sorted({0, rows // 4, rows})
 
 
 def warm_tokens(budget: int) -> list[int]:

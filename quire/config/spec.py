@@ -47,6 +47,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
         depth: plans in flight: 1 plain, 2 overlapped.
         warm_tokens: step sizes that run once before the engine is ready, so that nothing compiles afterwards.
         graph_rows: batch sizes at which decode steps are recorded as graphs; empty runs every step eagerly.
+        graph_singles, graph_tokens: steps with prompts are recorded for so many sequences that decode, and so many
+            tokens of prompts.
         watermark: share of pages kept free at admission.
         notes: sentences for the user on what was decided against expectation, such as a dtype the device lacks.
     """
@@ -76,4 +78,6 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel_size: int
     threads: int | None
     event_log: str | None
+    graph_singles: list[int] = []
+    graph_tokens: list[int] = []
     notes: list[str] = []

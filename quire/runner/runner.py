@@ -26,6 +26,7 @@ from quire.parallel.mesh import Mesh
 from quire.platforms import native
 from quire.runner.graphs import DecodeGraphs, DecodeWork, Recorder
 from quire.runner.memory import memory_of
+from quire.runner.ragged import RaggedGraphs, Room
 from quire.runner.rows import Rows
 from quire.runner.start import start_kernels
 from quire.runner.upload import upload
@@ -144,6 +145,8 @@ class Runner:
         draws = self.kernels.recordable and self.mesh.size == 1
         work = DecodeWork(self._decode, self._greedy, self._random if draws else None, any(self.rows.lasting))
         self.graphs = DecodeGraphs(self.spec.graph_rows, work, self.rows.dummy, self.device)
+        tokens = [size for size in self.spec.graph_tokens if size < length]
+        self.ragged = RaggedGraphs(self.spec.graph_singles, tokens, self._read, self.rows.dummy, self.device)
         self._decoding: list[int] = []
         self._order = upload([], self.device)
 
@@ -151,7 +154,7 @@ class Runner:
         """Give back pages and rows."""
         for state in self.build.states:
             state.unbind()
-        del self.rows, self.sampler, self.graphs
+        del self.rows, self.sampler, self.graphs, self.ragged
 
     @torch.inference_mode()
     def record(self) -> None:
@@ -162,7 +165,9 @@ class Runner:
         for tokens in self.spec.warm_tokens:
             self._warm(min(tokens, self.layout.max_model_len - 1))
         if all(choice.capturable for choice in self.build.choices):
-            self.graphs.record(Recorder(self.device))
+            recorder = Recorder(self.device)
+            self.ragged.record(recorder)
+            self.graphs.record(recorder)
 
     def _warm(self, tokens: int) -> None:
         """One sequence of so many tokens, on a page that nobody uses yet."""
@@ -202,6 +207,9 @@ class Runner:
         # Those that compute one token come first, so that kernels can tell them from the others.
         grants = sorted(plan.grants, key=lambda grant: grant.tokens > 1)
         lines = [i for i, g in enumerate(grants) if g.samples]
+        room = None if self._describes(grants) else self.ragged.find(grants)
+        if room is not None:
+            return self._launch_ragged(plan.step, room, grants)
         numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants), *lines], self.device)
         order, counts, sampling = torch.split(numbers, [len(grants), len(grants), len(lines)])
         longest = max(self.rows.host[g.row].computed + g.tokens for g in grants)
@@ -213,6 +221,21 @@ class Runner:
             step.rows = [grants[i].row for i in lines]
             step.samples = self._sample(step.rows, order[sampling], hidden[inputs.logit_rows])
         return step
+
+    def _launch_ragged(self, step: int, room: Room, grants: list[Grant]) -> InFlight:
+        """A recorded step with prompts; tokens are drawn outside of the recording."""
+        hidden, ends = self.ragged.forward(room, grants)
+        lines = [i for i, g in enumerate(grants) if g.samples]
+        if not lines:
+            return InFlight(step, sampler=self.sampler)
+        rows = [grants[i].row for i in lines]
+        numbers = upload([*rows, *(ends[i] for i in lines)], self.device)
+        order, at = torch.split(numbers, [len(lines), len(lines)])
+        return InFlight(step, rows, self._sample(rows, order, hidden.index_select(0, at)), sampler=self.sampler)
+
+    def _describes(self, grants: list[Grant]) -> bool:
+        """Whether log-probabilities of prompts are wanted, for which every hidden state is needed."""
+        return any(self.rows.host[grant.row].new.params.prompt_logprobs is not None for grant in grants)
 
     def _forward(
         self,
@@ -245,6 +268,14 @@ class Runner:
         bounds = (count, 1, rows.tokens.shape[1] - 1)
         _, hidden = self._forward(order, rows.ones[:count], rows.lines[:count], bounds, sharing)
         self.rows.computed[self.rows.dummy].zero_()
+        return hidden
+
+    def _read(self, order: Tensor, counts: Tensor, room: Room) -> Tensor:
+        """Tokens of prompts, and one token of other rows: what is recorded. The dummy row forgets them at once."""
+        rows = self.rows
+        bounds = (room.singles + room.tokens, room.tokens, rows.tokens.shape[1] - 1)
+        _, hidden = self._forward(order, counts.int(), rows.lines[:0], bounds, False, room.singles)
+        rows.computed[rows.dummy].zero_()
         return hidden
 
     def _greedy(self, order: Tensor, hidden: Tensor) -> Tensor:
