@@ -89,5 +89,9 @@ def log_exponential(keys: tuple[Tensor, Tensor], ids: Tensor) -> Tensor:
     Returns:
         (n, m) float32.
     """
-    uniform = bits(keys, ids).float().add_(0.5)
-    return uniform.mul_(-_SCALE).log1p_().neg_().log_()
+    return log_exponential_of(bits(keys, ids))
+
+
+def log_exponential_of(drawn: Tensor) -> Tensor:
+    """The same from the bits, of any shape: float32, larger for larger bits."""
+    return drawn.float().add_(0.5).mul_(-_SCALE).log1p_().neg_().log_()

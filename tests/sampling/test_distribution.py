@@ -84,7 +84,8 @@ def test_ties_are_cut_by_id(settings):
 
 
 def test_a_long_nucleus_follows_the_exact_distribution(monkeypatch):
-    monkeypatch.setattr(draw, "NUCLEUS_WIDTH", 4)
+    monkeypatch.setattr(draw, "FIRST", 1)
+    monkeypatch.setattr(draw, "BLOCK", 4)
     params = SamplingParams(top_p=0.9)
     assert (exact(LOGITS, params) > 0).sum() > 4
     assert_drawn_from(draws(params, LOGITS, again=False), exact(LOGITS, params))

@@ -131,7 +131,8 @@ def test_slices_change_nothing(sequences):
 
 
 def test_the_length_of_another_row_s_nucleus_changes_nothing(monkeypatch):
-    monkeypatch.setattr(draw, "NUCLEUS_WIDTH", 4)
+    monkeypatch.setattr(draw, "FIRST", 1)
+    monkeypatch.setattr(draw, "BLOCK", 4)
     params = SamplingParams(top_p=0.9)
     sharp = torch.zeros(VOCAB)
     sharp[5:8] = 9.0
