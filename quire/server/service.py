@@ -47,6 +47,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Text to ids."""
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Text to ids, of which none is special whatever the text spells."""
+
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Ids to text."""
 

@@ -15,7 +15,7 @@ from quire.messages.params import SamplingParams
 from quire.server.body import read_json
 from quire.server.generation import Item, Job, Usage, admitted, collect
 from quire.server.openai.logprobs import CompletionLogprobs, joined, prompt_logprobs
-from quire.server.openai.prompts import read_prompts
+from quire.server.openai.prompts import read_middles, read_prompts
 from quire.server.openai.sampling import answer_id, check_best_of, job_id, model_max_tokens, salt_of, sampling_params
 from quire.server.openai.schema import CompletionRequest, StreamOptions, check_model, check_stream_options, read
 from quire.server.openai.structured import own_field
@@ -37,7 +37,13 @@ async def completions(request: Request) -> Response:
     service.check_ready()
     params = _params(asked, service)
     async with Watch(request.receive, service.open_watches):
-        prompts, texts = await read_prompts(asked.prompt, asked.add_special_tokens is not False, service)
+        bos = asked.add_special_tokens is not False
+        if asked.suffix:
+            prompts, ends = await read_middles(asked.prompt, asked.suffix, bos, service)
+            params = msgspec.structs.replace(params, stop_token_ids=[*(params.stop_token_ids or []), *ends])
+            texts: list[str | None] = [None] * len(prompts)
+        else:
+            prompts, texts = await read_prompts(asked.prompt, bos, service)
         _check_choices(len(prompts) * params.n)
         job = Job(job_id(), prompts, params, asked.priority or 0, salt_of(asked))
         answer = Completion(answer_id("cmpl", asked), service, asked, texts)
@@ -57,6 +63,8 @@ def _params(asked: CompletionRequest, service: Service) -> SamplingParams:
         longest = model_max_tokens(service) or DEFAULT_MAX_TOKENS
     if longest == 0 and not asked.echo:
         raise RequestError("max_tokens must be at least 1, except 0 with echo: true.", "max_tokens")
+    if asked.suffix and asked.echo:
+        raise RequestError("echo has no meaning beside suffix; leave one of them out.", "echo")
     return sampling_params(
         asked,
         service,

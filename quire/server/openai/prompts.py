@@ -9,6 +9,7 @@ from typing import Any
 
 from quire.base.errors import RequestError
 from quire.chat.messages import Message, parse_messages
+from quire.server.openai.middle import middle_prompt
 from quire.server.openai.schema import ChatRequest, TokenizeRequest
 from quire.server.service import Service
 
@@ -23,6 +24,23 @@ RESERVED = frozenset(
 """Names in a template that chat_template_kwargs must not set."""
 
 
+async def read_middles(
+    prompt: object, suffix: str, add_special_tokens: bool, service: Service
+) -> tuple[list[list[int]], list[int]]:
+    """Token ids of prompts for what goes between each prompt and `suffix`, and tokens that end it."""
+    check_length(len(suffix), "suffix")
+    ids: list[list[int]] = []
+    ends: list[int] = []
+    for one in _listed(prompt):
+        if isinstance(one, str):
+            check_length(len(one), "prompt")
+            work = partial(service.engine.tokenizer.encode_plain, one)
+            one = await asyncio.to_thread(work) if len(one) > LONG_TEXT_CHARS else work()
+        made, ends = middle_prompt(one, suffix, service, add_special_tokens=add_special_tokens)
+        ids.append(made)
+    return ids, ends
+
+
 async def read_prompts(
     prompt: object, add_special_tokens: bool, service: Service
 ) -> tuple[list[list[int]], list[str | None]]:
@@ -32,8 +50,6 @@ async def read_prompts(
         prompt: a string, a list of strings, a list of token ids or a list of such lists.
     """
     listed = _listed(prompt)
-    if len(listed) > MAX_PROMPTS:
-        raise RequestError(f"prompt takes at most {MAX_PROMPTS} prompts.", "prompt", "too_many_prompts")
     ids: list[list[int]] = []
     texts: list[str | None] = []
     for one in listed:
@@ -44,7 +60,7 @@ async def read_prompts(
 
 async def encode(text: str, add_special_tokens: bool, service: Service) -> list[int]:
     """`text` as token ids."""
-    _check_length(len(text), "prompt")
+    check_length(len(text), "prompt")
     work = partial(service.engine.tokenizer.encode, text, add_special_tokens=add_special_tokens)
     return await asyncio.to_thread(work) if len(text) > LONG_TEXT_CHARS else work()
 
@@ -77,7 +93,7 @@ async def render_chat(
         **_template_kwargs(asked.chat_template_kwargs or {}),
     )
     chars = sum(map(_chars, messages))
-    _check_length(chars, "messages")
+    check_length(chars, "messages")
     return await asyncio.to_thread(work) if chars > LONG_TEXT_CHARS else work()
 
 
@@ -92,7 +108,8 @@ def _chars(message: Message) -> int:
     return sum(len(part["text"]) for part in content) if isinstance(content, list) else len(content or "")
 
 
-def _check_length(chars: int, param: str) -> None:
+def check_length(chars: int, param: str) -> None:
+    """Refuse more text than any context holds."""
     if chars > MAX_TEXT_CHARS:
         raise RequestError(f"{param} holds more than {MAX_TEXT_CHARS} characters.", param, "context_length_exceeded")
 
@@ -108,6 +125,8 @@ def _listed(prompt: object) -> list[str | list[int]]:
     kinds = set(map(type, prompt))
     if kinds == {int}:
         return [prompt]
+    if len(prompt) > MAX_PROMPTS:
+        raise RequestError(f"prompt takes at most {MAX_PROMPTS} prompts.", "prompt", "too_many_prompts")
     if kinds in ({str}, {list}):
         return prompt
     raise RequestError("prompt must be all strings, all integers or all lists of integers.", "prompt", "invalid_type")

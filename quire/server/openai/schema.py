@@ -83,6 +83,7 @@ class CompletionRequest(Generating, kw_only=True):
     """POST /v1/completions. `prompt` is checked in `prompts.py`."""
 
     prompt: object
+    suffix: str | None = None
     echo: bool | None = None
     logprobs: int | None = None
 
