@@ -73,6 +73,54 @@ def _prepare(
     tl.store(v_pool + (slot - KV_HEADS + head)[:, None] * D + d[None, :], value, mask=is_v[:, None] & inside)
 
 
+@triton.jit
+def _normed(low, high, is_q, q_norm, k_norm, eps, D: tl.constexpr, NORM: tl.constexpr):
+    """Both halves of heads, (n, D // 2) float32 each, normed by the weights of queries or of keys."""
+    if NORM:
+        d = tl.arange(0, D // 2)
+        scale = tl.rsqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / D + eps)[:, None]
+        q_low, q_high = tl.load(q_norm + d).to(tl.float32), tl.load(q_norm + D // 2 + d).to(tl.float32)
+        k_low, k_high = tl.load(k_norm + d).to(tl.float32), tl.load(k_norm + D // 2 + d).to(tl.float32)
+        low *= scale * tl.where(is_q[:, None], q_low[None, :], k_low[None, :])
+        high *= scale * tl.where(is_q[:, None], q_high[None, :], k_high[None, :])
+    return low, high
+
+
+# As `_prepare`, for heads that are rotated as a whole: every value is read once, with its partner in the same thread.
+@triton.jit
+def _prepare_whole(
+    qkv, out, k_pool, v_pool, slots, positions, angles, q_norm, k_norm, eps, k_inverse, v_inverse,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
+    FORMAT: tl.constexpr, CONVERTS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    begin(PDL)
+    HALF: tl.constexpr = D // 2
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    d = tl.arange(0, HALF)
+    is_q, is_kv = (head < HEADS), head < HEADS + 2 * KV_HEADS
+    is_k = ((head >= HEADS) & (head < HEADS + KV_HEADS))[:, None]
+    is_v = (is_kv & (head >= HEADS + KV_HEADS))[:, None]
+    base = qkv + (token * (HEADS + 2 * KV_HEADS) + head)[:, None] * D + d[None, :]
+    raw_low = tl.load(base, mask=is_kv[:, None], other=0.0)
+    raw_high = tl.load(base + HALF, mask=is_kv[:, None], other=0.0)
+    angle = angles + tl.load(positions + token) * D + d
+    cos, sin = tl.load(angle)[None, :], tl.load(angle + HALF)[None, :]
+    slot = (tl.load(slots + token) * KV_HEADS - HEADS + head)[:, None] * D + d[None, :]
+    low, high = _normed(raw_low.to(tl.float32), raw_high.to(tl.float32), is_q, q_norm, k_norm, eps, D, NORM)
+    # In the dtype of queries first, as the definition has it.
+    turned_low = (low * cos - high * sin).to(qkv.dtype.element_ty)
+    turned_high = (high * cos + low * sin).to(qkv.dtype.element_ty)
+    queries = out + (token * HEADS + head)[:, None] * D + d[None, :]
+    tl.store(queries, turned_low, mask=is_q[:, None])
+    tl.store(queries + HALF, turned_high, mask=is_q[:, None])
+    tl.store(k_pool + slot, narrowed(turned_low.to(tl.float32), k_inverse, k_pool, FORMAT, CONVERTS), mask=is_k)
+    tl.store(k_pool + slot + HALF, narrowed(turned_high.to(tl.float32), k_inverse, k_pool, FORMAT, CONVERTS), mask=is_k)
+    slot -= KV_HEADS * D
+    tl.store(v_pool + slot, narrowed(raw_low.to(tl.float32), v_inverse, v_pool, FORMAT, CONVERTS), mask=is_v)
+    tl.store(v_pool + slot + HALF, narrowed(raw_high.to(tl.float32), v_inverse, v_pool, FORMAT, CONVERTS), mask=is_v)
+
+
 @provide("triton", prepare)
 def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `prepare`."""
@@ -80,12 +128,18 @@ def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: Step
     out = torch.empty(tokens, spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
     if not tokens:
         return out
-    block = max(1, 1024 // dim)
     (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
-    _prepare[(tokens, triton.cdiv(sum(spec.parts), block))](
+    given = (
         qkv.contiguous(), out, k_pool, v_pool, step.groups[pages.group].slots, step.positions, weights.table,
         weights.q_norm, weights.k_norm, spec.norm_eps or 0.0, 1.0 / k_scale, 1.0 / v_scale,
-        HEADS=spec.heads, KV_HEADS=spec.kv_heads, D=spec.head_dim, DP=dim, BLOCK=block,
-        NORM=spec.norm_eps is not None, ROTARY=spec.rotary_dim, num_warps=4, **form, **device_of(qkv.device).options,
     )  # fmt: skip
+    sizes = {"HEADS": spec.heads, "KV_HEADS": spec.kv_heads, "D": spec.head_dim, "NORM": spec.norm_eps is not None}
+    launch = {"num_warps": 4, **form, **device_of(qkv.device).options}
+    if spec.rotary_dim == spec.head_dim == dim:
+        block = max(1, min(triton.next_power_of_2(sum(spec.parts)), 2048 // dim))
+        _prepare_whole[(tokens, triton.cdiv(sum(spec.parts), block))](*given, **sizes, BLOCK=block, **launch)
+    else:
+        block = max(1, 1024 // dim)
+        grid = (tokens, triton.cdiv(sum(spec.parts), block))
+        _prepare[grid](*given, **sizes, DP=dim, BLOCK=block, ROTARY=spec.rotary_dim, **launch)
     return out
