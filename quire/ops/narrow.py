@@ -22,7 +22,9 @@ def narrowed(x: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
 
 def widened(kept: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     """What `kept` is worth, in `dtype`."""
-    return kept.to(dtype) if kept.dtype not in LARGEST else (kept.float() * scale).to(dtype)
+    wide = kept.to(dtype)
+    # A scale of 1 is common, and pools are large.
+    return wide if kept.dtype not in LARGEST or scale == 1.0 else wide.mul_(scale)
 
 
 def raw(pool: Tensor) -> Tensor:

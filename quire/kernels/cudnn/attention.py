@@ -2,13 +2,14 @@
 
 cuDNN works by plans, each for a most number of sequences, queries and tokens. A plan that is too large costs nothing
 (2 % on an H200), so few are made, before the first step, and all layers of the same shape share them. It attends to no
-windows and bounds no scores: other kernels do.
+windows and bounds no scores: other kernels do. It reads no pages of 8 bits: those that a layer needs are widened into
+memory that all layers share, which takes 2 to 15 % of its time.
 """
 
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from quire.base.errors import PlatformError
 from quire.ops.attention import PROMPTS, AttentionSpec, KVPages, paged_attention
+from quire.ops.narrow import LARGEST, raw
 from quire.ops.registry import Sizes, provide
-from quire.ops.step import StepInputs
+from quire.ops.step import GroupInputs, StepInputs
 
 OLDEST = 91000
 """The first version of cuDNN (9.10) that is trusted with packed queries over pages."""
@@ -99,8 +101,8 @@ def _refuses(spec: AttentionSpec) -> str | None:
         return "attends to no windows and bounds no scores"
     if spec.dtype not in ("bfloat16", "float16"):
         return f"does not compute in {spec.dtype}"
-    if spec.kept != spec.dtype:
-        return f"computes in {spec.dtype} on pages of that dtype only, not {spec.kept}"
+    if spec.kept != spec.dtype and getattr(torch, spec.kept) not in LARGEST:
+        return f"computes in {spec.dtype} on pages of that dtype or of 8 bits, not {spec.kept}"
     if spec.head_dim % 8 or spec.head_dim > 128:
         return f"heads of {spec.head_dim} values: takes multiples of 8 up to 128"
     return _absent(torch.device(spec.device))
@@ -129,6 +131,10 @@ def _start(spec: AttentionSpec, sizes: Sizes) -> None:
     try:
         for queries, tokens in itertools.product(_to(_rounded(sizes.tokens)), _to(_rounded(sizes.length))):
             _plan(_Bounds.of(queries, tokens, sizes.page_size, spec), device)
+        if spec.kept != spec.dtype:
+            # What a step computes often follows on as much again.
+            most = max(sizes.length, 2 * sizes.tokens)
+            _wide_pages(_Kind.of(spec, sizes.page_size), 1 - (-most // sizes.page_size))
     except RuntimeError as error:
         raise PlatformError(
             f"cuDNN cannot prepare attention ({error}); use --kernels triton, or uninstall nvidia-cudnn-frontend"
@@ -149,6 +155,14 @@ def cudnn_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: Att
     out = torch.empty_like(q)
     if not len(q):
         return out
+    if pages.k.dtype in LARGEST:
+        _attend_narrow(q, pages, step, spec, out)
+    else:
+        _attend(q, pages, step, spec, out)
+    return out
+
+
+def _attend(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec, out: Tensor) -> None:
     bounds = _Bounds.of(step.max_query, step.max_seq, pages.k.shape[1], spec)
     packed = step.once(("cudnn", pages.group, bounds), lambda: _pack(step, pages.group, bounds))
     plan = _plan(bounds, q.device)
@@ -156,7 +170,67 @@ def cudnn_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: Att
     for pool in (pages.k, pages.v):
         pool.flatten(0, 1).index_fill_(0, packed.tails, 0)
     plan.run(q, pages, out, packed)
-    return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What widened pages of layers must have in common to take the same memory."""
+
+    page_size: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, spec: AttentionSpec, page_size: int) -> "_Kind":
+        return cls(page_size, spec.kv_heads, spec.head_dim, getattr(torch, spec.dtype), torch.device(spec.device))
+
+
+_WIDE: dict[_Kind, tuple[Tensor, Tensor, Tensor]] = {}
+
+
+def _wide_pages(kind: _Kind, least: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for at least so many pages: keys, values, and either's bytes on their way. Page 0 is nobody's.
+
+    It is taken at start, before the rest is given to pages: at least what one sequence of the greatest length needs.
+    """
+    if kind not in _WIDE or len(_WIDE[kind][0]) < least:
+        shape = (least, kind.page_size, kind.kv_heads, kind.head_dim)
+        k, v = (torch.zeros(shape, dtype=kind.dtype, device=kind.device) for _ in range(2))
+        _WIDE[kind] = k, v, torch.zeros(shape, dtype=torch.uint8, device=kind.device)
+    return _WIDE[kind]
+
+
+def _attend_narrow(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec, out: Tensor) -> None:
+    """Widen the pages of as many sequences as there is room for, attend for these, go on with the next."""
+    each = -(-step.max_seq // pages.k.shape[1])
+    k, v, stored = _wide_pages(_Kind.of(spec, pages.k.shape[1]), 1 + each)
+    for table, part in step.once(("cudnn wide", pages.group, len(k)), lambda: _parts(step, pages.group, each, len(k))):
+        for pool, wide, scale in ((pages.k, k, pages.k_scale), (pages.v, v, pages.v_scale)):
+            found, target = stored[: len(table)], wide[1 : 1 + len(table)]
+            torch.index_select(raw(pool), 0, table, out=found)
+            target.copy_(found.view(pool.dtype))
+            if scale != 1.0:
+                target.mul_(scale)
+        _attend(q, KVPages(k, v), part, spec, out)
+
+
+def _parts(step: StepInputs, group: int, each: int, room: int) -> list[tuple[Tensor, StepInputs]]:
+    """The pages of as many sequences as there is room for, `each` of each, (n,), and the step in which these sequences
+    find them in that order, from page 1 on, and no others compute; then those of the next.
+    """
+    found, parts = step.groups[group], []
+    some = (room - 1) // each
+    for first in range(0, len(step.seq_lens), some):
+        rows = slice(first, first + some)
+        table = found.page_table[rows, :each]
+        lengths, own = torch.zeros_like(step.seq_lens), torch.zeros_like(found.page_table[:, :each])
+        lengths[rows] = step.seq_lens[rows]
+        own[rows] = torch.arange(1, 1 + table.numel(), dtype=torch.int32, device=table.device).view(table.shape)
+        groups = (GroupInputs(own, found.slots, found.page_size),)
+        parts.append((table.flatten(), replace(step, seq_lens=lengths, groups=groups, derived={})))
+    return parts
 
 
 def _rounded(n: int) -> int:

@@ -74,19 +74,21 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
     if not rows:
         return out
     device, dim = device_of(qkv.device), triton.next_power_of_2(spec.head_dim)
+    width = max(dim, 16 if spec.kept == spec.dtype else 32)
     shape = shape_of(rows * spec.kv_heads, spec.heads // spec.kv_heads, dim, qkv.dtype.itemsize)
     runs = 0 if shape.early else max(1, shape.resident * device.processors // spec.kv_heads)
     work = step.once(
         ("splits", pages.group, spec.window, spec.heads, spec.kv_heads, spec.head_dim),
         lambda: _list(step.seq_lens, where.page_table, pages, spec, shape, runs),
     )
-    common = {"HEADS": spec.heads, "KV_HEADS": spec.kv_heads, "D": spec.head_dim, "DP": max(dim, 16)}
+    common = {"HEADS": spec.heads, "KV_HEADS": spec.kv_heads, "D": spec.head_dim, "DP": width}
     common |= {"GROUP": spec.heads // spec.kv_heads, "num_warps": shape.warps, **device.options}
     (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
     constants = common | form | _constants(spec, shape, work)
     group = triton.next_power_of_2(common["GROUP"])
     merging = {"GROUP_P": group, "AT_ONCE": max(1, min(16, 8192 // (group * dim)))}
-    given = qkv.contiguous(), out, k_pool, v_pool, where.slots, weights.table, weights.q_norm, weights.k_norm
+    v_pairs = v_pool.view(torch.uint16) if form["FORMAT"] else None
+    given = qkv.contiguous(), out, k_pool, v_pool, v_pairs, where.slots, weights.table, weights.q_norm, weights.k_norm
     numbers = spec.scale * k_scale, v_scale, 1.0 / k_scale, 1.0 / v_scale, spec.norm_eps or 0.0
     parts = work.partial, work.logs
     listed = work.splits, work.total if shape.early else work.runs, work.tiles, work.places

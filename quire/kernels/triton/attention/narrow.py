@@ -86,6 +86,23 @@ def widened(stored, FORMAT: tl.constexpr, CONVERTS: tl.constexpr):
 
 
 @triton.jit
+def pairs_widened(stored, FORMAT: tl.constexpr, CONVERTS: tl.constexpr):
+    """What two bytes that lie side by side are worth, unscaled: the first of each pair, and the second; float16."""
+    if CONVERTS:
+        convert: tl.constexpr = "cvt.rn.f16x2.e4m3x2" if FORMAT == E4M3 else "cvt.rn.f16x2.e5m2x2"
+        first: tl.constexpr = "{.reg .b32 t; .reg .b16 l, h; prmt.b32 t, $1, 0, 0x4420; mov.b32 {l, h}, t; "
+        second: tl.constexpr = "{.reg .b32 t; .reg .b16 l, h; prmt.b32 t, $1, 0, 0x4431; mov.b32 {l, h}, t; "
+        asm_first: tl.constexpr = first + convert + " $0, l;}"
+        asm_second: tl.constexpr = second + convert + " $0, l;}"
+        a = tl.inline_asm_elementwise(asm_first, "=r,r", [stored], tl.float16, True, 2)
+        b = tl.inline_asm_elementwise(asm_second, "=r,r", [stored], tl.float16, True, 2)
+    else:
+        a = widened((stored & 0xFF).to(tl.uint8), FORMAT, CONVERTS)
+        b = widened((stored >> 8).to(tl.uint8), FORMAT, CONVERTS)
+    return a, b
+
+
+@triton.jit
 def halved(x, FORMAT: tl.constexpr):
     """Queries for products with what `widened` gives: float16 too, bounded like it. Float32 stays what it is."""
     if FORMAT != 0 and x.dtype != tl.float32:

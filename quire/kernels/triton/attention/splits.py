@@ -9,16 +9,20 @@ import triton
 import triton.language as tl
 
 from quire.kernels.triton.attention.listing import FIELDS, FIRST, LAST
-from quire.kernels.triton.attention.narrow import halved, narrowed, widened
+from quire.kernels.triton.attention.narrow import halved, narrowed, pairs_widened, widened
 from quire.kernels.triton.attention.shared import LOG2E, bounded, partner, release, wait
 
 
 @triton.jit
 def _fetch(
-    t, there, tiles, places, k_pool, v_pool, head,
+    t, there, tiles, places, k_pool, v_pool, v_pairs, head,
     KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values (TILE, DP) of tile `t`, which of its tokens are seen, and its marks."""
+    """Keys and values (TILE, DP) of tile `t`, which of its tokens are seen, and its marks.
+
+    Values of 8 bits come in pairs, (TILE, DP / 2): products want two tokens side by side, and the instruction that
+    brings them there moves 16 bits.
+    """
     d, i = tl.arange(0, DP), tl.arange(0, TILE)
     marks = tl.load(tiles + t, mask=there, other=0)
     if PIECES == 1:
@@ -29,7 +33,14 @@ def _fetch(
     seen = (i >= (marks & 255)) & (i < (marks >> 8 & 255))
     where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
     kept = seen[:, None] & (d < D)[None, :]
-    return tl.load(k_pool + where, mask=kept, other=0.0), tl.load(v_pool + where, mask=kept, other=0.0), seen, marks
+    keys = tl.load(k_pool + where, mask=kept, other=0.0)
+    if v_pairs is None:
+        values = tl.load(v_pool + where, mask=kept, other=0.0)
+    else:
+        pair = tl.arange(0, DP // 2)
+        where = (slot * KV_HEADS + head)[:, None] * (D // 2) + pair[None, :]
+        values = tl.load(v_pairs + where, mask=seen[:, None] & (pair < D // 2)[None, :], other=0)
+    return keys, values, seen, marks
 
 
 @triton.jit
@@ -93,17 +104,21 @@ def _start(
     top = tl.where(counts, score * LOG2E, float("-inf"))
     weight = tl.where(counts, 1.0, 0.0 * score)
     acc = tl.where(counts, widened(value, FORMAT, CONVERTS).to(tl.float32), 0.0)
-    return queries, acc, top, weight
+    if FORMAT == 0:
+        odd = 0
+    else:
+        acc, odd = tl.split(acc.reshape((ROWS, DP // 2, 2)))
+    return queries, acc, odd, top, weight
 
 
 @triton.jit
 def _add(
-    acc, top, weight, queries, keys, values, seen, scale, CAP: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr,
-    CONVERTS: tl.constexpr,
+    acc, odd, top, weight, queries, keys, values, seen, scale,
+    CAP: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr, CONVERTS: tl.constexpr,
 ):  # fmt: skip
     """Attend to one tile."""
     DOT: tl.constexpr = tl.float32 if WIDE else queries.dtype
-    keys, values = widened(keys, FORMAT, CONVERTS), widened(values, FORMAT, CONVERTS)
+    keys = widened(keys, FORMAT, CONVERTS)
     scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee") * scale
     if CAP > 0.0:
         scores = bounded(scores, CAP)
@@ -113,8 +128,15 @@ def _add(
     base = tl.where(new_top == float("-inf"), 0.0, new_top)
     shrink = tl.exp2(top - base)
     p = tl.exp2(scores - base[:, None])
-    acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
-    return acc, new_top, weight * shrink + tl.sum(p, 1)
+    weight = weight * shrink + tl.sum(p, 1)
+    p = p.to(queries.dtype).to(DOT)
+    if FORMAT == 0:
+        acc = tl.dot(p, values.to(DOT), acc * shrink[:, None], input_precision="ieee")
+    else:
+        first, second = pairs_widened(values, FORMAT, CONVERTS)
+        acc = tl.dot(p, first.to(DOT), acc * shrink[:, None], input_precision="ieee")
+        odd = tl.dot(p, second.to(DOT), odd * shrink[:, None], input_precision="ieee")
+    return acc, odd, new_top, weight
 
 
 @triton.jit
@@ -157,8 +179,9 @@ def _merge(
 
 @triton.jit
 def _leave(
-    acc, top, weight, out, partial, logs, splits, split, head, v_scale,
+    acc, odd, top, weight, out, partial, logs, splits, split, head, v_scale,
     HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    FORMAT: tl.constexpr,
 ):  # fmt: skip
     """Store a split's result: as the row's, if it has no other, else to be merged. Its row, parts and first part."""
     entry = splits + split * FIELDS
@@ -167,6 +190,8 @@ def _leave(
     heads = head * GROUP + g
     mine = (g < GROUP)[:, None] & (d < D)
     weight = tl.where(weight > 0, weight, 1.0)
+    if FORMAT != 0:
+        acc = tl.join(acc, odd).reshape((ROWS, DP))
     result = acc / weight[:, None] * v_scale
     if count == 1:
         tl.store(out + (row.to(tl.int64) * HEADS + heads)[:, None] * D + d, result, mask=mine)
@@ -181,7 +206,7 @@ def _leave(
 # [slots, KV_HEADS, D]; new_slots (rows,) int64; angles (positions, ROTARY) float32; the rest as in `listing.Work`.
 @triton.jit
 def early(
-    qkv, out, k_pool, v_pool, new_slots, angles, q_norm, k_norm,
+    qkv, out, k_pool, v_pool, v_pairs, new_slots, angles, q_norm, k_norm,
     splits, total, tiles, places, arrived, partial, logs, scale, v_scale, k_inverse, v_inverse, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     GROUP_P: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
@@ -197,22 +222,30 @@ def early(
     row, tile = tl.load(entry, mask=there, other=0), tl.load(entry + 1, mask=there, other=0)
     count, length = tl.load(entry + 2, mask=there, other=0), tl.load(entry + 5, mask=there, other=0)
     newest = tl.load(entry + 6, mask=there, other=0) != 0
-    keys, values, seen, _ = _fetch(tile, there, tiles, places, k_pool, v_pool, head, KV_HEADS, D, DP, TILE, PIECES)
+    keys, values, seen, _ = _fetch(
+        tile, there, tiles, places, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES
+    )
     slot = tl.load(new_slots + row)
     q_turns = _turns(angles, q_norm, length, D, DP, ROTARY, NORM)
     k_turns = _turns(angles, k_norm, length, D, DP, ROTARY, NORM)
     wait(PDL)
     if there:
-        queries, acc, top, weight = _start(
+        queries, acc, odd, top, weight = _start(
             qkv, row, head, length, newest, slot, q_turns, k_turns, k_pool, v_pool, scale,
             k_inverse, v_inverse, eps, HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY, FORMAT, CONVERTS,
         )  # fmt: skip
-        acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS)
+        acc, odd, top, weight = _add(
+            acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS
+        )
         for t in tl.range(tile + 1, tile + count, num_stages=STAGES):
-            keys, values, seen, _ = _fetch(t, True, tiles, places, k_pool, v_pool, head, KV_HEADS, D, DP, TILE, PIECES)
-            acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS)
+            keys, values, seen, _ = _fetch(
+                t, True, tiles, places, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES
+            )
+            acc, odd, top, weight = _add(
+                acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS
+            )
         row, count, first = _leave(
-            acc, top, weight, out, partial, logs, splits, split, head, v_scale, HEADS, D, DP, GROUP, ROWS
+            acc, odd, top, weight, out, partial, logs, splits, split, head, v_scale, HEADS, D, DP, GROUP, ROWS, FORMAT
         )  # fmt: skip
         if count > 1:
             # Every thread's stores before the count, and the count before the loads of whoever comes last.
@@ -225,7 +258,7 @@ def early(
 
 @triton.jit
 def run_of_splits(
-    qkv, out, k_pool, v_pool, new_slots, angles, q_norm, k_norm,
+    qkv, out, k_pool, v_pool, v_pairs, new_slots, angles, q_norm, k_norm,
     splits, runs, tiles, places, partial, logs, scale, v_scale, k_inverse, v_inverse, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
@@ -239,22 +272,33 @@ def run_of_splits(
     begin, end, split = tl.load(run), tl.load(run + 2), tl.load(run + 1) - 1
     wait(PDL)
     queries = halved(tl.zeros((ROWS, DP), qkv.dtype.element_ty), FORMAT)
-    acc, top, weight = tl.zeros((ROWS, DP), tl.float32), tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    top, weight = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+    if FORMAT == 0:
+        acc, odd = tl.zeros((ROWS, DP), tl.float32), 0
+    else:
+        acc, odd = tl.zeros((ROWS, DP // 2), tl.float32), tl.zeros((ROWS, DP // 2), tl.float32)
     for t in tl.range(begin, end, num_stages=STAGES):
-        keys, values, seen, marks = _fetch(t, True, tiles, places, k_pool, v_pool, head, KV_HEADS, D, DP, TILE, PIECES)
+        keys, values, seen, marks = _fetch(
+            t, True, tiles, places, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES
+        )
         if marks & FIRST:
             split += 1
             entry = splits + split * FIELDS
             row, length, newest = tl.load(entry), tl.load(entry + 5), tl.load(entry + 6) != 0
             q_turns = _turns(angles, q_norm, length, D, DP, ROTARY, NORM)
             k_turns = _turns(angles, k_norm, length, D, DP, ROTARY, NORM)
-            queries, acc, top, weight = _start(
+            queries, acc, odd, top, weight = _start(
                 qkv, row, head, length, newest, tl.load(new_slots + row), q_turns, k_turns, k_pool, v_pool, scale,
                 k_inverse, v_inverse, eps, HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY, FORMAT, CONVERTS,
             )  # fmt: skip
-        acc, top, weight = _add(acc, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS)
+        acc, odd, top, weight = _add(
+            acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS
+        )
         if marks & LAST:
-            _leave(acc, top, weight, out, partial, logs, splits, split, head, v_scale, HEADS, D, DP, GROUP, ROWS)
+            _leave(
+                acc, odd, top, weight, out, partial, logs, splits, split, head, v_scale,
+                HEADS, D, DP, GROUP, ROWS, FORMAT,
+            )  # fmt: skip
 
 
 @triton.jit
