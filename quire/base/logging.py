@@ -1,13 +1,64 @@
-"""Logging: one logger tree under `quire`, one line format, and messages that are said once.
+"""Logging: one logger tree under `quire`, lines for people or for machines, and messages that are not said for ever.
 
 Libraries do not configure logging; `setup` is called by the command line and by engine processes only.
 """
 
+import json
 import logging
 import sys
+import time
+from collections.abc import Callable
 from functools import cache
 
 FORMAT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
+BURST = 10
+"""Warnings and errors of one place in the code that are written within WINDOW_S; the rest is counted."""
+WINDOW_S = 10.0
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON; `extra={"fields": {...}}` adds to it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "process": record.process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= vars(record).get("fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class RateLimit(logging.Filter):
+    """Lets BURST warnings or errors of one place through in WINDOW_S, and says afterwards how many were left out.
+
+    Args:
+        clock: seconds; never goes back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._places: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether `record` is written; the first one after a window tells of those that were not."""
+        if record.levelno < logging.WARNING:
+            return True
+        place = record.pathname, record.lineno
+        began, count = self._places.get(place, (self._clock(), 0))
+        if self._clock() - began >= WINDOW_S:
+            if count > BURST:
+                record.msg = f"{record.getMessage()} ({count - BURST} more like this were left out)"
+                record.args = ()
+            began, count = self._clock(), 0
+        self._places[place] = began, count + 1
+        return count < BURST
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -15,15 +66,17 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
 
 
-def setup(level: str = "info") -> None:
-    """Send quire's log to standard error at `level` (debug, info, warning, error)."""
+def setup(level: str = "info", format: str = "text") -> None:
+    """Send quire's log to standard error at `level` (debug, info, warning, error), as `format` (text, json)."""
     root = logging.getLogger("quire")
     root.setLevel(level.upper())
     if not root.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
+        handler.addFilter(RateLimit())
         root.addHandler(handler)
         root.propagate = False
+    for each in root.handlers:
+        each.setFormatter(JsonLines() if format == "json" else logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
 
 
 @cache

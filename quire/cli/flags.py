@@ -66,7 +66,7 @@ def load(args: Namespace, *, quiet: bool = False) -> tuple[Config, Provenance]:
     """
     config, provenance = sources.load(given(args), args.config_file)
     unsaid = provenance["log_level"] == "default"
-    logging.setup("warning" if quiet and unsaid else config.engine.log.log_level)
+    logging.setup("warning" if quiet and unsaid else config.engine.log.log_level, config.engine.log.log_format)
     return config, provenance
 
 

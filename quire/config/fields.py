@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDtype = Literal["auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2"]
+Quantization = Literal["int8", "int4"]
 LoadFormat = Literal["auto", "safetensors", "dummy"]
 Policy = Literal["fcfs", "priority", "lpm"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -32,6 +33,11 @@ class ModelConfig:
     tokenizer: str | None = setting(None, "Folder or hub name of the tokenizer, if it is not the model's own.")
     revision: str | None = setting(None, "Branch, tag or commit on the hub.")
     dtype: Dtype = setting("auto", "Type of weights and activations; auto takes the checkpoint's, if the device can.")
+    quantization: Quantization | None = setting(
+        None,
+        "Quantize weights while they load: int8 with a scale per row, int4 with one per 128 inputs (the head int8).",
+        short="q",
+    )
     max_model_len: int | None = setting(None, "Longest prompt plus output in tokens; unset fits itself to the memory.")
     load_format: LoadFormat = setting("auto", "auto and safetensors read the files; dummy makes random weights.")
     seed: int = setting(0, "Seed of dummy weights and of requests that bring none.")
@@ -95,6 +101,7 @@ class LogConfig:
     """What is said, and where."""
 
     log_level: LogLevel = setting("info", "Least severity that is logged.")
+    log_format: Literal["text", "json"] = setting("text", "Lines for people, or one JSON object per line.")
     event_log: str | None = setting(None, "File that records every scheduling event, for exact replay.")
 
 
@@ -107,7 +114,9 @@ class ServerConfig:
     uds: str | None = setting(None, "Unix socket to listen on, instead of host and port; only its owner may connect.")
     ssl_certfile: str | None = setting(None, "File with the server's certificate chain (PEM): serve HTTPS.")
     ssl_keyfile: str | None = setting(None, "File with its private key (PEM), if ssl_certfile does not hold it.")
-    ssl_ca_certs: str | None = setting(None, "File with authorities (PEM): only clients with their certificates may ask.")
+    ssl_ca_certs: str | None = setting(
+        None, "File with authorities (PEM): only clients with certificates of theirs may ask."
+    )
     root_path: str = setting("", "Path under which a proxy in front shows this server, such as /llm.")
     allowed_origins: str = setting("", "Origins whose pages may call from a browser, by commas; * is every origin.")
     api_key: str | None = setting(None, "Key that clients must send as 'Authorization: Bearer KEY'.", secret=True)
@@ -127,6 +136,9 @@ class ServerConfig:
     max_queued_tokens: int = setting(8 << 20, "Tokens of prompts that may be open at a time; beyond, 503.")
     response_store_bytes: int = setting(64 << 20, "Bytes of responses kept in memory for /v1/responses; 0 keeps none.")
     shutdown_timeout_s: float = setting(30.0, "Seconds that running requests get after SIGTERM.")
+    otlp_traces_endpoint: str | None = setting(
+        None, "Where traces go (OTLP over HTTP, such as http://localhost:4318/v1/traces); needs quire[otel]."
+    )
     disable_access_log: bool = setting(False, "Do not log a line per HTTP request.")
 
 

@@ -81,12 +81,12 @@ def convert(kind: Kind, value: object, source: str) -> Value:
 
 
 def _from_text(kind: Kind, text: str) -> Value:
-    if kind.choices:
-        return _choice(kind, text)
-    if kind.base is str:
+    if kind.base is str and not kind.choices:
         return text
     if kind.optional and text.lower() in UNSET:
         return None
+    if kind.choices:
+        return _choice(kind, text)
     return _READERS[kind.base](kind, text)
 
 

@@ -57,6 +57,7 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
         platform=platform,
         dtype=dtype,
         kv_cache_dtype=KV_DTYPES.get(cache.kv_cache_dtype, dtype),
+        quantization=model.quantization,
         load_format="dummy" if model.load_format == "dummy" else "safetensors",
         seed=model.seed,
         max_model_len=_max_model_len(model, facts),

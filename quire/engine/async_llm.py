@@ -135,6 +135,7 @@ class AsyncLLM:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        owner: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete a prompt; yields what `sampling_params.output_kind` asks for until the request has ended.
 
@@ -145,7 +146,7 @@ class AsyncLLM:
         request_id = request_id or self._front.new_id()
         if request_id in self._streams:
             raise RequestError(f"the request id {request_id[:64]!r} is in use; ids must be unique", param="request_id")
-        scheduling = Scheduling(priority, cache_salt)
+        scheduling = Scheduling(priority, cache_salt, owner)
         request, text = self._front.prepare(request_id, prompt, sampling_params, self.facts, scheduling)
         self._raise_if_dead()
         stream = Stream(request.params.n)

@@ -44,10 +44,11 @@ DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 @dataclass(frozen=True, slots=True)
 class Scheduling:
-    """How a request stands among others: its priority (lower first) and whom it shares cached pages with."""
+    """How a request stands among others: its priority (lower first), whom it shares cached pages with, whose it is."""
 
     priority: int = 0
     cache_salt: str = ""
+    owner: str = ""
 
 
 class FrontEnd:
@@ -120,6 +121,7 @@ class FrontEnd:
             cache_salt=scheduling.cache_salt,
             in_process=in_process,
         )
+        request.owner = scheduling.owner
         return request, text
 
     def _read(self, prompt: Prompt) -> tuple[str | None, list[int]]:

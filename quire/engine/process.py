@@ -171,7 +171,7 @@ class Server:
 def main(make_executor: MakeExecutor = executor_for) -> int:
     """Read the launch message, start the core, serve. `make_executor` stands in for ranks where none are measured."""
     launch = msgspec.json.decode(_first_line(sys.stdin.fileno()), type=Launch)
-    setup(launch.config.log.log_level)
+    setup(launch.config.log.log_level, launch.config.log.log_format)
     server = Server(launch.address, sys.stdin.fileno())
     timeline = Timeline(age_s=time.time() - psutil.Process().create_time())
     try:

@@ -31,6 +31,7 @@ from quire.server.openai import chat, completions, models, responses, tokens
 from quire.server.page import page
 from quire.server.service import Engine, Service, Template
 from quire.server.store import Store
+from quire.server.tracing import tracer_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ def create_app(engine: Engine, config: ServerConfig, template: Template | None =
         *(engine, config, metrics, Admission(room), template, name, store),
         tool_format=tool_format(config.tool_call_parser, source),
         reasoning_format=reasoning_format(config.reasoning_parser, source),
+        tracer=tracer_for(config.otlp_traces_endpoint, name),
     )
     return app
 

@@ -5,9 +5,9 @@ the first output, EngineError after.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quire.base.errors import EngineError
 from quire.messages.outputs import RequestOutput
@@ -30,6 +30,8 @@ class Job:
         id: unique, made by the server.
         prompts: token ids of each prompt.
         params: for all of them.
+        owner: whose it is, for fairness.
+        headers: that it came with, for traces.
     """
 
     id: str
@@ -37,6 +39,8 @@ class Job:
     params: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    owner: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -109,8 +113,10 @@ async def _resumed(first: "asyncio.Future[Item]", items: AsyncGenerator[Item, No
 async def run(service: Service, job: Job) -> AsyncGenerator[Item, None]:
     """Serve `job`, counted and measured. Closing the generator ends all of it."""
     service.check_ready()
-    record = Record(service.metrics, job.params.output_kind == RequestOutputKind.DELTA)
-    with service.admission.enter(len(job.prompts) * job.params.n):
+    tokens = sum(map(len, job.prompts))
+    with service.admission.enter(len(job.prompts) * job.params.n, tokens, job.owner):
+        trace = service.tracer.begin(job.id, job.params, job.headers)
+        record = Record(service.metrics, job.params.output_kind == RequestOutputKind.DELTA, trace)
         failure: str | None = "abort"
         source = _one(service, job, 0) if len(job.prompts) == 1 else _many(service, job)
         try:
@@ -134,6 +140,7 @@ async def _one(service: Service, job: Job, prompt: int) -> AsyncGenerator[Item, 
         f"{job.id}-{prompt}",
         priority=job.priority,
         cache_salt=job.cache_salt,
+        owner=job.owner,
     )
     async with aclosing(outputs):
         async for output in outputs:

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from quire.messages.outputs import RequestOutput
 from quire.messages.wire import EngineFacts, Stats
+from quire.server.tracing import NO_TRACE, Trace
 
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
 REASONS = ("stop", "length", "abort", "error")
@@ -136,8 +137,10 @@ class CoreCollector(Collector):
 class Record:
     """The measures of one HTTP request while it is served."""
 
-    def __init__(self, metrics: Metrics, streamed: bool) -> None:
+    def __init__(self, metrics: Metrics, streamed: bool, trace: Trace = NO_TRACE) -> None:
         self._metrics = metrics
+        self._trace = trace
+        self._reasons: list[str] = []
         self._streamed = streamed
         self._began = time.monotonic()
         self._last: dict[int, float] = {}
@@ -152,6 +155,8 @@ class Record:
         before = self._last.get(prompt)
         if before is None:
             metrics.prompt_tokens.inc(len(output.prompt_token_ids))
+            if not self._prompts:
+                self._trace.first_token()
             self._prompts += len(output.prompt_token_ids)
             if self._streamed:
                 metrics.first_token_s.observe(now - self._began)
@@ -163,10 +168,12 @@ class Record:
             metrics.generation_tokens.inc(new)
         for completion in output.outputs:
             if completion.finish_reason is not None:
+                self._reasons.append(completion.finish_reason)
                 metrics.ended[completion.finish_reason].inc()
 
     def end(self, failure: str | None = None) -> None:
         """The request is over; `failure` is "abort" or "error" if it did not come to its end."""
+        self._trace.end(self._prompts, self._tokens, self._reasons, failure)
         if failure is not None:
             self._metrics.ended[failure].inc()
             return

@@ -62,12 +62,12 @@ class Entrance:
         finally:
             self._metrics.answered(scope["path"], scope["method"], visit.status)
             if self._access_log:
-                access.info("%s", visit.line())
+                access.info("%s", visit.line(), extra={"fields": visit.fields()})
 
     async def _answer(self, error: Exception, visit: "Visit", scope: Scope, receive: Receive) -> None:
         answer = as_api_error(error)
         if answer.code == "internal_error":
-            log.error("request %s failed", visit.id, exc_info=error)
+            log.error("request %s failed", visit.id, exc_info=error, extra={"fields": {"request_id": visit.id}})
         if visit.status:
             raise error
         await self._dialects.get(scope["path"], ApiError.response)(answer)(scope, receive, visit.send)
@@ -91,6 +91,11 @@ class Visit:
             self.status = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = self.id
         await self._send(message)
+
+    def fields(self) -> dict[str, object]:
+        """The same for programs."""
+        milliseconds = round(1000 * (time.monotonic() - self._began), 1)
+        return {"request_id": self.id, "status": self.status, "milliseconds": milliseconds}
 
     def line(self) -> str:
         """For the access log: the URL as it came, percent-encoded, so no line breaks."""

@@ -70,6 +70,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
 
         server = ApiServer(app, config.server, on_ready, on_stop=lambda: notify("STOPPING=1"))
         await server.serve([listener])
+        app.state.service.tracer.close()
     finally:
         engine.on_death = lambda reason: None
         await engine.close()

@@ -23,6 +23,7 @@ from quire.server.admission import Admission
 from quire.server.errors import clip
 from quire.server.metrics import Metrics
 from quire.server.store import Store
+from quire.server.tracing import NoTracer, Tracer
 from quire.server.watch import Watch
 
 log = get_logger(__name__)
@@ -118,6 +119,7 @@ class Engine(Protocol):
         *,
         priority: int = 0,
         cache_salt: str = "",
+        owner: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete a prompt."""
 
@@ -132,6 +134,7 @@ class Service:
         model_name: the model's name in the API.
         responses: of /v1/responses, to be fetched or gone on from.
         tool_format, reasoning_format: how the model writes calls of tools and thoughts, if it does.
+        tracer: makes a trace of each request.
         created: when the service was made, unix seconds.
         open_watches: one per request at work.
     """
@@ -145,6 +148,7 @@ class Service:
     responses: Store
     tool_format: ToolFormat | None = None
     reasoning_format: ReasoningFormat | None = None
+    tracer: Tracer = field(default_factory=NoTracer)
     created: int = field(default_factory=lambda: int(time.time()))
     open_watches: set[Watch] = field(default_factory=set)
     _steps: int = -1

@@ -121,6 +121,7 @@ class FakeEngine:
         self.prompts: list[list[int]] = []
         self.priorities: list[int] = []
         self.salts: list[str] = []
+        self.owners: list[str] = []
         self.params: list[SamplingParams] = []
         self._died = asyncio.Event()
 
@@ -140,6 +141,7 @@ class FakeEngine:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        owner: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
         assert request_id is not None and request_id not in self.submitted
         request = make_request(
@@ -160,6 +162,7 @@ class FakeEngine:
         self.prompts.append(request.token_ids)
         self.priorities.append(priority)
         self.salts.append(cache_salt)
+        self.owners.append(owner)
         self.params.append(sampling_params)
         self.open.add(request_id)
         self.most_open = max(self.most_open, len(self.open))

@@ -42,7 +42,7 @@ async def messages(request: Request) -> Response:
         try:
             chat = chat_of(asked, service, asked.max_tokens)
             offer = read_offer(chat, service)
-            job = await chat_job(chat, service, offer)
+            job = await chat_job(request, chat, offer)
             writer = Writer(service.model_name, asked.max_tokens, Blocks(ear_for(service, offer, job)))
             if asked.stream:
                 items = await admitted(service, job, KEEP_ALIVE_S)

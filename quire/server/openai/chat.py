@@ -17,7 +17,7 @@ from quire.server.generation import Item, Job, Usage, admitted, collect
 from quire.server.openai.frame import framed
 from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from quire.server.openai.prompts import render_chat
-from quire.server.openai.sampling import answer_id, check_best_of, job_id, model_max_tokens, salt_of, sampling_params
+from quire.server.openai.sampling import answer_id, check_best_of, make_job, model_max_tokens, sampling_params
 from quire.server.openai.schema import ChatRequest, StreamOptions, check_model, check_stream_options, read
 from quire.server.openai.speech import Delta, Ear, Voice, ear_for, shown_token_ids
 from quire.server.openai.structured import own_field
@@ -38,7 +38,7 @@ async def chat_completions(request: Request) -> Response:
     service.check_ready()
     offer = read_offer(asked, service)
     async with Watch(request.receive, service.open_watches):
-        job = await chat_job(asked, service, offer)
+        job = await chat_job(request, asked, offer)
         tell = asked.include_reasoning is not False
         chat = Chat(answer_id("chatcmpl", asked), service, asked, ear_for(service, offer, job, tell=tell))
         try:
@@ -51,11 +51,12 @@ async def chat_completions(request: Request) -> Response:
     return Response(msgspec.json.encode(chat.whole(output)), media_type="application/json")
 
 
-async def chat_job(asked: ChatRequest, service: Service, offer: Offer) -> Job:
+async def chat_job(request: Request, asked: ChatRequest, offer: Offer) -> Job:
     """What a conversation asks of the engine; the other chat endpoints are translated into this.
 
     The markers of calls and thoughts stay in the text, for an `Ear` to find.
     """
+    service = service_of(request)
     params = _params(asked, service)
     budget = budget_of(asked, service)
     asked = msgspec.structs.replace(asked, chat_template_kwargs=template_words(asked, service))
@@ -64,7 +65,7 @@ async def chat_job(asked: ChatRequest, service: Service, offer: Offer) -> Job:
     params = msgspec.structs.replace(
         params, structured_outputs=form, shown_token_ids=shown_token_ids(service, offer) or params.shown_token_ids
     )
-    return Job(job_id(), [prompt], params, asked.priority or 0, salt_of(asked))
+    return make_job(request, asked, [prompt], params)
 
 
 def _params(asked: ChatRequest, service: Service) -> SamplingParams:

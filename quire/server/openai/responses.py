@@ -89,7 +89,7 @@ async def _create(request: Request, asked: ResponsesRequest, service: Service) -
     turns = [*_before(asked.previous_response_id, owner, service), *turns_of(asked.input)]
     chat = chat_of(asked, turns)
     offer = read_offer(chat, service)
-    job = await chat_job(chat, service, offer)
+    job = await chat_job(request, chat, offer)
     blocks = Blocks(ear_for(service, offer, job))
     answer = Answer(asked, turns, job.params, service.model_name, owner, service.responses, blocks)
     try:

@@ -7,9 +7,13 @@ import re
 import uuid
 
 import msgspec
+from starlette.requests import Request
 
 from quire.base.errors import RequestError
 from quire.messages.params import RequestOutputKind, SamplingParams
+from quire.server.auth import caller_of
+from quire.server.errors import ApiError
+from quire.server.generation import Job
 from quire.server.openai.schema import Generating
 from quire.server.openai.structured import structured_of
 from quire.server.service import Service
@@ -65,11 +69,27 @@ def check_best_of(asked: Generating) -> None:
         )
 
 
-def salt_of(asked: Generating) -> str:
-    """The cache salt; a salt that is sent must not be empty, or tenants would share by accident."""
+def make_job(request: Request, asked: Generating, prompts: list[list[int]], params: SamplingParams) -> Job:
+    """What is asked of the engine. Its id is a key for the engine, never chosen by a client.
+
+    Raises:
+        RequestError: a salt is empty, or tenants would share by accident.
+        ApiError: 403, the key of the request may not set priorities.
+    """
     if asked.cache_salt == "":
         raise RequestError("cache_salt must not be empty; leave it out to share cached prefixes.", "cache_salt")
-    return asked.cache_salt or ""
+    caller = caller_of(request.scope)
+    if asked.priority and not caller.may_prioritize:
+        raise ApiError(403, "This key may not set priority; leave it out.", "priority_not_allowed", "priority")
+    return Job(
+        id=uuid.uuid4().hex,
+        prompts=prompts,
+        params=params,
+        priority=asked.priority or 0,
+        cache_salt=asked.cache_salt or "",
+        owner=caller.name,
+        headers=request.headers,
+    )
 
 
 def answer_id(prefix: str, asked: Generating) -> str:
@@ -78,11 +98,6 @@ def answer_id(prefix: str, asked: Generating) -> str:
     if own is not None and not _LABEL.fullmatch(own):
         raise RequestError("request_id takes up to 64 letters, digits, '.', '_' and '-'.", "request_id")
     return f"{prefix}-{own or uuid.uuid4().hex}"
-
-
-def job_id() -> str:
-    """A key for the engine, never chosen by a client."""
-    return uuid.uuid4().hex
 
 
 def _token_id(key: str) -> int:

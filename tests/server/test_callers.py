@@ -1,0 +1,39 @@
+"""What the key of a request decides: in whose name it waits, and whether it may set a priority."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.server.serving import Serving
+
+pytestmark = pytest.mark.plain
+
+MODEL = "org/fake-model"
+CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+BODIES = {
+    "/v1/completions": {"model": MODEL, "prompt": "a", "max_tokens": 2},
+    "/v1/chat/completions": CHAT,
+    "/v1/responses": {"model": MODEL, "input": "a", "max_output_tokens": 2},
+    "/v1/messages": CHAT,
+}
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_every_entrance_names_the_caller_and_guards_priorities(path: str, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("- {key: key-of-team-a, name: a}\n- {key: key-of-team-b, name: b, priority: true}\n")
+    with Serving(api_key_file=str(keys)) as running, running.http() as http:
+        for key, priority, status in (("a", None, 200), ("a", 3, 403), ("a", 0, 200), ("b", 3, 200)):
+            body = BODIES[path] | ({} if priority is None else {"priority": priority})
+            answer = http.post(path, json=body, headers={"Authorization": f"Bearer key-of-team-{key}"})
+            assert answer.status_code == status, answer.text
+        assert answer.json().get("error") is None
+        assert running.engine.owners == ["a", "a", "b"]
+        assert running.engine.priorities == [0, 0, 3]
+
+
+def test_without_keys_everybody_is_one_caller_and_may() -> None:
+    with Serving() as running, running.http() as http:
+        body = BODIES["/v1/completions"] | {"priority": 3}
+        assert http.post("/v1/completions", json=body, headers={"Authorization": "Bearer any"}).status_code == 200
+        assert (running.engine.owners, running.engine.priorities) == ([""], [3])
