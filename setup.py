@@ -72,11 +72,12 @@ class BuildNative(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         # It appears under its name when it is whole: a process may be loading it.
         partial = target.with_suffix(".partial")
-        compiles = {objects / name: command for name, command in commands(sources, machine).items()}
+        made = {objects / name: command for name, command in commands(sources, machine).items()}
+        compiles = {name: command for name, command in made.items() if self.force or not is_fresh(name, command[-1])}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             reasons = pool.map(lambda job: run([*compiler, *job[1], "-c", "-o", str(job[0])]), compiles.items())
             reason = next((reason for reason in reasons if reason is not None), None)
-        reason = reason or run([*compiler, "-shared", "-pthread", *map(str, compiles), "-o", str(partial)])
+        reason = reason or run([*compiler, "-shared", "-pthread", *map(str, made), "-o", str(partial)])
         if reason is None:
             partial.replace(target)
         return reason
@@ -93,6 +94,12 @@ def commands(sources: list[str], machine: str) -> dict[str, list[str]]:
         for name, flags in INSTRUCTION_SETS[machine].items():
             made[f"{path.stem}-{name}.o"] = [*FLAGS, *flags, f"-DQCPU_ISA={name}", f"-DQCPU_{name.upper()}", source]
     return made
+
+
+def is_fresh(made: Path, source: str) -> bool:
+    """Whether an earlier build left this object, and neither its source nor any header nor this file is newer."""
+    headers = [Path(__file__), *Path("native").rglob("*.h")]
+    return made.exists() and made.stat().st_mtime > max(path.stat().st_mtime for path in [Path(source), *headers])
 
 
 def run(command: list[str]) -> str | None:
