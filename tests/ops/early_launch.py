@@ -12,18 +12,21 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from quire.kernels.triton.attention import heads, splits
+from quire.kernels.triton.attention import cascade, heads, splits
 from quire.kernels.triton.dense import activation, gemv, norm, skinny
 
 GEMV = {"K": 1024, "N": 256, "EPS": 1e-6, "OFFSET": 0.0, "OUTPUTS": 4, "CHUNK": 512, "BIAS": True, "PDL": True}
 SKINNY = {"K": 1024, "N": 256, "OUTPUTS": 64, "DEPTH": 128, "STAGES": 3, "BIAS": True, "WIDEN": False, "PDL": True}
 HEADS = {"HEADS": 8, "KV_HEADS": 2, "D": 128, "DP": 128, "NORM": True, "ROTARY": 128, "PDL": True}
-DECODE = {**HEADS, "GROUP": 4, "ROWS": 16, "TILE": 64, "STAGES": 5, "CAP": 0.0, "WIDE": False}
+HEADS |= {"FORMAT": 0, "CONVERTS": False}
+DECODE = {**HEADS, "v_pairs": None, "GROUP": 4, "ROWS": 16, "TILE": 64, "STAGES": 5, "CAP": 0.0, "WIDE": False}
 MERGE = {"GROUP_P": 4, "AT_ONCE": 8}
 MERGE_ROWS = {name: HEADS[name] for name in ("HEADS", "KV_HEADS", "D", "DP", "PDL")} | {"GROUP": 4, **MERGE}
 LISTED = {"splits", "total", "firsts", "tiles", "places", "runs"}
 EARLIER = LISTED | {"k_pool", "v_pool", "new_slots", "angles", "q_norm", "k_norm"}
 """What is there before a step's first attention: `quire.kernels.triton.attention.listing` says why."""
+SHARED = {**HEADS, "GROUP": 4, "LINES": 64, "PAGE": 64, "TILE": 64, "STAGES": 3, "CAP": 0.0, "WIDE": False}
+SHARED |= {"k_bulk": None, "v_bulk": None}
 NORM = {"eps": 1e-6, "offset": 0.0, "SIZE": 1024, "BLOCK": 1024, "PDL": True}
 
 
@@ -49,6 +52,7 @@ def variants() -> Iterator[tuple[triton.JITFunction, dict[str, object], set[str]
         yield splits.early, {**DECODE, **MERGE, "PIECES": pieces}, EARLIER
         yield splits.run_of_splits, {**DECODE, "PIECES": pieces}, LISTED
     yield splits.merge_rows, MERGE_ROWS, LISTED
+    yield cascade._attend_shared, SHARED, set()
 
 
 def ptx_of(kernel: triton.JITFunction, constants: dict[str, object]) -> tuple[str, list[str]]:
@@ -57,6 +61,8 @@ def ptx_of(kernel: triton.JITFunction, constants: dict[str, object]) -> tuple[st
     kinds = {"counters": "*i32", "partial": "*fp32", "rows": "i32", "stride": "i32"}
     kinds |= {"x_stride": "i32", "delta_stride": "i32", "table_stride": "i32", "scale": "fp32", "eps": "fp32"}
     kinds |= dict.fromkeys(("table", "arrived", *LISTED), "*i32")
+    kinds |= dict.fromkeys(("lengths", "members", "items", "first_parts"), "*i32")
+    kinds |= dict.fromkeys(("v_scale", "k_inverse", "v_inverse"), "fp32")
     kinds |= {"slots": "*i64", "new_slots": "*i64", "positions": "*i64", "angles": "*fp32", "logs": "*fp32"}
     signature = {name: "constexpr" if name in constants else kinds.get(name, "*bf16") for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
@@ -100,7 +106,7 @@ def main() -> None:
     for kernel, constants, weights in variants():
         ptx, arguments = ptx_of(kernel, constants)
         # Integers are no addresses; what they add to one does not count.
-        numbers = {"rows", "stride", "x_stride", "delta_stride"}
+        numbers = {"rows", "stride", "x_stride", "delta_stride", "table_stride"}
         found += [[f"{kernel.__name__} {constants}", text] for text in complaints(ptx, arguments, weights | numbers)]
     print(json.dumps(found))
 

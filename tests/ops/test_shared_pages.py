@@ -12,7 +12,7 @@ from quire.ops.attention import attend
 from quire.ops.registry import load_providers
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
-PROVIDERS = ["torch_native"]
+PROVIDERS = ["torch_native", *(["triton"] if INTERPRETER else [])]
 
 pytestmark = pytest.mark.torch
 
@@ -50,4 +50,4 @@ def test_only_the_first_table_is_looked_at(name):
         got = provider.function(**without_others(kwargs))
         torch.testing.assert_close(got, attend(**copy.deepcopy(kwargs)), rtol=1e-5, atol=1e-5)
         compared += 1
-    assert compared > 4
+    assert compared >= 4

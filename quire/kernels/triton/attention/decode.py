@@ -4,18 +4,18 @@ Rows are cut into splits, listed once per step (`listing`), so that one recorded
 which kernels (`splits`) take them, depends on the size of the batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 from torch import Tensor
 
-from quire.kernels.triton.attention import listing, splits
+from quire.kernels.triton.attention import cascade, listing, splits
 from quire.kernels.triton.attention.narrow import kept, scales
 from quire.kernels.triton.attention.shared import INTERPRETED, device_of
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend
 from quire.ops.registry import provide
-from quire.ops.step import StepInputs
+from quire.ops.step import GroupInputs, StepInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +76,16 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
     device, dim = device_of(qkv.device), triton.next_power_of_2(spec.head_dim)
     width = max(dim, 16 if spec.kept == spec.dtype else 32)
     shape = shape_of(rows * spec.kv_heads, spec.heads // spec.kv_heads, dim, qkv.dtype.itemsize)
+    if where.shared is not None and spec.window is None:
+        shape = replace(shape, early=False)
     runs = 0 if shape.early else max(1, shape.resident * device.processors // spec.kv_heads)
-    work = step.once(
+    work, shared = step.once(
         ("splits", pages.group, spec.window, spec.heads, spec.kv_heads, spec.head_dim),
-        lambda: _list(step.seq_lens, where.page_table, pages, spec, shape, runs),
+        lambda: _list(qkv, step, where, spec, shape, runs),
     )
+    qkv = qkv.contiguous()
+    if shared is not None:
+        cascade.attend_shared(shared, work, (qkv, weights, pages), step, spec)
     common = {"HEADS": spec.heads, "KV_HEADS": spec.kv_heads, "D": spec.head_dim, "DP": width}
     common |= {"GROUP": spec.heads // spec.kv_heads, "num_warps": shape.warps, **device.options}
     (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
@@ -88,7 +93,7 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
     group = triton.next_power_of_2(common["GROUP"])
     merging = {"GROUP_P": group, "AT_ONCE": max(1, min(16, 8192 // (group * dim)))}
     v_pairs = v_pool.view(torch.uint16) if form["FORMAT"] else None
-    given = qkv.contiguous(), out, k_pool, v_pool, v_pairs, where.slots, weights.table, weights.q_norm, weights.k_norm
+    given = qkv, out, k_pool, v_pool, v_pairs, where.slots, weights.table, weights.q_norm, weights.k_norm
     numbers = spec.scale * k_scale, v_scale, 1.0 / k_scale, 1.0 / v_scale, spec.norm_eps or 0.0
     parts = work.partial, work.logs
     listed = work.splits, work.total if shape.early else work.runs, work.tiles, work.places
@@ -114,8 +119,12 @@ def _constants(spec: AttentionSpec, shape: Shape, work: listing.Work) -> dict[st
     return made | ({"maxnreg": shape.registers} if device.nvidia else {})
 
 
-def _list(lengths: Tensor, table: Tensor, pages: KVPages, spec: AttentionSpec, shape: Shape, runs: int) -> listing.Work:
-    even = shape.splits if shape.early else max(1, runs // len(lengths))
+def _list(
+    qkv: Tensor, step: StepInputs, where: GroupInputs, spec: AttentionSpec, shape: Shape, runs: int
+) -> tuple[listing.Work, cascade.Beginnings | None]:
+    even = shape.splits if shape.early else max(1, runs // len(qkv))
     cut = listing.Cut(shape.tile, max(1, shape.chunk // shape.tile), even, shape.splits, runs)
-    heads = spec.heads, spec.kv_heads, spec.head_dim
-    return listing.make(lengths, table, pages.k.shape[1], cut, heads, spec.window or 0)
+    shared = None
+    if where.shared is not None and spec.window is None:
+        shared = cascade.listed(where.shared, spec, qkv.dtype.itemsize)
+    return listing.make(step.seq_lens, where, cut, spec, shared.elsewhere if shared else None), shared

@@ -196,7 +196,7 @@ def _leave(
     if count == 1:
         tl.store(out + (row.to(tl.int64) * HEADS + heads)[:, None] * D + d, result, mask=mine)
     else:
-        part = split.to(tl.int64) * HEADS + heads
+        part = tl.load(entry + 7).to(tl.int64) * HEADS + heads
         tl.store(partial + part[:, None] * D + d, result, mask=mine)
         tl.store(logs + part, top + tl.log2(weight), mask=g < GROUP)
     return row, count, first
@@ -309,8 +309,8 @@ def merge_rows(
 ):  # fmt: skip
     release(PDL)
     row, head = tl.program_id(0), tl.program_id(1)
-    first = tl.load(firsts + row)
-    count = tl.load(splits + first * FIELDS + 3)
+    entry = splits + tl.load(firsts + row) * FIELDS
+    count, first = tl.load(entry + 3), tl.load(entry + 4)
     wait(PDL)
     if count > 1:
         _merge(partial, logs, out, row, first, count, head, HEADS, D, DP, GROUP, GROUP_P, AT_ONCE)

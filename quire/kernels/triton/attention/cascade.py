@@ -1,0 +1,295 @@
+"""Triton attention to the pages with which sequences begin alike: read once for all of them, before each one's own.
+
+Sequences that share are cut into tiles of query rows, the shared tokens into splits; a list of both is made on the
+device once per step, so one recorded graph serves every grouping. The results are further parts of each row, to be
+merged with those of its own tokens. Called by `decode`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.kernels.triton.attention.listing import Elsewhere, Work
+from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
+from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, begin, bounded, bulk_of, device_of, partner
+from quire.ops.attention import AttentionSpec, HeadWeights, KVPages
+from quire.ops.step import SharedInputs, StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How the work is cut.
+
+    Attributes:
+        lines: query rows (sequences times the heads that share a KV head) of a program.
+        tile: tokens read at once.
+        stages: of the loop over tiles.
+        warps: of a program.
+        resident: programs for each multiprocessor; the tokens are cut so that there is work for all of them.
+        bulk: tiles of keys and values come by the copy engine, where there is one and they are whole.
+    """
+
+    lines: int
+    tile: int
+    stages: int
+    warps: int
+    resident: int = 1
+    bulk: bool = False
+
+
+def shape_of(lines: int, dim: int, itemsize: int) -> Shape:
+    """For at most `lines` query rows that share a KV head, and heads of `dim` values of `itemsize` bytes."""
+    if itemsize > 2:
+        return Shape(32, 32, 2, 8) if dim <= 128 else Shape(16, 16, 2, 4)
+    if dim > 128 or lines <= 64:
+        return Shape(64 if lines > 32 else 32 if lines > 16 else 16, 64 if dim <= 128 else 32, 3, 4, 2)
+    return Shape(64, 64, 4, 4, 2, True)
+
+
+def most_splits(rows: int) -> int:
+    """Into how many parts a beginning is cut at most, in a batch of so many sequences; bounds their memory."""
+    return max(2, min(16, 1024 // max(rows, 1)))
+
+
+@triton.jit
+def _list_members(
+    numbers,  # (rows,) int32, as in SharedInputs
+    tokens,  # (rows,) int32
+    members,  # out (rows,) int32: sequences that share, those of a group side by side
+    groups,  # out (rows, 4) int32, at the first of each group: sequences, where they begin in `members`, tokens; else 0
+    splits,  # out (rows,) int32, cleared
+    rows,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0)
+    at = tl.arange(0, BLOCK)
+    number = tl.load(numbers + at, mask=at < rows, other=-1)
+    mine = tl.load(numbers + row)
+    alike = ((number == mine) & (number >= 0)).to(tl.int32)
+    index = tl.sum(tl.where(at < row, alike, 0), 0)
+    first = tl.sum(((number >= 0) & (number < mine)).to(tl.int32), 0)
+    tl.store(members + first + index, row, mask=mine >= 0)
+    leads = (mine >= 0) & (index == 0)
+    tl.store(groups + row * 4, tl.where(leads, tl.sum(alike, 0), 0))
+    tl.store(groups + row * 4 + 1, first)
+    tl.store(groups + row * 4 + 2, tl.load(tokens + row))
+    tl.store(splits + row, 0)
+
+
+@triton.jit
+def _list_items(
+    members,  # (rows,) int32
+    groups,  # (rows, 4) int32
+    items,  # out (rows * SPLITS, 8) int32: first in `members`, sequences, first token, end, split, whose pages
+    total,  # out (1,) int32, items in all
+    splits,  # out (rows,) int32, into how many parts the beginning of each sequence is cut
+    rows,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    WANTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    group = tl.program_id(0)
+    at = tl.arange(0, BLOCK)
+    count = tl.load(groups + at * 4, mask=at < rows, other=0)
+    tokens = tl.load(groups + at * 4 + 2, mask=at < rows, other=0)
+    tiles = (count + ROWS - 1) // ROWS
+    # As long as leaves every program its part, and as short as leaves nobody without.
+    length = (tl.sum(tiles * tokens, 0) + WANTED - 1) // WANTED
+    length = (tl.maximum((tokens + SPLITS - 1) // SPLITS, length) + TILE - 1) // TILE * TILE
+    length = tl.maximum(length, TILE)
+    cut = (tokens + length - 1) // length
+    before = tl.sum(tl.where(at < group, tiles * cut, 0), 0)
+    mine = at == group
+    tiles = tl.sum(tl.where(mine, tiles, 0), 0)
+    cut = tl.sum(tl.where(mine, cut, 0), 0)
+    length = tl.sum(tl.where(mine, length, 0), 0)
+    tokens = tl.sum(tl.where(mine, tokens, 0), 0)
+    count = tl.sum(tl.where(mine, count, 0), 0)
+    first = tl.load(groups + group * 4 + 1)
+    some = tl.arange(0, AT_ONCE)
+    for done in range(0, tiles * cut, AT_ONCE):
+        index = done + some
+        here = index < tiles * cut
+        tile, split = index // tl.maximum(cut, 1), index % tl.maximum(cut, 1)
+        item = items + (before + index) * 8
+        tl.store(item, first + tile * ROWS, mask=here)
+        tl.store(item + 1, tl.minimum(count - tile * ROWS, ROWS), mask=here)
+        tl.store(item + 2, split * length, mask=here)
+        tl.store(item + 3, tl.minimum(split * length + length, tokens), mask=here)
+        tl.store(item + 4, split, mask=here)
+        tl.store(item + 5, group + 0 * index, mask=here)
+    for done in range(0, count, AT_ONCE):
+        here = done + some < count
+        row = tl.load(members + first + done + some, mask=here, other=0)
+        tl.store(splits + row, tl.zeros_like(row) + cut, mask=here)
+    tl.store(total, before + tiles * cut, mask=group == rows - 1)
+
+
+@triton.jit
+def _turned_lines(
+    heads, norm, angles, here, eps, D: tl.constexpr, DP: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr
+):
+    """The heads at the pointers `heads` (n,), normed and rotated, each by its own row of `angles` (n,): (n, DP)."""
+    half: tl.constexpr = ROTARY // 2
+    d = tl.arange(0, DP)
+    other = partner(d, ROTARY, DP)
+    there = here[:, None] & (d < D)[None, :]
+    turning = here[:, None] & (d < ROTARY)[None, :]
+    x = tl.load(heads[:, None] + d[None, :], mask=there, other=0.0).to(tl.float32)
+    y = tl.load(heads[:, None] + other[None, :], mask=there, other=0.0).to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
+        x *= scale * tl.load(norm + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+        y *= scale * tl.load(norm + other, mask=d < D, other=0.0).to(tl.float32)[None, :]
+    y *= tl.where(d < half, -1.0, 1.0)[None, :]
+    sin = tl.load(angles[:, None] + half + (d % half)[None, :], mask=turning, other=0.0)
+    y *= sin
+    cos = tl.load(angles[:, None] + (d % half)[None, :], mask=turning, other=1.0)
+    return x * cos + y
+
+
+# qkv (rows, HEADS + 2 * KV_HEADS, D): queries, keys, values; pools [pages, PAGE, KV_HEADS, D]; table (rows,
+# table_stride) int32; angles (positions, ROTARY) float32; the rest as in `Beginnings` and `listing.Work`.
+@triton.jit(do_not_specialize=["table_stride"])
+def _attend_shared(
+    qkv, k_pool, v_pool, k_bulk, v_bulk, table, table_stride, lengths, angles, q_norm, members, items, total,
+    first_parts, partial, logs, scale, v_scale, eps,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
+    LINES: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, CAP: tl.constexpr,
+    NORM: tl.constexpr, ROTARY: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr,
+    CONVERTS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    begin(PDL)
+    BULK: tl.constexpr = k_bulk is not None
+    line = tl.arange(0, LINES)
+    d = tl.arange(0, DP)
+    for work in range(tl.program_id(0), tl.load(total) * KV_HEADS, tl.num_programs(0)):
+        head = work % KV_HEADS
+        item = items + work // KV_HEADS * 8
+        first, count, start = tl.load(item), tl.load(item + 1), tl.load(item + 2)
+        end, split = tl.load(item + 3), tl.load(item + 4)
+        pages = table + tl.load(item + 5) * table_stride
+        here = line // GROUP < count
+        row = tl.load(members + first + line // GROUP, mask=here, other=0)
+        mine = head * GROUP + line % GROUP
+        position = tl.load(lengths + row, mask=here, other=1) - 1
+        heads = qkv + (row.to(tl.int64) * (HEADS + 2 * KV_HEADS) + mine) * D
+        queries = _turned_lines(heads, q_norm, angles + position.to(tl.int64) * ROTARY, here, eps, D, DP, ROTARY, NORM)
+        queries = halved(queries.to(qkv.dtype.element_ty), FORMAT)
+        DOT: tl.constexpr = tl.float32 if WIDE else queries.dtype
+        top = tl.full((LINES,), float("-inf"), tl.float32)
+        weight = tl.zeros((LINES,), tl.float32)
+        acc = tl.zeros((LINES, DP), tl.float32)
+        for t in tl.range(start, end, TILE, num_stages=STAGES):
+            at = t + tl.arange(0, TILE)
+            if PAGE % TILE == 0:
+                slot_of_first = tl.load(pages + t // PAGE) * PAGE + t % PAGE
+                slot = slot_of_first.to(tl.int64) + tl.arange(0, TILE)
+                kept = (d < D)[None, :]
+            else:
+                slot = tl.load(pages + at // PAGE, mask=at < end, other=0).to(tl.int64) * PAGE + at % PAGE
+                kept = (at < end)[:, None] & (d < D)[None, :]
+            where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
+            if BULK:
+                keys = k_bulk.load([slot_of_first, head * D])
+            else:
+                keys = tl.load(k_pool + where, mask=kept, other=0.0)
+            keys = widened(keys, FORMAT, CONVERTS)
+            scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
+            if CAP > 0.0:
+                scores = bounded(scores * scale, CAP) * LOG2E
+            else:
+                scores *= scale * LOG2E
+            if PAGE % TILE != 0:
+                scores = tl.where((at < end)[None, :], scores, float("-inf"))
+            new_top = tl.maximum(top, tl.max(scores, 1))
+            shrink = tl.exp2(top - new_top)
+            p = tl.exp2(scores - new_top[:, None])
+            weight = weight * shrink + tl.sum(p, 1)
+            if BULK:
+                values = v_bulk.load([slot_of_first, head * D])
+            else:
+                values = tl.load(v_pool + where, mask=kept, other=0.0)
+            values = widened(values, FORMAT, CONVERTS)
+            acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
+            top = new_top
+        part = (tl.load(first_parts + row, mask=here, other=0) + split).to(tl.int64) * HEADS + mine
+        there = here[:, None] & (d < D)[None, :]
+        tl.store(partial + part[:, None] * D + d[None, :], acc / weight[:, None] * v_scale, mask=there)
+        tl.store(logs + part, top + tl.log2(weight), mask=here)
+
+
+@dataclass(frozen=True, slots=True)
+class Beginnings:
+    """What a step's sequences begin with alike, as work to be done. Every layer with pages of the same group shares it.
+
+    Attributes:
+        elsewhere: what each row gets from it.
+        members, items, total: see the kernels.
+        shape: how it was cut.
+    """
+
+    elsewhere: Elsewhere
+    members: Tensor
+    items: Tensor
+    total: Tensor
+    shape: Shape
+
+
+def listed(shared: SharedInputs, spec: AttentionSpec, itemsize: int) -> Beginnings:
+    """The work for the sequences of a step, whose values have `itemsize` bytes."""
+    rows, device = len(shared.number), shared.number.device
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.int32, device=device)
+
+    shape = shape_of(rows * spec.heads // spec.kv_heads, _padded(spec.head_dim), itemsize)
+    most, groups, block = most_splits(rows), empty(rows, 4), max(16, triton.next_power_of_2(rows))
+    members, splits, items, total = empty(rows), empty(rows), empty(rows * most, 8), empty(1)
+    _list_members[(rows,)](shared.number, shared.tokens, members, groups, splits, rows, BLOCK=block, num_warps=1)
+    _list_items[(rows,)](
+        members, groups, items, total, splits, rows, ROWS=_lines(shape, spec) * spec.kv_heads // spec.heads,
+        TILE=shape.tile, SPLITS=most, WANTED=max(1, _programs(shape, device) // spec.kv_heads), BLOCK=block,
+        AT_ONCE=32, num_warps=1,
+    )  # fmt: skip
+    return Beginnings(Elsewhere(shared.tokens, splits, most), members, items, total, shape)
+
+
+def attend_shared(
+    found: Beginnings, work: Work, inputs: tuple[Tensor, HeadWeights, KVPages], step: StepInputs, spec: AttentionSpec
+) -> None:
+    """Attend to what sequences begin with alike: the first parts of each row in `work`. `inputs` as for `attend`."""
+    qkv, weights, pages = inputs
+    (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
+    where, shape, device = step.groups[pages.group], found.shape, device_of(qkv.device)
+    bulk = bulk_of(pages, shape.tile) if shape.bulk else (None, None)
+    _attend_shared[(min(_programs(shape, qkv.device), len(found.items) * spec.kv_heads),)](
+        qkv, k_pool, v_pool, *bulk, where.page_table, where.page_table.stride(0), step.seq_lens, weights.table,
+        weights.q_norm, found.members, found.items, found.total, work.first_parts, work.partial, work.logs,
+        spec.scale * k_scale, v_scale, spec.norm_eps or 0.0, HEADS=spec.heads, KV_HEADS=spec.kv_heads,
+        D=spec.head_dim, DP=_padded(spec.head_dim), GROUP=spec.heads // spec.kv_heads, LINES=_lines(shape, spec),
+        PAGE=pages.k.shape[1], TILE=shape.tile, STAGES=device.stages(shape.stages), CAP=spec.soft_cap or 0.0,
+        NORM=spec.norm_eps is not None, ROTARY=spec.rotary_dim, WIDE=INTERPRETED, **form, num_warps=shape.warps,
+        **device.options,
+    )  # fmt: skip
+
+
+def _padded(dim: int) -> int:
+    power: int = triton.next_power_of_2(dim)
+    return max(16, power)
+
+
+def _lines(shape: Shape, spec: AttentionSpec) -> int:
+    """Query rows of a program: those of one sequence at least."""
+    power: int = triton.next_power_of_2(spec.heads // spec.kv_heads)
+    return max(shape.lines, power)
+
+
+def _programs(shape: Shape, device: torch.device) -> int:
+    return shape.resident * device_of(device).processors
