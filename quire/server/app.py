@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -22,12 +23,16 @@ from quire.server import ops
 from quire.server.admission import Admission, Room
 from quire.server.anthropic import messages
 from quire.server.anthropic.errors import refuse
+from quire.server.anthropic.schema import CountRequest, MessagesRequest
 from quire.server.auth import KeyGuard
 from quire.server.errors import ApiError, Refuse, as_api_error
 from quire.server.keys import keys_of
 from quire.server.metrics import Metrics
 from quire.server.middleware import Entrance
 from quire.server.openai import chat, completions, models, responses, tokens
+from quire.server.openai.responses_schema import ResponsesRequest
+from quire.server.openai.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from quire.server.openapi import describe
 from quire.server.page import page
 from quire.server.service import Engine, Service, Template
 from quire.server.store import Store
@@ -36,28 +41,38 @@ from quire.server.tracing import tracer_for
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A route: one path, one method (GET answers HEAD too), one function; `public` ones need no key."""
+    """A route: one path, one method (GET answers HEAD too), one function; `public` ones need no key.
+
+    `takes` is the type of the body.
+    """
 
     method: str
     path: str
     serve: Callable[[Request], Awaitable[Response]]
     public: bool = False
     refuse: Refuse = ApiError.response
+    takes: type[msgspec.Struct] | None = None
+
+
+async def openapi(request: Request) -> Response:
+    """This API, described in OpenAPI's terms."""
+    return Response(msgspec.json.encode(describe(ROUTES)), media_type="application/json")
 
 
 ROUTES = (
     Endpoint("GET", "/", page, public=True),
-    Endpoint("POST", "/v1/chat/completions", chat.chat_completions),
-    Endpoint("POST", "/v1/completions", completions.completions),
-    Endpoint("POST", "/v1/responses", responses.create),
+    Endpoint("POST", "/v1/chat/completions", chat.chat_completions, takes=ChatRequest),
+    Endpoint("POST", "/v1/completions", completions.completions, takes=CompletionRequest),
+    Endpoint("POST", "/v1/responses", responses.create, takes=ResponsesRequest),
     Endpoint("GET", "/v1/responses/{response_id}", responses.get),
     Endpoint("POST", "/v1/responses/{response_id}/cancel", responses.cancel),
-    Endpoint("POST", "/v1/messages", messages.messages, refuse=refuse),
-    Endpoint("POST", "/v1/messages/count_tokens", messages.count_tokens, refuse=refuse),
+    Endpoint("POST", "/v1/messages", messages.messages, refuse=refuse, takes=MessagesRequest),
+    Endpoint("POST", "/v1/messages/count_tokens", messages.count_tokens, refuse=refuse, takes=CountRequest),
     Endpoint("GET", "/v1/models", models.list_models),
     Endpoint("GET", "/v1/models/{model:path}", models.get_model),
-    Endpoint("POST", "/tokenize", tokens.tokenize),
-    Endpoint("POST", "/detokenize", tokens.detokenize),
+    Endpoint("POST", "/tokenize", tokens.tokenize, takes=TokenizeRequest),
+    Endpoint("POST", "/detokenize", tokens.detokenize, takes=DetokenizeRequest),
+    Endpoint("GET", "/openapi.json", openapi),
     Endpoint("GET", "/version", ops.version),
     Endpoint("GET", "/metrics", ops.metrics),
     Endpoint("GET", "/load", ops.load),
