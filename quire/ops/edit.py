@@ -81,7 +81,7 @@ def _samples() -> Iterator[tuple[Any, dict[str, Any]]]:
         logits = normal(dtype, 4, vocab) * 3
         logits[0, 3], logits[2, 5] = -torch.inf, torch.nan
         table = sample_table(vocab, [0.0] * 5, [0] * 5, [1.0] * 5, [0.0] * 5)
-        table.numbers[:, REPETITION] = torch.tensor([1.0, 1.3, 1e-38, 0.7, 1.0])
+        table.numbers[:, REPETITION] = torch.tensor([1.0, 1.3, 1e-30, 0.7, 1.0])
         table.numbers[:, FREQUENCY] = torch.tensor([0.0, 0.5, -1.0, 0.0, 0.3])
         table.numbers[:, PRESENCE] = torch.tensor([0.0, 0.2, 0.0, -1.5, 0.0])
         counts = torch.randint(0, 4, (3, vocab), generator=generator, dtype=torch.int32)

@@ -36,6 +36,15 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """Rows that want log-probabilities: lines of the batch on host and device (at: None for all), and how many."""
+
+    lines: list[int]
+    at: Tensor | None
+    counts: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """A batch, planned.
 
@@ -43,14 +52,14 @@ class Batch:
         rows: the composition that this was made for.
         groups: rows that draw at random from logits as they are; rows neither here nor edited are greedy.
         edited: rows whose logits are edited.
-        reported: lines that want log-probabilities, with their numbers, in slices.
+        reported: rows that want log-probabilities, in slices.
         counted: lines whose penalty counts grow with each token, (c,) int64 on the device; None if there are none.
     """
 
     rows: list[int]
     groups: tuple[Group, ...]
     edited: tuple[Slice, ...]
-    reported: tuple[tuple[list[int], list[int]], ...]
+    reported: tuple[Report, ...]
     counted: Tensor | None
 
     @property
@@ -81,13 +90,20 @@ def make(rows: list[int], hosts: list[HostRow], vocab: int, device: torch.device
         rows=list(rows),
         groups=_groups(drawn, len(hosts), size, device),
         edited=tuple(_make_slice(part, hosts, device) for part in _cut(edited, size)),
-        reported=tuple((part, [hosts[i].logprobs or 0 for i in part]) for part in _cut(asked, size)),
+        reported=tuple(
+            Report(part, _on(part, len(hosts), device), [hosts[i].logprobs or 0 for i in part])
+            for part in _cut(asked, size)
+        ),
         counted=torch.tensor(counted, device=device) if counted else None,
     )
 
 
 def _cut(lines: list[int], size: int) -> list[list[int]]:
     return [lines[i : i + size] for i in range(0, len(lines), size)]
+
+
+def _on(lines: list[int], total: int, device: torch.device) -> Tensor | None:
+    return None if len(lines) == total else torch.tensor(lines, device=device)
 
 
 def _make_slice(lines: list[int], hosts: list[HostRow], device: torch.device) -> Slice:
@@ -97,7 +113,7 @@ def _make_slice(lines: list[int], hosts: list[HostRow], device: torch.device) ->
         features |= distinct
     return Slice(
         lines=lines,
-        at=None if len(lines) == len(hosts) else torch.tensor(lines, device=device),
+        at=_on(lines, len(hosts), device),
         features=features,
         groups=_groups(list(enumerate(mine)), len(mine), len(mine), device),
     )
@@ -111,7 +127,7 @@ def _groups(hosts: list[tuple[int, HostRow]], total: int, size: int, device: tor
             by_kind.setdefault(_kind(host.kind, device), []).append((line, host))
     return tuple(
         Group(
-            at=None if len(part) == total else torch.tensor([line for line, _ in part], device=device),
+            at=_on([line for line, _ in part], total, device),
             kind=kind,
             width=max(host.top_k for _, host in part),
             min_p=any(host.min_p for _, host in part),

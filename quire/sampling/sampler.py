@@ -181,8 +181,8 @@ class Sampler:
     def _report(self, logits: Tensor, tokens: Tensor, batch: Batch) -> list[Reported]:
         """Log-probabilities of the rows that asked, from the model's own logits."""
         reported = []
-        for lines, counts in batch.reported:
-            at = torch.tensor(lines, device=logits.device)
-            found = self.kernels.describe(logits.index_select(0, at), tokens[at], max(counts))
-            reported.append(Reported([batch.rows[i] for i in lines], counts, found))
+        for part in batch.reported:
+            some = (logits, tokens) if part.at is None else (logits.index_select(0, part.at), tokens[part.at])
+            found = self.kernels.describe(*some, max(part.counts))
+            reported.append(Reported([batch.rows[i] for i in part.lines], part.counts, found))
         return reported

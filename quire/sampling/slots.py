@@ -50,8 +50,9 @@ class SlotTable:
 
     def add(self, rows: Tensor, columns: Tensor) -> None:
         """Add 1 at (row, column) for each pair. Rows (n,) int64 must all have slots; columns (n,) int64."""
-        ones = torch.ones((), dtype=self._table.dtype, device=self._table.device)
-        self._table.index_put_((self._slot_of_row[rows], columns), ones, accumulate=True)
+        # Flat: accumulating over two indices would sort them first.
+        flat = self._slot_of_row[rows] * self._table.shape[1] + columns
+        self._table.view(-1).index_add_(0, flat, torch.ones_like(flat, dtype=self._table.dtype))
 
     def _grow(self) -> None:
         have = len(self._table)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from quire.messages.params import SamplingParams
-from tests.sampling.rig import CPU, Rig
+from tests.sampling.rig import CPU, Rig, assert_drawn_from, exact
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -23,10 +23,13 @@ CASES = {
 }
 
 
+NUCLEI = {"top_p": 0.8}, {"top_k": 300, "top_p": 0.9, "temperature": 1.3}, {"min_p": 0.001}, {"top_k": 500}, {}
+
+
 def drawn(params: SamplingParams, device: torch.device) -> list[list[int]]:
     """STEPS tokens of ROWS rows."""
     logits = torch.randn(ROWS, VOCAB, generator=torch.Generator().manual_seed(1)) * 3
-    rig = Rig(VOCAB, ROWS, device=device)
+    rig = Rig(VOCAB, ROWS, device=device, providers=("triton", "torch_native") if device.type == "cuda" else ())
     for row in range(ROWS):
         rig.begin(row, params, seed=row, bad_words=((3, 7), (9,)))
     return [rig.step(logits.to(device), list(range(ROWS))) for _ in range(STEPS)]
@@ -38,8 +41,23 @@ def test_draws_equal_those_of_the_cpu(case):
     assert drawn(params, torch.device("cuda")) == drawn(params, CPU)
 
 
-def test_logprobs_and_bad_rows_arrive():
-    rig = Rig(VOCAB, device=torch.device("cuda"))
+@pytest.mark.parametrize("setting", NUCLEI, ids=str)
+def test_draws_follow_the_exact_distribution(setting):
+    params, vocab, rows = SamplingParams(**setting), 20_000, 512
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(5)) * 3
+    rig = Rig(vocab, rows, device=torch.device("cuda"), providers=("triton",))
+    for row in range(rows):
+        rig.begin(row, params, seed=row)
+    lines, tokens = logits.cuda().expand(rows, vocab).contiguous(), []
+    for _ in range(60):
+        tokens += rig.sample(lines, list(range(rows)))[0]
+        rig.known += 1
+    assert_drawn_from(tokens, exact(logits, params))
+
+
+@pytest.mark.parametrize("provider", ["triton", "torch_native"])
+def test_logprobs_and_bad_rows_arrive(provider):
+    rig = Rig(VOCAB, device=torch.device("cuda"), providers=(provider,))
     logits = torch.randn(2, VOCAB, device="cuda")
     logits[1, 4] = torch.nan
     for row in (0, 1):

@@ -180,7 +180,8 @@ def _best(line: _Lines, min_p: bool, last: int | None) -> int:
 def _by_block(x: Tensor, fill: float) -> Tensor:
     """(n, vocab) to (n, blocks, BLOCK), the last one filled up."""
     rest = -x.shape[1] % BLOCK
-    return (torch.nn.functional.pad(x, (0, rest), value=fill) if rest else x).unflatten(1, (-1, BLOCK))
+    blocks: Tensor = torch.nn.functional.pad(x, (0, rest), value=fill) if rest else x
+    return blocks.view(len(x), -1, BLOCK)
 
 
 def _read(x: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,10 +66,26 @@ def key_of(row, integers, known):
 
 
 @triton.jit
-def top_of(tops, line, parts, WIDTH: tl.constexpr):
-    """Maximum of a row from those of its parts; an infinity where the row cannot be drawn from."""
+def tops_of(tops, line, parts, WIDTH: tl.constexpr):
+    """Maxima of the parts of a row, and of the row; an infinity where it cannot be drawn from."""
     at = tl.arange(0, WIDTH)
-    return tl.max(tl.load(tops + line * parts + at, mask=at < parts, other=-float("inf")), 0)
+    found = tl.load(tops + line * parts + at, mask=at < parts, other=-float("inf"))
+    return found, tl.max(found, 0)
+
+
+@triton.jit
+def floor_of(found, top_k, WIDTH: tl.constexpr):
+    """A logit that top_k tokens reach at least: the one of that rank among the maxima of the parts, -inf if too few."""
+    place = tl.arange(0, WIDTH)
+    return tl.max(tl.where(place == top_k - 1, tl.sort(found, descending=True), -float("inf")), 0)
+
+
+@triton.jit
+def tail_of(found, top, temperature, log_min_p, top_p, vocab):
+    """A scaled logit such that tokens below it hold less than 1 - top_p of the row, as the maxima alone show."""
+    s = scaled(found, top, temperature)
+    least = tl.sum(tl.where(remain(s, log_min_p), tl.exp(s), 0.0), 0)
+    return tl.log(tl.maximum((1.0 - top_p) * least * 0.5 / vocab, 1e-30))
 
 
 @triton.jit
@@ -127,7 +143,7 @@ def _tally(
     part = tl.program_id(1)
     row = tl.load(rows + line)
     temperature, top_p, log_min_p, top_k = settings_of(row, numbers, integers)
-    top = top_of(tops, line, parts, WIDTH)
+    found, top = tops_of(tops, line, parts, WIDTH)
     if (temperature > 0) & (tl.abs(top) < float("inf")):
         at = part * PART + tl.arange(0, PART)
         x = tl.load(logits + line * vocab + at, mask=at < vocab, other=-float("inf")).to(tl.float32)
@@ -140,12 +156,16 @@ def _tally(
             tl.store(best_ids + line * parts + part, token)
         else:
             bins = bin_of(s)
+            # What is surely dropped is left out: adding to memory one by one is slow.
             if top_k < vocab:
-                found = tl.histogram(bins, BINS, mask=left)
-                tl.atomic_add(counts + line * BINS + tl.arange(0, BINS), found, mask=found > 0, sem="relaxed")
+                counted = left & (x >= floor_of(found, top_k, WIDTH))
+                tl.atomic_add(counts + line * BINS + bins, 1, mask=counted, sem="relaxed")
             else:
-                mass = mass_of(s)
-                tl.atomic_add(masses + line * BINS + bins, mass, mask=left & (mass > 0), sem="relaxed")
+                mass = tl.where(left, mass_of(s), 0)
+                high = s >= tail_of(found, top, temperature, log_min_p, top_p, vocab)
+                tl.atomic_add(masses + line * BINS + bins, mass, mask=high & (mass > 0), sem="relaxed")
+                rest = tl.sum(tl.where(high, 0, mass), 0)
+                tl.atomic_add(masses + line * BINS + BINS - 1, rest, mask=rest > 0, sem="relaxed")
 
 
 @triton.jit
@@ -200,28 +220,30 @@ def _collect(
     part = tl.program_id(1)
     row = tl.load(rows + line)
     temperature, top_p, log_min_p, top_k = settings_of(row, numbers, integers)
-    top = top_of(tops, line, parts, WIDTH)
+    _, top = tops_of(tops, line, parts, WIDTH)
     cut = (top_k < vocab) | (top_p < 1)
     if (temperature > 0) & cut & (tl.abs(top) < float("inf")):
-        at = part * PART + tl.arange(0, PART)
-        x = tl.load(logits + line * vocab + at, mask=at < vocab, other=-float("inf")).to(tl.float32)
-        s = scaled(x, top, temperature)
-        left = remain(s, log_min_p)
-        bins = bin_of(s)
-        low = tl.load(cuts + line * 4)
-        sure = left & (bins < low)
+        low, high = tl.load(cuts + line * 4), tl.load(cuts + line * 4 + 1)
         value = -float("inf")
         token = vocab
-        if tl.max(sure.to(tl.int32), 0) > 0:
-            noisy = s - log_exponential(key_of(row, integers, known), at)
-            value, token = best_of(tl.where(sure, noisy, -float("inf")), at, 0x7FFFFFFF)
+        own = tl.load(tops + line * parts + part)
+        if bin_of(scaled(own, top, temperature)) <= high:  # a part of which nothing is kept is not read again
+            at = part * PART + tl.arange(0, PART)
+            x = tl.load(logits + line * vocab + at, mask=at < vocab, other=-float("inf")).to(tl.float32)
+            s = scaled(x, top, temperature)
+            left = remain(s, log_min_p)
+            bins = bin_of(s)
+            sure = left & (bins < low)
+            if tl.max(sure.to(tl.int32), 0) > 0:
+                noisy = s - log_exponential(key_of(row, integers, known), at)
+                value, token = best_of(tl.where(sure, noisy, -float("inf")), at, 0x7FFFFFFF)
+            doubtful = (left & (bins >= low) & (bins <= high)).to(tl.int32)
+            count = tl.sum(doubtful, 0)
+            if count > 0:
+                spot = tl.atomic_add(listed + line, count, sem="relaxed") + tl.cumsum(doubtful, 0) - 1
+                tl.store(entries + line * ROOM + spot, place_of(x, at), mask=(doubtful > 0) & (spot < ROOM))
         tl.store(best + line * parts + part, value)
         tl.store(best_ids + line * parts + part, token)
-        doubtful = (left & (bins >= low) & (bins <= tl.load(cuts + line * 4 + 1))).to(tl.int32)
-        count = tl.sum(doubtful, 0)
-        if count > 0:
-            spot = tl.atomic_add(listed + line, count, sem="relaxed") + tl.cumsum(doubtful, 0) - 1
-            tl.store(entries + line * ROOM + spot, place_of(x, at), mask=(doubtful > 0) & (spot < ROOM))
 
 
 @triton.jit(do_not_specialize=["count", "parts"])

@@ -127,7 +127,7 @@ def last_kept(row, low, high, last, base, wanted, by_mass, TILE: tl.constexpr):
         mid = (first | last) - ((first ^ last) >> 1)  # the mean, rounded up, without overflow
         before, over, under = weigh(row, low, high, mid, by_mass, TILE)
         if base + before < wanted:
-            first = over
+            first = tl.minimum(over, last)  # all that is listed is kept where nothing is over
         else:
             last = under
     return first
