@@ -41,7 +41,7 @@ SETTINGS = {
     "logprobs": {"temperature": 0.0, "logprobs": 5},
 }
 SCALES = {"flat": 1.0, "peaked": 4.0}
-"""Logits of random weights are flat: a third of the vocabulary is in their nucleus. Those of trained ones are peaked."""
+"""Logits of random weights are flat: a third of all tokens is in their nucleus. Those of trained ones are peaked."""
 
 
 def main() -> None:

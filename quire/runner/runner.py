@@ -37,6 +37,18 @@ from quire.structured.store import GrammarStore
 HEAD_SLICE = 256
 """Rows of logits made at once for prompt log-probabilities; bounds the memory that a long prompt takes."""
 
+EVERY_SETTING = SamplingParams(
+    temperature=0.7,
+    top_k=5,
+    top_p=0.9,
+    repetition_penalty=1.1,
+    logit_bias={0: 0.0},
+    min_tokens=1,
+    stop_token_ids=[0],
+    logprobs=1,
+)
+"""Takes every kernel of the sampler."""
+
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and in all, while weights load."""
 
@@ -163,16 +175,18 @@ class Runner:
         After `allocate`: recordings hold the addresses of pages.
         """
         for tokens in self.spec.warm_tokens:
-            self._warm(min(tokens, self.layout.max_model_len - 1))
+            self._warm(min(tokens, self.layout.max_model_len - 1), SamplingParams(temperature=0.0))
+        if self.spec.warm_tokens:
+            self._warm(1, EVERY_SETTING)
         if all(choice.capturable for choice in self.build.choices):
             recorder = Recorder(self.device)
             self.ragged.record(recorder)
             self.graphs.record(recorder)
 
-    def _warm(self, tokens: int) -> None:
+    def _warm(self, tokens: int, params: SamplingParams) -> None:
         """One sequence of so many tokens, on a page that nobody uses yet."""
         pages = [[1] * -(-tokens // group.page_size) for group in self.layout.groups]
-        new = NewRow(0, [0] * tokens, tokens, 0, pages, SamplingParams(temperature=0.0), 0, [], [], tokens + 1)
+        new = NewRow(0, [0] * tokens, tokens, 0, pages, params, 0, [], [], tokens + 1)
         self.launch(StepPlan(0, [], [new], [Grant(0, tokens, True, [[] for _ in pages])])).result()
         self._begin(StepPlan(0, [0], [], []))
 
@@ -343,7 +357,10 @@ def _largest_step(spec: RunSpec, groups: int) -> StepPlan:
     budget = spec.max_num_batched_tokens
     rows = min(spec.max_num_seqs, budget)
     chunk = min(budget - rows + 1, spec.max_model_len)
-    params = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=spec.max_logprobs)
+    # With tables of all kinds: a row may come to own one of the vocabulary's width for its bias, too.
+    params = SamplingParams(
+        temperature=1.0, top_p=0.9, repetition_penalty=1.1, logit_bias={0: 0.0}, logprobs=spec.max_logprobs
+    )
     new, grants = [], []
     for row in range(rows):
         tokens = chunk if row == 0 else 1

@@ -24,12 +24,6 @@ from quire.structured.store import GrammarStore
 
 __all__ = ["Sampler", "Samples", "prompt_logprobs"]
 
-_BYTES_PER_ENTRY = 64
-"""Temporaries per logit of a slice at the worst moment, the sort of whole rows."""
-
-_BYTES_PER_ROW_ENTRY = 8
-"""Tables that a row may own per token of the vocabulary: penalty counts, and bias with allowed tokens."""
-
 
 class Sampler:
     """Sampling state of all rows, and the draw.
@@ -60,11 +54,6 @@ class Sampler:
         self.kernels = Kernels() if kernels is None else kernels
         self._batch = Batch([], (), (), (), None)
         self._generation = -1
-
-    def workspace_bytes(self, rows: int) -> int:
-        """Most memory that sampling `rows` rows at once takes beyond their logits, the rows' own tables included."""
-        entries = min(rows, batches.slice_rows(self.vocab)) * self.vocab
-        return entries * _BYTES_PER_ENTRY + (rows + 1) * self.vocab * _BYTES_PER_ROW_ENTRY
 
     @torch.inference_mode()
     def begin(self, *rows: NewRow) -> None:

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from quire.messages.params import SamplingParams
-from quire.sampling import sampler as sampler_module
-from tests.sampling.rig import CPU, Rig
+from tests.sampling.rig import Rig
 
 pytestmark = pytest.mark.torch
 
@@ -203,30 +202,6 @@ def test_bad_is_known_on_the_device():
     assert samples.bad.tolist() == [False, True]
     assert samples.tokens.tolist()[1] == 0
     assert samples.tokens.dtype == torch.int64
-
-
-def test_the_workspace_is_bounded_whatever_the_rows():
-    wide = sampler_module.Sampler(4, 150_000, 64, CPU)
-    per_row = wide.workspace_bytes(2) - wide.workspace_bytes(1)
-    assert wide.workspace_bytes(1024) < 0.3 * 1024 * per_row
-    assert wide.workspace_bytes(64) < 2 << 30
-
-
-@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"top_k": 2000}, {"repetition_penalty": 1.2, "logprobs": 20}])
-def test_the_workspace_is_as_stated(settings):
-    rig = Rig(20_000, 16)
-    stated = rig.sampler.workspace_bytes(16)
-    for row in range(16):
-        rig.begin(row, SamplingParams(temperature=2.0, **settings), seed=row)
-    logits = torch.randn(16, 20_000, generator=GENERATOR)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        rig.sample(logits, list(range(16)))
-    held = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    assert 0 < peak <= stated
 
 
 def test_a_penalty_that_leaves_float32_still_draws_among_what_it_lifts():

@@ -20,7 +20,7 @@ _IN_PROMPT, _ANY_TOKEN = tl.constexpr(IN_PROMPT), tl.constexpr(ANY_TOKEN)
 _LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["with_offsets", "with_counts"])
 def _edit(
     logits,  # (n, vocab)
     rows,  # (n,) int64
@@ -31,9 +31,9 @@ def _edit(
     count_of,  # (max_rows,) int64
     edited,  # out (n, vocab) float32
     vocab,
+    with_offsets,  # 0: there are none
+    with_counts,
     COLUMNS: tl.constexpr,
-    OFFSETS: tl.constexpr,
-    COUNTS: tl.constexpr,
     PART: tl.constexpr,
 ):
     line = tl.program_id(0).to(tl.int64)
@@ -41,11 +41,11 @@ def _edit(
     at = tl.program_id(1) * PART + tl.arange(0, PART)
     there = at < vocab
     x = tl.load(logits + line * vocab + at, mask=there, other=0).to(tl.float32)
-    if OFFSETS:
+    if with_offsets > 0:
         slot = tl.load(offset_of + row)
         if slot > 0:
             x += tl.load(offsets + slot * vocab + at, mask=there, other=0)
-    if COUNTS:
+    if with_counts > 0:
         slot = tl.load(count_of + row)
         if slot > 0:
             count = tl.load(counts + slot * vocab + at, mask=there, other=0)
@@ -98,13 +98,12 @@ def triton_edit_logits(
     logits = logits.contiguous()
     count, vocab = logits.shape
     edited = torch.empty(count, vocab, dtype=torch.float32, device=logits.device)
-    nothing = Slots(edited, rows)
-    offsets, counts = tables.offsets or nothing, tables.counts or nothing
+    # What is not there stays unread.
+    offsets, counts = tables.offsets or Slots(edited, rows), tables.counts or Slots(known, rows)
     _edit[count, triton.cdiv(vocab, PART)](
         *(logits, rows, table.numbers, offsets.table, offsets.of_row, counts.table, counts.of_row, edited, vocab),
+        *(int(tables.offsets is not None), int(tables.counts is not None)),
         COLUMNS=table.numbers.shape[1],
-        OFFSETS=tables.offsets is not None,
-        COUNTS=tables.counts is not None,
         PART=PART,
         num_warps=WARPS,
         enable_fp_fusion=False,  # rounded as torch rounds: a product first, then the difference

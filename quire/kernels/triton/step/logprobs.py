@@ -99,7 +99,7 @@ def triton_token_logprobs(logits: Tensor, chosen: Tensor, top: int) -> Logprobs:
         return described
     logits, device = logits.contiguous(), logits.device
     parts = triton.cdiv(vocab, PART)
-    tops, sums = torch.empty(2, count, parts, device=device)
+    tops, sums = torch.empty(count, parts, device=device), torch.empty(count, parts, device=device)
     ahead = torch.empty(count, parts, dtype=torch.int32, device=device)
     places = torch.empty(count, parts, top, dtype=torch.int64, device=device)
     found = Logprobs(
