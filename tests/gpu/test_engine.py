@@ -73,3 +73,16 @@ def test_seeds_fix_samples_recorded_or_not():
             outputs = llm.generate(prompts(8), params, use_tqdm=False)
             found.append([[c.token_ids for c in output.outputs] for output in outputs])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_gpu_blocks_override": 130, "max_model_len": 800}, {"block_size": 16}], ids=str
+)
+def test_reading_once_what_sequences_share_changes_no_token(settings, monkeypatch):
+    from quire.runner import rows
+
+    monkeypatch.setattr(rows, "LEAST_SAVED", 0)
+    rng = random.Random(6)
+    heads = [[rng.randrange(300, VOCAB) for _ in range(n)] for n in (600, 300)]
+    given = [heads[i % 2] + [rng.randrange(300, VOCAB) for _ in range(1 + i % 40)] for i in range(24)] + prompts(9)
+    assert generate(given, **settings)[0] == generate(given, kernels="reference", enforce_eager=True)[0]

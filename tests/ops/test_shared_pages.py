@@ -10,6 +10,7 @@ import torch
 
 from quire.ops.attention import attend
 from quire.ops.registry import load_providers
+from quire.ops.samples import dtypes
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 PROVIDERS = ["torch_native", *(["triton"] if INTERPRETER else [])]
@@ -51,3 +52,34 @@ def test_only_the_first_table_is_looked_at(name):
         torch.testing.assert_close(got, attend(**copy.deepcopy(kwargs)), rtol=1e-5, atol=1e-5)
         compared += 1
     assert compared >= 4
+
+
+@pytest.mark.skipif(not INTERPRETER, reason="needs Triton's interpreter")
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ({"lines": 16, "tile": 16, "bulk": False}, "float32"),
+        ({"lines": 16, "tile": 64, "bulk": True}, "float32"),
+        ({"lines": 64, "tile": 32, "bulk": True}, "float8_e4m3fn"),
+        ({"lines": 4, "tile": 64, "bulk": False}, "float8_e5m2"),
+    ],
+    ids=str,
+)
+def test_cut_otherwise(shape, dtype, monkeypatch):
+    load_providers(["triton"])
+    from quire.kernels.triton.attention import cascade
+
+    monkeypatch.setattr(cascade, "shape_of", lambda *_: cascade.Shape(**shape, stages=2, warps=4))
+    compared = 0
+    for spec, kwargs in attend.samples():
+        (group,) = kwargs["step"].groups
+        if group.shared is None or spec.step != "decode" or spec.window is not None or spec.head_dim != 16:
+            continue
+        wanted = dataclasses.replace(spec, soft_cap=2.0, kv_dtype=dtype)
+        pages = dataclasses.replace(kwargs["pages"], k=kwargs["pages"].k.to(dtypes[dtype]))
+        pages = dataclasses.replace(pages, v=pages.v.to(dtypes[dtype]))
+        kwargs = {**kwargs, "spec": wanted, "pages": pages}
+        got = attend.providers["triton"].function(**copy.deepcopy(kwargs))
+        torch.testing.assert_close(got, attend(**copy.deepcopy(kwargs)), rtol=1e-5, atol=1e-5)
+        compared += 1
+    assert compared

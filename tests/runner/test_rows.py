@@ -54,3 +54,13 @@ def test_only_groups_that_keep_all_tokens_are_told_who_begins_alike():
     assert rows.sharing, "what a plan does not mention stays"
     rows.apply(StepPlan(3, [], [], [], [[], []]))
     assert not rows.sharing
+
+
+def test_on_an_accelerator_little_is_not_worth_reading_once(monkeypatch):
+    rows = Rows(4, 20, LAYOUT, torch.device("cpu"))
+    beginnings = [[SharedPages([0, 1, 3], 2)], []]
+    # Two of three rows need not read two pages of four tokens of eight bytes.
+    for least, worth in ((128, True), (129, False)):
+        monkeypatch.setattr(rows, "_least_saved", least)
+        rows.apply(StepPlan(1, [], [], [], beginnings))
+        assert rows.sharing == worth

@@ -41,12 +41,17 @@ class Shape:
 
 
 def shape_of(lines: int, dim: int, itemsize: int) -> Shape:
-    """For at most `lines` query rows that share a KV head, and heads of `dim` values of `itemsize` bytes."""
+    """For at most `lines` query rows that share a KV head, and heads of `dim` values of `itemsize` bytes.
+
+    Measured on an H200 for heads of 128 values: tiles of 64 lines are the fastest, even where they are half empty.
+    """
     if itemsize > 2:
         return Shape(32, 32, 2, 8) if dim <= 128 else Shape(16, 16, 2, 4)
-    if dim > 128 or lines <= 64:
-        return Shape(64 if lines > 32 else 32 if lines > 16 else 16, 64 if dim <= 128 else 32, 3, 4, 2)
-    return Shape(64, 64, 4, 4, 2, True)
+    if dim > 128:
+        return Shape(64 if lines > 16 else 16, 32, 3, 4, 2)
+    if lines <= 16:
+        return Shape(16, 64, 5, 4, 3, bulk=True)
+    return Shape(64, 64, 6, 4, 1, bulk=True) if lines <= 64 else Shape(64, 64, 5, 4, 2, bulk=True)
 
 
 def most_splits(rows: int) -> int:
