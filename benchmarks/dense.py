@@ -108,7 +108,7 @@ def graph_us(run: Callable[[], object], replays: int = 10) -> float:
 def call(p: Product, x: Tensor, weight: Tensor, norm: Tensor, delta: Tensor, cut: Cut | None) -> Tensor:
     """One product the way it would run; with a cut of the streaming kernel, the norm in it."""
     if cut is None and len(x) == 1:
-        cut = gemv.shape_of(p.inputs, bool(p.gate))
+        cut = gemv.shape_of(p.inputs, p.outputs, bool(p.gate), x.device)
     if isinstance(cut, gemv.Shape):
         total = torch.empty_like(x)
         return gemv.product(x, weight, None, p.gate, gemv.Norm(delta, norm, total, 1e-6, 0.0) if p.norm else None, cut)

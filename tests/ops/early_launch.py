@@ -15,7 +15,17 @@ from triton.compiler import ASTSource
 from quire.kernels.triton.attention import cascade, heads, splits
 from quire.kernels.triton.dense import activation, gemv, norm, skinny
 
-GEMV = {"K": 1024, "N": 256, "EPS": 1e-6, "OFFSET": 0.0, "OUTPUTS": 4, "CHUNK": 512, "BIAS": True, "PDL": True}
+GEMV = {
+    "K": 1024,
+    "N": 256,
+    "EPS": 1e-6,
+    "OFFSET": 0.0,
+    "OUTPUTS": 4,
+    "CHUNK": 512,
+    "AHEAD": 1,
+    "BIAS": True,
+    "PDL": True,
+}
 SKINNY = {"K": 1024, "N": 256, "OUTPUTS": 64, "DEPTH": 128, "STAGES": 3, "BIAS": True, "WIDEN": False, "PDL": True}
 HEADS = {"HEADS": 8, "KV_HEADS": 2, "D": 128, "DP": 128, "NORM": True, "ROTARY": 128, "PDL": True}
 HEADS |= {"FORMAT": 0, "CONVERTS": False}
@@ -38,6 +48,9 @@ def variants() -> Iterator[tuple[triton.JITFunction, dict[str, object], set[str]
     weights = {"weight", "norm_weight", "bias"}
     for held, normed, gate in ((2, True, ""), (1, False, ""), (2, True, "silu"), (1, True, "gelu_tanh")):
         yield gemv._gemv_kernel, {**GEMV, "HELD": held, "NORM": normed, "ADD": normed, "GATE": gate}, weights
+    alone = {"CHUNK": 256, "OUTPUTS": 8, "HELD": 2, "AHEAD": 2, "NORM": True, "ADD": True}
+    for gate in ("", "silu"):
+        yield gemv._gemv_kernel, {**GEMV, **alone, "GATE": gate}, weights
     for rows, held, parts, gate in (
         (16, 4, 2, ""),
         (16, 1, 2, "silu"),

@@ -58,7 +58,10 @@ def test_a_product_of_few_rows_in_any_cut(rows: int, size: int, outputs: int, cu
 
 
 @pytest.mark.parametrize("gate", ["", "gelu_tanh"])
-@pytest.mark.parametrize("cut", [(4, 32, 1, 4), (8, 32, 3, 4), (2, 64, 2, 4), (16, 128, 1, 4), (4, 16, 0, 4)])
+@pytest.mark.parametrize(
+    "cut",
+    [(4, 32, 1, 4), (8, 32, 3, 4), (2, 64, 2, 4), (16, 128, 1, 4), (4, 16, 0, 4), (8, 256, 1, 4), (4, 16, 1, 4, 4)],
+)
 def test_a_product_of_one_row_in_any_shape(cut: tuple[int, ...], gate: str) -> None:
     from quire.kernels.triton.dense import gemv
 

@@ -46,7 +46,7 @@ def test_decoding_cut_otherwise(shape, monkeypatch):
     load_providers(["triton"])
     from quire.kernels.triton.attention import decode
 
-    monkeypatch.setattr(decode, "shape_of", lambda pairs, group, dim, itemsize: decode.Shape(**shape))
+    monkeypatch.setattr(decode, "shape_of", lambda *facts: decode.Shape(**shape))
     compared = 0
     for kwargs in long_samples(attend, step="decode"):
         other = copy.deepcopy(kwargs)

@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from quire.kernels.triton import tuned
 from quire.kernels.triton.attention import cascade, listing, splits
 from quire.kernels.triton.attention.narrow import kept, scales
 from quire.kernels.triton.attention.shared import INTERPRETED, device_of
@@ -43,21 +44,20 @@ class Shape:
     registers: int = 255
 
 
-def shape_of(pairs: int, group: int, dim: int, itemsize: int) -> Shape:
-    """For `pairs` of a row and a KV head, `group` query heads each, of `dim` values (a power of two) of so many bytes:
-    1 where pages keep 8 bits and queries 16, else the widest of both.
+def shape_of(pairs: int, group: int, size: tuple[int, int], shares: bool, device: torch.device) -> Shape:
+    """For `pairs` of a row and a KV head and `group` query heads each.
 
-    Measured on an H200. Small batches: two programs for each multiprocessor. Large ones: a split costs about 3 us, and
-    the longest of all should not be what the others wait for.
+    Args:
+        size: values of a head (a power of two), and bytes of a value: 1 where pages keep 8 bits and queries 16, else
+            the widest of both.
+        shares: rows begin with pages that are read for all of them at once.
     """
-    tile = max(16, min(64, 64 * 128 * 2 // (dim * itemsize)))
-    if pairs > 64:
-        # Half the bytes take as many instructions: more programs hide them, 1.1 times as fast as two.
-        return Shape(tile=tile, resident=4, registers=128) if itemsize == 1 else Shape(tile=tile)
-    splits = max(1, (16 if INTERPRETED else 256) // triton.next_power_of_2(pairs))
-    if pairs * group > 16 and pairs <= 4 and tile == 64:
-        return Shape(early=True, splits=splits, tile=128, warps=8)
-    return Shape(early=True, splits=splits, tile=tile)
+    width = size[0] * size[1]
+    facts = {"pairs": pairs, "group": group, "bytes": width, "itemsize": size[1], "shares": int(shares)}
+    found = Shape(**tuned.choose("decode attention", device, facts))
+    # Files speak of heads of 256 bytes. The interpreter runs programs one after another.
+    tile = max(16, found.tile * 256 // max(width, 256))
+    return replace(found, tile=tile, splits=min(found.splits, 2) if INTERPRETED else found.splits)
 
 
 def _refuses(spec: AttentionSpec) -> str | None:
@@ -77,9 +77,12 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
         return out
     device, dim = device_of(qkv.device), triton.next_power_of_2(spec.head_dim)
     width = max(dim, 16 if spec.kept == spec.dtype else 32)
+    shares = where.shared is not None and spec.window is None
+    pairs, group = rows * spec.kv_heads, spec.heads // spec.kv_heads
     itemsize = pages.k.itemsize if qkv.itemsize == 2 else max(qkv.itemsize, pages.k.itemsize)
-    shape = shape_of(rows * spec.kv_heads, spec.heads // spec.kv_heads, dim, itemsize)
-    if where.shared is not None and spec.window is None:
+    shape = shape_of(pairs, group, (dim, itemsize), shares, qkv.device)
+    if shares:
+        # Parts that others leave are merged by a kernel of its own.
         shape = replace(shape, early=False)
     runs = 0 if shape.early else max(1, shape.resident * device.processors // spec.kv_heads)
     work, shared = step.once(

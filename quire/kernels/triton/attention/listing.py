@@ -14,9 +14,9 @@ from torch import Tensor
 from quire.ops.attention import AttentionSpec
 from quire.ops.step import GroupInputs
 
-FIELDS = tl.constexpr(8)
+FIELDS = tl.constexpr(16)
 """Of a split: row, first tile, tiles, parts of its row, the first of them, length of the row, whether it ends there,
-which part it is."""
+which part it is, and what `Work.tiles` and `Work.places` say of its first tile, for those who need that soon."""
 
 FIRST, LAST = tl.constexpr(1 << 16), tl.constexpr(1 << 17)
 """Of a tile: it is a split's first, or last. The 16 bits below say from where to where in it tokens are seen."""
@@ -96,6 +96,12 @@ def _cut(length, begin, TILE: tl.constexpr, CHUNK: tl.constexpr, EVEN: tl.conste
 
 
 @triton.jit
+def _seen(token, begin, length, TILE: tl.constexpr):
+    """From where to where tokens are seen in the tiles that begin at `token`, of those from `begin` on: 2 x 8 bits."""
+    return tl.maximum(begin - token, 0) | tl.minimum(tl.maximum(length - 1 - token, 0), TILE) << 8
+
+
+@triton.jit
 def _store_runs(runs, split, start, tiles, before, here, all_tiles, last, RUNS: tl.constexpr, RUNS_P: tl.constexpr):
     """The runs that begin with splits (n,) of `tiles` tiles from `start` on; the one before the first has `before`."""
     # A split belongs to the run that its middle lies in.
@@ -150,6 +156,11 @@ def _list(
     tl.store(entry + 5, length + 0 * split, mask=here)
     tl.store(entry + 6, (split == count - 1).to(tl.int32), mask=here)
     tl.store(entry + 7, first_part + others + split, mask=here)
+    opening = (low + split * width) * TILE
+    tl.store(entry + 8, _seen(opening, begin, length, TILE), mask=here)
+    table += row.to(tl.int64) * table_stride
+    page = tl.load(table + opening // PAGE, mask=here & (opening < length - 1), other=0)
+    tl.store(entry + 9, page * PAGE + opening % PAGE, mask=here)
     tl.store(firsts + row, first_split)
     tl.store(first_parts + row, first_part)
     tl.store(total, first_split + count, mask=row == rows - 1)
@@ -161,16 +172,15 @@ def _list(
     for some in range(0, tiles, AT_ONCE):
         tile = some + tl.arange(0, AT_ONCE)
         token = (low + tile) * TILE
-        since = tl.maximum(begin - token, 0)
-        seen = since | tl.minimum(tl.maximum(length - 1 - token, 0), TILE) << 8
+        seen = _seen(token, begin, length, TILE)
         ends = (tile % width == width - 1) | (tile == tiles - 1)
         seen |= tl.where(tile % width == 0, FIRST, 0) | tl.where(ends, LAST, 0)
         tl.store(tiles_out + first_tile + tile, seen, mask=tile < tiles)
         token = token[:, None] + pieces[None, :] * PIECE
         kept = (tile < tiles)[:, None] & (token < length - 1)
-        page = tl.load(table + row.to(tl.int64) * table_stride + token // PAGE, mask=kept, other=0)
+        pages = tl.load(table + token // PAGE, mask=kept, other=0)
         where = (first_tile + tile)[:, None] * (TILE // PIECE) + pieces[None, :]
-        tl.store(places + where, page * PAGE + token % PAGE, mask=(tile < tiles)[:, None])
+        tl.store(places + where, pages * PAGE + token % PAGE, mask=(tile < tiles)[:, None])
 
 
 def make(lengths: Tensor, where: GroupInputs, cut: Cut, spec: AttentionSpec, elsewhere: Elsewhere | None) -> Work:

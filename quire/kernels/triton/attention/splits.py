@@ -14,22 +14,27 @@ from quire.kernels.triton.attention.shared import LOG2E, bounded, partner, relea
 
 
 @triton.jit
+def _find(t, tiles, places, TILE: tl.constexpr, PIECES: tl.constexpr):
+    """The marks of tile `t`, and where each of its pieces begins: one number, or one for each token."""
+    if PIECES == 1:
+        place = tl.load(places + t)
+    else:
+        place = tl.load(places + t * PIECES + tl.arange(0, TILE) // (TILE // PIECES))
+    return tl.load(tiles + t), place
+
+
+@triton.jit
 def _fetch(
-    t, there, tiles, places, k_pool, v_pool, v_pairs, head,
+    marks, place, k_pool, v_pool, v_pairs, head,
     KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values (TILE, DP) of tile `t`, which of its tokens are seen, and its marks.
+    """Keys and values (TILE, DP) of a tile, and which of its tokens are seen.
 
     Values of 8 bits come in pairs, (TILE, DP / 2): products want two tokens side by side, and the instruction that
     brings them there moves 16 bits.
     """
     d, i = tl.arange(0, DP), tl.arange(0, TILE)
-    marks = tl.load(tiles + t, mask=there, other=0)
-    if PIECES == 1:
-        slot = tl.load(places + t, mask=there, other=0).to(tl.int64) + i
-    else:
-        PIECE: tl.constexpr = TILE // PIECES
-        slot = tl.load(places + t * PIECES + i // PIECE, mask=there, other=0).to(tl.int64) + i % PIECE
+    slot = place.to(tl.int64) + i % (TILE // PIECES)
     seen = (i >= (marks & 255)) & (i < (marks >> 8 & 255))
     where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
     kept = seen[:, None] & (d < D)[None, :]
@@ -40,7 +45,7 @@ def _fetch(
         pair = tl.arange(0, DP // 2)
         where = (slot * KV_HEADS + head)[:, None] * (D // 2) + pair[None, :]
         values = tl.load(v_pairs + where, mask=seen[:, None] & (pair < D // 2)[None, :], other=0)
-    return keys, values, seen, marks
+    return keys, values, seen
 
 
 @triton.jit
@@ -217,14 +222,18 @@ def early(
     attention: lengths, page tables, the tokens of earlier steps."""
     release(PDL)
     head, split = tl.program_id(0) % KV_HEADS, tl.program_id(0) // KV_HEADS
-    there = split < tl.load(total)
+    # Entries beyond the last hold anything.
     entry = splits + split * FIELDS
-    row, tile = tl.load(entry, mask=there, other=0), tl.load(entry + 1, mask=there, other=0)
-    count, length = tl.load(entry + 2, mask=there, other=0), tl.load(entry + 5, mask=there, other=0)
-    newest = tl.load(entry + 6, mask=there, other=0) != 0
-    keys, values, seen, _ = _fetch(
-        tile, there, tiles, places, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES
-    )
+    row, tile, count, length = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 5)
+    newest, marks = tl.load(entry + 6) != 0, tl.load(entry + 8)
+    there = split < tl.load(total)
+    row, length, marks = tl.where(there, row, 0), tl.where(there, length, 0), tl.where(there, marks, 0)
+    if PIECES == 1:
+        place = tl.load(entry + 9)
+    else:
+        pieces = places + tl.where(there, tile, 0) * PIECES
+        place = tl.load(pieces + tl.arange(0, TILE) // (TILE // PIECES))
+    keys, values, seen = _fetch(marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES)
     slot = tl.load(new_slots + row)
     q_turns = _turns(angles, q_norm, length, D, DP, ROTARY, NORM)
     k_turns = _turns(angles, k_norm, length, D, DP, ROTARY, NORM)
@@ -238,9 +247,8 @@ def early(
             acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS
         )
         for t in tl.range(tile + 1, tile + count, num_stages=STAGES):
-            keys, values, seen, _ = _fetch(
-                t, True, tiles, places, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES
-            )
+            marks, place = _find(t, tiles, places, TILE, PIECES)
+            keys, values, seen = _fetch(marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES)
             acc, odd, top, weight = _add(
                 acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS
             )
@@ -278,9 +286,8 @@ def run_of_splits(
     else:
         acc, odd = tl.zeros((ROWS, DP // 2), tl.float32), tl.zeros((ROWS, DP // 2), tl.float32)
     for t in tl.range(begin, end, num_stages=STAGES):
-        keys, values, seen, marks = _fetch(
-            t, True, tiles, places, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES
-        )
+        marks, place = _find(t, tiles, places, TILE, PIECES)
+        keys, values, seen = _fetch(marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES)
         if marks & FIRST:
             split += 1
             entry = splits + split * FIELDS
