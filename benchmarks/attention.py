@@ -61,8 +61,8 @@ def a_step(queries: list[int], lengths: list[int], page: int, first_page: int = 
 
 def pools(spec: AttentionSpec, pages: int, page: int) -> KVPages:
     shape = (pages, page, spec.kv_heads, spec.head_dim)
-    dtype = getattr(torch, spec.dtype)
-    return KVPages(*(torch.randn(shape, device=DEVICE, dtype=dtype) for _ in range(2)))
+    dtype, kept = getattr(torch, spec.dtype), getattr(torch, spec.kept)
+    return KVPages(*(torch.randn(shape, device=DEVICE, dtype=dtype).to(kept) for _ in range(2)))
 
 
 def weights_of(spec: AttentionSpec, positions: int) -> HeadWeights:
@@ -166,11 +166,13 @@ def timed(calls: list[Callable[[], object]], repeats: int = 5) -> float:
     return sorted(times)[repeats // 2]
 
 
-def decode_case(model: str, rows: int, length: int, page: int = 64) -> tuple[Callable[[str], list], float]:
+def decode_case(
+    model: str, rows: int, length: int, page: int = 64, kept: str = "bfloat16"
+) -> tuple[Callable[[str], list], float]:
     """Calls of as many layers as it takes to read half a gigabyte, and the bytes of one."""
-    spec = dataclasses.replace(spec_of(*MODELS[model]), step="decode")
+    spec = dataclasses.replace(spec_of(*MODELS[model]), step="decode", kv_dtype=kept)
     step, pages = a_step([1] * rows, [length] * rows, page)
-    size = 2 * rows * length * spec.kv_heads * spec.head_dim * 2
+    size = 2 * rows * length * spec.kv_heads * spec.head_dim * getattr(torch, kept).itemsize
     layers = [pools(spec, pages, page) for _ in range(min(24, max(2, -(-(400 << 20) // size))))]
     w = weights_of(spec, length + 1)
     qkv = torch.randn(rows, sum(spec.parts) * spec.head_dim, device=DEVICE, dtype=torch.bfloat16)
@@ -230,11 +232,20 @@ def name_of(queries: list[int], lengths: list[int]) -> str:
     return f"{len(queries)} x {queries[0]} of {lengths[0]}, {sum(queries)} in all"
 
 
+NARROW_DECODES = ("0.6b", 256, 840), ("8b", 256, 840), ("0.6b", 64, 1152), ("8b", 16, 1024)
+
+
 def report() -> None:
     for model, rows, length in DECODES:
         make, size = decode_case(model, rows, length)
         us = timed(make("triton"))
         print(f"decode  {model:5} {rows:4} x {length:6}: triton {us:8.1f} us {size / us * 1e-6:6.2f} TB/s", flush=True)
+    for model, rows, length in NARROW_DECODES:
+        make, size = decode_case(model, rows, length, kept="float8_e4m3fn")
+        us = timed(make("triton"))
+        print(
+            f"decode  {model:5} {rows:4} x {length:6} in 8 bits: {us:8.1f} us {size / us * 1e-6:6.2f} TB/s", flush=True
+        )
     for model, queries, lengths in EAGERS:
         make, flops = eager_case(model, queries, lengths)
         line = f"prefill {model:5} {name_of(queries, lengths):32}:"
