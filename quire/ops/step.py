@@ -8,6 +8,14 @@ from torch import Tensor
 
 Made = TypeVar("Made")
 
+ALIGNMENT = 16
+"""Bytes. Kernels are compiled anew for tensors that begin elsewhere than at a multiple of it."""
+
+
+def aligned(x: Tensor) -> Tensor:
+    """`x`, or a copy of it that begins where kernels expect it to."""
+    return x.clone() if x.storage_offset() * x.itemsize % ALIGNMENT else x
+
 
 @dataclass(frozen=True, slots=True)
 class SharedInputs:
@@ -45,8 +53,8 @@ class GroupInputs:
         """Those of some neighbouring sequences, which own `tokens`."""
         alike = self.shared
         if alike is not None:
-            alike = SharedInputs(alike.number[sequences], alike.tokens[sequences])
-        return GroupInputs(self.page_table[sequences], self.slots[tokens], self.page_size, alike)
+            alike = SharedInputs(aligned(alike.number[sequences]), aligned(alike.tokens[sequences]))
+        return GroupInputs(aligned(self.page_table[sequences]), aligned(self.slots[tokens]), self.page_size, alike)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +105,10 @@ class StepInputs:
         singles, others = (
             replace(
                 self,
-                token_ids=self.token_ids[cut],
-                positions=self.positions[cut],
+                token_ids=aligned(self.token_ids[cut]),
+                positions=aligned(self.positions[cut]),
                 query_start=starts,
-                seq_lens=self.seq_lens[cut],
+                seq_lens=aligned(self.seq_lens[cut]),
                 logit_rows=self.logit_rows[:0],
                 groups=tuple(group.cut(cut, cut) for group in self.groups),
                 max_query=most,

@@ -19,13 +19,17 @@ Play = Callable[[], None]
 class Recorder:
     """Records functions as CUDA graphs (HIP graphs on ROCm) that share one memory pool.
 
+    Attributes:
+        records: whether it does.
+
     Args:
         device: with a type other than cuda nothing is recorded: playing runs the function.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self.records = device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if self.records else None
 
     def record(self, work: Play) -> Play:
         """`work` as something to play again and again. It must read and write only tensors that stay where they are."""
@@ -82,9 +86,9 @@ class DecodeGraphs:
         self._sharing: dict[int, Play] = {}
         self._playing: Tensor | None = None
 
-    def record(self, recorder: Recorder) -> None:
-        """Record every size, largest first, so that the smaller ones find their memory in the pool."""
-        for size in reversed(self.sizes):
+    def record(self, recorder: Recorder, sizes: Sequence[int] | None = None) -> None:
+        """Record every size, largest first, so that the smaller ones find their memory in the pool; or only `sizes`."""
+        for size in reversed(self.sizes if sizes is None else sizes):
             if self._work.shares and size >= SHARING_LEAST:
                 self._sharing[size] = recorder.record(partial(self._forward, size, True))
             self._plays[size] = (

@@ -57,13 +57,16 @@ class RaggedGraphs:
         self._hidden = torch.empty(0, 0, device=device)
         self._plays: dict[Room, Play] = {}
 
-    def record(self, recorder: Recorder) -> None:
-        """Record every room, the largest first."""
-        for singles in reversed(self._singles):
-            for tokens in reversed(self._tokens):
-                room = Room(singles, tokens)
-                self._fill(room, [])
-                self._plays[room] = recorder.record(partial(self._compute, room))
+    @property
+    def rooms(self) -> list[Room]:
+        """What is recorded, the largest last."""
+        return [Room(singles, tokens) for singles in self._singles for tokens in self._tokens]
+
+    def record(self, recorder: Recorder, rooms: Sequence[Room] | None = None) -> None:
+        """Record every room, the largest first, or only `rooms`."""
+        for room in reversed(self.rooms if rooms is None else rooms):
+            self._fill(room, [])
+            self._plays[room] = recorder.record(partial(self._compute, room))
 
     def find(self, grants: Sequence[Grant]) -> Room | None:
         """The smallest recording with room for these grants, if there is one."""

@@ -30,6 +30,7 @@ from quire.runner.ragged import RaggedGraphs, Room
 from quire.runner.rows import Rows
 from quire.runner.start import start_kernels
 from quire.runner.upload import upload
+from quire.runner.warm import DRAWS, LOGIT_ROWS
 from quire.sampling.kernels import choose_kernels
 from quire.sampling.sampler import Sampler, Samples, prompt_logprobs
 from quire.structured.store import GrammarStore
@@ -37,17 +38,8 @@ from quire.structured.store import GrammarStore
 HEAD_SLICE = 256
 """Rows of logits made at once for prompt log-probabilities; bounds the memory that a long prompt takes."""
 
-EVERY_SETTING = SamplingParams(
-    temperature=0.7,
-    top_k=5,
-    top_p=0.9,
-    repetition_penalty=1.1,
-    logit_bias={0: 0.0},
-    min_tokens=1,
-    stop_token_ids=[0],
-    logprobs=1,
-)
-"""Takes every kernel of the sampler."""
+RECORDING_BYTES = 4 << 20
+"""What one more recording takes on the device for its list of launches."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and in all, while weights load."""
@@ -129,15 +121,47 @@ class Runner:
         Nothing is run where the user has fixed the size of the pages.
         """
         specs = [state.spec for state in self.build.states]
-        free = self.memory.free_bytes()
+        free, recorded = self.memory.free_bytes(), 0
         with self.memory.peak() as needed:
             if self.spec.num_pages is None and self.spec.kv_cache_memory_bytes is None:
                 # Two pages per group are enough: every entry of the page tables names page 1.
                 scratch = [GroupLayout(spec, 1, self.spec.page_size, 2) for spec in dict.fromkeys(specs)]
                 self.allocate(Layout(scratch, self.spec.max_model_len))
                 self.launch(_largest_step(self.spec, len(scratch))).result()
+                recorded = self._recorded_bytes()
                 self.release()
-        return Capacity(self.memory.budget(free, self.spec.memory_fraction, needed[0]), specs)
+        return Capacity(self.memory.budget(free, self.spec.memory_fraction, needed[0] + recorded), specs)
+
+    @torch.inference_mode()
+    def _recorded_bytes(self) -> int:
+        """What recordings will hold: the largest of each kind, in whose memory the others find theirs."""
+        recorder = Recorder(self.device)
+        if not recorder.records or not self._recordable:
+            return 0
+        free = self.memory.free_bytes()
+        self.ragged.record(recorder, self.ragged.rooms[-1:])
+        self.graphs.record(recorder, self.graphs.sizes[-1:])
+        held = free - self.memory.free_bytes()
+        count = len(self.ragged.rooms) + len(self.graphs.sizes)
+        return max(0, held) + count * RECORDING_BYTES
+
+    def _warm_mixtures(self, most: int) -> None:
+        """Every way to draw tokens, for one row and for several; and long prompts beside rows that decode."""
+        rows = self.spec.max_num_seqs
+        hidden = self._decode(upload([self.rows.dummy], self.device), False)
+        for count in LOGIT_ROWS:
+            self.model.logits(hidden.expand(count, -1).contiguous())
+        counts = sorted({1, min(2, rows), min(16, rows)})
+        for params in DRAWS:
+            for count in counts:
+                self._warm([1] * count, params)
+        for count in counts:
+            longest = min(self.spec.max_num_batched_tokens - count, most)
+            self._warm([1] * (count - 1) + [longest], DRAWS[0])
+
+    @property
+    def _recordable(self) -> bool:
+        return all(choice.capturable for choice in self.build.choices)
 
     def allocate(self, layout: Layout) -> None:
         """Take pages and rows. Layers whose state is the same share a group."""
@@ -174,21 +198,25 @@ class Runner:
 
         After `allocate`: recordings hold the addresses of pages.
         """
+        most = self.layout.max_model_len - 1
         for tokens in self.spec.warm_tokens:
-            self._warm(min(tokens, self.layout.max_model_len - 1), SamplingParams(temperature=0.0))
+            self._warm([min(tokens, most)], DRAWS[0])
         if self.spec.warm_tokens:
-            self._warm(1, EVERY_SETTING)
-        if all(choice.capturable for choice in self.build.choices):
+            self._warm_mixtures(most)
+        if self._recordable:
             recorder = Recorder(self.device)
             self.ragged.record(recorder)
             self.graphs.record(recorder)
 
-    def _warm(self, tokens: int, params: SamplingParams) -> None:
-        """One sequence of so many tokens, on a page that nobody uses yet."""
-        pages = [[1] * -(-tokens // group.page_size) for group in self.layout.groups]
-        new = NewRow(0, [0] * tokens, tokens, 0, pages, params, 0, [], [], tokens + 1)
-        self.launch(StepPlan(0, [], [new], [Grant(0, tokens, True, [[] for _ in pages])])).result()
-        self._begin(StepPlan(0, [0], [], []))
+    def _warm(self, counts: list[int], params: SamplingParams) -> None:
+        """Sequences of so many tokens each, all on one page that nobody uses yet."""
+        new, grants = [], []
+        for row, tokens in enumerate(counts):
+            pages = [[1] * -(-tokens // group.page_size) for group in self.layout.groups]
+            new.append(NewRow(row, [0] * tokens, tokens, 0, pages, params, 0, [], [], tokens + 1))
+            grants.append(Grant(row, tokens, True, [[] for _ in pages]))
+        self.launch(StepPlan(0, [], new, grants)).result()
+        self._begin(StepPlan(0, list(range(len(counts))), [], []))
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlight:

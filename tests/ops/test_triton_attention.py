@@ -83,3 +83,20 @@ def test_only_the_size_of_the_batch_cuts_a_row():
     function = attend.providers["triton"].function
     both = [function(**{**kwargs, "step": s})[0] for s in (step, shorter)]
     assert torch.equal(*both)
+
+
+def test_every_block_of_many_prompts_is_listed_once():
+    load_providers(["triton"])
+    from quire.kernels.triton.attention import prefill
+    from quire.ops.samples import step_over
+
+    counts = [(3 * i) % 41 + 1 for i in range(140)]
+    step = step_over(counts, [count + 7 for count in counts], [[1 + i] for i in range(140)], 64)
+    blocks, total = prefill._list(step, 16)
+    starts = step.query_start.tolist()
+    wanted = [
+        [row, starts[row] + at, min(16, count - at), 7 + at]
+        for row, count in enumerate(counts)
+        for at in reversed(range(0, count, 16))
+    ]
+    assert blocks[: int(total)].tolist() == wanted

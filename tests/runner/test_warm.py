@@ -20,6 +20,7 @@ def test_warm_steps_leave_nothing_behind(tmp_path, monkeypatch):
     )
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
         runner = llm._running().executor.runner
+        assert not runner.rows.computed[runner.rows.dummy]
         assert not runner.rows.host
         outputs = llm.generate([[5, 6], [7]], SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True))
     assert [output.outputs[0].token_ids for output in outputs] == [oracle([5, 6], 9), oracle([7], 9)]

@@ -19,7 +19,7 @@ from quire.ops.registry import provide
 from quire.ops.step import StepInputs
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _list_blocks(
     query_start,  # (rows + 1,) int32
     lengths,  # (rows,) int32
@@ -31,13 +31,15 @@ def _list_blocks(
     AT_ONCE: tl.constexpr,
 ):
     row = tl.program_id(0)
-    at = tl.arange(0, BLOCK)
-    ends = tl.load(query_start + 1 + at, mask=at < rows, other=0)
-    counts = (ends - tl.load(query_start + at, mask=at < rows, other=0) + QUERIES - 1) // QUERIES
-    before = tl.sum(tl.where(at < row, counts, 0), 0)
-    count = tl.sum(tl.where(at == row, counts, 0), 0)
+    before = 0
+    for first in range(0, row, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        ends = tl.load(query_start + 1 + at, mask=at < row, other=0)
+        starts = tl.load(query_start + at, mask=at < row, other=0)
+        before += tl.sum((ends - starts + QUERIES - 1) // QUERIES, 0)
     start = tl.load(query_start + row)
     stop = tl.load(query_start + row + 1)
+    count = (stop - start + QUERIES - 1) // QUERIES
     position = tl.maximum(tl.load(lengths + row) - (stop - start), 0)
     some = tl.arange(0, AT_ONCE)
     for begin in range(0, count, AT_ONCE):
@@ -269,6 +271,6 @@ def _list(step: StepInputs, queries: int) -> tuple[Tensor, Tensor]:
     total = torch.empty(1, dtype=torch.int32, device=device)
     _list_blocks[(rows,)](
         step.query_start, step.seq_lens, blocks, total, rows, QUERIES=queries,
-        BLOCK=max(16, triton.next_power_of_2(rows)), AT_ONCE=32, num_warps=1,
+        BLOCK=128, AT_ONCE=32, num_warps=1,
     )  # fmt: skip
     return blocks, total

@@ -14,17 +14,20 @@ from quire.ops.step import GroupInputs, StepInputs
 
 BLOCK = 256
 
+ALIGNED = 4
+"""Entries of four bytes that begin with 16 aligned bytes."""
 
-@triton.jit(do_not_specialize=["count", "width", "table_width", "max_len"])
+
+@triton.jit(do_not_specialize=["stride", "width", "table_width", "max_len"])
 def _decode_inputs(
     order,  # (sequences,) int64
     tokens,  # (rows, max_len) int32
     computed,  # (rows,) int32
     table,  # (rows, table_width) int32
-    numbers,  # out (3, sequences) int64: token ids, positions, slots
-    lengths,  # out (2, sequences + 1) int32: query_start; seq_lens in the first entries of the second line
+    numbers,  # out (3, stride) int64: token ids, positions, slots of each sequence
+    lengths,  # out (2, stride) int32: query_start; seq_lens
     pages,  # out (sequences, width) int32
-    count,
+    stride,
     width,
     table_width,
     max_len,
@@ -41,10 +44,10 @@ def _decode_inputs(
         position = tl.load(computed + row)
         page = tl.load(table + row * table_width + position // PAGE)
         tl.store(numbers + line, tl.load(tokens + row * max_len + position).to(tl.int64))
-        tl.store(numbers + count + line, position.to(tl.int64))
-        tl.store(numbers + 2 * count + line, page.to(tl.int64) * PAGE + position % PAGE)
+        tl.store(numbers + stride + line, position.to(tl.int64))
+        tl.store(numbers + 2 * stride + line, page.to(tl.int64) * PAGE + position % PAGE)
         tl.store(lengths + line + 1, line + 1)
-        tl.store(lengths + count + 1 + line, position + 1)
+        tl.store(lengths + stride + line, position + 1)
         if line == 0:
             tl.store(lengths, 0)
 
@@ -66,22 +69,24 @@ def triton_step_inputs(
         made: StepInputs = step_inputs(order, counts, sampling, tokens, computed, page_tables, page_sizes, bounds)
         return made
     count = len(order)
-    lengths = torch.empty(2, count + 1, dtype=torch.int32, device=order.device)
+    # Every line begins where kernels expect tensors to: they would be compiled anew otherwise.
+    stride = triton.cdiv(count + 1, ALIGNED) * ALIGNED
+    lengths = torch.empty(2, stride, dtype=torch.int32, device=order.device)
     groups = []
     for table, size in zip(page_tables, page_sizes, strict=True):
         width = -(-max_seq // size)
-        numbers = torch.empty(3, count, dtype=torch.int64, device=order.device)
+        numbers = torch.empty(3, stride, dtype=torch.int64, device=order.device)
         pages = torch.empty(count, width, dtype=torch.int32, device=order.device)
         grid = (count, triton.cdiv(width, BLOCK))
-        widths = (count, width, table.shape[1], tokens.shape[1])
+        widths = (stride, width, table.shape[1], tokens.shape[1])
         _decode_inputs[grid](
             order, tokens, computed, table, numbers, lengths, pages, *widths, PAGE=size, BLOCK=BLOCK, num_warps=2
         )
-        groups.append(GroupInputs(pages, numbers[2], size))
+        groups.append(GroupInputs(pages, numbers[2, :count], size))
     return StepInputs(
-        token_ids=numbers[0],
-        positions=numbers[1],
-        query_start=lengths[0],
+        token_ids=numbers[0, :count],
+        positions=numbers[1, :count],
+        query_start=lengths[0, : count + 1],
         seq_lens=lengths[1, :count],
         logit_rows=sampling,
         groups=tuple(groups),
