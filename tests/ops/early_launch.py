@@ -61,6 +61,8 @@ def variants() -> Iterator[tuple[triton.JITFunction, dict[str, object], set[str]
         ahead = {"HELD": held, "FETCH": 0 if held == 4 else 8}
         yield skinny._skinny_kernel, {**SKINNY, **ahead, "ROWS": rows, "PARTS": parts, "GATE": gate}, weights
     yield heads._prepare, {**HEADS, "BLOCK": 8}, set()
+    whole = {name: value for name, value in HEADS.items() if name not in ("DP", "ROTARY")}
+    yield heads._prepare_whole, {**whole, "BLOCK": 16}, set()
     for pieces in (1, 4):
         yield splits.early, {**DECODE, **MERGE, "PIECES": pieces}, EARLIER
         yield splits.run_of_splits, {**DECODE, "PIECES": pieces}, LISTED
