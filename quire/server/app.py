@@ -34,7 +34,7 @@ from quire.server.openai.responses_schema import ResponsesRequest
 from quire.server.openai.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from quire.server.openapi import describe
 from quire.server.page import page
-from quire.server.service import Engine, Service, Template
+from quire.server.service import Engine, Service, Template, service_of
 from quire.server.store import Store
 from quire.server.tracing import tracer_for
 
@@ -56,7 +56,8 @@ class Endpoint:
 
 async def openapi(request: Request) -> Response:
     """This API, described in OpenAPI's terms."""
-    return Response(msgspec.json.encode(describe(ROUTES)), media_type="application/json")
+    document = describe(ROUTES, service_of(request).model_name)
+    return Response(msgspec.json.encode(document), media_type="application/json")
 
 
 ROUTES = (

@@ -87,8 +87,8 @@ class Route(Protocol):
         """The function."""
 
 
-def describe(routes: Iterable[Route]) -> Json:
-    """The document (OpenAPI 3.1)."""
+def describe(routes: Iterable[Route], model: str) -> Json:
+    """The document (OpenAPI 3.1) of a server of `model`."""
     routes = list(routes)
     kinds = [route.takes for route in routes if route.takes is not None]
     _, schemas = msgspec.json.schema_components(kinds, schema_hook=_open, ref_template="#/components/schemas/{name}")
@@ -96,6 +96,8 @@ def describe(routes: Iterable[Route]) -> Json:
         for name, field in schema.get("properties", {}).items():
             if field.get("description") == ANYTHING:
                 field |= BY_HAND.get(name, {})
+            if name == "model":
+                field["enum"] = [model, None] if "anyOf" in field else [model]
     paths: Json = {}
     for route in routes:
         paths.setdefault(route.path.replace(":path", ""), {})[route.method.lower()] = _operation(route)
