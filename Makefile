@@ -61,7 +61,14 @@ check-extras:
 	  { echo 'apt-get install chromium chromium-driver nix-bin systemd, then again'; exit 1; }; done
 	$(MAKE) $(TEST)
 	$(PIP) --editable '.[test,extras]'
+	$(MAKE) .cache/venv-clients/.installed
 	$(BIN)/python -m pytest -m extras tests/extras
+
+# LangChain, LlamaIndex and lm-eval want another openai than the tests, and weigh a gigabyte.
+.cache/venv-clients/.installed: examples/requirements.txt
+	$(PYTHON) -m venv .cache/venv-clients
+	.cache/venv-clients/bin/python -m pip --disable-pip-version-check install --quiet -r examples/requirements.txt
+	@touch $@
 
 sizes: $(CORE)
 	$(BIN)/python tools/sizes.py

@@ -16,6 +16,9 @@ WHITE_SPACE = r"[ ]?|\n[ ]{0,32}"
 """Between tokens of JSON, as for `response_format`."""
 
 ANY = "/(?s:.*)/"
+_OPEN = frozenset(
+    {"additionalProperties", "patternProperties", "anyOf", "oneOf", "allOf", "$ref", "unevaluatedProperties"}
+)
 _LOOSE = re.compile(r"\(\?(?:[=!]|<[=!])|\\[1-9]|\\k<")
 """What the library's expressions cannot say: look-around and back references."""
 
@@ -104,6 +107,9 @@ class Rules:
         made: dict[str, object] = dict(schema) if strict else _loosened(schema)
         if an_object and not made.keys() & {"type", "anyOf", "oneOf", "allOf", "$ref", "const", "enum"}:
             made["type"] = "object"
+        if an_object and "properties" in made and not made.keys() & _OPEN:
+            # What a schema does not speak of is allowed; a model that is led by a grammar would make use of it.
+            made["additionalProperties"] = False
         made["x-guidance"] = {"whitespace_pattern": WHITE_SPACE, **({} if strict else {"lenient": True})}
         return f"%json {json.dumps(made)}"
 
