@@ -159,6 +159,29 @@ def _turned_lines(
     return x * cos + y
 
 
+@triton.jit
+def _fetch(
+    t, end, k_pool, v_pool, k_bulk, v_bulk, pages, head,
+    KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
+    FORMAT: tl.constexpr, CONVERTS: tl.constexpr,
+):  # fmt: skip
+    """Keys and values, (TILE, DP), of the tokens from t on; 0 from `end` on."""
+    d, at = tl.arange(0, DP), t + tl.arange(0, TILE)
+    if PAGE % TILE == 0:
+        first = tl.load(pages + t // PAGE) * PAGE + t % PAGE
+        slot = first.to(tl.int64) + tl.arange(0, TILE)
+        kept = (d < D)[None, :]
+    else:
+        slot = tl.load(pages + at // PAGE, mask=at < end, other=0).to(tl.int64) * PAGE + at % PAGE
+        kept = (at < end)[:, None] & (d < D)[None, :]
+    if k_bulk is not None:
+        keys, values = k_bulk.load([first, head * D]), v_bulk.load([first, head * D])
+    else:
+        where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
+        keys, values = tl.load(k_pool + where, mask=kept, other=0.0), tl.load(v_pool + where, mask=kept, other=0.0)
+    return widened(keys, FORMAT, CONVERTS), widened(values, FORMAT, CONVERTS)
+
+
 # qkv (rows, HEADS + 2 * KV_HEADS, D): queries, keys, values; pools [pages, PAGE, KV_HEADS, D]; table (rows,
 # table_stride) int32; angles (positions, ROTARY) float32; the rest as in `Beginnings` and `listing.Work`.
 @triton.jit(do_not_specialize=["table_stride"])
@@ -171,7 +194,6 @@ def _attend_shared(
     CONVERTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     begin(PDL)
-    BULK: tl.constexpr = k_bulk is not None
     line = tl.arange(0, LINES)
     d = tl.arange(0, DP)
     for work in range(tl.program_id(0), tl.load(total) * KV_HEADS, tl.num_programs(0)):
@@ -192,36 +214,20 @@ def _attend_shared(
         weight = tl.zeros((LINES,), tl.float32)
         acc = tl.zeros((LINES, DP), tl.float32)
         for t in tl.range(start, end, TILE, num_stages=STAGES):
-            at = t + tl.arange(0, TILE)
-            if PAGE % TILE == 0:
-                slot_of_first = tl.load(pages + t // PAGE) * PAGE + t % PAGE
-                slot = slot_of_first.to(tl.int64) + tl.arange(0, TILE)
-                kept = (d < D)[None, :]
-            else:
-                slot = tl.load(pages + at // PAGE, mask=at < end, other=0).to(tl.int64) * PAGE + at % PAGE
-                kept = (at < end)[:, None] & (d < D)[None, :]
-            where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
-            if BULK:
-                keys = k_bulk.load([slot_of_first, head * D])
-            else:
-                keys = tl.load(k_pool + where, mask=kept, other=0.0)
-            keys = widened(keys, FORMAT, CONVERTS)
+            keys, values = _fetch(
+                t, end, k_pool, v_pool, k_bulk, v_bulk, pages, head, KV_HEADS, D, DP, PAGE, TILE, FORMAT, CONVERTS
+            )
             scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
             if CAP > 0.0:
                 scores = bounded(scores * scale, CAP) * LOG2E
             else:
                 scores *= scale * LOG2E
             if PAGE % TILE != 0:
-                scores = tl.where((at < end)[None, :], scores, float("-inf"))
+                scores = tl.where((t + tl.arange(0, TILE) < end)[None, :], scores, float("-inf"))
             new_top = tl.maximum(top, tl.max(scores, 1))
             shrink = tl.exp2(top - new_top)
             p = tl.exp2(scores - new_top[:, None])
             weight = weight * shrink + tl.sum(p, 1)
-            if BULK:
-                values = v_bulk.load([slot_of_first, head * D])
-            else:
-                values = tl.load(v_pool + where, mask=kept, other=0.0)
-            values = widened(values, FORMAT, CONVERTS)
             acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
             top = new_top
         part = (tl.load(first_parts + row, mask=here, other=0) + split).to(tl.int64) * HEADS + mine

@@ -115,6 +115,27 @@ def _store_runs(runs, split, start, tiles, before, here, all_tiles, last, RUNS: 
     tl.store(runs + 2 * run + 0 * start[:, None], all_tiles + 0 * run + 0 * start[:, None], mask=ends)
 
 
+@triton.jit
+def _store_tiles(
+    marks, places, table, low, tiles, width, begin, length,
+    TILE: tl.constexpr, PAGE: tl.constexpr, PIECE: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """What is seen of a row's tiles, where its splits begin and end, and where its pages, at `table`, lie."""
+    pieces = tl.arange(0, TILE // PIECE)
+    for some in range(0, tiles, AT_ONCE):
+        tile = some + tl.arange(0, AT_ONCE)
+        token = (low + tile) * TILE
+        seen = _seen(token, begin, length, TILE)
+        ends = (tile % width == width - 1) | (tile == tiles - 1)
+        seen |= tl.where(tile % width == 0, FIRST, 0) | tl.where(ends, LAST, 0)
+        tl.store(marks + tile, seen, mask=tile < tiles)
+        token = token[:, None] + pieces[None, :] * PIECE
+        kept = (tile < tiles)[:, None] & (token < length - 1)
+        pages = tl.load(table + token // PAGE, mask=kept, other=0)
+        where = tile[:, None] * (TILE // PIECE) + pieces[None, :]
+        tl.store(places + where, pages * PAGE + token % PAGE, mask=(tile < tiles)[:, None])
+
+
 @triton.jit(do_not_specialize=["rows", "table_stride"])
 def _list(
     lengths, shared, other_parts, table, table_stride, splits, total, firsts, first_parts, tiles_out, places, runs,
@@ -168,19 +189,10 @@ def _list(
         before = tl.where(split == 0, before, width)
         last = (split == count - 1) & (row == rows - 1)
         _store_runs(runs, first_split + split, start, own, before, here, all_tiles, last, RUNS, RUNS_P)
-    pieces = tl.arange(0, TILE // PIECE)
-    for some in range(0, tiles, AT_ONCE):
-        tile = some + tl.arange(0, AT_ONCE)
-        token = (low + tile) * TILE
-        seen = _seen(token, begin, length, TILE)
-        ends = (tile % width == width - 1) | (tile == tiles - 1)
-        seen |= tl.where(tile % width == 0, FIRST, 0) | tl.where(ends, LAST, 0)
-        tl.store(tiles_out + first_tile + tile, seen, mask=tile < tiles)
-        token = token[:, None] + pieces[None, :] * PIECE
-        kept = (tile < tiles)[:, None] & (token < length - 1)
-        pages = tl.load(table + token // PAGE, mask=kept, other=0)
-        where = (first_tile + tile)[:, None] * (TILE // PIECE) + pieces[None, :]
-        tl.store(places + where, pages * PAGE + token % PAGE, mask=(tile < tiles)[:, None])
+    _store_tiles(
+        tiles_out + first_tile, places + first_tile * (TILE // PIECE), table, low, tiles, width, begin, length,
+        TILE, PAGE, PIECE, AT_ONCE,
+    )  # fmt: skip
 
 
 def make(lengths: Tensor, where: GroupInputs, cut: Cut, spec: AttentionSpec, elsewhere: Elsewhere | None) -> Work:
