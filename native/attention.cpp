@@ -151,7 +151,9 @@ void clear_padding(const AttentionJob& job) {
             memset((char*)job.out + job.step.query_start[i] * row, 0, queries_of(job.step, i) * row);
 }
 
-void work(AttentionJob& job) {
+}  // namespace
+
+void attend(AttentionJob& job) {
     const AttentionTable& table = the_attention_table();
     Reader* sharing;
     carve(job, sharing);
@@ -176,7 +178,6 @@ void work(AttentionJob& job) {
     clear_padding(job);
 }
 
-}  // namespace
 }  // namespace qcpu
 
 // Norm and rotate queries and keys, write keys and values to pages, attend. See quire/ops/attention.py, `attend`.
@@ -194,5 +195,5 @@ QCPU_API void qcpu_attend(const qcpu::AttentionShape* shape, const qcpu::Attenti
     job.k_pool = k_pool;
     job.v_pool = v_pool;
     job.out = out;
-    qcpu::work(job);
+    qcpu::attend(job);
 }

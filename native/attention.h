@@ -67,6 +67,9 @@ struct AttentionJob {
     }
 };
 
+// Works off a job of which everything up to `out` is set. Within a Turn.
+void attend(AttentionJob& job);
+
 struct AttentionTable {
     // Norm and rotate the heads of tokens [first, last), and write their pages.
     void (*prepare)(const AttentionJob&, long first, long last);

@@ -95,25 +95,22 @@ QCPU_API void qcpu_get(const qcpu::Matrix* m, const int64_t* rows, long count, v
     }
 }
 
-// out[rows, outputs] = x[rows, inputs] @ weight.T + bias. x has rows x_stride values apart, out is contiguous; bias may
-// be null. All are float (0) or bfloat16 (1) by `dtype`; sums are float.
-QCPU_API void qcpu_linear(const qcpu::Matrix* m, const void* x, long x_stride, long rows, const void* bias, void* out,
-                          int dtype) {
-    using namespace qcpu;
-    Turn turn;
+namespace qcpu {
+
+void linear(const Matrix& m, const void* x, long x_stride, long rows, const void* bias, void* out, int dtype) {
     const LinearTable& table = the_linear_table();
-    const long item = dtype == FLOAT32 ? 4 : 2, prepared = table.prepared_bytes(*m);
-    const long groups = m->format == INT4 ? prepared / m->group : 1;
+    const long item = dtype == FLOAT32 ? 4 : 2, prepared = table.prepared_bytes(m);
+    const long groups = m.format == INT4 ? prepared / m.group : 1;
     for (long row = 0; row < rows; row += MOST_ROWS) {
         Product p{};
-        p.weight = *m;
+        p.weight = m;
         p.x = static_cast<const uint8_t*>(x) + row * x_stride * item;
         p.bias = static_cast<const uint8_t*>(bias);
-        p.out = static_cast<uint8_t*>(out) + row * m->outputs * item;
+        p.out = static_cast<uint8_t*>(out) + row * m.outputs * item;
         p.x_stride = x_stride;
-        p.out_stride = m->outputs;
+        p.out_stride = m.outputs;
         p.rows = rows - row < MOST_ROWS ? rows - row : MOST_ROWS;
-        p.tiles = divided_up(p.rows, table.tile_rows(m->format));
+        p.tiles = divided_up(p.rows, table.tile_rows(m.format));
         p.dtype = dtype;
         p.prepared = static_cast<uint8_t*>(scratch(LINEAR_INPUT, p.rows * prepared));
         p.factors = static_cast<float*>(scratch(LINEAR_SUMS, p.rows * groups * 8));
@@ -121,4 +118,13 @@ QCPU_API void qcpu_linear(const qcpu::Matrix* m, const void* x, long x_stride, l
         prepare(p, table);
         multiply(p, table);
     }
+}
+
+}  // namespace qcpu
+
+// See linear.h.
+QCPU_API void qcpu_linear(const qcpu::Matrix* m, const void* x, long x_stride, long rows, const void* bias, void* out,
+                          int dtype) {
+    qcpu::Turn turn;
+    qcpu::linear(*m, x, x_stride, rows, bias, out, dtype);
 }

@@ -60,6 +60,10 @@ struct Product {
     long first_row(long tile) const { return tile * rows / tiles; }
 };
 
+// out[rows, outputs] = x[rows, inputs] @ weight.T + bias. x has rows x_stride values apart, out is contiguous; bias may
+// be null. All are float (0) or bfloat16 (1) by `dtype`; sums are float. Within a Turn.
+void linear(const Matrix& m, const void* x, long x_stride, long rows, const void* bias, void* out, int dtype);
+
 struct LinearTable {
     // Rows of the largest tile.
     int (*tile_rows)(int format);

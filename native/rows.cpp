@@ -23,23 +23,30 @@ void by_rows(long rows, long size, const F& body) {
 }
 
 }  // namespace
+
+void norm(const NormJob& job, long rows) {
+    const auto run = the_rows_table().norm;
+    by_rows(rows, job.size, [&](long first, long last) { run(job, first, last); });
+}
+
+void gate(const GateJob& job, long rows) {
+    const auto run = the_rows_table().gate;
+    by_rows(rows, job.inner * 4, [&](long first, long last) { run(job, first, last); });
+}
+
 }  // namespace qcpu
 
 // normed = RMS norm of residual + delta, total = residual + delta; see NormJob.
 QCPU_API void qcpu_norm(const void* residual, const void* delta, const void* weight, void* normed, void* total,
                         long rows, long size, double eps, double offset, int dtype) {
     qcpu::Turn turn;
-    const qcpu::NormJob job{residual, delta, weight, normed, total, size, (float)eps, (float)offset, dtype};
-    const auto run = qcpu::the_rows_table().norm;
-    qcpu::by_rows(rows, size, [&](long first, long last) { run(job, first, last); });
+    qcpu::norm({residual, delta, weight, normed, total, size, (float)eps, (float)offset, dtype}, rows);
 }
 
 // out = activation(gate) * up; see GateJob.
 QCPU_API void qcpu_gate(const void* gate_up, void* out, long rows, long inner, int gelu, int dtype) {
     qcpu::Turn turn;
-    const qcpu::GateJob job{gate_up, out, inner, gelu, dtype};
-    const auto run = qcpu::the_rows_table().gate;
-    qcpu::by_rows(rows, inner * 4, [&](long first, long last) { run(job, first, last); });
+    qcpu::gate({gate_up, out, inner, gelu, dtype}, rows);
 }
 
 // The most probable token of each row, stride values apart, and 1 where the largest logit is not finite: drawn (2, rows).

@@ -21,6 +21,10 @@ struct GateJob {
     int dtype;
 };
 
+// All rows, on all threads. Within a Turn.
+void norm(const NormJob& job, long rows);
+void gate(const GateJob& job, long rows);
+
 // The largest of a run of logits, the first of equals, and whether one is not a number.
 struct Largest {
     float value;

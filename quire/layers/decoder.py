@@ -19,6 +19,7 @@ from quire.layers.joint import Joint, Stream
 from quire.layers.mlp import GatedMLP
 from quire.layers.moe import MoE
 from quire.layers.norm import RMSNorm
+from quire.layers.whole import whole_layer
 from quire.ops.step import StepInputs
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -62,9 +63,12 @@ class PreNorm(nn.Module):
         self.attention, self.mlp = attention, mlp
         self._qkv = Joint(b, self.before_attention, attention.qkv)
         self._gated = Joint(b, self.before_mlp, mlp.gate_up, mlp) if isinstance(mlp, GatedMLP) else None
+        self._whole = whole_layer(b, norms, attention, mlp) if isinstance(mlp, GatedMLP) else None
 
     def forward(self, stream: Stream, step: StepInputs) -> Stream:
         """The stream after both blocks."""
+        if self._whole is not None:
+            return self._whole.forward(stream, step)
         qkv, residual = stream.enter(self._qkv, self.mesh)
         stream = Stream(residual, self.attention.mix(qkv, step), partial=True)
         mlp, joint = self.mlp, self._gated

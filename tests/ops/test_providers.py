@@ -20,6 +20,7 @@ from quire.ops import (
     edit,
     greedy,
     inputs,
+    layer,
     linear,
     logprobs,
     moe,
@@ -33,7 +34,23 @@ from quire.platforms import native
 
 pytestmark = pytest.mark.torch
 
-MODULES = (activation, attention, block, draw, edit, greedy, inputs, linear, logprobs, moe, norm, rope, rows, stored)
+MODULES = (
+    activation,
+    attention,
+    block,
+    draw,
+    edit,
+    greedy,
+    inputs,
+    layer,
+    linear,
+    logprobs,
+    moe,
+    norm,
+    rope,
+    rows,
+    stored,
+)
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 load_providers(["torch_native", *(["cpu"] if native.is_built() else []), *(["triton"] if INTERPRETER else [])])
 CASES = [(op, name) for op in OPS.values() for name in op.providers if name != REFERENCE]

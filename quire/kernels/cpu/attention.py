@@ -18,7 +18,7 @@ DTYPES = {"float32": 0, "bfloat16": 1}
 MAX_HEAD_DIM = 512
 
 
-class _Shape(ctypes.Structure):
+class Shape(ctypes.Structure):
     """`AttentionShape` of native/attention.h."""
 
     _fields_ = [
@@ -42,7 +42,8 @@ _attend.restype = None
 _attend.argtypes = [ctypes.c_void_p] * 9
 
 
-def _refuses(spec: AttentionSpec) -> str | None:
+def refuses(spec: AttentionSpec) -> str | None:
+    """Why a layer's attention cannot be computed here, or None."""
     if spec.device != "cpu":
         return f"written for the CPU, not for {spec.device}"
     if spec.dtype not in DTYPES:
@@ -54,14 +55,14 @@ def _refuses(spec: AttentionSpec) -> str | None:
     return None
 
 
-@provide("cpu", attend, _refuses)
+@provide("cpu", attend, refuses)
 def cpu_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `attend`. Sums are in float32; with bfloat16, probabilities and rotated queries are rounded to it."""
     out = torch.empty(len(qkv), spec.heads * spec.head_dim, dtype=qkv.dtype)
     assert qkv.is_contiguous() and pages.k.is_contiguous() and pages.v.is_contiguous()
     _attend(
         _shape(spec),
-        step.once(("cpu", pages.group), lambda: _step(step, pages.group))[0],
+        step.once(("cpu", pages.group), lambda: step_of(step, pages.group))[0],
         qkv.data_ptr(),
         weights.table.data_ptr(),
         None if weights.q_norm is None else weights.q_norm.data_ptr(),
@@ -75,23 +76,26 @@ def cpu_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInpu
 
 @cache
 def _shape(spec: AttentionSpec) -> object:
-    return ctypes.byref(
-        _Shape(
-            spec.heads,
-            spec.kv_heads,
-            spec.head_dim,
-            spec.rotary_dim,
-            spec.window or 0,
-            spec.norm_eps is not None,
-            DTYPES[spec.dtype],
-            spec.scale,
-            spec.soft_cap or 0.0,
-            spec.norm_eps or 0.0,
-        )
+    return ctypes.byref(shape_of(spec))
+
+
+def shape_of(spec: AttentionSpec) -> Shape:
+    """The layer's shapes as C sees them."""
+    return Shape(
+        spec.heads,
+        spec.kv_heads,
+        spec.head_dim,
+        spec.rotary_dim,
+        spec.window or 0,
+        spec.norm_eps is not None,
+        DTYPES[spec.dtype],
+        spec.scale,
+        spec.soft_cap or 0.0,
+        spec.norm_eps or 0.0,
     )
 
 
-def _step(step: StepInputs, group: int) -> tuple[object, tuple[Tensor, ...]]:
+def step_of(step: StepInputs, group: int) -> tuple[object, tuple[Tensor, ...]]:
     """The arrays of a step as C sees them, and what keeps them alive."""
     inputs = step.groups[group]
     table = inputs.page_table if inputs.page_table.stride(1) == 1 else inputs.page_table.contiguous()

@@ -21,7 +21,7 @@ GROUPS = (32, 64, 128, 256)
 HUGE_PAGE = 2 << 20
 
 
-class _Matrix(ctypes.Structure):
+class Matrix(ctypes.Structure):
     """`Matrix` of native/linear.h."""
 
     _fields_ = (
@@ -35,7 +35,7 @@ class _Matrix(ctypes.Structure):
 
 _library = native.load()[0]
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-_matrix = ctypes.POINTER(_Matrix)
+_matrix = ctypes.POINTER(Matrix)
 _library.qcpu_packed_bytes.restype = ctypes.c_long
 _library.qcpu_packed_bytes.argtypes = [_matrix]
 _library.qcpu_use_huge_pages.argtypes = [_pointer, _long]
@@ -84,10 +84,10 @@ class Packed:
         _library.qcpu_get(self.matrix(data), ids.data_ptr(), len(ids), out.data_ptr(), DTYPES[self.dtype])
         return out
 
-    def matrix(self, data: Tensor | None) -> _Matrix:
+    def matrix(self, data: Tensor | None) -> Matrix:
         """The weight as the library sees it."""
         address = None if data is None else data.data_ptr()
-        return _Matrix(address, self.outputs, self.inputs, FORMATS[self.bits][self.dtype], self.group)
+        return Matrix(address, self.outputs, self.inputs, FORMATS[self.bits][self.dtype], self.group)
 
 
 @offer("cpu")

@@ -1,0 +1,85 @@
+// A whole layer of a decoder in one call: norm, attention, norm, gated feed-forward.
+#include "attention.h"
+#include "isa.h"
+#include "linear.h"
+#include "pool.h"
+#include "rows.h"
+
+namespace qcpu {
+
+// A product's weight and bias, which may be null.
+struct LayerProduct {
+    Matrix weight;
+    const void* bias;
+};
+
+struct LayerNorm {
+    const void* weight;
+    double eps, offset;
+};
+
+// Mirrored in quire/kernels/cpu/layer.py.
+struct Layer {
+    LayerProduct qkv, out, gate_up, down;
+    LayerNorm before_attention, before_mlp;
+    AttentionShape attention;
+    const float* table;  // of rotations
+    const void *q_norm, *k_norm;
+    int64_t gelu, dtype;
+};
+
+namespace {
+
+struct LayerRun {
+    const Layer& layer;
+    const long rows;
+    const int dtype;
+
+    // result[rows, outputs] of rows that lie one after another.
+    void product(const LayerProduct& p, const void* x, void* result) const {
+        linear(p.weight, x, p.weight.inputs, rows, p.bias, result, dtype);
+    }
+
+    void normed(const LayerNorm& n, const void* residual, const void* delta, void* result, void* total) const {
+        const long size = layer.qkv.weight.inputs;
+        norm({residual, delta, n.weight, result, total, size, (float)n.eps, (float)n.offset, dtype}, rows);
+    }
+};
+
+}  // namespace
+}  // namespace qcpu
+
+// residual + delta, through a layer: `total` is what is added up so far and `added` what the layer would add last, both
+// (tokens, hidden). delta may be null. See quire/ops/layer.py.
+QCPU_API void qcpu_layer(const qcpu::Layer* layer, const qcpu::AttentionStep* step, const void* residual,
+                         const void* delta, void* k_pool, void* v_pool, void* total, void* added) {
+    using namespace qcpu;
+    Turn turn;
+    const LayerRun run{*layer, step->tokens, (int)layer->dtype};
+    const long item = layer->dtype ? 2 : 4, hidden = layer->qkv.weight.inputs, inner = layer->down.weight.inputs;
+    const long attended = layer->out.weight.inputs, fused = layer->qkv.weight.outputs, both = layer->gate_up.weight.outputs;
+    const long wide = (fused > both ? fused : both) * item, narrow = (attended > inner ? attended : inner) * item;
+    char* const normed = (char*)scratch(ROWS, run.rows * (2 * hidden * item + wide + narrow));
+    char* const sum = normed + run.rows * hidden * item;
+    char* const product = sum + run.rows * hidden * item;
+    char* const made = product + run.rows * wide;
+
+    run.normed(layer->before_attention, residual, delta, normed, sum);
+    run.product(layer->qkv, normed, product);
+    AttentionJob job{};
+    job.shape = layer->attention;
+    job.step = *step;
+    job.qkv = product;
+    job.table = layer->table;
+    job.q_norm = layer->q_norm;
+    job.k_norm = layer->k_norm;
+    job.k_pool = k_pool;
+    job.v_pool = v_pool;
+    job.out = made;
+    attend(job);
+    run.product(layer->out, made, added);
+    run.normed(layer->before_mlp, delta ? sum : residual, added, normed, total);
+    run.product(layer->gate_up, normed, product);
+    gate({product, made, inner, (int)layer->gelu, run.dtype}, run.rows);
+    run.product(layer->down, made, added);
+}
