@@ -15,7 +15,7 @@ from quire import loading, models
 from quire.config.spec import RunSpec
 from quire.layers.build import Build
 from quire.messages.params import SamplingParams
-from quire.messages.plan import Grant, NewRow, StepPlan, StepResult, TokenLogprobs
+from quire.messages.plan import Grant, StepPlan, StepResult, TokenLogprobs
 from quire.messages.state import Capacity, GroupLayout, Layout
 from quire.ops.greedy import greedy_sample
 from quire.ops.inputs import step_inputs
@@ -30,7 +30,7 @@ from quire.runner.ragged import RaggedGraphs, Room
 from quire.runner.rows import Rows
 from quire.runner.start import start_kernels
 from quire.runner.upload import upload
-from quire.runner.warm import DRAWS, LOGIT_ROWS
+from quire.runner.warm import DRAWS, LOGIT_ROWS, largest_step, step_of
 from quire.sampling.kernels import choose_kernels
 from quire.sampling.sampler import Sampler, Samples, prompt_logprobs
 from quire.structured.store import GrammarStore
@@ -127,7 +127,7 @@ class Runner:
                 # Two pages per group are enough: every entry of the page tables names page 1.
                 scratch = [GroupLayout(spec, 1, self.spec.page_size, 2) for spec in dict.fromkeys(specs)]
                 self.allocate(Layout(scratch, self.spec.max_model_len))
-                self.launch(_largest_step(self.spec, len(scratch))).result()
+                self.launch(largest_step(self.spec, len(scratch))).result()
                 recorded = self._recorded_bytes()
                 self.release()
         return Capacity(self.memory.budget(free, self.spec.memory_fraction, needed[0] + recorded), specs)
@@ -210,12 +210,7 @@ class Runner:
 
     def _warm(self, counts: list[int], params: SamplingParams) -> None:
         """Sequences of so many tokens each, all on one page that nobody uses yet."""
-        new, grants = [], []
-        for row, tokens in enumerate(counts):
-            pages = [[1] * -(-tokens // group.page_size) for group in self.layout.groups]
-            new.append(NewRow(row, [0] * tokens, tokens, 0, pages, params, 0, [], [], tokens + 1))
-            grants.append(Grant(row, tokens, True, [[] for _ in pages]))
-        self.launch(StepPlan(0, [], new, grants)).result()
+        self.launch(step_of(counts, params, [group.page_size for group in self.layout.groups])).result()
         self._begin(StepPlan(0, list(range(len(counts))), [], []))
 
     @torch.inference_mode()
@@ -378,21 +373,3 @@ class Runner:
             logits = self.model.logits(hidden[first : first + HEAD_SLICE])
             entries += prompt_logprobs(logits, targets[first : first + HEAD_SLICE], top)
         return entries
-
-
-def _largest_step(spec: RunSpec, groups: int) -> StepPlan:
-    """A plan that takes the whole token budget and all rows, sampling in the way that needs most memory."""
-    budget = spec.max_num_batched_tokens
-    rows = min(spec.max_num_seqs, budget)
-    chunk = min(budget - rows + 1, spec.max_model_len)
-    # With tables of all kinds: a row may come to own one of the vocabulary's width for its bias, too.
-    params = SamplingParams(
-        temperature=1.0, top_p=0.9, repetition_penalty=1.1, logit_bias={0: 0.0}, logprobs=spec.max_logprobs
-    )
-    new, grants = [], []
-    for row in range(rows):
-        tokens = chunk if row == 0 else 1
-        pages = [[1] * -(-tokens // spec.page_size) for _ in range(groups)]
-        new.append(NewRow(row, [0] * tokens, tokens, 0, pages, params, row, [], [], tokens + 1))
-        grants.append(Grant(row, tokens, True, [[] for _ in range(groups)]))
-    return StepPlan(0, [], new, grants)

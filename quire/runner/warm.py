@@ -1,6 +1,10 @@
-"""What runs once before an engine is ready, beside steps of all sizes, so that nothing compiles afterwards."""
+"""What runs before an engine is ready: the largest step, to measure its memory, and what compiles all kernels."""
 
+from collections.abc import Sequence
+
+from quire.config.spec import RunSpec
 from quire.messages.params import SamplingParams
+from quire.messages.plan import Grant, NewRow, StepPlan
 
 DRAWS = (
     SamplingParams(temperature=0.0),
@@ -20,3 +24,24 @@ DRAWS = (
 
 LOGIT_ROWS = (1, 2, 5, 17, 33, 65, 129)
 """Numbers of rows of which logits may be wanted outside of recordings, one for each way to compute them."""
+
+
+def step_of(counts: Sequence[int], params: SamplingParams, page_sizes: Sequence[int]) -> StepPlan:
+    """New sequences of so many tokens each, which all draw a token. Every page of theirs is page 1."""
+    new, grants = [], []
+    for row, tokens in enumerate(counts):
+        pages = [[1] * -(-tokens // size) for size in page_sizes]
+        new.append(NewRow(row, [0] * tokens, tokens, 0, pages, params, row, [], [], tokens + 1))
+        grants.append(Grant(row, tokens, True, [[] for _ in page_sizes]))
+    return StepPlan(0, [], new, grants)
+
+
+def largest_step(spec: RunSpec, groups: int) -> StepPlan:
+    """A step that takes the whole token budget and all rows, drawing in the way that needs most memory."""
+    rows = min(spec.max_num_seqs, spec.max_num_batched_tokens)
+    chunk = min(spec.max_num_batched_tokens - rows + 1, spec.max_model_len)
+    # With tables of all kinds: a row may come to own one of the vocabulary's width for its bias, too.
+    params = SamplingParams(
+        temperature=1.0, top_p=0.9, repetition_penalty=1.1, logit_bias={0: 0.0}, logprobs=spec.max_logprobs
+    )
+    return step_of([chunk] + [1] * (rows - 1), params, [spec.page_size] * groups)

@@ -1,4 +1,4 @@
-"""Compiles the kernel that reads prompts for Hopper, without a GPU, and counts in its machine code what waits for products.
+"""Compiles the kernel that reads prompts for Hopper, without a GPU, and counts in its machine code what waits for sums.
 
 A program of its own, because a process that interprets Triton's kernels cannot compile them: prints one line of JSON,
 the number of products of matrices, and of waits for them.
