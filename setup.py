@@ -18,6 +18,8 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Inative"]
+# The compiler takes its own headers for careless.
+FLAGS += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni")), "-mprefer-vector-width=512"]
 AVX512_BF16 = [*AVX512, "-mavx512bf16"]
@@ -118,14 +120,17 @@ class AnyPython(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(
-    ext_modules=[
-        Extension(
-            "quire.kernels.cpu.libquire_cpu",
-            sources=[str(path) for folder in ("", KERNELS) for path in sorted(Path("native", folder).glob("*.cpp"))],
-            depends=[str(path) for path in sorted(Path("native").rglob("*.h"))],
-            optional=True,
-        )
-    ],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPython},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[
+            Extension(
+                "quire.kernels.cpu.libquire_cpu",
+                sources=[
+                    str(path) for folder in ("", KERNELS) for path in sorted(Path("native", folder).glob("*.cpp"))
+                ],
+                depends=[str(path) for path in sorted(Path("native").rglob("*.h"))],
+                optional=True,
+            )
+        ],
+        cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPython},
+    )

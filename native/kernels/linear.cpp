@@ -279,11 +279,13 @@ void prepare_floats(const Product& p, long tile) {
             const long count = inputs - k < CHUNK ? divided_up(inputs - k, per_step) * per_step : CHUNK;
             float values[CHUNK];
             uint16_t halves[CHUNK];
-            load_x(p, row + r, k, count, values);
             const void* from = values;
-            if (T::x_bytes == 2 * per_step) {
-                for (long i = 0; i < count; i++) halves[i] = to_bfloat16(values[i]);
-                from = halves;
+            if (T::x_bytes == 2 * per_step && p.dtype == BFLOAT16 && k + count <= inputs) {
+                from = (const uint16_t*)p.x + (row + r) * p.x_stride + k;
+            } else {
+                load_x(p, row + r, k, count, values);
+                for (long i = 0; T::x_bytes == 2 * per_step && i < count; i++) halves[i] = to_bfloat16(values[i]);
+                if (T::x_bytes == 2 * per_step) from = halves;
             }
             scatter(to + k / per_step * stride, stride, from, count / per_step, T::x_bytes);
         }

@@ -1,11 +1,12 @@
-// Rows of weights into panels and back, for one instruction set: plain loops that the compiler turns into vectors. See
-// linear.h for the layouts, quire/quantization/online.py for how values are chosen.
+// Rows of weights into panels and back, for one instruction set. See linear.h for the layouts,
+// quire/quantization/online.py for how quantized values are chosen.
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "bfloat16.h"
 #include "linear.h"
+#include "vectors.h"
 
 namespace qcpu {
 namespace QCPU_ISA {
@@ -31,7 +32,10 @@ void load(const Matrix& m, const void* row, int dtype, long first, float* out) {
     if (dtype == FLOAT32) {
         memcpy(out, (const float*)row + first, size_t(there) * 4);
     } else {
-        for (long i = 0; i < there; i++) out[i] = from_bfloat16(((const uint16_t*)row)[first + i]);
+        const uint16_t* from = (const uint16_t*)row + first;
+        long i = 0;
+        for (; i + LANES <= there; i += LANES) floats_store(out + i, floats_load_bfloat16(from + i));
+        for (; i < there; i++) out[i] = from_bfloat16(from[i]);
     }
     for (long i = there; i < CHUNK; i++) out[i] = 0;
 }
@@ -56,6 +60,23 @@ void put_bfloat16(const Matrix& m, Lane at, const void* row, int dtype) {
     }
 }
 
+// Rows of bfloat16 as they are, up to the end of their panel: a few steps of all, so that these stay in the cache.
+long copy_bfloat16(const Matrix& m, long first, long rows, const uint8_t* values, long stride) {
+    const Lane at = lane_of(m, first);
+    const long count = rows < 32 - at.lane ? rows : 32 - at.lane, steps = divided_up(m.inputs, 2), few = 64;
+    for (long step = 0; step < steps; step += few) {
+        const long last = steps - step < few ? steps : step + few;
+        for (long r = 0; r < count; r++) {
+            const uint8_t* from = values + r * stride * 2;
+            uint8_t* to = at.panel + (at.lane + r) * 4;
+            const long whole = last * 2 <= m.inputs ? last : last - 1;
+            for (long i = step; i < whole; i++) memcpy(to + i * 128, from + i * 4, 4);
+            if (whole < last) memcpy(to + whole * 128, from + whole * 4, 2);
+        }
+    }
+    return count;
+}
+
 // `count` bytes (a multiple of 4) into their steps.
 void put_bytes(const Matrix& m, Lane at, long first, const int8_t* values, long count) {
     uint8_t* to = at.panel + INT8_HEAD + first / 4 * 64 + at.lane * 4;
@@ -68,49 +89,59 @@ void put_int8_head(Lane at, float scale, int32_t sum) {
     ((int32_t*)(at.panel + 64))[at.lane] = -128 * sum;
 }
 
+float largest_magnitude(const float* values, long count) {
+    Floats high = floats_zero();
+    for (long i = 0; i < count; i += LANES) high = floats_max(high, floats_abs(floats_load(values + i)));
+    return floats_highest(high);
+}
+
 void put_int8(const Matrix& m, Lane at, const void* row, int dtype) {
     float values[CHUNK], high = 0;
     for (long k = 0; k < m.inputs; k += CHUNK) {
         load(m, row, dtype, k, values);
-        for (long i = 0; i < CHUNK; i++) high = fabsf(values[i]) > high ? fabsf(values[i]) : high;
+        const float here = largest_magnitude(values, CHUNK);
+        high = here > high ? here : high;
     }
-    const float scale = high / 127.0f, by = scale > 0 ? scale : 1.0f;
+    const float scale = high / 127.0f;
+    const Floats by = floats_all(scale > 0 ? scale : 1.0f), most = floats_all(127.0f), least = floats_all(-127.0f);
     int32_t sum = 0;
     for (long k = 0; k < m.inputs; k += CHUNK) {
         int8_t quantized[CHUNK];
         load(m, row, dtype, k, values);
-        for (long i = 0; i < CHUNK; i++) {
-            const float rounded = nearbyintf(values[i] / by);
-            quantized[i] = int8_t(rounded > 127.0f ? 127.0f : rounded < -127.0f ? -127.0f : rounded);
-            sum += quantized[i];
+        for (long i = 0; i < CHUNK; i += LANES) {
+            const Floats steps = floats_div(floats_load(values + i), by);
+            floats_store_bytes(quantized + i, floats_max(floats_min(steps, most), least));
         }
+        for (long i = 0; i < CHUNK; i++) sum += quantized[i];
         put_bytes(m, at, k, quantized, CHUNK);
     }
     put_int8_head(at, scale, sum);
 }
 
-float clipped(float value) {
-    const float rounded = nearbyintf(value);
-    return rounded > 7.0f ? 7.0f : rounded < -8.0f ? -8.0f : rounded;
+Floats clipped(Floats value) {
+    return floats_max(floats_min(floats_round(value), floats_all(7.0f)), floats_all(-8.0f));
 }
 
-// The scale of a group that loses least, of a few that put its largest value at -8 or near it.
+// The scale of a group that loses least, of a few that put its largest value at -8 or near it. `count` is a multiple of
+// 32.
 float best_scale(const float* values, long count) {
-    float largest = 0;
-    for (long i = 0; i < count; i++) largest = fabsf(values[i]) > fabsf(largest) ? values[i] : largest;
-    if (largest == 0) return 0;
+    const float magnitude = largest_magnitude(values, count);
+    if (magnitude == 0) return 0;
+    long i = 0;
+    while (i + 1 < count && fabsf(values[i]) != magnitude) i++;
     float best = -1, chosen = 0;
     for (int c = 0; c < CANDIDATES; c++) {
-        const float inverse = -(7.0f + 0.25f * float(c)) / largest;
-        float both = 0, square = 0;
-        for (long i = 0; i < count; i++) {
-            const float q = clipped(values[i] * inverse);
-            both += q * values[i];
-            square += q * q;
+        const Floats inverse = floats_all(-(7.0f + 0.25f * float(c)) / values[i]);
+        Floats both = floats_zero(), square = floats_zero();
+        for (long k = 0; k < count; k += LANES) {
+            const Floats v = floats_load(values + k), q = clipped(floats_mul(v, inverse));
+            both = floats_fma(q, v, both);
+            square = floats_fma(q, q, square);
         }
-        if (square > 0 && both * both > best * square) {
-            best = both * both / square;
-            chosen = both / square;
+        const float product = floats_sum(both), squares = floats_sum(square);
+        if (squares > 0 && product * product > best * squares) {
+            best = product * product / squares;
+            chosen = product / squares;
         }
     }
     return chosen;
@@ -118,8 +149,11 @@ float best_scale(const float* values, long count) {
 
 // Eight halves of bytes, q + 8 each, of inputs 8 * step to 8 * step + 7.
 void put_halves(uint8_t* group, long lane, long step, const uint8_t* q) {
-    uint8_t* to = group + INT4_HEAD + step * 64 + lane * 4;
-    for (int i = 0; i < 4; i++) to[i] = uint8_t(q[i] | q[4 + i] << 4);
+    uint32_t first, last;
+    memcpy(&first, q, 4);
+    memcpy(&last, q + 4, 4);
+    first |= last << 4;
+    memcpy(group + INT4_HEAD + step * 64 + lane * 4, &first, 4);
 }
 
 void put_int4(const Matrix& m, Lane at, const void* row, int dtype) {
@@ -128,18 +162,25 @@ void put_int4(const Matrix& m, Lane at, const void* row, int dtype) {
     for (long g = 0; g < groups; g++) {
         uint8_t* group = at.panel + g * group_bytes(m);
         load(m, row, dtype, g * m.group, values);
-        const long left = m.inputs - g * m.group, count = left < m.group ? left : m.group;
-        const float scale = best_scale(values, count), by = scale != 0 ? scale : 1.0f;
+        // Behind the last input there are zeros, which change no sum.
+        const float scale = best_scale(values, m.group);
         ((float*)group)[at.lane] = scale;
-        uint8_t quantized[CHUNK];
-        for (long i = 0; i < m.group; i++) quantized[i] = uint8_t(clipped(i < count ? values[i] / by : 0.0f) + 8.0f);
-        for (long s = 0; s < m.group / 8; s++) put_halves(group, at.lane, s, quantized + s * 8);
+        const Floats by = floats_all(scale != 0 ? scale : 1.0f);
+        int8_t quantized[CHUNK];
+        for (long i = 0; i < m.group; i += LANES) {
+            const Floats q = clipped(floats_div(floats_load(values + i), by));
+            floats_store_bytes(quantized + i, floats_add(q, floats_all(8.0f)));
+        }
+        for (long s = 0; s < m.group / 8; s++) put_halves(group, at.lane, s, (const uint8_t*)quantized + s * 8);
     }
 }
 
 void put(const Matrix& m, long first, long rows, const void* values, long stride, int dtype) {
     const long item = dtype == FLOAT32 ? 4 : 2;
-    for (long r = 0; r < rows; r++) {
+    long r = 0;
+    while (m.format == BFLOAT16 && dtype == BFLOAT16 && r < rows)
+        r += copy_bfloat16(m, first + r, rows - r, (const uint8_t*)values + r * stride * item, stride);
+    for (; r < rows; r++) {
         const void* row = (const uint8_t*)values + r * stride * item;
         const Lane at = lane_of(m, first + r);
         switch (m.format) {

@@ -22,6 +22,9 @@ static inline void floats_store_bfloat16(uint16_t* p, Floats v) {
 }
 static inline Floats floats_add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 static inline Floats floats_mul(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
+static inline Floats floats_div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
+static inline Floats floats_min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+static inline Floats floats_round(Floats a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline Floats floats_fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 static inline Floats floats_abs(Floats a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 static inline Floats floats_max(Floats a, Floats b) { return _mm256_max_ps(a, b); }

@@ -19,6 +19,9 @@ static inline void floats_store_bfloat16(uint16_t* p, Floats v) {
 }
 static inline Floats floats_add(Floats a, Floats b) { return vaddq_f32(a, b); }
 static inline Floats floats_mul(Floats a, Floats b) { return vmulq_f32(a, b); }
+static inline Floats floats_div(Floats a, Floats b) { return vdivq_f32(a, b); }
+static inline Floats floats_min(Floats a, Floats b) { return vminq_f32(a, b); }
+static inline Floats floats_round(Floats a) { return vrndnq_f32(a); }
 static inline Floats floats_fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
 static inline Floats floats_abs(Floats a) { return vabsq_f32(a); }
 static inline Floats floats_max(Floats a, Floats b) { return vmaxq_f32(a, b); }
