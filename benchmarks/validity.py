@@ -1,6 +1,6 @@
 """Whether every text keeps to its form: thousands of samples of the shipped model and of one with random weights.
 
-    python benchmarks/validity.py [SAMPLES]
+    python benchmarks/validity.py [SAMPLES [shipped|random]]
 
 SAMPLES (3,000) per model over JSON schemas, expressions, choices, grammars, structural tags, and calls of tools as six
 families write them. A text that ended must be valid; one that was cut for lack of room is counted apart. Prints the
@@ -125,7 +125,7 @@ def sample(samples: int, **engine: Any) -> tuple[Counter[str], list[tuple[str, s
     with LLM(max_num_seqs=64, max_model_len=512, **engine) as llm:
         for name, (wanted, valid) in judged.items():
             params = [
-                SamplingParams(temperature=1.0, seed=seed, max_tokens=300, structured_outputs=wanted)
+                SamplingParams(temperature=1.0, seed=seed, max_tokens=200, structured_outputs=wanted)
                 for seed in range(each)
             ]
             for output in llm.generate([f"{name}, number {seed}:" for seed in range(each)], params, use_tqdm=False):
@@ -141,11 +141,14 @@ def sample(samples: int, **engine: Any) -> tuple[Counter[str], list[tuple[str, s
     return counts, bad
 
 
-def main(samples: int = 3000) -> int:
-    """Sample both models, print, record."""
+MODELS: dict[str, dict[str, Any]] = {"shipped": {}, "random": {"load_format": "dummy"}}
+
+
+def main(samples: str = "3000", *models: str) -> int:
+    """Sample the models, print, record."""
     failed = False
-    for model, engine in (("shipped", {}), ("random weights", {"load_format": "dummy"})):
-        counts, bad = sample(samples, **engine)
+    for model in models or MODELS:
+        counts, bad = sample(int(samples), **MODELS[model])
         failed = failed or bool(bad)
         print(model, dict(counts), bad[:3])
         host = look()
@@ -163,4 +166,4 @@ def main(samples: int = 3000) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(main(*sys.argv[1:]))

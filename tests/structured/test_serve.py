@@ -6,6 +6,7 @@ import time
 from typing import Literal
 
 import httpx
+import jsonschema
 import openai
 import pytest
 from pydantic import BaseModel, Field
@@ -27,7 +28,7 @@ class Person(BaseModel):
 
 @pytest.fixture(scope="module")
 def served():
-    with serve("--num-gpu-blocks-override", "400") as running:
+    with serve("--num-gpu-blocks-override", "400", "--tool-call-parser", "hermes") as running:
         yield running
 
 
@@ -75,6 +76,46 @@ def test_json_object_and_a_length_too_small(served):
     full = ask(served, response_format=schema({"const": {"key": ["a", 1, None]}})).json()["choices"][0]
     assert json.loads(full["message"]["content"]) == {"key": ["a", 1, None]} and full["finish_reason"] == "stop"
     assert ask(served, response_format={"type": "text"}).status_code == 200
+
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Rome", "Oslo"]}, "days": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": CITY, "strict": True}}]
+
+
+def test_required_calls_of_a_model_that_knows_no_tools(client):
+    given = {"model": "default", "messages": MESSAGES, "tools": TOOLS, "max_tokens": 200}
+    whole = client.chat.completions.create(**given, tool_choice="required", parallel_tool_calls=False, n=3)
+    for choice in whole.choices:
+        (call,) = choice.message.tool_calls
+        assert call.function.name == "weather" and choice.finish_reason == "tool_calls"
+        jsonschema.validate(json.loads(call.function.arguments), CITY)
+    named = {"type": "function", "function": {"name": "weather"}}
+    with client.chat.completions.stream(**given, tool_choice=named) as stream:
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls
+    jsonschema.validate(json.loads(call.function.arguments), CITY)
+    either = client.chat.completions.create(**given, response_format=schema({"enum": ["yes", "no"]})).choices[0].message
+    assert either.tool_calls or json.loads(either.content) in ("yes", "no")
+
+
+def test_bad_schemas_of_tools_are_named(served):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}, "strict": True}}]
+    answer = ask(served, tools=tools, tool_choice="required")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools"), answer.text
+    loose = [{"type": "function", "function": {"name": "f", "parameters": {"not": {}}}}]
+    assert ask(served, tools=loose, tool_choice="required").status_code == 200
+
+
+def test_structural_tags_and_lenient_expressions(served):
+    tag = {"structures": [{"begin": "<a>", "schema": {"const": 1}, "end": "</a>"}], "triggers": ["<a>"]}
+    assert ask(served, response_format={"type": "structural_tag", **tag}).status_code == 200
+    for regex in ("(a+)+b", "(a|aa)*c", "[a-z]{1,100000}"):
+        answer = ask(served, structured_outputs={"regex": regex}, max_tokens=8)
+        assert answer.status_code == 200, answer.text
 
 
 def deep(levels: int) -> dict:

@@ -73,7 +73,7 @@ class Desk:
         self.size = engine.tokenizer.vocab_size
         self.backend = LLBackend(Vocabulary(str(file), self.size, (EOS,)))
 
-    def sample(self, wanted: StructuredOutputsParams, seed: int, most: int = 4000) -> str | None:
+    def sample(self, wanted: StructuredOutputsParams, seed: int, most: int = 700) -> str | None:
         """A text that the grammar lets through, by chance; None if it does not end. Ends are taken gladly."""
         chance = random.Random(seed)
         matcher = self.backend.compile(wanted).start()
@@ -86,7 +86,7 @@ class Desk:
             open = [id for id in range(self.size) if mask[id // 8] >> id % 8 & 1]
             assert open, (self.tokenizer.decode(ids, skip_special_tokens=False), matcher.error)
             glad = [id for id in open if id in ends]
-            id = chance.choice(glad if glad and chance.random() < 0.4 else open)
+            id = chance.choice(glad if glad and chance.random() < 0.5 else open)
             id = EOS if EOS in open and chance.random() < 0.1 else id
             if id == EOS:
                 break
@@ -115,7 +115,11 @@ def test_required_calls_are_calls(tmp_path: Path, format: str, source: str, spec
     counts = set()
     for parallel in (True, False):
         offer = Offer(LISTED, SCHEMAS, parallel=parallel, required=True, strict=frozenset(SCHEMAS))
-        for seed in range(10):
+        # Some texts are too long for several calls by chance; an answer by harmony ends with its call.
+        aim = (parallel, parallel and format not in ("qwen3_coder", "glm45", "minimax_m2", "harmony"))
+        for seed in range(60):
+            if seed >= 5 and aim in counts:
+                break
             thinking = [Thinking.NONE, Thinking.MAY][seed % 2]
             wanted = framed(desk.service, offer, None, thinking, None)
             assert wanted is not None
@@ -127,11 +131,8 @@ def test_required_calls_are_calls(tmp_path: Path, format: str, source: str, spec
             assert speech.content == "", text
             check(speech)
             counts.add((parallel, len(speech.calls) > 1))
+        assert aim in counts
     assert (False, True) not in counts
-    assert (False, False) in counts
-    # Some texts are too long for several by chance; an answer by harmony ends with its call.
-    if format not in ("qwen3_coder", "glm45", "minimax_m2", "harmony"):
-        assert (True, True) in counts
 
 
 @pytest.mark.parametrize(("format", "source"), CASES)
@@ -139,7 +140,9 @@ def test_strict_tools_hold_among_words(tmp_path: Path, format: str, source: str)
     desk = Desk(tmp_path, format, source)
     offer = Offer(LISTED, SCHEMAS, strict=frozenset(SCHEMAS))
     called = 0
-    for seed in range(16):
+    for seed in range(80):
+        if seed >= 6 and called:
+            break
         wanted = framed(desk.service, offer, None, Thinking.OPEN if format != "harmony" else Thinking.MAY, None)
         assert wanted is not None
         text = desk.sample(wanted, seed)
@@ -156,7 +159,9 @@ def test_a_call_or_content_of_a_form(tmp_path: Path, format: str, source: str) -
     desk = Desk(tmp_path, format, source)
     offer = Offer(LISTED, SCHEMAS)
     seen = set()
-    for seed in range(12):
+    for seed in range(60):
+        if seed >= 6 and True in seen:
+            break
         wanted = framed(desk.service, offer, StructuredOutputsParams(json=FORM), Thinking.MAY, None)
         assert wanted is not None
         text = desk.sample(wanted, seed)
