@@ -60,6 +60,7 @@ check-extras:
 	@for tool in chromedriver nix-instantiate systemd-analyze; do command -v $$tool > /dev/null || \
 	  { echo 'apt-get install chromium chromium-driver nix-bin systemd, then again'; exit 1; }; done
 	$(MAKE) $(TEST)
+	$(BIN)/python tools/check_native.py
 	$(PIP) --editable '.[test,extras]'
 	$(MAKE) .cache/venv-clients/.installed
 	$(BIN)/python -m pytest -m extras tests/extras

@@ -12,7 +12,9 @@ PAGE_SIZE = 16
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
-OLD = "they are written for x86-64 processors with AVX2"
+VECTORS = frozenset({"avx2", "asimd"})
+"""Instructions that the compiled kernels need at least: one of them."""
+OLD = "they are written for x86-64 processors with AVX2 and for AArch64"
 NOT_BUILT = (
     "they were not compiled when quire was installed; install g++, then run pip install --force-reinstall --no-deps "
     "on what quire was installed from"
@@ -32,7 +34,7 @@ def devices(probe: TorchProbe) -> Iterator[Found]:
         total_bytes=probe.host.memory_bytes,
         dtypes=("float32", "bfloat16") if has_bfloat16 else ("float32",),
         page_size=PAGE_SIZE,
-        providers=("cpu", "torch_native") if "avx2" in probe.host.cpu_flags else ("torch_native",),
+        providers=("cpu", "torch_native") if VECTORS & probe.host.cpu_flags else ("torch_native",),
         refused={"triton": "Triton compiles for GPUs, and this is a CPU", **NO_CUDNN, **_refused(probe.host)},
     )
 
@@ -44,6 +46,6 @@ def obstacle(probe: TorchProbe) -> Obstacle | None:
 
 def _refused(host: Host) -> dict[str, str]:
     """Why quire's own kernels cannot run, if they cannot."""
-    if "avx2" not in host.cpu_flags:
+    if not VECTORS & host.cpu_flags:
         return {"cpu": OLD}
     return {} if host.has_native else {"cpu": NOT_BUILT}
