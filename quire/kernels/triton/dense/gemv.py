@@ -72,6 +72,27 @@ def _finished(result, up, bias, n, owned, N: tl.constexpr, GATE: tl.constexpr, B
 
 
 @triton.jit
+def _held(
+    first, norm_weight, owned, at, lines, K: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, HELD: tl.constexpr,
+    NORM: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """The weights that are fetched before the wait: of the product, of its gated half, of the norm; tuples of chunks."""
+    held = ()
+    held_up = ()
+    held_norm = ()
+    for i in tl.static_range(HELD):
+        inside = owned[:, None] & (i * CHUNK + at < K)[None, :]
+        held = held + (tl.load(first + i * CHUNK, mask=inside, other=0.0, eviction_policy="evict_first"),)
+        if GATE != "":
+            up = tl.load(first + (N * K + i * CHUNK), mask=inside, other=0.0, eviction_policy="evict_first")
+            held_up = held_up + (up,)
+        if NORM:
+            k = i * CHUNK + at[None, :] + 0 * lines
+            held_norm = held_norm + (tl.load(norm_weight + k, mask=k < K, other=0.0),)
+    return held, held_up, held_norm
+
+
+@triton.jit
 def _gemv_kernel(
     x, delta, norm_weight, weight, bias, out, total,
     K: tl.constexpr, N: tl.constexpr, EPS: tl.constexpr, OFFSET: tl.constexpr,
@@ -88,18 +109,7 @@ def _gemv_kernel(
     ALONE: tl.constexpr = CHUNK == 256
     lines = tl.arange(0, OUTPUTS)[:, None] if ALONE else tl.arange(0, 1)[:, None]
     first = weight + n.to(tl.int64)[:, None] * K + at[None, :]
-    held = ()
-    held_up = ()
-    held_norm = ()
-    for i in tl.static_range(HELD):
-        inside = owned[:, None] & (i * CHUNK + at < K)[None, :]
-        held = held + (tl.load(first + i * CHUNK, mask=inside, other=0.0, eviction_policy="evict_first"),)
-        if GATE != "":
-            up = tl.load(first + (N * K + i * CHUNK), mask=inside, other=0.0, eviction_policy="evict_first")
-            held_up = held_up + (up,)
-        if NORM:
-            k = i * CHUNK + at[None, :] + 0 * lines
-            held_norm = held_norm + (tl.load(norm_weight + k, mask=k < K, other=0.0),)
+    held, held_up, held_norm = _held(first, norm_weight, owned, at, lines, K, N, CHUNK, HELD, NORM, GATE)
     wait(PDL)
     writes = (block == 0) & (lines == 0)
     sums = tl.zeros((OUTPUTS, CHUNK), tl.float32)
@@ -137,13 +147,8 @@ def _gemv_kernel(
                 ups += found[2 * i + 1].to(tl.float32) * wide
             else:
                 sums += found[i].to(tl.float32) * wide
-    result = tl.sum(sums, axis=1)
-    up = tl.sum(ups, axis=1)
-    if NORM:
-        scale = tl.rsqrt(tl.sum(squares, axis=1) / K + EPS)
-        result *= scale
-        up *= scale
-    result = _finished(result, up, bias, n, owned, N, GATE, BIAS)
+    scale = tl.rsqrt(tl.sum(squares, axis=1) / K + EPS) if NORM else 1.0
+    result = _finished(tl.sum(sums, axis=1) * scale, tl.sum(ups, axis=1) * scale, bias, n, owned, N, GATE, BIAS)
     tl.store(out + n, result.to(out.dtype.element_ty), mask=owned)
 
 
