@@ -68,7 +68,7 @@ class SchedulerConfig:
     """Who runs, and how much per step."""
 
     max_num_seqs: int | None = setting(None, "Most sequences that run at once; unset is 64 on CPUs, 256 on GPUs.")
-    max_num_batched_tokens: int | None = setting(None, "Most tokens per step; unset is 512 on CPUs, 8192 on GPUs.")
+    max_num_batched_tokens: int | None = setting(None, "Most tokens per step; unset is 256 on CPUs, 8192 on GPUs.")
     scheduling_policy: Policy = setting(
         "fcfs", "Order of waiting requests: arrival, priority, or longest prefix hit (lpm)."
     )

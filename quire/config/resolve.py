@@ -26,7 +26,7 @@ class PlatformDefaults:
     memory: Literal["cpu_memory_utilization", "gpu_memory_utilization"]
 
 
-CPU = PlatformDefaults(64, 512, False, False, False, "cpu_memory_utilization")
+CPU = PlatformDefaults(64, 256, False, False, False, "cpu_memory_utilization")
 GPU = PlatformDefaults(256, 8192, True, True, True, "gpu_memory_utilization")
 KV_DTYPES = {
     "bfloat16": "bfloat16",

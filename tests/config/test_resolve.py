@@ -21,7 +21,7 @@ pytestmark = pytest.mark.plain
 
 def test_a_cpu_gets_small_defaults() -> None:
     spec = resolve(EngineConfig(), model(), CPU)
-    assert (spec.max_num_seqs, spec.max_num_batched_tokens, spec.depth, spec.page_size) == (64, 512, 1, 16)
+    assert (spec.max_num_seqs, spec.max_num_batched_tokens, spec.depth, spec.page_size) == (64, 256, 1, 16)
     assert spec.memory_fraction == CacheConfig().cpu_memory_utilization
     assert (spec.load_format, spec.policy, spec.enable_prefix_caching) == ("safetensors", "fcfs", True)
 
