@@ -27,7 +27,9 @@ bool has_avx512() {
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 bool has_amx() {
-#if defined(__linux__)
+#if defined(QCPU_EMULATE_AMX)
+    return has_avx512_bf16();
+#elif defined(__linux__)
     // The compiler's list may lack AMX; leaf 7 of CPUID has it, and the kernel must grant the tiles' state.
     unsigned a = 7, b = 0, c = 0, d = 0;
     __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));

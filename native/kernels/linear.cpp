@@ -242,6 +242,12 @@ void multiply_tiles(const Product& p, long first, long last, long tile, long las
     }
 }
 
+#ifdef QCPU_AMX
+#include "linear_amx.h"
+
+bool by_tiles(const Matrix& m) { return m.format == BFLOAT16 || m.format == INT8; }
+#endif
+
 // Values [first, first + count) of a row of x as floats, zero behind its end.
 inline void load_x(const Product& p, long row, long first, long count, float* out) {
     const long there = p.weight.inputs - first < count ? p.weight.inputs - first : count;
@@ -269,12 +275,34 @@ inline void scatter(uint8_t* to, long stride, const void* from, long count, long
     }
 }
 
+// How the prepared rows of a tile lie: bytes of one of them, and from a step of one to the next.
+struct Rows {
+    long row, count, bytes, stride;
+    bool in_steps;
+
+    uint8_t* begin(const Product& p, long r, long element) const {
+        return p.prepared + row * bytes + r * (in_steps ? element : bytes);
+    }
+};
+
+// Rows of a tile side by side in each step, or (for AMX) one after another.
+template <class T>
+Rows rows_of(const Product& p, long tile) {
+    const long row = p.first_row(tile), count = p.first_row(tile + 1) - row;
+#ifdef QCPU_AMX
+    if (by_tiles(p.weight)) return {row, count, amx_row_bytes(p.weight), T::x_bytes, false};
+#endif
+    return {row, count, row_bytes<T>(p.weight), count * T::x_bytes, true};
+}
+
 template <class T>
 void prepare_floats(const Product& p, long tile) {
-    const long row = p.first_row(tile), rows = p.first_row(tile + 1) - row, bytes = row_bytes<T>(p.weight);
-    const long inputs = p.weight.inputs, per_step = p.weight.format == BFLOAT16 ? 2 : 1, stride = rows * T::x_bytes;
-    for (long r = 0; r < rows; r++) {
-        uint8_t* to = p.prepared + row * bytes + r * T::x_bytes;
+    const Rows rows = rows_of<T>(p, tile);
+    const long inputs = p.weight.inputs, per_step = p.weight.format == BFLOAT16 ? 2 : 1, stride = rows.stride;
+    const long row = rows.row;
+    for (long r = 0; r < rows.count; r++) {
+        uint8_t* to = rows.begin(p, r, T::x_bytes);
+        if (!rows.in_steps) memset(to + rows.bytes - 64, 0, 64);
         for (long k = 0; k < inputs; k += CHUNK) {
             const long count = inputs - k < CHUNK ? divided_up(inputs - k, per_step) * per_step : CHUNK;
             float values[CHUNK];
@@ -310,9 +338,9 @@ inline void to_bytes(const float* values, long count, float inverse, int8_t* out
 }
 
 inline void prepare_int8(const Product& p, long tile) {
-    const long row = p.first_row(tile), rows = p.first_row(tile + 1) - row, bytes = row_bytes<Int8>(p.weight);
-    const long stride = rows * 4;
-    for (long r = 0; r < rows; r++) {
+    const Rows rows = rows_of<Int8>(p, tile);
+    const long row = rows.row, bytes = rows.bytes, stride = rows.stride;
+    for (long r = 0; r < rows.count; r++) {
         float values[CHUNK], high = 0, poison = 0;
         for (long k = 0; k < bytes; k += CHUNK) {
             load_x(p, row + r, k, CHUNK, values);
@@ -321,7 +349,7 @@ inline void prepare_int8(const Product& p, long tile) {
         }
         const float inverse = high > 0 ? 127.0f / high : 0.0f;
         p.factors[row + r] = high / 127.0f + poison;
-        uint8_t* to = p.prepared + row * bytes + r * 4;
+        uint8_t* to = rows.begin(p, r, 4);
         for (long k = 0; k < bytes; k += CHUNK) {
             const long count = bytes - k < CHUNK ? bytes - k : CHUNK;
             int8_t quantized[CHUNK];
@@ -355,6 +383,9 @@ inline void prepare_int4(const Product& p, long tile) {
 }
 
 int tile_rows_of(int format) {
+#ifdef QCPU_AMX
+    if (format == BFLOAT16 || format == INT8) return AMX_ROWS;
+#endif
     switch (format) {
         case FLOAT32: return Float32::tile_rows;
         case BFLOAT16: return Bfloat16::tile_rows;
@@ -364,6 +395,9 @@ int tile_rows_of(int format) {
 }
 
 long prepared_bytes(const Matrix& m) {
+#ifdef QCPU_AMX
+    if (by_tiles(m)) return amx_row_bytes(m);
+#endif
     switch (m.format) {
         case FLOAT32: return row_bytes<Float32>(m);
         case BFLOAT16: return row_bytes<Bfloat16>(m);
@@ -384,8 +418,13 @@ void prepare(const Product& p, long tile) {
 void multiply(const Product& p, long first, long last, long tile, long last_tile) {
     switch (p.weight.format) {
         case FLOAT32: return multiply_tiles<Float32>(p, first, last, tile, last_tile);
+#ifdef QCPU_AMX
+        case BFLOAT16: return amx_multiply<TileBfloat16>(p, first, last, tile, last_tile);
+        case INT8: return amx_multiply<TileInt8>(p, first, last, tile, last_tile);
+#else
         case BFLOAT16: return multiply_tiles<Bfloat16>(p, first, last, tile, last_tile);
         case INT8: return multiply_tiles<Int8>(p, first, last, tile, last_tile);
+#endif
         default: return multiply_tiles<Int4>(p, first, last, tile, last_tile);
     }
 }
