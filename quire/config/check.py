@@ -48,6 +48,7 @@ RANGES = {
     "max_num_seqs": Range(1, MOST_COUNT, "64 is good on CPUs, 256 on GPUs"),
     "max_num_batched_tokens": Range(1, MOST_COUNT, "512 is good on CPUs, 8192 on GPUs"),
     "max_preemptions": Range(0, MOST_COUNT, "0 pins every sequence from the start"),
+    "itl_target_ms": Range(1, 60_000, "50 keeps running streams at 20 tokens a second beside prompts"),
     "watermark": Range(0, 0.5, "0.01 keeps a hundredth of the pages free"),
     "tensor_parallel_size": Range(1, 1024, "1 uses one device"),
     "threads": Range(1, 4096, "leave it unset to let torch choose"),

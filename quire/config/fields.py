@@ -76,6 +76,9 @@ class SchedulerConfig:
         None, "Plan the next step while the device computes; unset: on with GPUs, off on CPUs."
     )
     max_preemptions: int = setting(8, "After so many preemptions a sequence is pinned and runs to its end.")
+    itl_target_ms: float | None = setting(
+        None, "Milliseconds between tokens of running streams: prompts are cut so that steps stay within it."
+    )
     watermark: float = setting(0.01, "Share of pages kept free when a request is admitted beside running ones.")
 
 

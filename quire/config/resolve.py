@@ -77,6 +77,7 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
         graph_tokens=[size for size in GRAPH_TOKENS if size <= max_num_batched_tokens] if recorded else [],
         max_preemptions=scheduler.max_preemptions,
         watermark=scheduler.watermark,
+        itl_target_s=None if scheduler.itl_target_ms is None else scheduler.itl_target_ms / 1000,
         max_logprobs=model.max_logprobs,
         tensor_parallel_size=engine.parallel.tensor_parallel_size,
         threads=engine.device.threads,

@@ -50,6 +50,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
         graph_rows: batch sizes at which decode steps are recorded as graphs; empty runs every step eagerly.
         graph_singles, graph_tokens: steps with prompts are recorded for so many sequences that decode, and so many
             tokens of prompts.
+        itl_target_s: seconds that a step may take while sequences stream, or None.
         watermark: share of pages kept free at admission.
         notes: sentences for the user on what was decided against expectation, such as a dtype the device lacks.
     """
@@ -76,6 +77,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     graph_rows: list[int]
     max_preemptions: int
     watermark: float
+    itl_target_s: float | None
     max_logprobs: int
     tensor_parallel_size: int
     threads: int | None

@@ -91,7 +91,8 @@ class EngineCore:
         self.scheduler = make(spec, layout)
         self.grammars = GrammarDesk(self.executor, self.scheduler, _vocabulary(config, model))
         self.depth = spec.depth
-        self.in_flight: deque[tuple[StepPlan, Pending]] = deque()
+        self.in_flight: deque[tuple[StepPlan, Pending, float]] = deque()
+        self._ended_at = 0.0
         self.facts = _facts(spec, layout, timeline.seconds)
 
     @property
@@ -103,13 +104,16 @@ class EngineCore:
         """One turn of the loop: plan and launch, then settle the oldest plan. None when nothing could be done."""
         plan = self.scheduler.plan(time.monotonic()) if len(self.in_flight) < self.depth else None
         if plan is not None:
-            self.in_flight.append((plan, self.executor.step(plan)))
+            self.in_flight.append((plan, self.executor.step(plan), time.monotonic()))
         if not self.in_flight:
             return None
         if plan is not None and len(self.in_flight) < self.depth:
             return []
-        _, pending = self.in_flight.popleft()
-        return self.scheduler.commit(pending.result())
+        _, pending, launched = self.in_flight.popleft()
+        result = pending.result()
+        # A step begins when the one before has ended, or when it is launched.
+        began, self._ended_at = max(launched, self._ended_at), time.monotonic()
+        return self.scheduler.commit(result, self._ended_at - began)
 
     def add(self, request: Request) -> None:
         """Take a request. Raises RequestError if it can never fit, or if its grammar is known to be bad."""

@@ -15,6 +15,7 @@ def make(spec: RunSpec, layout: Layout) -> Scheduler:
         max_preemptions=spec.max_preemptions,
         watermark=spec.watermark,
         policy=spec.policy,
+        itl_target_s=spec.itl_target_s,
         prefix_caching=spec.enable_prefix_caching,
     )
     if spec.event_log is not None:

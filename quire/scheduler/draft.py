@@ -13,9 +13,12 @@ class Draft:
         chunks: sequences whose prompt goes on after this step.
         caught_up: sequences that are not steady: they may fill pages whose tokens are known already.
         tokens: tokens that the plan computes.
+        prompt_tokens, prompt_pairs: of those, tokens of prompts, and how many pairs they make with tokens before them.
     """
 
-    __slots__ = ("caught_up", "chunks", "grants", "new", "sampling", "step", "tokens")
+    __slots__ = (
+        *("caught_up", "chunks", "grants", "new", "prompt_pairs", "prompt_tokens", "sampling", "step", "tokens"),
+    )
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -25,6 +28,8 @@ class Draft:
         self.chunks: list[Sequence] = []
         self.caught_up: list[Sequence] = []
         self.tokens = 0
+        self.prompt_tokens = 0
+        self.prompt_pairs = 0.0
 
     def begin(self, seq: Sequence) -> None:
         """A sequence enters its row, with all that it shares; it has no pages of its own yet."""
@@ -59,6 +64,9 @@ class Draft:
         self.grants.append(Grant(seq.row, tokens, samples, seq.fresh))
         (self.sampling if samples else self.chunks).append(seq)
         self.caught_up.append(seq)
+        if tokens > 1:
+            self.prompt_tokens += tokens
+            self.prompt_pairs += tokens * (seq.computed + tokens / 2)
         seq.computed += tokens
         seq.expected += samples
         seq.in_flight += 1

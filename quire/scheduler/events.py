@@ -82,6 +82,7 @@ class Commit(msgspec.Struct, tag=True):
     """`commit` was called."""
 
     result: StepResult
+    seconds: float | None = None
 
 
 Event = Start | Add | Abort | Finish | Reset | Hold | GrammarReady | Tick | Planned | Commit
@@ -114,10 +115,10 @@ class RecordedScheduler(Scheduler):
         self._write(Planned(plan and _comparable(plan)))
         return plan
 
-    def commit(self, result: StepResult) -> list[Delta]:
+    def commit(self, result: StepResult, seconds: float | None = None) -> list[Delta]:
         """Recorded, without log-probabilities."""
-        self._write(Commit(msgspec.structs.replace(result, logprobs={}, prompt_logprobs={})))
-        return super().commit(result)
+        self._write(Commit(msgspec.structs.replace(result, logprobs={}, prompt_logprobs={}), seconds))
+        return super().commit(result, seconds)
 
     def abort(self, id: str) -> None:
         """Recorded."""
@@ -178,7 +179,7 @@ def _apply(scheduler: Scheduler, event: Event) -> None:
             with suppress(RequestError):  # the recorded run refused it too
                 scheduler.add(event.request, event.now)
         case Commit():
-            scheduler.commit(event.result)
+            scheduler.commit(event.result, event.seconds)
         case Abort():
             scheduler.abort(event.id)
         case Finish():

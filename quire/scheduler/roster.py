@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from quire.messages.state import Layout
 from quire.scheduler.limits import Limits
 from quire.scheduler.order import ORDERS
+from quire.scheduler.pace import Pace
 from quire.scheduler.queue import Queue
 from quire.scheduler.resource import Resource
 from quire.scheduler.resources.grammar import Grammars
@@ -61,7 +62,8 @@ class Roster:
         self.limits = limits
         self.grammars = Grammars()
         self.rows = Rows(limits.max_num_seqs)
-        self.tokens = Tokens(limits.max_num_batched_tokens)
+        self.pace = None if limits.itl_target_s is None else Pace(limits.itl_target_s)
+        self.tokens = Tokens(limits.max_num_batched_tokens, self.pace)
         self.pages = Pages(layout, limits, hash_key)
         self.resources: tuple[Resource, ...] = (self.grammars, self.rows, self.tokens, self.pages)
         self.order = ORDERS[limits.policy]()

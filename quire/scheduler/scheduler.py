@@ -42,6 +42,7 @@ class Scheduler:
         self._planner = Planner(self.roster)
         self._steps = 0
         self._step_tokens = 0
+        self._streams = False  # whether the last plan sampled: then there are streams to wait for the next one
         self._arrivals = count()
         self._draw = random.Random(seed).getrandbits
 
@@ -78,9 +79,11 @@ class Scheduler:
     def plan(self, now: float) -> StepPlan | None:
         """Who computes how many tokens next; None when there is nothing to do before a result or a request comes in."""
         draft = Draft(self._steps + 1)
+        self.roster.tokens.streaming = self._streams
         self._planner.fill(draft, now)
         if not draft.grants:
             return None
+        self._streams = bool(draft.sampling)
         self._steps += 1
         draft.tokens = self.roster.tokens.used
         self.flights.append(draft)
@@ -90,14 +93,19 @@ class Scheduler:
             self.roster.register(seq, draft.step)
         return draft.plan(self.roster.rows.drain(), self.roster.pages.shared())
 
-    def commit(self, result: StepResult) -> list[Delta]:
-        """Take in the result of the oldest plan in flight; a result of any other is only counted. Returns the news."""
+    def commit(self, result: StepResult, seconds: float | None = None) -> list[Delta]:
+        """Take in the result of the oldest plan in flight; a result of any other is only counted. Returns the news.
+
+        `seconds` is how long the step took, where that is known.
+        """
         if not self.flights or result.step != self.flights[0].step:
             self.counters.ignored += 1
             return []
         flight = self.flights.popleft()
         self.counters.steps += 1
         self._step_tokens = flight.tokens
+        if self.roster.pace is not None and seconds is not None:
+            self.roster.pace.observe(flight.prompt_tokens, flight.prompt_pairs, seconds)
         return settle(self.roster, flight, result, self._steps)
 
     def abort(self, id: str) -> None:

@@ -53,7 +53,9 @@ class Engine:
         """Add a request; an integer is the length of a prompt that nobody shares. Its id is the next letter."""
         name = ascii_uppercase[len(self.requests)]
         tokens = prompt if isinstance(prompt, list) else [ord(name)] * prompt
-        request_keys = {key: params.pop(key) for key in ("priority", "cache_salt", "owner", "eos_token_ids") if key in params}
+        request_keys = {
+            key: params.pop(key) for key in ("priority", "cache_salt", "owner", "eos_token_ids") if key in params
+        }
         sampling = SamplingParams(n=n, max_tokens=max_tokens, **{"seed": ord(name), **params})
         self.submit(Request(id=name, token_ids=tokens, params=sampling, **request_keys))
         return name

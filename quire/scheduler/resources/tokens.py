@@ -1,14 +1,27 @@
-"""The token budget of a step."""
+"""The token budget of a step: so many at most, and while sequences stream no more than their latency allows."""
 
+from quire.scheduler.pace import Pace
 from quire.scheduler.sequence import Sequence
 
 
 class Tokens:
-    """At most `per_step` tokens in one plan."""
+    """At most `per_step` tokens in one plan.
 
-    def __init__(self, per_step: int) -> None:
+    Args:
+        per_step: the number.
+        pace: what a step may take while sequences stream; None for as long as it takes.
+
+    Attributes:
+        left: of the budget.
+        streaming: whether sequences generate beside the prompts of this step; the planner knows.
+    """
+
+    def __init__(self, per_step: int, pace: Pace | None = None) -> None:
         self.per_step = per_step
         self.left = per_step
+        self.streaming = False
+        self._pace = pace
+        self._room_s = 0.0
 
     @property
     def used(self) -> int:
@@ -18,14 +31,23 @@ class Tokens:
     def new_step(self) -> None:
         """The whole budget again."""
         self.left = self.per_step
+        if self._pace is not None:
+            self._room_s = self._pace.room_s()
 
     def offer(self, seq: Sequence, tokens: int) -> int:
         """What is left of the budget."""
-        return min(tokens, self.left)
+        most = min(tokens, self.left)
+        if self._pace is None or not self.streaming or tokens == 1:
+            return most
+        if self._room_s < 0:
+            return 0  # another prompt goes on in this step
+        return min(most, self._pace.tokens(seq.computed, self._room_s))
 
     def take(self, seq: Sequence, tokens: int) -> None:
         """Use up."""
         self.left -= tokens
+        if self._pace is not None and tokens > 1:
+            self._room_s -= self._pace.cost_s(tokens, seq.computed) + 1e-12
 
     def release(self, seq: Sequence) -> None:
         """Nothing is held between steps."""
