@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from quire.base.errors import CheckpointError
 from quire.checkpoint.rope import RopeFacts
 from quire.layers.build import Build
-from quire.layers.linear import Matrix, column, row
+from quire.layers.heads import Growth, HeadChanges, HeadLayerNorms, WideNorms
+from quire.layers.linear import Matrix, Weave, column, row
 from quire.layers.rope import rope_table, rotary_dim
 from quire.loading.recipe import Part
 from quire.messages.state import Retention
@@ -36,27 +37,50 @@ class AttentionPlan:
     """What a model file says about its attention; sizes are over all ranks.
 
     Attributes:
-        rope: how heads are rotated.
+        rope: how heads are rotated; None leaves them.
+        neighbours: whether values 2i and 2i + 1 of a head are rotated together, and not i and i + half.
         window: tokens that a query sees, itself included; None sees all.
         scale: of the scores; None is head_dim ** -0.5.
         soft_cap: bound of the scores, by tanh.
         head_norm_eps: epsilon of RMS norms on query and key heads (modules q_norm and k_norm); None has none.
+        head_norm_offset: added to the weights of those.
+        wide_norm_eps: of RMS norms over all query heads and all key heads, under the same names.
+        head_layer_norm_eps: of layer norms on query and key heads, with weights for each head, under the same names.
+        bound: queries, keys and values are clipped to this before anything else; None leaves them.
+        growth: of queries with their position.
         qkv_bias, out_bias: whether the projections have biases.
         names: of the modules that make queries, keys and values; the same name thrice for one fused module.
+        out_name: of the module that projects back.
+        woven: the fused module has the queries of a KV head, its key and its value beside each other, head by head.
+        transposed: whether the checkpoint holds matrices as (inputs, outputs).
     """
 
     hidden: int
     heads: int
     kv_heads: int
     head_dim: int
-    rope: RopeFacts
+    rope: RopeFacts | None
+    neighbours: bool = False
     window: int | None = None
     scale: float | None = None
     soft_cap: float | None = None
     head_norm_eps: float | None = None
+    head_norm_offset: float = 0.0
+    wide_norm_eps: float | None = None
+    head_layer_norm_eps: float | None = None
+    bound: float | None = None
+    growth: Growth | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
+    out_name: str = "o_proj"
+    woven: bool = False
+    transposed: bool = False
+
+    @property
+    def halves(self) -> tuple[int, int] | None:
+        """How rows of query and key heads are put in order, as `Part` says it."""
+        return (self.head_dim, rotary_dim(self.rope, self.head_dim)) if self.neighbours and self.rope else None
 
 
 class Attention(nn.Module):
@@ -67,10 +91,9 @@ class Attention(nn.Module):
         _check(plan)
         heads, copies = b.mesh.split(plan.heads, "num_attention_heads"), b.mesh.copies(plan.kv_heads)
         kv_heads = plan.kv_heads * copies // b.mesh.size
-        widths = [n * plan.head_dim for n in (plan.heads, plan.kv_heads, plan.kv_heads)]
-        matrices = [Matrix(plan.names[i], widths[i], copies if i else 1) for i in range(3)]
-        self.qkv = column(b, plan.hidden, matrices, plan.qkv_bias)
-        self.out = row(b / "o_proj", widths[0], plan.hidden, plan.out_bias)
+        self.qkv = column(b, plan.hidden, _matrices(plan, copies), plan.qkv_bias)
+        width = plan.heads * plan.head_dim
+        self.out = row(b / plan.out_name, width, plan.hidden, plan.out_bias, plan.transposed)
         self.spec = AttentionSpec(
             heads=heads,
             kv_heads=kv_heads,
@@ -80,6 +103,7 @@ class Attention(nn.Module):
             window=plan.window,
             soft_cap=plan.soft_cap,
             norm_eps=plan.head_norm_eps,
+            norm_dtype="float32" if plan.head_norm_offset else None,
             dtype=b.dtype_name,
             device=str(b.device),
             kv_dtype=None if b.kv_dtype is None else str(b.kv_dtype).removeprefix("torch."),
@@ -87,6 +111,7 @@ class Attention(nn.Module):
         self.state = b.state(kv_heads, plan.head_dim, Retention(window=plan.window))
         self.q_norm, self.k_norm = (self._head_norm(b / name, plan) for name in ("q_norm", "k_norm"))
         self.head_weights = HeadWeights(rope_table(b, plan.rope, plan.head_dim), self.q_norm, self.k_norm)
+        self.before = _changes(b, plan, copies, self.spec)
         self._mixers = {step: _mixer(b, replace(self.spec, step=step)) for step in get_args(StepClass)}
         self._parts = self._mixers["decode"] is not self._mixers["eager"]
 
@@ -96,6 +121,8 @@ class Attention(nn.Module):
 
     def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
         """All of `forward` but the first product."""
+        if self.before is not None:
+            qkv = self.before.forward(qkv, step.positions)
         if not self._parts or not step.singles or step.singles == len(step.seq_lens):
             return self.out.forward(self._mixed(qkv, step))
         # What decodes best is not what reads prompts best.
@@ -107,7 +134,44 @@ class Attention(nn.Module):
 
     @staticmethod
     def _head_norm(b: Build, plan: AttentionPlan) -> nn.Parameter | None:
-        return None if plan.head_norm_eps is None else b.weight(Part("weight", (plan.head_dim,)), center=1.0)
+        if plan.head_norm_eps is None:
+            return None
+        # A weight of 16 bits would lose most of its own digits in the sum with the offset.
+        part = Part("weight", (plan.head_dim,), halves=plan.halves, plus=plan.head_norm_offset)
+        return b.weight(part, center=1.0, dtype=torch.float32 if plan.head_norm_offset else None)
+
+
+def _matrices(plan: AttentionPlan, copies: int) -> list[Matrix]:
+    """The matrices of queries, keys and values."""
+    per, size = plan.heads // plan.kv_heads, plan.head_dim
+    every = (per + 2) * size
+    weaves = Weave(every, 0, per, size), Weave(every, per * size, 1, size), Weave(every, (per + 1) * size, 1, size)
+    heads, halves = (plan.heads, plan.kv_heads, plan.kv_heads), (plan.halves, plan.halves, None)
+    return [
+        Matrix(
+            plan.names[i],
+            heads[i] * size,
+            copies if i else 1,
+            weave=weaves[i] if plan.woven else None,
+            halves=halves[i],
+            transposed=plan.transposed,
+        )
+        for i in range(3)
+    ]
+
+
+def _changes(b: Build, plan: AttentionPlan, copies: int, spec: AttentionSpec) -> HeadChanges | None:
+    """What happens before heads are rotated, if anything does."""
+    heads = plan.heads, plan.kv_heads
+    norms: WideNorms | HeadLayerNorms | None = None
+    if plan.wide_norm_eps is not None:
+        norms = WideNorms(b, heads, copies, plan.head_dim, plan.wide_norm_eps)
+    elif plan.head_layer_norm_eps is not None:
+        norms = HeadLayerNorms(b, heads, copies, plan.halves, (plan.head_dim, plan.head_layer_norm_eps))
+    if norms is None and plan.bound is None and plan.growth is None:
+        return None
+    q, k, v = (n * plan.head_dim for n in spec.parts)
+    return HeadChanges((q, k, v), plan.bound, norms, plan.growth)
 
 
 Mixer = Callable[[Tensor, HeadWeights, KVPages, StepInputs, AttentionSpec], Tensor]
@@ -136,7 +200,7 @@ def _check(plan: AttentionPlan) -> None:
     turned = rotary_dim(plan.rope, plan.head_dim)
     if turned % 2 or not turned:
         raise CheckpointError(f"config.json: {turned} values of each head would be rotated; it must be an even number")
-    if plan.rope.kind == "longrope":
+    if plan.rope is not None and plan.rope.kind == "longrope":
         for field, factors in (("short_factor", plan.rope.short_factor), ("long_factor", plan.rope.long_factor)):
             if len(factors) != turned // 2:
                 raise CheckpointError(f"config.json: {field} has {len(factors)} entries, the heads need {turned // 2}")

@@ -65,16 +65,22 @@ class Build:
         return f"{self.path}.{name}" if self.path else name
 
     def weight(
-        self, *parts: Part, center: float = 0.0, again: tuple[str, ...] = (), fused: tuple[Part, ...] = ()
+        self,
+        *parts: Part,
+        center: float = 0.0,
+        again: tuple[str, ...] = (),
+        fused: tuple[Part, ...] = (),
+        dtype: torch.dtype | None = None,
     ) -> Weight:
         """A parameter stacked from `parts`, whose names are relative to this level; its values come later.
 
-        `center`, `again` (full names) and `fused` (relative like `parts`) are the recipe's. Raises CheckpointError
-        where it does not fit in memory.
+        `center`, `again` (full names) and `fused` (relative like `parts`) are the recipe's; `dtype` is the model's
+        unless given. Raises CheckpointError where it does not fit in memory.
         """
         recipe = Recipe(self._named(parts), center, again, self._named(fused))
         shape = recipe.shape(self.mesh.rank, self.mesh.size)
-        return Weight(self._taken(recipe, lambda: torch.empty(shape, dtype=self.dtype, device=self.device)), recipe)
+        kind = dtype or self.dtype
+        return Weight(self._taken(recipe, lambda: torch.empty(shape, dtype=kind, device=self.device)), recipe)
 
     def matrix(self, *parts: Part, again: tuple[str, ...] = (), head: bool = False) -> Weight:
         """The like for a matrix that activations are multiplied with (see `product`), stored as its kernel wants it.

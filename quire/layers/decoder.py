@@ -1,9 +1,9 @@
-"""The decoder that every family shares: embedding, layers, norm, head, and the order of blocks in a layer.
+"""The decoder that every family shares: embedding, layers, norm, head.
 
-Blocks hand on a `Stream`; how one enters the next block is told in `layers/joint.py`. A model file says what one layer
-is.
+A model file says what one layer is; the orders of its parts are in `layers/blocks.py`.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.rope import RopeFacts, rope_facts
 from quire.layers.attention import Attention, AttentionPlan
+from quire.layers.blocks import Block, FeedForward, PreNorm
 from quire.layers.build import Build
 from quire.layers.embedding import Embedding, Head, vocabulary_part
-from quire.layers.joint import Joint, Stream
+from quire.layers.joint import Stream
 from quire.layers.mlp import GatedMLP
-from quire.layers.moe import MoE
-from quire.layers.norm import RMSNorm
-from quire.layers.whole import whole_layer
+from quire.layers.norm import Norm, RMSNorm
 from quire.ops.step import StepInputs
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -53,54 +52,19 @@ class DecoderConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
-class PreNorm(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a checkpoint calls the modules of a decoder.
 
-    def __init__(self, b: Build, norms: tuple[RMSNorm, RMSNorm], attention: Attention, mlp: GatedMLP | MoE) -> None:
-        super().__init__()
-        self.mesh = b.mesh
-        self.before_attention, self.before_mlp = norms
-        self.attention, self.mlp = attention, mlp
-        self._qkv = Joint(b, self.before_attention, attention.qkv)
-        self._gated = Joint(b, self.before_mlp, mlp.gate_up, mlp) if isinstance(mlp, GatedMLP) else None
-        self._whole = whole_layer(b, norms, attention, mlp) if isinstance(mlp, GatedMLP) else None
+    Attributes:
+        root: above everything but the head.
+    """
 
-    def forward(self, stream: Stream, step: StepInputs) -> Stream:
-        """The stream after both blocks."""
-        if self._whole is not None:
-            return self._whole.forward(stream, step)
-        qkv, residual = stream.enter(self._qkv, self.mesh)
-        stream = Stream(residual, self.attention.mix(qkv, step), partial=True)
-        mlp, joint = self.mlp, self._gated
-        if joint is None or isinstance(mlp, MoE):
-            x, residual = stream.join(self.before_mlp, self.mesh)
-            return Stream(residual, mlp.forward(x), partial=True)
-        gated, residual = stream.enter(joint, self.mesh)
-        return Stream(residual, mlp.down.forward(gated), partial=True)
-
-
-class Sandwich(nn.Module):
-    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x))): what a block adds is normed before it is added."""
-
-    def __init__(
-        self, b: Build, norms: tuple[RMSNorm, RMSNorm, RMSNorm, RMSNorm], attention: Attention, mlp: GatedMLP
-    ) -> None:
-        """`norms`: before and after attention, before and after the feed-forward layer."""
-        super().__init__()
-        self.mesh = b.mesh
-        self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
-        self.attention, self.mlp = attention, mlp
-        self._qkv = Joint(b, self.before_attention, attention.qkv)
-        self._gated = Joint(b, self.before_mlp, mlp.gate_up, mlp)
-
-    def forward(self, stream: Stream, step: StepInputs) -> Stream:
-        """The stream after both blocks."""
-        qkv, residual = stream.enter(self._qkv, self.mesh)
-        stream = Stream(residual, self.attention.mix(qkv, step), partial=True)
-        stream = Stream(residual, self.after_attention.forward(stream.whole(self.mesh)))
-        gated, residual = stream.enter(self._gated, self.mesh)
-        stream = Stream(residual, self.mlp.down.forward(gated), partial=True)
-        return Stream(residual, self.after_mlp.forward(stream.whole(self.mesh)))
+    root: str = "model"
+    embedding: str = "embed_tokens"
+    layers: str = "layers"
+    norm: str = "norm"
+    head: str = "lm_head"
 
 
 class Decoder(nn.Module):
@@ -110,25 +74,28 @@ class Decoder(nn.Module):
     one of the ends `embed` and `logits`.
     """
 
+    names: ClassVar[Names] = Names()
     norm_offset: ClassVar[float] = 0.0
     """Added to the weights of all norms when they are applied."""
+    head_bias: ClassVar[bool] = False
 
     def __init__(self, config: DecoderConfig, facts: ModelFacts, b: Build) -> None:
         super().__init__()
         self.mesh, self.config = b.mesh, config
         self.rope: RopeFacts = rope_facts(facts.config)
-        m, head = b / "model", b / "lm_head"
+        names = self.names
+        m, head = b / names.root, b / names.head
         tied = head.name("weight") if config.tie_word_embeddings else None
-        self.embedding = Embedding(m / "embed_tokens", config.vocab_size, config.hidden_size, tied)
-        layers = [self.layer(m / f"layers.{i}", i) for i in range(config.num_hidden_layers)]
+        self.embedding = Embedding(m / names.embedding, config.vocab_size, config.hidden_size, tied)
+        layers = [self.layer(m / f"{names.layers}.{i}", i) for i in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(layers)
         self._layers = layers
-        self.norm = self.norm_at(m / "norm")
+        self.norm = self.norm_at(m / names.norm)
         part = vocabulary_part(head, config.vocab_size, config.hidden_size)
         table = self.embedding.weight if tied else head.matrix(part, head=True)
-        self.head = Head(head, config.vocab_size, table)
+        self.head = Head(head, config.vocab_size, table, self.head_bias)
 
-    def layer(self, b: Build, index: int) -> PreNorm | Sandwich:
+    def layer(self, b: Build, index: int) -> Block:
         """Make layer `index`, whose weights lie at `b`."""
         norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
         return PreNorm(b, norms, Attention(b / "self_attn", self.attention(index)), self.mlp(b / "mlp"))
@@ -140,21 +107,21 @@ class Decoder(nn.Module):
             hidden=c.hidden_size, heads=c.num_attention_heads, kv_heads=c.kv_heads, head_dim=c.head_size, rope=self.rope
         )
 
-    def mlp(self, b: Build) -> GatedMLP:
+    def mlp(self, b: Build) -> FeedForward:
         """Make a layer's feed-forward part."""
         return GatedMLP(b, self.config.hidden_size, self.config.intermediate_size)
 
-    def norm_at(self, b: Build) -> RMSNorm:
+    def norm_at(self, b: Build) -> Norm:
         """A norm over the hidden size."""
         return RMSNorm(b, self.config.hidden_size, self.config.rms_norm_eps, self.norm_offset)
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """(tokens,) to (tokens, hidden)."""
-        return self.embedding.forward(ids)
+    def embed(self, step: StepInputs) -> Tensor:
+        """The step's tokens as (tokens, hidden)."""
+        return self.embedding.forward(step.token_ids)
 
     def forward(self, step: StepInputs) -> Tensor:
         """Hidden states of all tokens of the step, normed: (tokens, hidden)."""
-        stream = Stream(self.embed(step.token_ids))
+        stream = Stream(self.embed(step))
         for layer in self._layers:
             stream = layer.forward(stream, step)
         return stream.join(self.norm, self.mesh)[0]

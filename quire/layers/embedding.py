@@ -1,4 +1,5 @@
-"""The vocabulary's two ends: the embedding that begins a model and the head that ends it, both cut over the vocabulary.
+"""The two ends of a model: the embedding that begins it and the head that ends it, both cut over the vocabulary; and
+learned positions.
 
 The table is padded with zero rows so that it divides over the ranks; ids of padding never occur and its logits are
 cut off.
@@ -6,6 +7,7 @@ cut off.
 
 from torch import Tensor, nn
 
+from quire.base.errors import CheckpointError
 from quire.layers.build import Build
 from quire.loading.recipe import Part, Weight
 from quire.ops.linear import EmbeddingSpec, embedding
@@ -45,12 +47,42 @@ class Embedding(nn.Module):
 class Head(nn.Module):
     """Logits of the whole vocabulary. `weight` is the embedding's where the two are tied."""
 
-    def __init__(self, b: Build, vocab: int, weight: Weight) -> None:
+    def __init__(self, b: Build, vocab: int, weight: Weight, bias: bool = False) -> None:
         super().__init__()
         self.mesh, self.vocab, self.weight = b.mesh, vocab, weight
-        self.spec, self._apply_op = b.product(weight, False)
+        pad = b.mesh.padded(vocab) - vocab
+        self.bias = b.weight(Part("bias", (vocab,), cut=0, pad=pad)) if bias else None
+        self.spec, self._apply_op = b.product(weight, bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(n, size) to (n, vocab), whole on every rank."""
-        share: Tensor = self._apply_op(hidden, self.weight, None, self.spec)
+        share: Tensor = self._apply_op(hidden, self.weight, self.bias, self.spec)
         return self.mesh.all_gather(share)[:, : self.vocab]
+
+
+class Positions(nn.Module):
+    """A learned vector for each position, whole on every rank.
+
+    Args:
+        rows: of the table.
+        offset: rows before that of position 0.
+
+    Raises CheckpointError where the engine would serve positions that the table does not have.
+    """
+
+    def __init__(self, b: Build, rows: int, size: int, offset: int = 0) -> None:
+        super().__init__()
+        if b.max_model_len is not None and b.max_model_len > rows - offset:
+            raise CheckpointError(
+                f"{b.name('weight')} has learned vectors for {rows - offset} positions; "
+                f"max_model_len={b.max_model_len} must not be more"
+            )
+        self.offset = offset
+        self.weight = b.weight(Part("weight", (rows, size)))
+        self.spec = EmbeddingSpec(rows, rows, 0, size, b.dtype_name, str(b.device))
+        self._embed = b.op(embedding, self.spec)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """(tokens,) to (tokens, size)."""
+        found: Tensor = self._embed(positions + self.offset, self.weight, self.spec)
+        return found

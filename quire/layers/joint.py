@@ -12,7 +12,7 @@ from torch import Tensor
 from quire.layers.build import Build
 from quire.layers.linear import Linear
 from quire.layers.mlp import GatedMLP
-from quire.layers.norm import RMSNorm
+from quire.layers.norm import Norm, RMSNorm
 from quire.ops.block import NormGateSpec, NormLinearSpec, norm_gate_up, norm_linear
 from quire.ops.linear import LinearSpec
 from quire.parallel.mesh import Mesh
@@ -32,13 +32,17 @@ class Stream:
     delta: Tensor | None = None
     partial: bool = False
 
-    def join(self, norm: RMSNorm, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    def join(self, norm: Norm, mesh: Mesh) -> tuple[Tensor, Tensor]:
         """Add the delta to the residual: `(normed, residual)`."""
         return norm.add(self.residual, None if self.delta is None else self.whole(mesh))
 
     def enter(self, joint: "Joint", mesh: Mesh) -> tuple[Tensor, Tensor]:
         """Add the delta to the residual and begin a block: `(what the joint makes, residual)`."""
         return joint.forward(self.residual, None if self.delta is None else self.whole(mesh))
+
+    def total(self, mesh: Mesh) -> Tensor:
+        """The residual with the delta added."""
+        return self.residual if self.delta is None else self.residual + self.whole(mesh)
 
     def whole(self, mesh: Mesh) -> Tensor:
         """The delta, summed over the ranks."""
@@ -49,15 +53,16 @@ class Stream:
 class Joint:
     """A norm and the first product of the block behind it; with `mlp`, also its gate.
 
-    Block ops read weights row by row; a weight that is stored otherwise goes through the small ops.
+    Block ops norm by the root mean square and read weights row by row; another norm, or a weight that is stored
+    otherwise, goes through the small ops.
     """
 
-    def __init__(self, b: Build, norm: RMSNorm, product: Linear, mlp: GatedMLP | None = None) -> None:
+    def __init__(self, b: Build, norm: Norm, product: Linear, mlp: GatedMLP | None = None) -> None:
         self._norm, self._product = norm, product
         self._rest: Callable[[Tensor], Tensor] | None = None if mlp is None else mlp.gate
         self._spec: NormLinearSpec | NormGateSpec | None = None
         self._op: Callable[..., tuple[Tensor, Tensor]] = self._composed
-        if isinstance(product.spec, LinearSpec):
+        if isinstance(product.spec, LinearSpec) and isinstance(norm, RMSNorm):
             self._spec = NormLinearSpec(norm.spec, product.spec)
             if mlp is not None:
                 self._spec = NormGateSpec(norm.spec, product.spec, mlp.spec)

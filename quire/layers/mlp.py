@@ -1,10 +1,25 @@
-"""The gated feed-forward layer."""
+"""The feed-forward layers: gated, and with an activation alone."""
+
+from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor, nn
 
 from quire.layers.build import Build
 from quire.layers.linear import Matrix, column, row
-from quire.ops.activation import Activation, GateSpec, gated_activation
+from quire.ops.activation import Activation, ActivationSpec, GateSpec, Pointwise, gated_activation, pointwise
+
+ActivationName = Literal["gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu"]
+"""Activations as config.json calls them."""
+_POINTWISE: dict[ActivationName, Pointwise] = {
+    "gelu": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+}
 
 
 class GatedMLP(nn.Module):
@@ -34,3 +49,37 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
         return self.down.forward(self.gate(self.gate_up.forward(x)))
+
+
+@dataclass(frozen=True, slots=True)
+class MLPPlan:
+    """What a model file says about a feed-forward layer without a gate; sizes are over all ranks.
+
+    Attributes:
+        names: of the modules that go up to `inner` and down again.
+        transposed: whether the checkpoint holds both matrices as (inputs, outputs).
+    """
+
+    hidden: int
+    inner: int
+    activation: ActivationName
+    names: tuple[str, str]
+    bias: bool = True
+    transposed: bool = False
+
+
+class MLP(nn.Module):
+    """down(activation(up(x))), cut over the inner size."""
+
+    def __init__(self, b: Build, plan: MLPPlan) -> None:
+        super().__init__()
+        up, down = plan.names
+        b.mesh.split(plan.inner, "intermediate_size")
+        self.up = column(b, plan.hidden, [Matrix(up, plan.inner, transposed=plan.transposed)], plan.bias)
+        self.down = row(b / down, plan.inner, plan.hidden, plan.bias, plan.transposed)
+        self.spec = ActivationSpec(_POINTWISE[plan.activation], b.dtype_name, str(b.device))
+        self._activate = b.op(pointwise, self.spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
+        return self.down.forward(self._activate(self.up.forward(x), self.spec))

@@ -13,17 +13,24 @@ from torch import Tensor
 from quire.checkpoint.rope import RopeFacts
 from quire.layers.build import Build
 
+UNTURNED = 2
+"""Values that kernels rotate in heads without a rotary embedding: one pair, by an angle of 0."""
 
-def rotary_dim(facts: RopeFacts, head_dim: int) -> int:
+
+def rotary_dim(facts: RopeFacts | None, head_dim: int) -> int:
     """How many values of each head are rotated."""
+    if facts is None:
+        return UNTURNED
     return int(head_dim * facts.partial_rotary_factor)
 
 
-def rope_table(b: Build, facts: RopeFacts, head_dim: int) -> Tensor:
+def rope_table(b: Build, facts: RopeFacts | None, head_dim: int) -> Tensor:
     """(positions, rotary_dim) float32: cosines, then sines, of each position's angles. Shared through the Build."""
-    length = b.max_model_len or facts.max_positions
+    length = b.max_model_len or (facts.max_positions if facts else 1)
     key = (facts, head_dim, length)
-    if key not in b.tables:
+    if key not in b.tables and facts is None:
+        b.tables[key] = torch.tensor([1.0, 0.0]).repeat(length, 1).to(b.device)
+    elif key not in b.tables and facts is not None:
         frequencies, scale = _frequencies(facts, rotary_dim(facts, head_dim), length)
         angle = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
         b.tables[key] = (torch.cat([angle.cos(), angle.sin()], dim=-1) * scale).to(b.device)

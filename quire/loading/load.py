@@ -67,18 +67,29 @@ def _pieces(weight: Weight, entries: dict[str, TensorEntry], mesh: Mesh) -> list
     for part in weight.recipe.parts:
         spans = part.spans(mesh.rank, mesh.size)
         rows = spans[0].length + spans[0].zeros
-        found = slices(data[row : row + rows], entries[part.name], spans)
+        target, entry = data[row : row + rows], entries[part.name]
+        if part.transposed:
+            # Stored weights are put row by row, which is column by column of the file: all of it at once.
+            unit = 1 if storage is None else max(1, spans[1].length)
+            found = slices(target.T, entry, spans[::-1], unit)
+        else:
+            found = slices(target, entry, spans, part.unit)
+        if part.is_changed:
+            found = [replace(piece, change=part.changed) for piece in found]
         if storage is not None:
-            found = [replace(piece, keep=_keeper(weight, row + piece.first - spans[0].start)) for piece in found]
+            found = [replace(piece, keep=_keeper(weight, part, row - spans[0].start, piece)) for piece in found]
         pieces += found
         row += rows
     return pieces
 
 
-def _keeper(weight: Weight, first: int) -> Callable[[Tensor], None]:
-    """Stores values as the rows of `weight` from `first` on."""
+def _keeper(weight: Weight, part: Part, shift: int, piece: Slice) -> Callable[[Tensor], None]:
+    """Stores the values of `piece` as rows of `weight`, which are `shift` from those of the checkpoint tensor."""
     storage = weight.stored
     assert storage is not None
+    if part.transposed:
+        return lambda values: storage.put(weight.data, shift + piece.start, values.T.contiguous())
+    first = shift + piece.first
     return lambda values: storage.put(weight.data, first, values)
 
 
@@ -106,10 +117,11 @@ def _settle(weights: list[Weight], entries: dict[str, TensorEntry]) -> None:
     """Choose the recipes that fit the checkpoint's names, and see stacks of matrices as one matrix."""
     for weight in weights:
         weight.recipe = weight.recipe.fitting(entries)
-        for name in {part.name for part in weight.recipe.parts if part.stacked} & entries.keys():
+        stacks = {part.name: len(part.shape) for part in weight.recipe.parts if part.stacked}
+        for name in stacks.keys() & entries.keys():
             shape = entries[name].shape
-            if len(shape) == 3:
-                entries[name] = msgspec.structs.replace(entries[name], shape=(shape[0] * shape[1], shape[2]))
+            if len(shape) == stacks[name] + 1:
+                entries[name] = msgspec.structs.replace(entries[name], shape=(shape[0] * shape[1], *shape[2:]))
 
 
 def _check_names(weights: list[Weight], entries: dict[str, TensorEntry], path: str) -> None:
@@ -130,9 +142,10 @@ def _check_names(weights: list[Weight], entries: dict[str, TensorEntry], path: s
 def _check_shapes(parts: Iterable[Part], entries: dict[str, TensorEntry]) -> None:
     for part in parts:
         entry = entries[part.name]
-        if entry.shape != part.shape:
+        wanted = part.shape[::-1] if part.transposed else part.shape
+        if entry.shape != wanted:
             raise CheckpointError(
-                f"{entry.file}: tensor {part.name} has shape {entry.shape}, config.json asks for {part.shape}"
+                f"{entry.file}: tensor {part.name} has shape {entry.shape}, config.json asks for {wanted}"
             )
 
 

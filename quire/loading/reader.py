@@ -34,6 +34,7 @@ class Slice:
         start: column of the tensor that becomes column 0 of `target`; all of a row where the columns are as many.
         keep: takes the values where they are stored in a way of their own; `target` is then on the meta device and only
             says which they are.
+        change: makes of the values those that are kept.
     """
 
     target: Tensor
@@ -41,6 +42,7 @@ class Slice:
     first: int
     start: int = 0
     keep: Callable[[Tensor], None] | None = None
+    change: Callable[[Tensor], Tensor] | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,11 +68,11 @@ class Slice:
         return self.target.shape[0] if cut else 1
 
 
-def slices(target: Tensor, entry: TensorEntry, spans: list[Span]) -> list[Slice]:
+def slices(target: Tensor, entry: TensorEntry, spans: list[Span], unit: int = 1) -> list[Slice]:
     """What must be read to fill `target` with the `spans` of tensor `entry`. Where they pad it is zeroed now.
 
-    `target` has the spans' lengths (padding included) as its shape. Raises CheckpointError naming file and tensor where
-    the data is not floating-point.
+    `target` has the spans' lengths (padding included) as its shape; a slice has whole units of so many rows. Raises
+    CheckpointError naming file and tensor where the data is not floating-point.
     """
     if entry.dtype not in FLOATS:
         raise CheckpointError(
@@ -82,7 +84,7 @@ def slices(target: Tensor, entry: TensorEntry, spans: list[Span]) -> list[Slice]
             target.narrow(dim, span.length, span.zeros).zero_()
             target = target.narrow(dim, 0, span.length)
     row_bytes = _items(target.shape[1:]) * FLOATS[entry.dtype].itemsize
-    step = max(1, BLOCK_BYTES // max(1, row_bytes))
+    step = max(1, BLOCK_BYTES // max(1, row_bytes * unit)) * unit
     start = spans[1].start if len(spans) > 1 else 0
     return [
         Slice(target[begin : begin + step], entry, spans[0].start + begin, start)

@@ -37,7 +37,12 @@ class Part:
         copies: so many neighbouring ranks get the same piece (KV heads fewer than ranks).
         pad: zeros appended along `cut` so that it divides over the ranks (vocabulary).
         once: rank 0 alone gets the values, the others zeros (the bias of a sum over ranks).
-        stacked: the checkpoint tensor is a stack of matrices, (n, rows, columns), and `shape` is (n * rows, columns).
+        stacked: the checkpoint tensor has one dimension more, (n, rows, ...), and `shape` is (n * rows, ...).
+        transposed: the checkpoint holds the matrix as (columns, rows).
+        halves: (head_dim, rotary_dim) of heads whose values are rotated in neighbouring pairs: the rows of each head
+            are put in the order in which kernels rotate, the first of all pairs before the second of all pairs.
+            Queries and keys so ordered have the same products.
+        plus: added to all values; the sum is worked out in float32.
     """
 
     name: str
@@ -49,6 +54,28 @@ class Part:
     pad: int = 0
     once: bool = False
     stacked: bool = False
+    transposed: bool = False
+    halves: tuple[int, int] | None = None
+    plus: float = 0.0
+
+    @property
+    def unit(self) -> int:
+        """Rows that `changed` wants together."""
+        return 1 if self.halves is None else self.halves[0]
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether values differ from the checkpoint's."""
+        return self.halves is not None or self.plus != 0
+
+    def changed(self, values: Tensor) -> Tensor:
+        """Rows of the checkpoint tensor, whole units, as the parameter wants them."""
+        if self.halves is not None:
+            head_dim, rotary = self.halves
+            heads = values.reshape(-1, head_dim, *values.shape[1:])
+            first, second, rest = heads[:, :rotary:2], heads[:, 1:rotary:2], heads[:, rotary:]
+            values = torch.cat([first, second, rest], dim=1).flatten(0, 1)
+        return values.float() + self.plus if self.plus else values
 
     def spans(self, rank: int, size: int) -> list[Span]:
         """What rank `rank` of `size` takes, per dimension of the checkpoint tensor."""

@@ -109,11 +109,14 @@ def stage_for(device: torch.device, readers: int) -> Stage:
 
 def _as_is(piece: Slice) -> bool:
     """Whether the bytes of the file are the bytes of the target."""
-    return piece.keep is None and piece.target.dtype == piece.dtype and piece.target.is_contiguous()
+    unchanged = piece.keep is None and piece.change is None
+    return unchanged and piece.target.dtype == piece.dtype and piece.target.is_contiguous()
 
 
 def _store(piece: Slice, block: Tensor) -> None:
     """Bring values that were read to where they belong."""
+    if piece.change is not None:
+        block = piece.change(block)
     if piece.keep is not None:
         piece.keep(block)
     else:

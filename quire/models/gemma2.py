@@ -8,10 +8,12 @@ from torch import Tensor
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
 from quire.layers.attention import Attention, AttentionPlan
+from quire.layers.blocks import Sandwich
 from quire.layers.build import Build
-from quire.layers.decoder import Cap, Count, Decoder, DecoderConfig, Sandwich, soft_capped
+from quire.layers.decoder import Cap, Count, Decoder, DecoderConfig, soft_capped
 from quire.layers.mlp import GatedMLP
 from quire.layers.window import LayerType, is_windowed
+from quire.ops.step import StepInputs
 
 
 class Gemma2Config(DecoderConfig, frozen=True, kw_only=True):
@@ -67,9 +69,9 @@ class Gemma2(Decoder):
         """Gated by GELU."""
         return GatedMLP(b, self.config.hidden_size, self.config.intermediate_size, activation="gelu_tanh")
 
-    def embed(self, ids: Tensor) -> Tensor:
+    def embed(self, step: StepInputs) -> Tensor:
         """Rows of the table times the square root of the hidden size, rounded to the model's dtype as in training."""
-        rows = self.embedding.forward(ids)
+        rows = super().embed(step)
         return rows * rows.new_tensor(self.config.hidden_size**0.5)
 
     def logits(self, hidden: Tensor) -> Tensor:

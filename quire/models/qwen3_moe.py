@@ -7,8 +7,9 @@ from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
 from quire.layers.attention import Attention, AttentionPlan
+from quire.layers.blocks import PreNorm
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Decoder, DecoderConfig, PreNorm
+from quire.layers.decoder import Count, Decoder, DecoderConfig
 from quire.layers.moe import MoE, MoePlan
 
 

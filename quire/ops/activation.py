@@ -1,8 +1,8 @@
-"""The gate of a gated feed-forward layer."""
+"""What a feed-forward layer does between its products: the gate, or an activation alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -44,3 +44,37 @@ def gated_activation(gate_up: Tensor, spec: GateSpec) -> Tensor:
     gate, up = torch.split(gate_up.float(), spec.inner, dim=-1)
     gate = F.silu(gate) if spec.activation == "silu" else F.gelu(gate, approximate="tanh")
     return (gate * up).to(gate_up.dtype)
+
+
+Pointwise = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+"""Activations without a gate: gelu is the exact one, gelu_tanh its approximation, relu2 the square of relu."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationSpec:
+    """One activation, value by value."""
+
+    activation: Pointwise
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+def _pointwise_samples() -> Iterator[tuple[ActivationSpec, dict[str, Any]]]:
+    for dtype in FLOATS:
+        for name in get_args(Pointwise):
+            for rows, size in ((1, 8), (7, 48), (0, 8)):
+                spec = ActivationSpec(name, dtype)
+                yield spec, {"x": normal(dtype, rows, size), "spec": spec}
+
+
+@op(samples=_pointwise_samples)
+def pointwise(x: Tensor, spec: ActivationSpec) -> Tensor:
+    """The activation of every value, computed in float32. `x` may be of any shape; the result is like it."""
+    wide = x.float()
+    if spec.activation == "silu":
+        out = F.silu(wide)
+    elif spec.activation in ("gelu", "gelu_tanh"):
+        out = F.gelu(wide, approximate="none" if spec.activation == "gelu" else "tanh")
+    else:
+        out = F.relu(wide)
+    return (out.square() if spec.activation == "relu2" else out).to(x.dtype)

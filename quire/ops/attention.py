@@ -54,6 +54,7 @@ class AttentionSpec:
         soft_cap: scores s become soft_cap * tanh(s / soft_cap); None leaves them.
         rotary_dim: values of each head that are rotated.
         norm_eps: epsilon of the RMS norm on every query and key head; None has no such norm.
+        norm_dtype: of that norm's weights; None is `dtype`.
         dtype: of queries and of the result.
         kv_dtype: of the pools; None is `dtype`.
         step: for which steps a provider is wanted. Only `refuses` looks at it: each may serve the class it is good at.
@@ -71,6 +72,7 @@ class AttentionSpec:
     device: str = "cpu"
     step: StepClass = "eager"
     kv_dtype: str | None = None
+    norm_dtype: str | None = None
 
     @property
     def parts(self) -> list[int]:
@@ -172,14 +174,18 @@ def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
         {"heads": 6, "window": 5},
         {"soft_cap": 3.0, "window": 4, "scale": 0.5},
         {"norm_eps": 1e-6, "rotary_dim": 4},
+        {"norm_eps": 1e-6, "norm_dtype": "float32", "rotary_dim": 2},
     )
     angle = torch.arange(301)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.03])
     for dtype in FLOATS:
         for variant in variants:
+            if dtype == variant.get("norm_dtype"):
+                continue
             base = {"heads": 4, "kv_heads": 2, "head_dim": 8, "scale": 8**-0.5, "rotary_dim": 8, "dtype": dtype}
             spec = AttentionSpec(**{**base, **variant})
             table = torch.cat([angle.cos()[:, : spec.rotary_dim // 2], angle.sin()[:, : spec.rotary_dim // 2]], -1)
-            q_norm, k_norm = (normal(dtype, 8, seed=s) if spec.norm_eps else None for s in (5, 6))
+            kind = spec.norm_dtype or dtype
+            q_norm, k_norm = (normal(kind, 8, seed=s) if spec.norm_eps else None for s in (5, 6))
             weights = HeadWeights(table, q_norm, k_norm)
             yield from _attend_steps(spec, weights, _STEPS)
             if dtype == "float32":

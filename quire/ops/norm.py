@@ -1,4 +1,4 @@
-"""RMS norm, alone and with the residual addition that always comes before it."""
+"""RMS norm and layer norm, alone and with the residual addition that always comes before them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,4 +55,68 @@ def add_rms_norm(residual: Tensor, delta: Tensor, weight: Tensor, spec: NormSpec
     """residual + delta, normed and as it is: `(normed, sum)`, both (tokens, size) in the dtype of `residual`."""
     total = residual + delta
     normed: Tensor = rms_norm(total, weight, spec)
+    return normed, total
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNormSpec:
+    """A layer norm over `size` values."""
+
+    size: int
+    eps: float
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+def _layer_norm_samples() -> Iterator[tuple[LayerNormSpec, dict[str, Any]]]:
+    for dtype in FLOATS:
+        for rows, size, weight, bias in (
+            (1, 8, True, True),
+            (5, 96, True, False),
+            (3, 64, False, False),
+            (0, 16, True, True),
+        ):
+            spec = LayerNormSpec(size, 1e-5, dtype)
+            yield (
+                spec,
+                {
+                    "x": normal(dtype, rows, size) + 1,
+                    "weight": normal(dtype, size, seed=1) if weight else None,
+                    "bias": normal(dtype, size, seed=3) if bias else None,
+                    "spec": spec,
+                },
+            )
+
+
+def _add_layer_norm_samples() -> Iterator[tuple[LayerNormSpec, dict[str, Any]]]:
+    for spec, inputs in _layer_norm_samples():
+        x = inputs.pop("x")
+        yield spec, {"residual": x, "delta": normal(spec.dtype, *x.shape, seed=2), **inputs}
+
+
+@op(samples=_layer_norm_samples)
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, spec: LayerNormSpec) -> Tensor:
+    """Each row of `x` less its mean, over its standard deviation, times the weight, plus the bias; in float32.
+
+    Args:
+        x: (tokens, size), any float dtype.
+        weight, bias: (size,), or None where there is none.
+
+    Returns: like `x`. Ba et al., "Layer Normalization", 2016.
+    """
+    wide = x.float()
+    centred = wide - wide.mean(-1, keepdim=True)
+    scaled = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + spec.eps)
+    if weight is not None:
+        scaled = scaled * weight.float()
+    return (scaled if bias is None else scaled + bias.float()).to(x.dtype)
+
+
+@op(samples=_add_layer_norm_samples)
+def add_layer_norm(
+    residual: Tensor, delta: Tensor, weight: Tensor | None, bias: Tensor | None, spec: LayerNormSpec
+) -> tuple[Tensor, Tensor]:
+    """residual + delta, normed and as it is: `(normed, sum)`, both (tokens, size) in the dtype of `residual`."""
+    total = residual + delta
+    normed: Tensor = layer_norm(total, weight, bias, spec)
     return normed, total

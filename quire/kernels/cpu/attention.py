@@ -50,6 +50,8 @@ def refuses(spec: AttentionSpec) -> str | None:
         return f"has no {spec.dtype}"
     if spec.kept != spec.dtype:
         return f"keeps keys and values as {spec.dtype}, not as {spec.kept}"
+    if spec.norm_dtype not in (None, spec.dtype):
+        return f"reads norms of {spec.dtype}, not of {spec.norm_dtype}"
     if spec.head_dim % 2 or spec.head_dim > MAX_HEAD_DIM:
         return f"head_dim={spec.head_dim} is odd or above {MAX_HEAD_DIM}"
     return None

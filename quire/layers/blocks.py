@@ -1,0 +1,130 @@
+"""The order of a layer's parts: where its norms stand, and whether attention and feed-forward run one after the other.
+
+A block takes and returns a `Stream`; how that enters the next block is told in `joint.py`.
+"""
+
+from torch import Tensor, nn
+
+from quire.layers.attention import Attention
+from quire.layers.build import Build
+from quire.layers.joint import Joint, Stream
+from quire.layers.mlp import MLP, GatedMLP
+from quire.layers.moe import MoE
+from quire.layers.norm import Norm, RMSNorm
+from quire.layers.whole import Whole, whole_layer
+from quire.ops.step import StepInputs
+
+FeedForward = GatedMLP | MLP | MoE
+
+
+class Block(nn.Module):
+    """A layer of a decoder."""
+
+    def forward(self, stream: Stream, step: StepInputs) -> Stream:
+        """The stream after the layer."""
+        raise NotImplementedError
+
+
+class PreNorm(Block):
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        scale: what both add is multiplied by.
+    """
+
+    def __init__(
+        self, b: Build, norms: tuple[Norm, Norm], attention: Attention, mlp: FeedForward, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.mesh, self.scale = b.mesh, scale
+        self.before_attention, self.before_mlp = norms
+        self.attention, self.mlp = attention, mlp
+        self._qkv = Joint(b, self.before_attention, attention.qkv)
+        self._gated = Joint(b, self.before_mlp, mlp.gate_up, mlp) if isinstance(mlp, GatedMLP) else None
+        self._whole: Whole | None = None
+        if isinstance(mlp, GatedMLP) and scale == 1.0:
+            first, second = norms
+            if isinstance(first, RMSNorm) and isinstance(second, RMSNorm):
+                self._whole = whole_layer(b, (first, second), attention, mlp)
+
+    def forward(self, stream: Stream, step: StepInputs) -> Stream:
+        """The stream after both blocks."""
+        if self._whole is not None:
+            return self._whole.forward(stream, step)
+        qkv, residual = stream.enter(self._qkv, self.mesh)
+        stream = Stream(residual, self._scaled(self.attention.mix(qkv, step)), partial=True)
+        mlp, joint = self.mlp, self._gated
+        if joint is None or not isinstance(mlp, GatedMLP):
+            x, residual = stream.join(self.before_mlp, self.mesh)
+            return Stream(residual, self._scaled(mlp.forward(x)), partial=True)
+        gated, residual = stream.enter(joint, self.mesh)
+        return Stream(residual, self._scaled(mlp.down.forward(gated)), partial=True)
+
+    def _scaled(self, delta: Tensor) -> Tensor:
+        return delta if self.scale == 1.0 else delta * self.scale
+
+
+class Sandwich(Block):
+    """x + norm(attention(norm(x))), then x + norm(mlp(norm(x))): what a block adds is normed before it is added."""
+
+    def __init__(self, b: Build, norms: tuple[Norm, Norm, Norm, Norm], attention: Attention, mlp: GatedMLP) -> None:
+        """`norms`: before and after attention, before and after the feed-forward layer."""
+        super().__init__()
+        self.mesh = b.mesh
+        self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
+        self.attention, self.mlp = attention, mlp
+        self._qkv = Joint(b, self.before_attention, attention.qkv)
+        self._gated = Joint(b, self.before_mlp, mlp.gate_up, mlp)
+
+    def forward(self, stream: Stream, step: StepInputs) -> Stream:
+        """The stream after both blocks."""
+        qkv, residual = stream.enter(self._qkv, self.mesh)
+        stream = Stream(residual, self.attention.mix(qkv, step), partial=True)
+        stream = Stream(residual, self.after_attention.forward(stream.whole(self.mesh)))
+        gated, residual = stream.enter(self._gated, self.mesh)
+        stream = Stream(residual, self.mlp.down.forward(gated), partial=True)
+        return Stream(residual, self.after_mlp.forward(stream.whole(self.mesh)))
+
+
+class PostNorm(Block):
+    """x + norm(attention(x)), then x + norm(mlp(x))."""
+
+    def __init__(self, b: Build, norms: tuple[Norm, Norm], attention: Attention, mlp: FeedForward) -> None:
+        """`norms`: after attention, after the feed-forward layer."""
+        super().__init__()
+        self.mesh = b.mesh
+        self.after_attention, self.after_mlp = norms
+        self.attention, self.mlp = attention, mlp
+
+    def forward(self, stream: Stream, step: StepInputs) -> Stream:
+        """The stream after both blocks."""
+        residual = stream.total(self.mesh)
+        added = Stream(residual, self.attention.forward(residual, step), partial=True).whole(self.mesh)
+        residual = residual + self.after_attention.forward(added)
+        added = Stream(residual, self.mlp.forward(residual), partial=True).whole(self.mesh)
+        return Stream(residual, self.after_mlp.forward(added))
+
+
+class Parallel(Block):
+    """x + attention(norm(x)) + mlp(norm(x)), added up once over the ranks.
+
+    Args:
+        norms: one for both, or one for each.
+    """
+
+    def __init__(
+        self, b: Build, norms: tuple[Norm] | tuple[Norm, Norm], attention: Attention, mlp: FeedForward
+    ) -> None:
+        super().__init__()
+        self.mesh = b.mesh
+        self.norms = nn.ModuleList(norms)
+        self._first, self._second = norms[0], norms[1] if len(norms) == 2 else None
+        self.attention, self.mlp = attention, mlp
+
+    def forward(self, stream: Stream, step: StepInputs) -> Stream:
+        """The stream after the layer."""
+        x, residual = stream.join(self._first, self.mesh)
+        attended = self.attention.forward(x, step)
+        if self._second is not None:
+            x = self._second.forward(residual)
+        return Stream(residual, attended + self.mlp.forward(x), partial=True)
