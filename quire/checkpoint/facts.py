@@ -19,6 +19,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         eos_token_ids: tokens that end a text, from generation_config.json and config.json.
         generation_config: sampling defaults of the checkpoint, as it is.
         chat_template: Jinja source, if the checkpoint has one.
+        quantization: how weights are quantized, as config.json or a file beside it says; {} where nothing says so.
     """
 
     name: str
@@ -31,3 +32,4 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: list[int]
     generation_config: dict[str, Any]
     chat_template: str | None
+    quantization: dict[str, Any] = {}

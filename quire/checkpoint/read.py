@@ -52,6 +52,7 @@ def read_facts(name: str, path: str | Path) -> ModelFacts:
         eos_token_ids=_eos_token_ids(folder, generation, config),
         generation_config=generation,
         chat_template=_chat_template(folder),
+        quantization=_quantization(folder, config),
     )
 
 
@@ -124,6 +125,16 @@ def _eos_token_ids(folder: Path, *sources: dict[str, Any]) -> list[int]:
             if token not in found:
                 found.append(token)
     return found
+
+
+def _quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What is said of quantized weights: in config.json under either name, or in ModelOpt's own file."""
+    said = config.get("quantization_config") or config.get("compression_config")
+    if isinstance(said, dict):
+        return said
+    own = _read_json(folder / "hf_quant_config.json", required=False)
+    inner = own.get("quantization")
+    return {"quant_method": "modelopt", **inner} if isinstance(inner, dict) else {}
 
 
 def _chat_template(folder: Path) -> str | None:

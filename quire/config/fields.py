@@ -12,7 +12,10 @@ from typing import Any, Literal
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDtype = Literal["auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2"]
-Quantization = Literal["int8", "int4"]
+Quantization = Literal[
+    "int8", "int4", "fp8", "nvfp4", "mxfp4", "modelopt", "modelopt_fp4", "compressed-tensors", "gptq", "awq",
+    "bitsandbytes", "torchao", "gguf",
+]  # fmt: skip
 LoadFormat = Literal["auto", "safetensors", "dummy"]
 Policy = Literal["fcfs", "priority", "lpm"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -35,7 +38,8 @@ class ModelConfig:
     dtype: Dtype = setting("auto", "Type of weights and activations; auto takes the checkpoint's, if the device can.")
     quantization: Quantization | None = setting(
         None,
-        "Quantize weights while they load: int8 with a scale per row, int4 with one per 128 inputs (the head int8).",
+        "Quantize weights of full precision while they load: int8 or fp8 with a scale per row, int4 with one per 128 "
+        "inputs, nvfp4, mxfp4 (heads keep 8 bits); or the format of a quantized checkpoint, which is found anyway.",
         short="q",
     )
     max_model_len: int | None = setting(None, "Longest prompt plus output in tokens; unset fits itself to the memory.")

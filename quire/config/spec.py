@@ -40,7 +40,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kv_cache_dtype: of keys and values in pages, as torch calls it: "bfloat16", ..., "float8_e4m3fn", "float8_e5m2".
-        quantization: matrices are quantized so while they load; None keeps them in `dtype`.
+        quantization: what matrices of full precision become while they load, or the name of the checkpoint's format;
+            None takes the checkpoint as it is.
         max_model_len: wanted; `fit_max_model_len` says whether it may shrink to what fits.
         page_size: tokens per page.
         memory_fraction: share of the device's memory (of the free memory, on a CPU) for the engine.
@@ -59,7 +60,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     platform: PlatformFacts
     dtype: str
     kv_cache_dtype: str
-    quantization: Literal["int8", "int4"] | None
+    quantization: str | None
     load_format: Literal["safetensors", "dummy"]
     seed: int
     max_model_len: int

@@ -78,7 +78,6 @@ def measure(config: EngineConfig, model: ModelFacts, rows: int, tokens: int, con
     build = NotingBuild(
         mesh=runner.mesh,
         dtype=runner.build.dtype,
-        quantization=runner.build.quantization,
         kv_dtype=runner.build.kv_dtype,
         device=runner.device,
         providers=spec.platform.providers,

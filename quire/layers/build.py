@@ -7,21 +7,23 @@ checkpoint's names.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
 from quire.layers.state import LayerState
+from quire.loading.quantized import Place, place
 from quire.loading.recipe import Part, Recipe, Weight
 from quire.messages.state import Retention
 from quire.ops.linear import LinearSpec, linear
 from quire.ops.registry import Choice, Op, Provider, choose
-from quire.ops.stored import Bits, StoredSpec, Wanted, storage_for, stored_linear
+from quire.ops.stored import Bits, Storage, StoredSpec, Wanted, storage_for, stored_linear
 from quire.parallel.mesh import Mesh
+from quire.quantization.checkpoint import ONLINE, Quantized
+from quire.quantization.scaled import Scaled
 
-Quantization = Literal["int8", "int4"]
 INT4_GROUP = 128
 """Inputs that share a scale."""
 COMPOSED = "composed"
@@ -35,7 +37,8 @@ class Build:
     Attributes:
         mesh: the ranks that layers are cut over.
         dtype, device: of weights and activations.
-        quantization: "int8" or "int4": matrices are quantized while they load; None keeps them in `dtype`.
+        quantization: what matrices of full precision become while they load: "int8", "int4" or a name in ONLINE.
+        checkpoint: the quantized matrices of the checkpoint; None is one of full precision.
         kv_dtype: of keys and values in pages; None is `dtype`.
         providers: kernel folders to try, best first; they are imported already. The reference is implied.
         max_model_len: positions that will occur; None takes the model's own context length.
@@ -50,7 +53,8 @@ class Build:
     device: torch.device
     providers: Sequence[str] = ()
     max_model_len: int | None = None
-    quantization: Quantization | None = None
+    quantization: str | None = None
+    checkpoint: Quantized | None = None
     kv_dtype: torch.dtype | None = None
     path: str = ""
     states: list[LayerState] = field(default_factory=list)
@@ -88,13 +92,25 @@ class Build:
         `head` says that it makes logits: it is never quantized to less than 8 bits.
         """
         recipe = Recipe(self._named(parts), again=again)
+        if self.checkpoint is not None:
+            mesh = self.mesh
+            where = Place(mesh.rank, mesh.size, self.dtype_name, str(self.device), self.providers)
+            placed = place(recipe.parts, self.checkpoint, where)
+            if placed is not None:
+                return Weight(self._taken(recipe, placed[0].allocate), recipe, *placed)
         outputs, inputs = recipe.shape(self.mesh.rank, self.mesh.size)
-        bits: Bits | None = None if self.quantization is None else 8 if head or self.quantization == "int8" else 4
-        wanted = Wanted(outputs, inputs, bits, INT4_GROUP, self.dtype_name, str(self.device))
-        storage = storage_for(wanted, self.providers)
+        storage = self._storage(outputs, inputs, head)
         if storage is None:
             return self.weight(*parts, again=again)
         return Weight(self._taken(recipe, storage.allocate), recipe, storage)
+
+    def _storage(self, outputs: int, inputs: int, head: bool) -> Storage | None:
+        """How a matrix of full precision is stored."""
+        dtype, device, online = self.dtype_name, str(self.device), self.quantization
+        if online is not None and online in ONLINE:
+            return Scaled.of(outputs, inputs, ONLINE["fp8" if head else online], dtype, device)
+        bits: Bits | None = None if online is None else 8 if head or online == "int8" else 4
+        return storage_for(Wanted(outputs, inputs, bits, INT4_GROUP, dtype, device), self.providers)
 
     def product(self, weight: Weight, bias: bool) -> tuple[LinearSpec | StoredSpec, Callable[..., Any]]:
         """The op that multiplies with a `matrix`, called with (x, weight, bias or None, spec): `(spec, function)`."""

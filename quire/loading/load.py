@@ -7,7 +7,7 @@ draws no progress bar, it only reports bytes. The runner calls it.
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import msgspec
 import torch
@@ -16,16 +16,21 @@ from torch import Tensor
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.headers import TensorEntry, read_headers
+from quire.loading.quantized import Job, jobs
 from quire.loading.reader import Files, Slice, slices
 from quire.loading.recipe import Parametrised, Part, Weight, weights_of
 from quire.loading.staging import stage_for
+from quire.ops.stored import Storage
 from quire.parallel.mesh import Mesh
+from quire.quantization.checkpoint import Quantized
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
 # Tables that old checkpoints carry along and that are computed here.
 IGNORED_ENDINGS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attn.bias", "masked_bias")
+# Scales of 8-bit pages: pages keep keys and values as they are.
+CACHE_ENDINGS = (".k_scale", ".v_scale", ".kv_scale", ".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point")
 SHOWN = 6
 MAX_READERS = 8
 """Threads that read: as many as it takes to copy from the page cache as fast as a GPU takes it in."""
@@ -36,6 +41,7 @@ def load(
     facts: ModelFacts,
     mesh: Mesh,
     progress: Progress | None = None,
+    quantized: Quantized | None = None,
 ) -> None:
     """Fill every parameter of `model` from the files of `facts.path`.
 
@@ -43,6 +49,7 @@ def load(
         model: its parameters are `Weight`s, on any device and of any float dtype; values are converted.
         mesh: only rank and size count.
         progress: called as bytes arrive, at least once at the end.
+        quantized: the checkpoint's quantized matrices, by which the model was built.
 
     Raises CheckpointError naming missing and left-over tensors, wrong shapes and damaged files.
     """
@@ -50,11 +57,18 @@ def load(
     entries = read_headers(facts.path)
     _settle(weights, entries)
     _check_names(weights, entries, facts.path)
-    jobs = [(weight, part) for weight in weights for part in weight.recipe.parts]
-    _check_shapes([part for _, part in jobs], entries)
+    _check_shapes([part for weight in weights for part in _plain_parts(weight)], entries)
     pieces = [piece for weight in weights for piece in _pieces(weight, entries, mesh)]
     device = weights[0].device if weights else torch.device("cpu")
-    _read(pieces, device, progress or (lambda done, total: None))
+    work = [] if quantized is None else _jobs(weights, quantized, mesh)
+    _read(pieces, work, device, progress or (lambda done, total: None))
+
+
+def _plain_parts(weight: Weight) -> list[Part]:
+    """The parts whose tensors are of full precision."""
+    if not weight.held:
+        return list(weight.recipe.parts)
+    return [part for part, held in zip(weight.recipe.parts, weight.held, strict=True) if not held.reads]
 
 
 def _pieces(weight: Weight, entries: dict[str, TensorEntry], mesh: Mesh) -> list[Slice]:
@@ -64,9 +78,13 @@ def _pieces(weight: Weight, entries: dict[str, TensorEntry], mesh: Mesh) -> list
     if storage is not None:
         shape, dtype = (storage.outputs, storage.inputs), getattr(torch, storage.dtype)
         data = torch.empty(shape, dtype=dtype, device="meta")
-    for part in weight.recipe.parts:
+    for i, part in enumerate(weight.recipe.parts):
         spans = part.spans(mesh.rank, mesh.size)
         rows = spans[0].length + spans[0].zeros
+        held = weight.held[i] if weight.held else None
+        if held is not None and held.reads:
+            row += rows
+            continue
         target, entry = data[row : row + rows], entries[part.name]
         if part.transposed:
             # Stored weights are put row by row, which is column by column of the file: all of it at once.
@@ -77,30 +95,59 @@ def _pieces(weight: Weight, entries: dict[str, TensorEntry], mesh: Mesh) -> list
         if part.is_changed:
             found = [replace(piece, change=part.changed) for piece in found]
         if storage is not None:
-            found = [replace(piece, keep=_keeper(weight, part, row - spans[0].start, piece)) for piece in found]
+            to = _Target(storage, weight.data, row - spans[0].start)
+            if held is not None:
+                to = _Target(held.storage, weight.data[held.start :], held.first - spans[0].start)
+            found = [replace(piece, keep=to.keeper(part, piece)) for piece in found]
         pieces += found
         row += rows
     return pieces
 
 
-def _keeper(weight: Weight, part: Part, shift: int, piece: Slice) -> Callable[[Tensor], None]:
-    """Stores the values of `piece` as rows of `weight`, which are `shift` from those of the checkpoint tensor."""
-    storage = weight.stored
-    assert storage is not None
-    if part.transposed:
-        return lambda values: storage.put(weight.data, shift + piece.start, values.T.contiguous())
-    first = shift + piece.first
-    return lambda values: storage.put(weight.data, first, values)
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Rows of `data` in `storage`, which are `shift` from those of the checkpoint tensor."""
+
+    storage: Storage
+    data: Tensor
+    shift: int
+
+    def keeper(self, part: Part, piece: Slice) -> Callable[[Tensor], None]:
+        """Stores the values of `piece`."""
+        storage, data = self.storage, self.data
+        if part.transposed:
+            first = self.shift + piece.start
+            return lambda values: storage.put(data, first, values.T.contiguous())
+        first = self.shift + piece.first
+        return lambda values: storage.put(data, first, values)
 
 
-def _read(pieces: list[Slice], device: torch.device, progress: Progress) -> None:
-    """Read `pieces` in the order of the files, several at a time."""
-    pieces.sort(key=lambda piece: (piece.entry.file, piece.offset))
-    done, total = 0, sum(piece.target.nbytes for piece in pieces)
+def _jobs(weights: list[Weight], quantized: Quantized, mesh: Mesh) -> list[Job]:
+    """What must be done to fill the quantized parts of `weights`."""
+    return [
+        job
+        for weight in weights
+        for part, held in zip(weight.recipe.parts, weight.held, strict=bool(weight.held))
+        if held.reads
+        for job in jobs(part, held, weight.data, quantized, part.spans(mesh.rank, mesh.size))
+    ]
+
+
+def _read(pieces: list[Slice], quantized: list[Job], device: torch.device, progress: Progress) -> None:
+    """Read `pieces` and do the jobs, in the order of the files, several at a time."""
     readers = min(MAX_READERS, os.cpu_count() or 1)
+    work: list[tuple[str, int, int, Slice | Job]] = [
+        *((piece.entry.file, piece.offset, piece.target.nbytes, piece) for piece in pieces),
+        *((job.file, job.offset, job.nbytes, job) for job in quantized),
+    ]
+    work.sort(key=lambda entry: entry[:2])
+    done, total = 0, sum(entry[2] for entry in work)
     with Files() as files, ThreadPoolExecutor(readers, "load") as pool:
         stage = stage_for(device, readers)
-        waiting = {pool.submit(stage.take, piece, files): piece.target.nbytes for piece in pieces}
+        waiting = {
+            pool.submit(each.run) if isinstance(each, Job) else pool.submit(stage.take, each, files): nbytes
+            for _, _, nbytes, each in work
+        }
         try:
             for future in as_completed(waiting):
                 future.result()
@@ -109,7 +156,7 @@ def _read(pieces: list[Slice], device: torch.device, progress: Progress) -> None
         finally:
             pool.shutdown(cancel_futures=True)
         stage.finish()
-    if not pieces:
+    if not work:
         progress(total, total)
 
 
@@ -125,10 +172,15 @@ def _settle(weights: list[Weight], entries: dict[str, TensorEntry]) -> None:
 
 
 def _check_names(weights: list[Weight], entries: dict[str, TensorEntry], path: str) -> None:
-    wanted = {part.name for weight in weights for part in weight.recipe.parts}
+    schemes = [held.reads for weight in weights for held in weight.held if held.reads]
+    wanted = {part.name for weight in weights for part in _plain_parts(weight)}
+    wanted |= {name for scheme in schemes for name in scheme.names}
     again = {name for weight in weights for name in weight.recipe.again}
+    again |= {name for scheme in schemes for name in scheme.unused}
     missing = sorted(wanted - entries.keys())
-    left = sorted(name for name in entries.keys() - wanted - again if not name.endswith(IGNORED_ENDINGS))
+    left = sorted(
+        name for name in entries.keys() - wanted - again if not name.endswith(IGNORED_ENDINGS + CACHE_ENDINGS)
+    )
     problems = [
         f"{len(names)} {kind}: {_some(names)}" for kind, names in (("missing", missing), ("left over", left)) if names
     ]

@@ -77,7 +77,7 @@ def slices(target: Tensor, entry: TensorEntry, spans: list[Span], unit: int = 1)
     if entry.dtype not in FLOATS:
         raise CheckpointError(
             f"{entry.file}: tensor {entry.name} is {entry.dtype}; weights must be one of {', '.join(FLOATS)} "
-            "(quantized checkpoints are not supported)"
+            "(no format of quantized weights explains it)"
         )
     for dim, span in enumerate(spans):
         if span.zeros:

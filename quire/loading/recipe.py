@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from quire.loading.held import Held
 from quire.ops.stored import Storage
 
 
@@ -128,16 +129,21 @@ class Weight(nn.Parameter):
 
     Attributes:
         stored: how the values are stored; None is as a tensor of the recipe's shape.
+        held: how each part of the recipe gets into a quantized checkpoint's weight; empty for all others.
     """
 
     recipe: Recipe
     stored: Storage | None
+    held: tuple[Held, ...]
 
-    def __new__(cls, data: Tensor, recipe: Recipe, stored: Storage | None = None) -> "Weight":
+    def __new__(
+        cls, data: Tensor, recipe: Recipe, stored: Storage | None = None, held: tuple[Held, ...] = ()
+    ) -> "Weight":
         """Wrap `data`, which is filled later by its `recipe`."""
         weight = torch.Tensor._make_subclass(cls, data, False)
         weight.recipe = recipe
         weight.stored = stored
+        weight.held = held
         return weight
 
     @property

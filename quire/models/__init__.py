@@ -33,15 +33,11 @@ def supported() -> list[str]:
 def build(facts: ModelFacts, build: Build) -> Model:
     """The model of checkpoint `facts`, its parameters still empty.
 
-    Raises CheckpointError for an unknown model_type, a quantized checkpoint or a config that does not fit.
+    Raises CheckpointError for an unknown model_type or a config that does not fit.
     """
     if facts.model_type not in supported():
         raise CheckpointError(
             f"{facts.path}: model_type {facts.model_type!r} is not supported; supported: {', '.join(supported())}"
-        )
-    if facts.config.get("quantization_config"):
-        raise CheckpointError(
-            f"{facts.path}: the checkpoint is quantized, which is not supported; use the original one"
         )
     family: _Family = importlib.import_module(f"{__name__}.{facts.model_type}")
     return family.build(facts, replace(build, max_model_len=build.max_model_len or facts.context_len))

@@ -15,6 +15,7 @@ from torch import Tensor
 from quire.ops.registry import op
 from quire.ops.samples import FLOATS, normal
 from quire.quantization.canonical import Canonical
+from quire.quantization.stacked import Stacked
 
 Bits = Literal[4, 8]
 BITS: tuple[Bits | None, ...] = (None, 8, 4)
@@ -86,12 +87,17 @@ def offer(name: str) -> Callable[[Callable[[Wanted], Storage | None]], Callable[
     return add
 
 
+def offered(wanted: Wanted, providers: Sequence[str]) -> Storage | None:
+    """The way of the first provider that has one."""
+    found = (OFFERS[name](wanted) for name in providers if name in OFFERS)
+    return next((storage for storage in found if storage is not None), None)
+
+
 def storage_for(wanted: Wanted, providers: Sequence[str]) -> Storage | None:
     """The way of the first provider that has one; None is row by row in its dtype, for the op `linear`."""
-    for name in providers:
-        found = OFFERS[name](wanted) if name in OFFERS else None
-        if found is not None:
-            return found
+    found = offered(wanted, providers)
+    if found is not None:
+        return found
     if wanted.bits is None:
         return None
     return Canonical(wanted.outputs, wanted.inputs, wanted.bits, wanted.group, wanted.dtype, wanted.device)
@@ -145,6 +151,8 @@ def _embedding_samples() -> Iterator[tuple[StoredRowsSpec, dict[str, Any]]]:
             yield spec, {"ids": torch.tensor([0, 9, 10, 19, 3]), "weight": weight, "spec": spec}
 
 
+TILE_VALUES = 1 << 22
+"""Values of a weight that exist as such at one time."""
 # Where activations are quantized too, a product is off by up to half a 127th of the largest activation for each input.
 TOLERANCE = {"float32": (2e-2, 2e-1), "bfloat16": (3e-2, 2e-1), "float16": (2e-2, 2e-1)}
 
@@ -160,8 +168,17 @@ def stored_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: StoredSp
 
     Returns: (tokens, outputs) in the dtype of `x`.
     """
-    every = torch.arange(spec.storage.outputs, device=x.device)
-    return F.linear(x, spec.storage.rows(weight, every).to(x.dtype), bias)
+    storage = spec.storage
+    members = storage.each(weight) if isinstance(storage, Stacked) else [(0, storage, weight)]
+    out = torch.empty(len(x), storage.outputs, dtype=x.dtype, device=x.device)
+    step = max(1, TILE_VALUES // max(1, storage.inputs))
+    for first, member, data in members:
+        for begin in range(0, member.outputs, step):
+            ids = torch.arange(begin, min(begin + step, member.outputs), device=x.device)
+            tile = member.rows(data, ids).to(x.dtype)
+            share = slice(first + begin, first + begin + len(ids))
+            out[:, share] = F.linear(x, tile, None if bias is None else bias[share])
+    return out
 
 
 @op(samples=_embedding_samples)

@@ -1,1 +1,1 @@
-"""Weights in fewer bits: how values are quantized, and the one form that they have before a kernel packs them."""
+"""Weights in fewer bits: types, the forms that kernels read, what quantizes, and a file per format of checkpoints."""

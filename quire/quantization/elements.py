@@ -1,7 +1,7 @@
 """The small number types of quantized weights: one descriptor each, codes in bytes, and codes as float32 values.
 
 A code is a natural number below 2 ** bits; a type is the table of what its codes stand for. Codes are packed as one
-stream of bits along a row, the first code in the lowest bits, so that a row of whole groups of 8 codes ends with a byte.
+stream of bits along a row, the first code in the lowest bits, so that 8 codes always end with a byte.
 Works on any device. Formats, storages and tests use it; it knows no file and no kernel.
 """
 
@@ -49,7 +49,7 @@ class Element:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """(rows, n) uint8 codes as (rows, ceil(n * bits / 8)) bytes; what is missing to whole bytes is filled with zeros."""
+    """(rows, n) uint8 codes as (rows, ceil(n * bits / 8)) bytes; the last one is filled with zeros."""
     if bits == 8:
         return codes
     rows, count = codes.shape

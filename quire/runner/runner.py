@@ -4,6 +4,7 @@ Life: `load`, `measure` (reports its capacity), `allocate` (takes its pages), th
 executors; it knows neither the scheduler nor any process border.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor
 
 from quire import loading, models
+from quire.checkpoint.headers import read_headers
 from quire.config.spec import RunSpec
 from quire.layers.build import Build
+from quire.loading.source import FileSource
 from quire.messages.params import SamplingParams
 from quire.messages.plan import Grant, StepPlan, StepResult, TokenLogprobs
 from quire.messages.state import Capacity, GroupLayout, Layout
@@ -24,6 +27,7 @@ from quire.ops.rows import append_tokens
 from quire.ops.step import StepInputs
 from quire.parallel.mesh import Mesh
 from quire.platforms import native
+from quire.quantization.checkpoint import Quantized, settle
 from quire.runner.graphs import DecodeGraphs, DecodeWork, Recorder
 from quire.runner.memory import memory_of
 from quire.runner.ragged import RaggedGraphs, Room
@@ -34,6 +38,8 @@ from quire.runner.warm import DRAWS, LOGIT_ROWS, largest_step, step_of
 from quire.sampling.kernels import choose_kernels
 from quire.sampling.sampler import Sampler, Samples, prompt_logprobs
 from quire.structured.store import GrammarStore
+
+logger = logging.getLogger(__name__)
 
 HEAD_SLICE = 256
 """Rows of logits made at once for prompt log-probabilities; bounds the memory that a long prompt takes."""
@@ -89,7 +95,6 @@ class Runner:
             mesh=mesh,
             dtype=getattr(torch, spec.dtype),
             kv_dtype=getattr(torch, spec.kv_cache_dtype),
-            quantization=spec.quantization,
             device=self.device,
             providers=spec.platform.providers,
             max_model_len=spec.max_model_len,
@@ -106,14 +111,25 @@ class Runner:
         self.draw_greedy = self.build.op(greedy_sample, None)
         self.kernels = choose_kernels(self.spec.platform.providers)
         self.append_tokens = self.build.op(append_tokens, None)
-        self.model = models.build(self.spec.facts, self.build)
+        build, quantized = self._quantized()
+        self.model = models.build(self.spec.facts, build)
         sizes = Sizes(self.spec.max_num_batched_tokens, self.spec.max_model_len, self.spec.page_size)
         started = start_kernels(self.build.choices, sizes)
         if self.spec.load_format == "dummy":
             loading.fill_dummy(self.model, self.spec.seed, self.mesh)
         else:
-            loading.load(self.model, self.spec.facts, self.mesh, progress)
+            loading.load(self.model, self.spec.facts, self.mesh, progress, quantized)
         started.result()
+        for note in [] if quantized is None or self.mesh.rank else quantized.notes():
+            logger.warning("%s", note)
+
+    def _quantized(self) -> tuple[Build, Quantized | None]:
+        """What layers are made with, now that the checkpoint's tensors are known."""
+        facts = self.spec.facts
+        entries = {} if self.spec.load_format == "dummy" else read_headers(facts.path)
+        source = FileSource(entries, self.device)
+        found, online = settle(facts.quantization, source, self.spec.quantization)
+        return replace(self.build, checkpoint=found, quantization=online), found
 
     def measure(self) -> Capacity:
         """Run the largest step on scratch pages and report what memory is left for real ones.

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from quire import loading, models
+from quire.checkpoint.headers import read_headers
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
+from quire.loading.source import FileSource
 from quire.ops.registry import load_providers
 from quire.ops.samples import step_over
 from quire.ops.step import GroupInputs
 from quire.parallel.mesh import Mesh
+from quire.quantization.checkpoint import settle
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Driver:
     Args:
         path: folder of the checkpoint.
         page_size: tokens per page.
+        quantization: as the user gives it.
         providers: kernel folders to try before the reference.
     """
 
@@ -46,21 +50,26 @@ class Driver:
         mesh: Mesh | None = None,
         max_model_len: int | None = None,
         pages: int = 64,
+        quantization: str | None = None,
     ) -> None:
         self.page_size = page_size
         providers = providers or []
         load_providers(providers)
         self.mesh = mesh or Mesh()
         facts = read_facts("tiny", path)
+        device = torch.device("cpu")
+        quantized, online = settle(facts.quantization, FileSource(read_headers(path), device), quantization)
         self.build = Build(
             mesh=self.mesh,
             dtype=torch.float32,
-            device=torch.device("cpu"),
+            device=device,
+            quantization=online,
+            checkpoint=quantized,
             providers=providers,
             max_model_len=max_model_len,
         )
         self.model = models.build(facts, self.build)
-        loading.load(self.model, facts, self.mesh)
+        loading.load(self.model, facts, self.mesh, None, quantized)
         self.groups = list(dict.fromkeys(state.spec for state in self.build.states))
         self.free: list[list[int]] = []
         for index, spec in enumerate(self.groups):

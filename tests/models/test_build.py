@@ -67,7 +67,6 @@ def test_the_families_of_the_first_release_are_there() -> None:
     [
         ({"model_type": "mamba"}, r"'mamba' is not supported; supported: .*llama"),
         ({"model_type": "../llama"}, "is not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantized"),
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_size": "8"}, "hidden_size"),
         ({"hidden_size": -8}, "hidden_size"),

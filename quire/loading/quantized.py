@@ -1,0 +1,218 @@
+"""Where the parts of a quantized matrix go: one storage if they are alike, else one for each; and how they get there.
+
+`place` is asked while a layer is built, since tensors of the checkpoint decide how a weight is stored; `jobs` is asked
+by the loader for what must be read. Knows ranks and storages, and no format.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from quire.base.errors import CheckpointError
+from quire.loading.held import Held
+from quire.loading.recipe import Part, Span
+from quire.ops.stored import Bits, Storage, Wanted, offered
+from quire.quantization.checkpoint import Quantized
+from quire.quantization.scaled import Block, Form, Scaled
+from quire.quantization.scheme import Matrix, Range, Scheme, Source, byte_range, group_range
+from quire.quantization.stacked import Member, Plain, Stacked
+
+BLOCK_BYTES = 16 << 20
+"""Bytes of codes that are read at once, unless the file has rows as columns."""
+EIGHT_BITS = {"int8": 0, "uint8b128": 128}
+FOUR_BITS = {"uint4b8": 0, "int4": 0x88}
+"""Types that kernels' own packings take, and what their codes differ from theirs by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What weights are made for: `rank` of `size`, values of `dtype` on `device`, kernels of `providers`."""
+
+    rank: int
+    size: int
+    dtype: str
+    device: str
+    providers: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Rows of a quantized matrix on their way.
+
+    Attributes:
+        file, offset: where the first byte lies, to read files in order.
+        nbytes: about how many are read.
+        run: reads and stores.
+    """
+
+    file: str
+    offset: int
+    nbytes: int
+    run: Callable[[], None]
+
+
+def place(parts: Sequence[Part], quantized: Quantized, where: Place) -> tuple[Storage, tuple[Held, ...]] | None:
+    """The storage of the stacked `parts`, and how each gets into it; None where all are of full precision.
+
+    Raises CheckpointError.
+    """
+    found = [_scheme(part, quantized) for part in parts]
+    if not any(found):
+        return None
+    cuts = [part.spans(where.rank, where.size) for part in parts]
+    schemes = [
+        None if one is None else _aligned(one, part, cut) for one, part, cut in zip(found, parts, cuts, strict=True)
+    ]
+    members = [_member(scheme, cut, where) for scheme, cut in zip(schemes, cuts, strict=True)]
+    first = members[0]
+    if isinstance(first, Scaled) and all(_alike(first, one, len(members)) for one in members):
+        whole = replace(first, outputs=sum(member.outputs for member in members))
+        row, held = 0, []
+        storage = _repacked(whole, where) if all(scheme and not scheme.online for scheme in schemes) else whole
+        for scheme, member in zip(schemes, members, strict=True):
+            held.append(Held(storage, 0, row, scheme))
+            row += member.outputs
+        return storage, tuple(held)
+    stack = Stacked(tuple(members))
+    starts = stack.starts()
+    return stack, tuple(
+        Held(cast(Storage, member), start, 0, scheme)
+        for member, start, scheme in zip(members, starts, schemes, strict=True)
+    )
+
+
+def _scheme(part: Part, quantized: Quantized) -> Scheme | None:
+    matrix = Matrix(part.name.removesuffix(".weight"), part.shape[0], part.shape[1])
+    scheme = quantized.scheme(matrix)
+    if scheme is not None:
+        if part.transposed or part.plus:
+            raise CheckpointError(f"tensor {part.name} is quantized, which this model's layout does not allow")
+        return scheme
+    form = quantized.online(matrix)
+    return None if form is None else Scheme(form, (part.name,), _never, online=True)
+
+
+def _never(*_: object) -> Block:
+    raise AssertionError("values of full precision are read as such")
+
+
+def _aligned(scheme: Scheme, part: Part, cut: list[Span]) -> Scheme:
+    """The scheme for these rows: with scales of its own for every row where blocks of rows would be cut."""
+    block, inner = scheme.form.row_block, scheme.read
+    if block > 1 and (part.halves is not None or any(n % block for n in (cut[0].start, cut[0].length))):
+        last_of_tensor = cut[0].start % block == 0 and cut[0].start + cut[0].length == part.shape[0]
+        if part.halves is not None or part.rows is not None or not last_of_tensor:
+
+            def read(source: Source, rows: Range, columns: Range) -> Block:
+                found = inner(source, rows, columns)
+                ids = (torch.arange(*rows, device=found.codes.device)) // block - rows[0] // block
+                raw = found.scales.view(torch.uint8) if found.scales.element_size() == 1 else found.scales
+                return replace(found, scales=raw[ids].view(found.scales.dtype))
+
+            scheme = replace(scheme, form=replace(scheme.form, row_block=1), read=read)
+    return scheme
+
+
+def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Member:
+    rows, columns = (span.length + span.zeros for span in cut)
+    if scheme is None:
+        return Plain(rows, columns, where.dtype, where.device)
+    form = scheme.form
+    if form.group is None or scheme.online:
+        return Scaled.of(rows, columns, form, where.dtype, where.device)
+    first, last = group_range((cut[1].start, cut[1].start + columns), form.group)
+    offset = cut[1].start - first * form.group
+    if form.ordered:
+        # Columns of any group may be anywhere.
+        first, last, offset = 0, scheme.groups, 0
+    return Scaled(rows, columns, form, last - first, offset, where.dtype, where.device)
+
+
+def _alike(first: Scaled, other: Member, members: int) -> bool:
+    """Whether the rows of `other` can follow those of `first` in one storage."""
+    if not isinstance(other, Scaled) or replace(first, outputs=other.outputs) != other:
+        return False
+    form = first.form
+    return members == 1 or not (form.ordered or form.columns or other.outputs % form.row_block)
+
+
+def _repacked(whole: Scaled, where: Place) -> Storage:
+    """A kernel's own packing that holds the same values exactly, or the form itself."""
+    form = whole.form
+    plain = not (form.zeros or form.ordered or form.columns or form.row_block > 1 or whole.offset)
+    bits: Bits | None = None
+    if plain and form.element in EIGHT_BITS and form.group is None:
+        bits = 8
+    if plain and form.element in FOUR_BITS and form.group is not None:
+        bits = 4
+    if bits is None:
+        return whole
+    wanted = Wanted(whole.outputs, whole.inputs, bits, form.group or whole.inputs, where.dtype, where.device)
+    return offered(replace(wanted, group=128) if bits == 8 else wanted, where.providers) or whole
+
+
+def jobs(part: Part, held: Held, data: Tensor, quantized: Quantized, cut: list[Span]) -> list[Job]:
+    """What must be done to fill `data`, the weight's bytes, with one part."""
+    scheme = held.scheme
+    assert scheme is not None and not scheme.online
+    columns = cut[1].start, cut[1].start + cut[1].length
+    begin, end = byte_range(columns, scheme.form.bits)
+    unit = max(part.unit, scheme.form.row_block)
+    step = cut[0].length if scheme.whole else max(1, BLOCK_BYTES // max(1, (end - begin) * unit)) * unit
+    first, found = cut[0].start, []
+    entry = quantized.source.entries[scheme.names[0]]
+    for row in range(first, first + cut[0].length, max(1, step)):
+        rows = row, min(row + step, first + cut[0].length)
+        share = entry.nbytes * (rows[1] - rows[0]) // max(1, part.shape[0])
+        run = _runner(part, held, data, quantized, (rows, columns, held.first + row - first))
+        found.append(Job(entry.file, entry.offset + entry.nbytes * row // max(1, part.shape[0]), share, run))
+    return found
+
+
+def _runner(
+    part: Part, held: Held, data: Tensor, quantized: Quantized, where: tuple[Range, Range, int]
+) -> Callable[[], None]:
+    rows, columns, first = where
+
+    def run() -> None:
+        assert held.scheme is not None
+        block = held.scheme.read(quantized.source, rows, columns)
+        if part.halves is not None:
+            block = _permuted(block, part.changed(torch.arange(len(block.codes))).to(block.codes.device))
+        _keep(held.storage, data[held.start :], first, block, held.scheme.form)
+
+    return run
+
+
+def _permuted(block: Block, order: Tensor) -> Block:
+    """The block with its rows in another order."""
+
+    def taken(values: Tensor) -> Tensor:
+        return values.view(torch.uint8)[order].view(values.dtype) if values.element_size() == 1 else values[order]
+
+    zeros, factors = block.zeros, block.factors
+    return replace(
+        block,
+        codes=block.codes[order],
+        scales=taken(block.scales),
+        zeros=None if zeros is None else zeros[order],
+        factors=None if factors is None else factors[order],
+    )
+
+
+def _keep(storage: Storage, data: Tensor, first: int, block: Block, form: Form) -> None:
+    if isinstance(storage, Scaled):
+        storage.put_block(data[: storage.nbytes], first, block)
+        return
+    scales = block.scales.float()
+    if block.factors is not None:
+        factors = block.factors[:, None]
+        scales = scales / factors if form.factor == "divide" else scales * factors
+    if form.bits == 8:
+        codes = block.codes ^ EIGHT_BITS[form.element]
+        storage.put_quantized(data, first, codes.view(torch.int8), scales.reshape(-1))
+    else:
+        storage.put_quantized(data, first, block.codes ^ FOUR_BITS[form.element], scales)

@@ -1,0 +1,181 @@
+"""What a file of `formats/` gives: for each matrix the tensors that hold it, and how they become rows in a form.
+
+A format sees the checkpoint through a `Source` and believes the tensors that it finds there; metadata only decides what
+tensors do not tell. `Scheme.read` is called by the loader, in any order and from several threads.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from quire.base.errors import CheckpointError
+from quire.checkpoint.headers import TensorEntry
+from quire.quantization.elements import packed_bytes
+from quire.quantization.scaled import Block, Form, ScaleType
+
+Range = tuple[int, int]
+"""First index and the one behind the last."""
+
+
+class Source(Protocol):
+    """The tensors of a checkpoint."""
+
+    @property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        """All tensors, by name."""
+        ...
+
+    def read(self, name: str, rows: Range | None = None, columns: Range | None = None) -> Tensor:
+        """A tensor, or ranges of its first two dimensions, as the file has it, on the device of the weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A matrix as the model asks for it: `module` is the name of its tensors up to the last dot."""
+
+    module: str
+    outputs: int
+    inputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How a checkpoint holds one matrix.
+
+    Attributes:
+        form: what it becomes.
+        names: tensors that are read.
+        read: rows and columns (both ranges of the whole matrix) as a block of `form`. Ranges begin and end with whole
+            bytes of codes; groups that a range of columns only touches are given whole.
+        unused: tensors that belong to it and are not needed: scales of activations, shapes.
+        whole: rows come as dear as the matrix, since the file has them as columns: they are read once.
+        online: the tensors are of full precision; `names` is the one that is quantized while it is read.
+        groups: of a whole row, where the form is ordered.
+    """
+
+    form: Form
+    names: tuple[str, ...]
+    read: Callable[[Source, Range, Range], Block]
+    unused: tuple[str, ...] = ()
+    whole: bool = False
+    online: bool = False
+    groups: int = 0
+
+
+class Format(Protocol):
+    """A quantization format, made from its part of config.json."""
+
+    def scheme(self, matrix: Matrix, source: Source) -> Scheme | None:
+        """How `matrix` is held; None if its tensors are of full precision. Raises CheckpointError naming a tensor."""
+        ...
+
+    def announced(self, matrix: Matrix) -> Form | None:
+        """What the metadata says that a matrix of full precision should have been; None where it leaves it alone."""
+        ...
+
+
+Maker = Callable[[dict[str, Any]], Format]
+
+
+def shape_of(source: Source, name: str) -> tuple[int, ...]:
+    """The shape of a tensor that must be there."""
+    entry = source.entries.get(name)
+    if entry is None:
+        raise CheckpointError(f"tensor {name} is missing beside the others of its module")
+    return entry.shape
+
+
+def expect(source: Source, name: str, *shapes: tuple[int, ...]) -> None:
+    """Raise CheckpointError unless tensor `name` has one of `shapes`."""
+    found = shape_of(source, name)
+    if found not in shapes:
+        raise CheckpointError(
+            f"{source.entries[name].file}: tensor {name} has shape {found}, its matrix asks for "
+            f"{' or '.join(map(str, shapes))}"
+        )
+
+
+def present(source: Source, matrix: Matrix, *endings: str) -> tuple[str, ...]:
+    """The tensors of the module with these endings that are there."""
+    names = (f"{matrix.module}.{ending}" for ending in endings)
+    return tuple(name for name in names if name in source.entries)
+
+
+def group_range(columns: Range, group: int) -> Range:
+    """The groups that a range of columns touches."""
+    return columns[0] // group, -(-columns[1] // group)
+
+
+def byte_range(columns: Range, bits: int) -> Range:
+    """The bytes of packed codes that a range of columns is. Raises CheckpointError where it is not whole bytes."""
+    if columns[0] * bits % 8:
+        raise CheckpointError(
+            f"a rank would begin in the middle of a byte, at column {columns[0]} of {bits} bits; use fewer ranks"
+        )
+    return columns[0] * bits // 8, packed_bytes(columns[1], bits)
+
+
+def group_of(inputs: int, groups: int, name: str) -> int:
+    """Inputs of a group, told from how many groups there are."""
+    if groups < 1 or inputs % groups:
+        raise CheckpointError(f"tensor {name} has {groups} groups, which do not divide {inputs} inputs")
+    return inputs // groups
+
+
+SCALE_TYPES: dict[str, ScaleType] = {
+    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "e8m0", "U8": "e8m0",
+}  # fmt: skip
+CODE_TYPES = {"F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp8_e5m2", "I8": "int8"}
+
+
+def eight_bits(
+    matrix: Matrix, source: Source, scale: str, unused: tuple[str, ...] = (), block: tuple[int, int] | None = None
+) -> Scheme:
+    """A `weight` of 8-bit values with scales of any shape: one, one a row, one a block, one a group of a row.
+
+    `scale` is the ending of the scales' name; values are multiplied with them. `block` is what the metadata says of
+    rows and inputs that share a scale; it counts where it fits the tensors.
+    """
+    weight, scales = f"{matrix.module}.weight", f"{matrix.module}.{scale}"
+    expect(source, weight, (matrix.outputs, matrix.inputs))
+    shape, dtype = shape_of(source, scales), source.entries[scales].dtype
+    if dtype not in SCALE_TYPES:
+        raise CheckpointError(f"tensor {scales} is {dtype}; scales must be one of {', '.join(SCALE_TYPES)}")
+    shape = tuple(n for n in shape if n != 1) if len(shape) > 2 else shape
+    rows, groups = (*shape, 1, 1)[:2]
+    said = block or (None, None)
+    row_block, group = _block(matrix.outputs, rows, said[0]), _block(matrix.inputs, groups, said[1])
+    single = rows == 1 and matrix.outputs > 1
+    form = Form(
+        CODE_TYPES[source.entries[weight].dtype],
+        None if groups == 1 else group,
+        SCALE_TYPES[dtype],
+        1 if single else row_block,
+    )
+
+    def read(source: Source, cut: Range, columns: Range) -> Block:
+        values = source.read(scales).reshape(rows, groups)
+        values = values.view(torch.uint8) if form.scale == "e8m0" else values
+        if single:
+            values = values.expand(cut[1] - cut[0], -1)
+        else:
+            values = values[cut[0] // row_block : -(-cut[1] // row_block)]
+        if form.group is not None:
+            first, last = group_range(columns, form.group)
+            values = values[:, first:last]
+        return Block(source.read(weight, cut, columns).view(torch.uint8), values)
+
+    return Scheme(form, (weight, scales), read, unused)
+
+
+def _block(size: int, blocks: int, said: int | None) -> int:
+    """Length of `blocks` blocks of which the last may be shorter: as said, a power of two, or what divides exactly."""
+    powers = [1 << n for n in range(size.bit_length() + 1)]
+    for length in ([] if said is None else [said]) + powers[::-1]:
+        if -(-size // length) == blocks:
+            return length
+    return size // blocks

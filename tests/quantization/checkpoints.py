@@ -1,0 +1,93 @@
+"""Tiny checkpoints in a quantized format, each beside one of full precision that holds the same values.
+
+A test says by `Writer` what becomes of each matrix: the tensors as the format publishes them, and their values.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.models.checkpoints import make
+from tests.models.driver import Driver
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+PROMPTS = [[5, 9, 11, 3, 90, 17, 40, 41, 8, 7, 23], [60, 61, 62], [90, 4, 33, 21, 3, 3, 7]]
+
+Writer = Callable[[str, Tensor], tuple[dict[str, Tensor], Tensor] | None]
+"""Takes the name of a module and its weight; gives tensors by their endings and the values that these stand for, or
+None for a matrix that stays as it is."""
+
+
+def write(
+    folder: Path, config: dict[str, Any], writer: Writer, family: str = "llama", **sizes: Any
+) -> tuple[Path, Path, dict[str, Tensor]]:
+    """A quantized checkpoint, the same in full precision, and the values of its matrices by module."""
+    plain = make(family, folder / "plain", **{**SIZES, **sizes})
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(plain.glob("*.safetensors")):
+        tensors |= load_file(file)
+        file.unlink()
+    (plain / "model.safetensors.index.json").unlink(missing_ok=True)
+    quantized, values = folder / "quantized", {}
+    quantized.mkdir()
+    stored: dict[str, Tensor] = {}
+    for name, tensor in list(tensors.items()):
+        module = name.removesuffix(".weight")
+        made = writer(module, tensor) if tensor.dim() == 2 and name.endswith(".weight") else None
+        if made is None:
+            stored[name] = tensor
+            continue
+        stored |= {f"{module}.{ending}": value.contiguous() for ending, value in made[0].items()}
+        tensors[name] = values[module] = made[1].contiguous()
+    save_file(stored, quantized / "model.safetensors")
+    save_file(tensors, plain / "model.safetensors")
+    for file in plain.glob("*.json"):
+        (quantized / file.name).write_text(file.read_text())
+    if config:
+        told = json.loads((plain / "config.json").read_text())
+        (quantized / "config.json").write_text(json.dumps({**told, "quantization_config": config}))
+    return quantized, plain, values
+
+
+def inner(module: str) -> bool:
+    """Whether a module is one of the products within layers."""
+    return module.endswith("_proj")
+
+
+def check(quantized: Path, plain: Path, values: dict[str, Tensor]) -> Driver:
+    """The quantized checkpoint has these values to the bit and writes the same tokens. Returns what ran it."""
+    ran, want = Driver(quantized, 4), Driver(plain, 4)
+    stored = 0
+    for weight in ran.model.parameters():
+        if not weight.stored:
+            continue
+        stored += 1
+        found = weight.stored.rows(weight.data, torch.arange(weight.stored.outputs))
+        parts = [part.name.removesuffix(".weight") for part in weight.recipe.parts]
+        rows = [part.taken(0, 1)[0] for part in weight.recipe.parts]
+        for part, made, module in zip(weight.recipe.parts, found.split(rows), parts, strict=True):
+            if module in values:
+                whole = values[module][part.first : part.first + len(made)]
+                assert torch.equal(made, whole.float()), module
+    assert stored, "something is quantized"
+    for ours, theirs in zip(ran.generate(PROMPTS, 6), want.generate(PROMPTS, 6), strict=True):
+        assert ours.tokens == theirs.tokens
+        assert (ours.all_logits() - theirs.all_logits()).abs().max() < 1e-4
+    return ran
+
+
+def stored_bytes(driver: Driver) -> int:
+    """Of the weights that are not in full precision."""
+    return sum(weight.nbytes for weight in driver.model.parameters() if weight.stored)

@@ -1,0 +1,70 @@
+"""FP8 checkpoints: DeepSeek's and Qwen's blocks, one scale a tensor, one a row."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.quantization.checkpoints import check, inner, stored_bytes, write
+
+pytestmark = pytest.mark.torch
+
+
+def blocks(weight: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scales of blocks, and the values, as DeepSeek's `weight_dequant` makes them."""
+    rows, columns = -(-weight.shape[0] // size), -(-weight.shape[1] // size)
+    codes, scales = torch.empty(weight.shape, dtype=torch.float8_e4m3fn), torch.empty(rows, columns)
+    values = torch.empty(weight.shape)
+    for i in range(rows):
+        for j in range(columns):
+            area = slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size)
+            scales[i, j] = weight[area].abs().max() / 448
+            codes[area] = (weight[area] / scales[i, j]).to(torch.float8_e4m3fn)
+            values[area] = codes[area].float() * scales[i, j]
+    return codes, scales, values
+
+
+@pytest.mark.parametrize("size", [128, 48])
+def test_blocks(tmp_path: Path, size: int) -> None:
+    def writer(module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
+        if not inner(module):
+            return None
+        codes, scales, values = blocks(weight, size)
+        return {"weight": codes, "weight_scale_inv": scales}, values
+
+    config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [size, size]}
+    check(*write(tmp_path, config, writer))
+
+
+def per_tensor(module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
+    if not inner(module):
+        return None
+    scale = weight.abs().max() / 448
+    codes = (weight / scale).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale": scale, "input_scale": torch.tensor(0.1)}, codes.float() * scale
+
+
+def test_one_scale_a_tensor_and_memory(tmp_path: Path) -> None:
+    quantized, plain, values = write(tmp_path, {"quant_method": "fp8", "activation_scheme": "static"}, per_tensor)
+    driver = check(quantized, plain, values)
+    assert stored_bytes(driver) < 1.06 * sum(value.numel() for value in values.values())
+
+
+def test_tensors_without_metadata_are_believed(tmp_path: Path) -> None:
+    def writer(module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
+        if not inner(module) and module != "lm_head":
+            return None
+        scales = weight.abs().amax(1, keepdim=True) / 448
+        codes = (weight / scales).to(torch.float8_e4m3fn)
+        return {"weight": codes, "weight_scale_inv": scales}, codes.float() * scales
+
+    check(*write(tmp_path, {}, writer))
+
+
+def test_part_of_a_fused_product_in_full_precision(tmp_path: Path) -> None:
+    def writer(module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
+        return None if module.endswith("k_proj") else per_tensor(module, weight)
+
+    config = {"quant_method": "fp8", "modules_to_not_convert": [f"model.layers.{i}.self_attn.k_proj" for i in (0, 1)]}
+    check(*write(tmp_path, config, writer))
