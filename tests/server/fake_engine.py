@@ -27,14 +27,19 @@ Script = Callable[[list[int], int], list[int]]
 """Prompt and index of the sequence to the tokens that it generates, over and over."""
 
 
-def byte_tokenizer(*more: str) -> Tokenizer:
+def byte_tokens(*more: str) -> tokenizers.Tokenizer:
     """A token per byte, `<eos>`, and `more` special tokens."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = tokenizers.Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
     inner.add_special_tokens([tokenizers.AddedToken(text, special=True) for text in ("<eos>", *more)])
-    return Tokenizer(inner, {"eos_token": "<eos>"})
+    return inner
+
+
+def byte_tokenizer(*more: str) -> Tokenizer:
+    """The same as our tokenizer."""
+    return Tokenizer(byte_tokens(*more), {"eos_token": "<eos>"})
 
 
 class FakeTemplate:

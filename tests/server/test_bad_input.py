@@ -15,6 +15,11 @@ ERROR_FIELDS = {"message", "type", "param", "code"}
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.path}: {case.name[:40]}")
 def test_case(http: httpx.Client, case: Case) -> None:
+    check(http, case)
+
+
+def check(http: httpx.Client, case: Case) -> None:
+    """Send a case and judge the answer."""
     headers = {"content-type": "application/json", **case.headers}
     if not headers["content-type"]:
         del headers["content-type"]
