@@ -60,6 +60,7 @@ BODIES = [
         for n in (b"NaN", b"Infinity", b"-Infinity")
     ],
     raw("float beyond float64", b'{"temperature": 1e999}', "temperature"),
+    *[raw(f"{name} 1e999", b'{"%b": 1e999}' % name.encode(), name) for name in ("top_p", "repetition_penalty")],
     raw("deep float beyond float64", b'{"messages": [{"content": [1, -1e999]}]}', "messages[0].content[1]"),
     raw("5,000 digits", b'{"seed": ' + b"9" * 5000 + b"}", None, code="invalid_json"),
     raw("duplicate key", b'{"model": "a", "model": "b"}', "model", code="duplicate_key"),
@@ -134,6 +135,7 @@ SAMPLING = [
     chat("logit_bias of 1,025", "logit_bias", logit_bias={str(i): 1 for i in range(1025)}),
     chat("logit_bias bans all", status=200, logit_bias={str(i): -100 for i in range(300)}),
     chat("one-hot four times", status=200, temperature=0, top_p=0.1, top_k=1, min_p=1),
+    chat("stream_options alone without usage", "stream_options", stream_options={"continuous_usage_stats": True}),
     chat("stream_options alone", "stream_options", stream_options={"include_usage": True}),
 ]
 
@@ -151,7 +153,12 @@ TOKENS = [
     chat("stop_token_ids", "stop_token_ids", stop_token_ids=[300], min_tokens=1),
     *[chat(f"allowed_token_ids {ids}", "allowed_token_ids", allowed_token_ids=ids) for ids in ([], [305], [-1])],
     chat("bad_words empty", "bad_words", bad_words=[""]),
-    complete("whole context", "prompt", code="context_length_exceeded", prompt=[1] * 256),
+    *[
+        complete(f"{n} tokens for a context of 256", "prompt", code="context_length_exceeded", prompt=[1] * n)
+        for n in (256, 257, 100_000)
+    ],
+    complete("255 tokens for a context of 256", status=200, prompt=[1] * 255),
+    complete("prompt_logprobs of all the context", status=200, prompt=[1] * 255, prompt_logprobs=20),
     chat("cache_salt long", "cache_salt", cache_salt="x" * 129),
     chat("cache_salt huge", "cache_salt", cache_salt="x" * (1 << 20)),
     chat("cache_salt empty", "cache_salt", cache_salt=""),
@@ -190,6 +197,9 @@ MESSAGES = [
     ),
     chat("content empty", status=200, messages=[{"role": "user", "content": ""}]),
     chat("4,097 messages", "messages", messages=[{"role": "user", "content": "a"}] * 4097),
+    chat("100,000 messages", "messages", messages=[{"role": "user", "content": "a"}] * 100_000),
+    chat("a tool's answer to no call", status=200, messages=[{"role": "tool", "content": "x", "tool_call_id": "none"}]),
+    chat("special tokens spelled", status=200, messages=[{"role": "user", "content": "<eos><|im_end|><|image_pad|>"}]),
     chat("role function", "messages[0].role", messages=[{"role": "function", "content": "x", "name": "f"}]),
     chat("tool calls said before", status=200, messages=[{"role": "assistant", "content": None, "tool_calls": [{}]}]),
     chat("name a number", "messages[0].name", messages=[{"role": "user", "content": "a", "name": 5}]),
@@ -210,6 +220,40 @@ MODELS = [
     chat("model with quotes and breaks", "model", 404, "model_not_found", model='"\r\n{}'),
 ]
 
+MEDIA_URLS = [
+    *(
+        "http://127.0.0.1:9/",
+        "http://[::1]/",
+        "http://0/",
+        "http://2130706433/",
+        "http://169.254.169.254/latest/meta-data",
+    ),
+    *("http://[::ffff:169.254.169.254]/", "http://100.100.100.200/", "file:///etc/passwd", "ftp://x/", "gopher://x/"),
+    *("unix:/run/x", "data:image/png;base64,%%%", "data:,", "data:image/png;base64,iVBORw0KGgo="),
+    *("data:video/jpeg;base64,AAAA", "data:audio/ogg;base64,AAAA"),
+]
+MEDIA_MESSAGES = [
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "http://x/"}}],
+    }
+]
+MEDIA = [
+    chat(
+        f"media {kind} {url}",
+        "messages[0].content[1].type",
+        messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": kind, kind: {"url": url}}]}],
+    )
+    for url in MEDIA_URLS
+    for kind in ("image_url", "video_url", "audio_url", "input_audio", "file")
+] + [
+    chat(
+        "1,000 images",
+        "messages[0].content[0].type",
+        messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/"}}] * 1000}],
+    )
+]
+
 UNSUPPORTED: list[tuple[str, Any]] = [
     ("functions", [{"name": "f"}]),
     ("function_call", "auto"),
@@ -226,6 +270,8 @@ UNSUPPORTED: list[tuple[str, Any]] = [
     ("modalities", ["audio"]),
     ("truncation_side", "right"),
     ("kv_transfer_params", {"a": 1}),
+    ("kv_transfer_params", {}),
+    ("kv_transfer_params", {"tp_size": 10**9, "remote_host": "evil"}),
     ("mm_processor_kwargs", {"a": 1}),
 ]
 
@@ -342,6 +388,24 @@ TOOLS = [
 ]
 
 AUXILIARY = [
+    Case(
+        "tokenize an image",
+        "/tokenize",
+        json.dumps({"messages": MEDIA_MESSAGES}).encode(),
+        param="messages[0].content[1].type",
+    ),
+    Case("embeddings", "/v1/embeddings", b'{"input": null, "encoding_format": "foo"}', 404, None, "not_found"),
+    *[
+        Case(
+            f"an adapter to {act}",
+            f"/v1/{act}_lora_adapter",
+            b'{"lora_name": "a", "lora_path": "../x"}',
+            404,
+            None,
+            "not_found",
+        )
+        for act in ("load", "unload")
+    ],
     Case("tokenize nothing", "/tokenize", b"{}", param="prompt"),
     Case("tokenize both", "/tokenize", b'{"prompt": "a", "messages": []}', param="prompt"),
     Case("tokenize 10 MB", "/tokenize", json.dumps({"prompt": "a" * 10_000_000}).encode(), param="prompt"),
@@ -355,4 +419,4 @@ AUXILIARY = [
     Case("detokenize 2,000,000 ids", "/detokenize", json.dumps({"tokens": [1] * 2_000_000}).encode(), param="tokens"),
 ]
 
-ALL = [*BODIES, *TYPES, *SAMPLING, *TOKENS, *MESSAGES, *MODELS, *REFUSED_FIELDS, *TOOLS, *AUXILIARY]
+ALL = [*BODIES, *TYPES, *SAMPLING, *TOKENS, *MESSAGES, *MODELS, *MEDIA, *REFUSED_FIELDS, *TOOLS, *AUXILIARY]

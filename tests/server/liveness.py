@@ -1,8 +1,8 @@
 """The oracle of liveness: what must hold on a real server, over a real engine, while others misbehave.
 
 `toy_server` serves the toy model, whose next token is a hash of all that it reads back, so any harm to a neighbour's
-pages, rows or masks shows in the canary's tokens. `watched` keeps a greedy canary streaming, asks /ready all the time, and
-looks afterwards for pages, descriptors and processes that are not as they were.
+pages, rows or masks shows in the canary's tokens. `watched` keeps a greedy canary streaming, asks /ready all the time,
+and looks afterwards for pages, descriptors and processes that are not as they were.
 """
 
 import contextlib

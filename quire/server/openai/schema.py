@@ -151,7 +151,9 @@ REFUSED: dict[str, tuple[object, ...]] = {
         ("grammar", "regex", "ebnf", "json_schema", "web_search_options", "thinking_token_budget"), NOTHING
     ),
     **dict.fromkeys(("mirostat", "typical_p", "tfs", "no_repeat_ngram_size", "logprob_token_ids"), NOTHING),
-    **dict.fromkeys(("prompt_embeds", "mm_processor_kwargs", "media_io_kwargs", "kv_transfer_params"), NOTHING),
+    **dict.fromkeys(("prompt_embeds", "mm_processor_kwargs", "media_io_kwargs"), NOTHING),
+    # The engine's own: not even an empty one is taken from outside.
+    "kv_transfer_params": (None,),
     **dict.fromkeys(("vllm_xargs", "repetition_detection", "watermarking", "return_tokens_as_token_ids"), NOTHING),
 }
 """Fields that would change the answer and are not served, with the values that ask for nothing."""
