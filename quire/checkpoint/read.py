@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from quire.base.errors import CheckpointError
+from quire.checkpoint.defaults import completed
 from quire.checkpoint.facts import ModelFacts
-from quire.checkpoint.rope import rope_facts
+from quire.checkpoint.rope import is_per_layer, rope_facts
 
 Config = TypeVar("Config", bound=msgspec.Struct)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -33,7 +34,7 @@ def read_facts(name: str, path: str | Path) -> ModelFacts:
     Raises CheckpointError naming the file and field that is missing, unreadable or of the wrong type.
     """
     folder = Path(path)
-    config = text_part(_read_json(folder / "config.json"))
+    config = completed(text_part(_read_json(folder / "config.json")))
     generation = _read_json(folder / "generation_config.json", required=False)
     core = typed(config, _Core, str(folder / "config.json"))
     for field, value in (("vocab_size", core.vocab_size), ("max_position_embeddings", core.max_position_embeddings)):
@@ -107,7 +108,7 @@ def _context_len(config: dict[str, Any], positions: int) -> int:
     Dynamic rope is stretched only where a user asks for more: up to max_position_embeddings it is plain rope.
     """
     rope = rope_facts(config)
-    if rope.kind == "linear":
+    if rope.kind == "linear" and not is_per_layer(config):
         return int(positions * rope.factor)
     if rope.kind == "yarn":
         return max(positions, int((rope.original_context or positions) * rope.factor))

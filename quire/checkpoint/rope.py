@@ -49,9 +49,12 @@ class RopeFacts(msgspec.Struct, frozen=True, kw_only=True):
     max_positions: int = 0
 
 
-def rope_facts(config: dict[str, Any]) -> RopeFacts:
-    """The rotary embedding of `config`. Raises CheckpointError for a kind or value that is not understood."""
-    values = {"max_positions": config.get("max_position_embeddings", 0), **_spelled(config)}
+def rope_facts(config: dict[str, Any], layer_type: str = "full_attention") -> RopeFacts:
+    """The rotary embedding of `config`, in layers of `layer_type` where they differ.
+
+    Raises CheckpointError for a kind or value that is not understood.
+    """
+    values = {"max_positions": config.get("max_position_embeddings", 0), **_spelled(config, layer_type)}
     kind = str(values.pop("rope_type", None) or values.pop("type", None) or "default")
     kind = OLD_NAMES.get(kind, kind)
     if kind not in KINDS:
@@ -68,14 +71,26 @@ def rope_facts(config: dict[str, Any]) -> RopeFacts:
     return facts
 
 
-def _spelled(config: dict[str, Any]) -> dict[str, Any]:
+def is_per_layer(config: dict[str, Any]) -> bool:
+    """Whether types of layers have rotary embeddings of their own; max_position_embeddings then is what they reach."""
+    inner = config.get("rope_parameters")
+    nested = isinstance(inner, dict) and any(isinstance(value, dict) for value in inner.values())
+    return nested or config.get("rope_local_base_freq") is not None
+
+
+def _spelled(config: dict[str, Any], layer_type: str) -> dict[str, Any]:
     """The parameters as one dict, whichever way they are written; a field outside the dict yields to one inside."""
     inner = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(inner, dict):
         raise CheckpointError(f"config.json: rope_parameters must be an object, not {inner!r}")
     nested = [key for key, value in inner.items() if isinstance(value, dict)]
+    local = config.get("rope_local_base_freq")
     if nested:
-        raise CheckpointError(f"config.json: rope_parameters per layer type ({', '.join(nested)}) are not supported")
+        if layer_type not in nested:
+            raise CheckpointError(f"config.json: rope_parameters has {', '.join(nested)}, but no {layer_type}")
+        inner = inner[layer_type]
+    elif local is not None and layer_type == "sliding_attention":
+        inner = {"rope_theta": local}
     values = dict(inner)
     for key in ("rope_theta", "partial_rotary_factor"):
         if values.get(key) is None:

@@ -7,13 +7,11 @@ from torch import Tensor
 
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
-from quire.layers.attention import Attention, AttentionPlan
-from quire.layers.blocks import Sandwich
+from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
-from quire.layers.decoder import Cap, Count, Decoder, DecoderConfig, soft_capped
-from quire.layers.mlp import GatedMLP
+from quire.layers.decoder import Cap, Count, DecoderConfig, soft_capped
+from quire.layers.gemma import SandwichDecoder
 from quire.layers.window import LayerType, is_windowed
-from quire.ops.step import StepInputs
 
 
 class Gemma2Config(DecoderConfig, frozen=True, kw_only=True):
@@ -37,21 +35,10 @@ class Gemma2Config(DecoderConfig, frozen=True, kw_only=True):
         return self.sliding_window if windowed else None
 
 
-class Gemma2(Decoder):
-    """Sandwich norms that apply 1 + weight, scaled embeddings, soft caps."""
+class Gemma2(SandwichDecoder):
+    """Bounds, and a window in every other layer."""
 
     config: Gemma2Config
-    norm_offset = 1.0
-
-    def layer(self, b: Build, index: int) -> Sandwich:
-        """Attention and feed-forward, each between two norms."""
-        norms = (
-            self.norm_at(b / "input_layernorm"),
-            self.norm_at(b / "post_attention_layernorm"),
-            self.norm_at(b / "pre_feedforward_layernorm"),
-            self.norm_at(b / "post_feedforward_layernorm"),
-        )
-        return Sandwich(b, norms, Attention(b / "self_attn", self.attention(index)), self.mlp(b / "mlp"))
 
     def attention(self, index: int) -> AttentionPlan:
         """A scale of its own, bounded scores, a window in every other layer."""
@@ -64,15 +51,6 @@ class Gemma2(Decoder):
             qkv_bias=c.attention_bias,
             out_bias=c.attention_bias,
         )
-
-    def mlp(self, b: Build) -> GatedMLP:
-        """Gated by GELU."""
-        return GatedMLP(b, self.config.hidden_size, self.config.intermediate_size, activation="gelu_tanh")
-
-    def embed(self, step: StepInputs) -> Tensor:
-        """Rows of the table times the square root of the hidden size, rounded to the model's dtype as in training."""
-        rows = super().embed(step)
-        return rows * rows.new_tensor(self.config.hidden_size**0.5)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, hidden) to (n, vocab), bounded."""

@@ -96,7 +96,7 @@ def test_the_context_that_rope_was_stretched_to(rope: dict[str, Any], context: i
         ({"rope_scaling": {"type": "mrope"}}, "rope type 'mrope' is not supported"),
         ({"rope_scaling": {"type": "linear", "factor": "x"}}, "factor"),
         ({"rope_scaling": {"type": "linear", "factor": -1.0}}, "must be positive"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "per layer type"),
+        ({"rope_parameters": {"sliding_attention": {"rope_theta": 1.0}}}, "but no full_attention"),
         ({"rope_parameters": {"rope_type": ["yarn"]}}, "is not supported"),
         ({"rope_parameters": {"original_max_position_embeddings": "4k"}}, "original_context"),
         ({"rope_parameters": 7}, "rope_parameters must be an object"),
@@ -146,3 +146,27 @@ def test_a_typed_config_names_source_and_field() -> None:
     assert typed({"width": 3, "other": 1}, Sizes, "here").width == 3
     with pytest.raises(CheckpointError, match=r"here: .*width"):
         typed({}, Sizes, "here")
+
+
+def test_layer_types_have_ropes_of_their_own_in_both_spellings(tmp_path: Path) -> None:
+    new = {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    old = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    for kind in ("full_attention", "sliding_attention"):
+        facts = [
+            rope_facts({"max_position_embeddings": 64, **config}, kind) for config in ({"rope_parameters": new}, old)
+        ]
+        assert facts[0] == facts[1]
+        assert (facts[0].rope_theta, facts[0].factor) == ((1e6, 8.0) if kind == "full_attention" else (1e4, 1.0))
+
+
+def test_what_a_model_type_leaves_out_is_filled_in(tmp_path: Path) -> None:
+    # As the text part of google/gemma-3-4b-it has it.
+    config = {"model_type": "gemma3_text", "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    facts = read_facts("x", tmp_path)
+    assert (facts.vocab_size, facts.context_len) == (262208, 131072)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 5, "n_positions": 7}))
+    assert read_facts("x", tmp_path).context_len == 7

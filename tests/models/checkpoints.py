@@ -39,7 +39,41 @@ FAMILY: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
     "phi3": {"head_dim": 12},
+    "gemma": {},
     "gemma2": {"sliding_window": 8, "num_hidden_layers": 3, "query_pre_attn_scalar": 24},
+    "gemma3_text": {
+        "sliding_window": 8,
+        "num_hidden_layers": 3,
+        "query_pre_attn_scalar": 24,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    },
+    "glm": {},
+    "glm4": {},
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.2,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 2.0,
+        "head_dim": 12,
+    },
+    "ministral": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "ministral3": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.3,
+        },
+    },
+    "olmo2": {"head_dim": 12},
+    "smollm3": {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "head_dim": 12},
 }
 
 

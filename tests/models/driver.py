@@ -1,5 +1,6 @@
-"""Steps a model by hand, without scheduler and runner: sequences over shuffled pages, any mix of chunks."""
+"""Steps a model by hand, without scheduler and runner: any mix of chunks over shuffled pages, some of them shared."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -80,10 +81,20 @@ class Driver:
                     state.bind(k.fill_(torch.nan), v.fill_(torch.nan), index)
             shuffled = torch.randperm(pages - 1, generator=torch.Generator().manual_seed(index)) + 1
             self.free.append(shuffled.tolist())
+        self.users: list[Counter[int]] = [Counter() for _ in self.groups]
 
     def begin(self, tokens: list[int]) -> Sequence:
         """A sequence that knows `tokens` and has computed none."""
         return Sequence(list(tokens), pages=[[] for _ in self.groups])
+
+    def fork(self, parent: Sequence, common: int, tail: list[int]) -> Sequence:
+        """A sequence of `common` tokens of `parent`, whose full pages it shares, and of `tail`."""
+        pages = common // self.page_size
+        length = pages * self.page_size
+        shared = [table[:pages] for table in parent.pages]
+        for users, table in zip(self.users, shared, strict=True):
+            users.update(page for page in table if page)
+        return Sequence(parent.tokens[:common] + tail, length, shared, [torch.cat(parent.logits)[:length]])
 
     @torch.inference_mode()
     def step(self, work: list[tuple[Sequence, int]]) -> None:
@@ -106,7 +117,9 @@ class Driver:
 
     def _extend(self, sequence: Sequence, group: int, length: int) -> None:
         while len(sequence.pages[group]) * self.page_size < length:
-            sequence.pages[group].append(self.free[group].pop())
+            page = self.free[group].pop()
+            sequence.pages[group].append(page)
+            self.users[group][page] = 1
 
     def _drop(self, sequence: Sequence, group: int, first_needed: int) -> None:
         """Give back pages that lie before what is needed, and spoil them as their next owner would."""
@@ -114,18 +127,27 @@ class Driver:
             page = sequence.pages[group][i]
             if page == 0:
                 continue
-            self.free[group].insert(0, page)
             sequence.pages[group][i] = 0
+            self.users[group][page] -= 1
+            if self.users[group][page]:
+                continue
+            self.free[group].insert(0, page)
             for state in self.build.states:
                 if state.group == group:
                     state.k[page], state.v[page] = torch.nan, torch.nan
 
     def generate(self, texts: list[list[int]], new: int) -> list[Sequence]:
-        """Three greedy continuations. Chunks of different sizes, a late arrival and decoding share the steps."""
+        """Greedy continuations of three texts, and of one that begins with 8 tokens of the first.
+
+        Chunks of different sizes, a late arrival, shared pages and decoding share the steps.
+        """
         sequences = [self.begin(text) for text in texts]
         goals = [len(text) + new for text in texts]
         plan = list(zip(sequences, goals, (5, 100, 8), (0, 2, 0), strict=True))
         for step in range(1000):
+            if step == 2:
+                sequences.append(self.fork(sequences[0], min(8, sequences[0].computed), texts[1]))
+                plan.append((sequences[-1], len(sequences[-1].tokens) + new, 4, step))
             work = [
                 (s, min(len(s.tokens) - s.computed, chunk))
                 for s, goal, chunk, first in plan

@@ -8,21 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.checkpoints import make
+from tests.models.checkpoints import FAMILY, make
 from tests.models.driver import Driver
 from tests.models.tp_rank import PROMPTS
 
 pytestmark = pytest.mark.multi
 
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in FAMILY},
     "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "tied": ("llama", {"tie_word_embeddings": True}),
     "one-kv-head": ("qwen2", {"num_key_value_heads": 1}),
-    "head-norms": ("qwen3", {}),
-    "experts": ("qwen3_moe", {}),
-    "fused": ("phi3", {}),
     "fused-one-kv-head": ("phi3", {"num_key_value_heads": 1}),
-    "sandwich": ("gemma2", {}),
+    "wide-norms-one-kv-head": ("olmo2", {"num_key_value_heads": 1}),
+    "neighbours-one-kv-head": ("glm", {"num_key_value_heads": 1}),
 }
 
 

@@ -73,8 +73,24 @@ CASES = [
     Case("phi3 partial rotary", "phi3", {"partial_rotary_factor": 0.5}),
     Case("phi3 longrope within", "phi3", LONGROPE, max_model_len=32),
     Case("phi3 longrope beyond", "phi3", LONGROPE, max_model_len=128),
+    Case("gemma", "gemma"),
     Case("gemma2", "gemma2"),
     Case("gemma2 no caps", "gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+]
+CASES += [
+    Case("gemma3_text", "gemma3_text"),
+    Case("gemma3_text cap", "gemma3_text", {"final_logit_softcapping": 5.0}),
+    Case("granite", "granite"),
+    Case("granite biases", "granite", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    Case("olmo2", "olmo2"),
+    Case("glm", "glm"),
+    Case("glm no biases", "glm", {"attention_bias": False, **rope("default", partial_rotary_factor=1.0)}),
+    Case("glm4", "glm4"),
+    Case("smollm3", "smollm3"),
+    Case("smollm3 window", "smollm3", {"use_sliding_window": True, "sliding_window": 7, "layer_types": None}),
+    Case("ministral", "ministral"),
+    Case("ministral3", "ministral3"),
+    Case("ministral3 window", "ministral3", {"sliding_window": 9}),
 ]
 PROMPTS = {"within": (13, 7, 21), "beyond": (40, 34, 51)}
 

@@ -1,0 +1,39 @@
+"""What configs of a model type leave out because transformers has it as a default, where a reader needs it early.
+
+Most defaults stand in the typed config of a family. Here are those that say how long a context is, how heads are
+rotated or how large the vocabulary is, which is wanted before the family is known. Used by `read.py`.
+"""
+
+from typing import Any
+
+_FALCON = {"max_position_embeddings": 2048}
+_GEMMA3 = {
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cohere": {"max_position_embeddings": 8192},
+    "falcon": _FALCON,
+    "gemma3_text": _GEMMA3,
+    "glm": {"partial_rotary_factor": 0.5},
+    "glm4": {"partial_rotary_factor": 0.5},
+    "gpt_neox": {"rotary_pct": 0.25},
+    "phi": {"partial_rotary_factor": 0.5},
+    "smollm3": {"rope_theta": 2e6},
+    "stablelm": {"partial_rotary_factor": 0.25},
+}
+OLD_NAMES = {
+    "n_positions": "max_position_embeddings",
+    "rotary_emb_base": "rope_theta",
+    "rotary_pct": "partial_rotary_factor",
+}
+"""Fields by other names, and those that the readers use."""
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with its model type's defaults, and old names beside the new ones; what the config says counts."""
+    given = {**DEFAULTS.get(str(config.get("model_type")), {}), **config}
+    renamed = {new: given[old] for old, new in OLD_NAMES.items() if given.get(old) is not None}
+    return {**renamed, **given}
