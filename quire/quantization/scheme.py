@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
 from quire.checkpoint.headers import TensorEntry
 from quire.quantization.elements import packed_bytes
-from quire.quantization.scaled import Block, Form, ScaleType
+from quire.quantization.scaled import Block, Form
 
 Range = tuple[int, int]
 """First index and the one behind the last."""
@@ -124,58 +123,3 @@ def group_of(inputs: int, groups: int, name: str) -> int:
     if groups < 1 or inputs % groups:
         raise CheckpointError(f"tensor {name} has {groups} groups, which do not divide {inputs} inputs")
     return inputs // groups
-
-
-SCALE_TYPES: dict[str, ScaleType] = {
-    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "e8m0", "U8": "e8m0",
-}  # fmt: skip
-CODE_TYPES = {"F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp8_e5m2", "I8": "int8"}
-
-
-def eight_bits(
-    matrix: Matrix, source: Source, scale: str, unused: tuple[str, ...] = (), block: tuple[int, int] | None = None
-) -> Scheme:
-    """A `weight` of 8-bit values with scales of any shape: one, one a row, one a block, one a group of a row.
-
-    `scale` is the ending of the scales' name; values are multiplied with them. `block` is what the metadata says of
-    rows and inputs that share a scale; it counts where it fits the tensors.
-    """
-    weight, scales = f"{matrix.module}.weight", f"{matrix.module}.{scale}"
-    expect(source, weight, (matrix.outputs, matrix.inputs))
-    shape, dtype = shape_of(source, scales), source.entries[scales].dtype
-    if dtype not in SCALE_TYPES:
-        raise CheckpointError(f"tensor {scales} is {dtype}; scales must be one of {', '.join(SCALE_TYPES)}")
-    shape = tuple(n for n in shape if n != 1) if len(shape) > 2 else shape
-    rows, groups = (*shape, 1, 1)[:2]
-    said = block or (None, None)
-    row_block, group = _block(matrix.outputs, rows, said[0]), _block(matrix.inputs, groups, said[1])
-    single = rows == 1 and matrix.outputs > 1
-    form = Form(
-        CODE_TYPES[source.entries[weight].dtype],
-        None if groups == 1 else group,
-        SCALE_TYPES[dtype],
-        1 if single else row_block,
-    )
-
-    def read(source: Source, cut: Range, columns: Range) -> Block:
-        values = source.read(scales).reshape(rows, groups)
-        values = values.view(torch.uint8) if form.scale == "e8m0" else values
-        if single:
-            values = values.expand(cut[1] - cut[0], -1)
-        else:
-            values = values[cut[0] // row_block : -(-cut[1] // row_block)]
-        if form.group is not None:
-            first, last = group_range(columns, form.group)
-            values = values[:, first:last]
-        return Block(source.read(weight, cut, columns).view(torch.uint8), values)
-
-    return Scheme(form, (weight, scales), read, unused)
-
-
-def _block(size: int, blocks: int, said: int | None) -> int:
-    """Length of `blocks` blocks of which the last may be shorter: as said, a power of two, or what divides exactly."""
-    powers = [1 << n for n in range(size.bit_length() + 1)]
-    for length in ([] if said is None else [said]) + powers[::-1]:
-        if -(-size // length) == blocks:
-            return length
-    return size // blocks

@@ -5,8 +5,9 @@
 
 from typing import Any
 
+from quire.quantization.layouts import CODE_TYPES, eight_bits
 from quire.quantization.scaled import Form
-from quire.quantization.scheme import CODE_TYPES, Matrix, Scheme, Source, eight_bits, present
+from quire.quantization.scheme import Matrix, Scheme, Source, present
 
 METHODS = ("fp8", "fbgemm_fp8", "deepseek_fp8")
 MARKS = (".weight_scale_inv",)
