@@ -1,8 +1,9 @@
 """Builds the kernels of `native/` into the package, as a library that `quire/platforms/native.py` loads.
 
 `native/*.cpp` are compiled once, `native/kernels/*.cpp` once per instruction set (see native/isa.h). They need g++ (or
-another compiler, named by CXX) and an x86-64 or AArch64 processor. Without, quire is installed all the same and
-computes with torch's kernels; QUIRE_REQUIRE_NATIVE=1 makes that an error. Everything else is in pyproject.toml.
+another compiler, named by CXX; CXXFLAGS go behind the flags here) and an x86-64 or AArch64 processor. Without, quire is
+installed all the same and computes with torch's kernels; QUIRE_REQUIRE_NATIVE=1 makes that an error. Everything else is
+in pyproject.toml.
 """
 
 import os
@@ -69,6 +70,7 @@ class BuildNative(build_ext):
         compiler = shlex.split(os.environ.get("CXX", "")) or ([found] if found else [])
         if not compiler:
             return "no C++ compiler was found; install g++, or name one by CXX"
+        extra = shlex.split(os.environ.get("CXXFLAGS", ""))
         objects = Path(self.build_temp)
         objects.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +79,8 @@ class BuildNative(build_ext):
         made = {objects / name: command for name, command in commands(sources, machine).items()}
         compiles = {name: command for name, command in made.items() if self.force or not is_fresh(name, command[-1])}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            reasons = pool.map(lambda job: run([*compiler, *job[1], "-c", "-o", str(job[0])]), compiles.items())
+            jobs = ([*compiler, *flags, *extra, "-c", "-o", str(name)] for name, flags in compiles.items())
+            reasons = pool.map(run, jobs)
             reason = next((reason for reason in reasons if reason is not None), None)
         reason = reason or run([*compiler, "-shared", "-pthread", *map(str, made), "-o", str(partial)])
         if reason is None:
