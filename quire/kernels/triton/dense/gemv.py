@@ -76,7 +76,7 @@ def _held(
     first, norm_weight, owned, at, lines, K: tl.constexpr, N: tl.constexpr, CHUNK: tl.constexpr, HELD: tl.constexpr,
     NORM: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
-    """The weights that are fetched before the wait: of the product, of its gated half, of the norm; tuples of chunks."""
+    """The weights fetched before the wait: of the product, of its gated half, of the norm; tuples of chunks."""
     held = ()
     held_up = ()
     held_norm = ()
