@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
-DRIVER = "tests/native/driver.cpp"
+DRIVER = ["tests/native/driver.cpp", "tests/native/step_checks.cpp"]
 DEBUG = ["-O1", "-g", "-DQCPU_EMULATE_AMX"]
 SANITIZERS = {
     "address, undefined": [*DEBUG, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -67,7 +67,7 @@ def _driver(title: str, machine: str, compiler: str, emulator: list[str], how: t
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "driver"
         objects = []
-        for name, command in _setup().commands([*_sources(), DRIVER], machine).items():
+        for name, command in _setup().commands([*_sources(), *DRIVER], machine).items():
             objects.append(str(Path(folder) / name))
             flags = [flag for flag in command[:-1] if flag != "-O3"]
             _run([compiler, *flags, *how[0], "-c", command[-1], "-o", objects[-1]])

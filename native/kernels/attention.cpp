@@ -239,7 +239,8 @@ struct Attend {
                 });
         for (long h = 0; h < heads; h++) {
             most[h] = -INFINITY;
-            total[h] = weigh<P>(s[h], whole(n), 0, n, most[h], weights + h * CHUNK);
+            // Values are added 8 at a time: what is missing has weights of 0.
+            total[h] = weigh<P>(s[h], (n + 15) / 16 * 16, 0, n, most[h], weights + h * CHUNK);
             for (long i = 0; i < stride(); i += LANES) write_as(sums + h * stride() + i, vf{});
         }
         const long shift = (const elem*)job.v_pool - (const elem*)job.k_pool;

@@ -1,5 +1,6 @@
 // Checks the compiled kernels without Python: against loops that say the same in the plainest way, for every set of
-// instructions that the processor has, on shapes drawn at random. Runs under sanitizers and under qemu-user.
+// instructions that the processor has, on shapes drawn at random. Runs under sanitizers and under qemu-user. Products
+// are checked here, the rest of a step in step_checks.cpp.
 //
 //     driver [rounds] [seed]      prints a line for each set and returns 1 where anything differs
 #include <math.h>
@@ -148,6 +149,9 @@ void race() {
 
 }  // namespace
 
+// In step_checks.cpp.
+int check_step(const char* set, long rounds);
+
 int main(int count, char** words) {
     const int rounds = count > 1 ? atoi(words[1]) : 100;
     state = count > 2 ? uint64_t(atoi(words[2])) : 1;
@@ -160,6 +164,7 @@ int main(int count, char** words) {
             qcpu_set_threads(1 + i % 3);
             for (int format = FLOAT32; format <= INT4; format++) check(set, format);
         }
+        failures += check_step(set, 1 + rounds / 4);
         printf("%s: %d shapes of each format, %d wrong\n", set, rounds, failures - before);
     }
     race();
