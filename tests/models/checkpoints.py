@@ -25,6 +25,8 @@ BASE: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+# Older families know no such fields; ... leaves one out.
+PLAIN: dict[str, Any] = {"head_dim": ..., "num_key_value_heads": ...}
 FAMILY: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": None},
@@ -39,6 +41,9 @@ FAMILY: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
     "phi3": {"head_dim": 12},
+    "cohere": {"head_dim": 12},
+    "cohere2": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+    "falcon": {**PLAIN, "multi_query": True, "parallel_attn": True, "bias": False},
     "gemma": {},
     "gemma2": {"sliding_window": 8, "num_hidden_layers": 3, "query_pre_attn_scalar": 24},
     "gemma3_text": {
@@ -53,6 +58,11 @@ FAMILY: dict[str, dict[str, Any]] = {
     },
     "glm": {},
     "glm4": {},
+    "gpt2": {**PLAIN, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt_neox": {
+        **PLAIN,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+    },
     "granite": {
         "embedding_multiplier": 3.0,
         "attention_multiplier": 0.2,
@@ -72,14 +82,24 @@ FAMILY: dict[str, dict[str, Any]] = {
             "llama_4_scaling_beta": 0.3,
         },
     },
+    "olmo": {"clip_qkv": 0.7},
     "olmo2": {"head_dim": 12},
+    "opt": {**PLAIN, "ffn_dim": 56, "word_embed_proj_dim": 48},
+    "phi": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+    "stablelm": {
+        "head_dim": ...,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+    },
+    "starcoder2": {"sliding_window": 9},
     "smollm3": {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "head_dim": 12},
 }
 
 
 def make(model_type: str, folder: Path, **overrides: Any) -> Path:
     """A random checkpoint of `model_type` in `folder`; `overrides` are fields of its config. Returns `folder`."""
-    config = AutoConfig.for_model(model_type, **{**BASE, **FAMILY[model_type], **overrides})
+    fields = {**BASE, **FAMILY[model_type], **overrides}
+    given = {name: value for name, value in fields.items() if value is not ...}
+    config = AutoConfig.for_model(model_type, **given)
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.multi
 CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in FAMILY},
     "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "head-layer-norms": ("cohere", {"use_qk_norm": True}),
+    "woven": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "tied": ("llama", {"tie_word_embeddings": True}),
     "one-kv-head": ("qwen2", {"num_key_value_heads": 1}),
     "fused-one-kv-head": ("phi3", {"num_key_value_heads": 1}),
