@@ -19,7 +19,7 @@ from quire.base.logging import get_logger, setup
 from quire.engine.core import EngineCore, MakeExecutor, Timeline, executor_for
 from quire.engine.launch import Launch
 from quire.engine.progress import weights_progress
-from quire.messages.codec import Codec
+from quire.messages.codec import MAX_FRAME_BYTES, Codec
 from quire.messages.wire import (
     Abort,
     Delta,
@@ -33,6 +33,7 @@ from quire.messages.wire import (
     Submit,
     ToClient,
 )
+from quire.version import __version__
 
 log = get_logger("quire.engine")
 
@@ -53,6 +54,8 @@ class Server:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.set_hwm(0)
         self._socket.linger = 1000
+        # Whoever announces more is cut off before memory is taken for it.
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         self._socket.bind(address)
         self._launcher = launcher
         self._poller = zmq.Poller()
@@ -81,8 +84,7 @@ class Server:
         deadline = time.monotonic() + FAREWELL_S
         while not self._clients and time.monotonic() < deadline:
             if self._socket.poll(100):
-                client, _ = self._socket.recv_multipart()
-                self._clients.append(client)
+                self._clients.append(self._socket.recv_multipart()[0])
         self._tell_all(Failed(message))
 
     def close(self) -> None:
@@ -99,14 +101,15 @@ class Server:
             self._refuse(self._core.grammars.collect())
         if self._socket in ready:
             while self._socket.poll(0):
-                client, frame = self._socket.recv_multipart()
-                self._handle(client, frame)
+                client, *frames = self._socket.recv_multipart()
+                self._handle(client, frames)
         return True
 
-    def _handle(self, client: bytes, frame: bytes) -> None:
+    def _handle(self, client: bytes, frames: list[bytes]) -> None:
         try:
+            (frame,) = frames
             message = self._codec.decode(frame)
-        except TransportError as error:
+        except (TransportError, ValueError) as error:
             log.warning("dropped a frame: %s", error)
             return
         if isinstance(message, Submit):
@@ -120,6 +123,9 @@ class Server:
             for request_id in message.ids:
                 self._owners.pop(request_id, None)
         elif isinstance(message, Hello):
+            if message.version != __version__:
+                self._tell(client, Failed(f"the engine is version {__version__}, its client {message.version[:40]!r}"))
+                return
             self._clients.append(client)
             self._tell(client, self._core.facts)
         elif isinstance(message, ResetPrefixCache):

@@ -97,7 +97,8 @@ def as_api_error(error: BaseException) -> ApiError:
                 "The engine has stopped and serves no requests; see the server's log.", "engine_dead", 10
             )
         case EngineError():
-            return ApiError(500, str(error), "engine_error")
+            # The same request would fail again; clients try a 500 twice more unless they are told.
+            return ApiError(500, str(error), "engine_error", headers={"x-should-retry": "false"})
         case HTTPException():
             return _of_router(error)
     return ApiError(500, "Internal error; the server's log has it under this x-request-id.", "internal_error")

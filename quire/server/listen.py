@@ -6,6 +6,7 @@ import socket
 import ssl
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +17,7 @@ from quire.base.errors import ConfigError
 from quire.base.logging import get_logger
 from quire.config.fields import ServerConfig
 from quire.server.service import Service
+from quire.server.wire import Wire, connections_allowed
 
 log = get_logger(__name__)
 
@@ -123,7 +125,7 @@ class ApiServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=partial(Wire, most=connections_allowed()),  # type: ignore[arg-type]
                 ws="none",
                 lifespan="off",
                 timeout_keep_alive=KEEP_ALIVE_S,

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.plain
 
 MAX_ANSWER_BYTES = 8 << 10
 ERROR_FIELDS = {"message", "type", "param", "code"}
+TYPES = {404: "not_found_error", 500: "server_error"}
 
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: f"{case.path}: {case.name[:40]}")
@@ -32,7 +33,7 @@ def check(http: httpx.Client, case: Case) -> None:
     assert answer.headers["content-type"] == "application/json"
     error = answer.json()["error"]
     assert set(error) == ERROR_FIELDS
-    assert error["type"] == ("not_found_error" if case.status == 404 else "invalid_request_error")
+    assert error["type"] == TYPES.get(case.status, "invalid_request_error")
     assert error["code"]
     assert error["message"]
     assert not any(word in error["message"] for word in ("quire.", ".py", "Traceback", "msgspec", "Struct", "0x"))

@@ -110,8 +110,7 @@ def test_a_body_in_tiny_chunks(serving: Serving) -> None:
 
 
 def test_a_long_url_and_large_headers(serving: Serving) -> None:
-    # So long a URL does not pass the parser, which answers by itself.
-    assert talk(serving, b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert talk(serving, b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\nHost: x\r\n\r\n")[:12] in (b"HTTP/1.1 414", b"")
     status, error = error_of(talk(serving, b"GET /?" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"))
     assert (status, error["code"]) == (414, "uri_too_long")
     status, error = error_of(talk(serving, b"GET /live HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"))
@@ -133,7 +132,10 @@ def test_several_requests_on_one_connection(serving: Serving) -> None:
 
 def test_garbage_is_no_request(serving: Serving, http: httpx.Client) -> None:
     for garbage in (b"\x16\x03\x01\x02\x00\x01\x00", b"\x00" * 100, b"GET\r\n\r\n", b"SSH-2.0-x\r\n"):
-        assert b" 200 " not in talk(serving, garbage)
+        answer = talk(serving, garbage)
+        # A line that is not finished waits for its end.
+        if answer:
+            assert error_of(answer)[1]["code"] == "invalid_http"
     assert http.get("/live").status_code == 200
 
 
