@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quire.parallel.mesh import Mesh
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
 
@@ -67,25 +68,38 @@ def inner(module: str) -> bool:
 
 
 def check(quantized: Path, plain: Path, values: dict[str, Tensor]) -> Driver:
-    """The quantized checkpoint has these values to the bit and writes the same tokens. Returns what ran it."""
+    """The quantized checkpoint has these values to the bit, on one rank and on two, and writes the same tokens.
+
+    Returns what ran it.
+    """
+    for mesh in (Mesh(), Mesh(0, 2), Mesh(1, 2)):
+        ran = Driver(quantized, 4, mesh=mesh)
+        assert compare(ran, values), "something is quantized"
     ran, want = Driver(quantized, 4), Driver(plain, 4)
+    for ours, theirs in zip(ran.generate(PROMPTS, 6), want.generate(PROMPTS, 6), strict=True):
+        assert ours.tokens == theirs.tokens
+        assert (ours.all_logits() - theirs.all_logits()).abs().max() < 1e-4
+    return ran
+
+
+def compare(ran: Driver, values: dict[str, Tensor]) -> int:
+    """Weights that are not stored in full precision, all of whose parts have their values to the bit."""
     stored = 0
     for weight in ran.model.parameters():
         if not weight.stored:
             continue
         stored += 1
+        row = 0
         found = weight.stored.rows(weight.data, torch.arange(weight.stored.outputs))
-        parts = [part.name.removesuffix(".weight") for part in weight.recipe.parts]
-        rows = [part.taken(0, 1)[0] for part in weight.recipe.parts]
-        for part, made, module in zip(weight.recipe.parts, found.split(rows), parts, strict=True):
+        for part in weight.recipe.parts:
+            rows, columns = part.spans(ran.mesh.rank, ran.mesh.size)
+            module = part.name.removesuffix(".weight")
             if module in values:
-                whole = values[module][part.first : part.first + len(made)]
-                assert torch.equal(made, whole.float()), module
-    assert stored, "something is quantized"
-    for ours, theirs in zip(ran.generate(PROMPTS, 6), want.generate(PROMPTS, 6), strict=True):
-        assert ours.tokens == theirs.tokens
-        assert (ours.all_logits() - theirs.all_logits()).abs().max() < 1e-4
-    return ran
+                want = values[module].float()
+                want = want[rows.start : rows.start + rows.length, columns.start : columns.start + columns.length]
+                assert torch.equal(found[row : row + rows.length], want), part.name
+            row += rows.length + rows.zeros
+    return stored
 
 
 def stored_bytes(driver: Driver) -> int:
