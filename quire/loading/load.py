@@ -16,6 +16,7 @@ from torch import Tensor
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.headers import TensorEntry, read_headers
+from quire.loading.names import fitted
 from quire.loading.quantized import Job, jobs
 from quire.loading.reader import Files, Slice, slices
 from quire.loading.recipe import Parametrised, Part, Weight, weights_of
@@ -28,7 +29,14 @@ Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
 # Tables that old checkpoints carry along and that are computed here.
-IGNORED_ENDINGS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attn.bias", "masked_bias")
+IGNORED_ENDINGS = (
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    "attn.bias",
+    "attention.bias",
+    "masked_bias",
+)
 # Scales of 8-bit pages: pages keep keys and values as they are.
 CACHE_ENDINGS = (".k_scale", ".v_scale", ".kv_scale", ".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point")
 SHOWN = 6
@@ -55,6 +63,9 @@ def load(
     """
     weights = weights_of(model)
     entries = read_headers(facts.path)
+    if quantized is None:
+        parts = (part for weight in weights for part in (*weight.recipe.parts, *weight.recipe.fused))
+        entries = fitted(entries, (part.name for part in parts))
     _settle(weights, entries)
     _check_names(weights, entries, facts.path)
     _check_shapes([part for weight in weights for part in _plain_parts(weight)], entries)

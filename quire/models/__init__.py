@@ -7,6 +7,7 @@
 import importlib
 import pkgutil
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Protocol
 
 from quire.base.errors import CheckpointError
@@ -35,9 +36,12 @@ def build(facts: ModelFacts, build: Build) -> Model:
 
     Raises CheckpointError for an unknown model_type or a config that does not fit.
     """
-    if facts.model_type not in supported():
+    known = supported()
+    if facts.model_type not in known:
+        close = get_close_matches(facts.model_type, known, 5, 0.5)
+        named = f"names close to it: {', '.join(close)}" if close else f"supported: {', '.join(known)}"
         raise CheckpointError(
-            f"{facts.path}: model_type {facts.model_type!r} is not supported; supported: {', '.join(supported())}"
+            f"{facts.path}: model_type {facts.model_type!r} is not supported; {named} (all are in docs/models.md)"
         )
     family: _Family = importlib.import_module(f"{__name__}.{facts.model_type}")
     return family.build(facts, replace(build, max_model_len=build.max_model_len or facts.context_len))

@@ -181,3 +181,33 @@ def test_dummy_weights_have_the_scale_of_their_input() -> None:
     fill_dummy(model, 0, Mesh())
     assert abs(float(model.w.std()) - 400**-0.5) < 0.001 and abs(float(model.w.mean())) < 0.001
     assert abs(float(model.norm.mean()) - 1.0) < 0.01 and 0 < float(model.norm.std()) < 0.1
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(0, 2), Mesh(1, 2)], ids=str)
+@pytest.mark.parametrize("block_bytes", [16 << 20, 40])
+def test_transposed_and_reordered_tensors(
+    mesh: Mesh, block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "BLOCK_BYTES", block_bytes)
+    up, down, q = (
+        torch.randn(shape, generator=torch.Generator().manual_seed(n))
+        for n, shape in enumerate([(6, 8), (8, 6), (8, 6)])
+    )
+    found = write(tmp_path, {"up": up, "down": down, "q": q, "n": torch.arange(8.0).view(2, 4)})
+    recipes = {
+        "up": Recipe((Part("up", (8, 6), cut=0, transposed=True),)),
+        "down": Recipe((Part("down", (6, 8), cut=1, transposed=True),)),
+        "q": Recipe((Part("q", (8, 6), cut=0, halves=(4, 4)),)),
+        "n": Recipe((Part("n", (8,), cut=0, stacked=True, halves=(4, 2), plus=1.0),)),
+    }
+    model = nn.Module()
+    for name, recipe in recipes.items():
+        data = torch.full(recipe.shape(mesh.rank, mesh.size), torch.nan)
+        model.register_parameter(name, Weight(data, recipe))
+    load(model, found, mesh)
+    rows = torch.arange(8).view(mesh.size, -1)[mesh.rank]
+    turned = torch.tensor([0, 2, 1, 3, 4, 6, 5, 7])[rows]
+    assert torch.equal(model.get_parameter("up"), up.T[rows])
+    assert torch.equal(model.get_parameter("down"), down.T[:, rows])
+    assert torch.equal(model.get_parameter("q"), q[turned])
+    assert torch.equal(model.get_parameter("n"), rows + 1.0)

@@ -60,3 +60,17 @@ def test_a_weight_is_a_parameter_without_gradient() -> None:
     weight = Weight(torch.zeros(2), Recipe((Part("w", (2,)),)))
     assert isinstance(weight, torch.nn.Parameter) and not weight.requires_grad
     assert type(weight + 1) is torch.Tensor
+
+
+def test_neighbouring_pairs_become_halves() -> None:
+    part = Part("q", (16, 1), halves=(8, 6))
+    assert part.is_changed and part.unit == 8
+    rows = part.changed(torch.arange(16.0)[:, None])[:, 0].tolist()
+    assert rows == [0, 2, 4, 1, 3, 5, 6, 7, 8, 10, 12, 9, 11, 13, 14, 15]
+
+
+def test_an_offset_is_added_in_float32() -> None:
+    values = torch.tensor([0.001], dtype=torch.bfloat16)
+    changed = Part("n", (1,), plus=1.0).changed(values)
+    assert changed.dtype == torch.float32 and changed.item() == 1 + values.float().item()
+    assert not Part("n", (1,)).is_changed

@@ -65,7 +65,8 @@ def test_the_families_of_the_first_release_are_there() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "mamba"}, r"'mamba' is not supported; supported: .*llama"),
+        ({"model_type": "blip"}, r"'blip' is not supported; supported: .*llama"),
+        ({"model_type": "qwen2_5"}, r"'qwen2_5' is not supported; names close to it: .*qwen2"),
         ({"model_type": "../llama"}, "is not supported"),
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_size": "8"}, "hidden_size"),
@@ -85,6 +86,12 @@ def test_the_families_of_the_first_release_are_there() -> None:
             },
             "short_factor has 1 entries, the heads need 2",
         ),
+        ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries"),
+        ({"model_type": "falcon", "alibi": True}, "alibi"),
+        ({"model_type": "opt", "ffn_dim": 8, "do_layer_norm_before": False}, "do_layer_norm_before"),
+        ({"model_type": "opt", "ffn_dim": 8, "word_embed_proj_dim": 4}, "word_embed_proj_dim=4 differs"),
+        ({"model_type": "phi", "qk_layernorm": True}, "qk_layernorm"),
+        ({"model_type": "ministral3", "rope_parameters": {"rope_type": "default"}}, "llama_4_scaling_beta"),
     ],
 )
 def test_a_config_that_makes_no_model_is_told_by_name(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -219,3 +226,24 @@ def test_reading_a_checkpoint_imports_no_torch(tmp_path: Path) -> None:
         f"read.read_facts('x', names.resolve({str(tmp_path)!r})); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_positions_that_no_table_has_are_refused(tmp_path: Path) -> None:
+    folder = make("gpt2", tmp_path / "g")
+    with pytest.raises(CheckpointError, match=r"wpe.weight has learned vectors for 128 positions; max_model_len=129"):
+        Driver(folder, 4, max_model_len=129)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "glm", "falcon"])
+def test_weights_that_are_turned_may_be_quantized(family: str, tmp_path: Path) -> None:
+    folder = make(family, tmp_path / family)
+    facts = read_facts("x", folder)
+    build = new_build(quantization="int8")
+    model = models.build(facts, build)
+    loading.load(model, facts, Mesh())
+    plain = models.build(facts, new_build())
+    loading.load(plain, facts, Mesh())
+    one, other = (m._layers[0].attention.qkv for m in (model, plain))  # type: ignore[attr-defined]
+    storage = one.weight.stored
+    rows = storage.rows(one.weight, torch.arange(storage.outputs))
+    assert (rows - other.weight).abs().max() < other.weight.abs().max() / 100
