@@ -46,7 +46,7 @@ class AttentionPlan:
         head_norm_offset: added to the weights of those.
         wide_norm_eps: of RMS norms over all query heads and all key heads, under the same names.
         head_layer_norm_eps: of layer norms on query and key heads, with weights for each head, under the same names.
-        bound: queries, keys and values are clipped to this before anything else; None leaves them.
+        bound: queries, keys and values are clipped to this after those two, before the first; None leaves them.
         growth: of queries with their position.
         qkv_bias, out_bias: whether the projections have biases.
         names: of the modules that make queries, keys and values; the same name thrice for one fused module.

@@ -78,7 +78,7 @@ class HeadLayerNorms(nn.Module):
 
 
 class HeadChanges(nn.Module):
-    """Bounds, then norms, then growth: of a row's queries, keys and values, of so many `widths`."""
+    """Norms, then bounds, then growth: of a row's queries, keys and values, of so many `widths`."""
 
     def __init__(
         self,
@@ -93,13 +93,12 @@ class HeadChanges(nn.Module):
 
     def forward(self, qkv: Tensor, positions: Tensor) -> Tensor:
         """(tokens, widths) to the same."""
+        if self.norms is not None:
+            q, k, v = torch.split(qkv, self.widths, dim=-1)
+            qkv = torch.cat([*self.norms.forward(q, k), v], dim=-1)
         if self.bound is not None:
             qkv = qkv.clamp(-self.bound, self.bound)
-        if self.norms is None and self.growth is None:
+        if self.growth is None:
             return qkv
-        q, k, v = torch.split(qkv, self.widths, dim=-1)
-        if self.norms is not None:
-            q, k = self.norms.forward(q, k)
-        if self.growth is not None:
-            q = (q.float() * self.growth.at(positions)).to(qkv.dtype)
-        return torch.cat([q, k, v], dim=-1)
+        q, rest = qkv.tensor_split([self.widths[0]], dim=-1)
+        return torch.cat([(q.float() * self.growth.at(positions)).to(qkv.dtype), rest], dim=-1)

@@ -1,13 +1,33 @@
-"""The mixture-of-experts feed-forward layer: a router, and experts cut over their inner size."""
+"""The mixture-of-experts feed-forward layer: a router, experts cut over their inner size, experts for all tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from quire.base.errors import CheckpointError
 from quire.layers.build import Build
+from quire.layers.experts import Arrangement, biases, matrices
 from quire.layers.linear import Linear
+from quire.layers.mlp import GatedMLP
 from quire.loading.recipe import Part
-from quire.ops.moe import MoeSpec, RouteSpec, moe
+from quire.ops.moe import Gate, MoeBiases, MoeSpec, RouteSpec, moe
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPlan:
+    """Experts that read every token, as one feed-forward layer.
+
+    Attributes:
+        inner: values between its products, over all ranks.
+        name: of its module.
+        gate: of the module whose sigmoid weighs what it makes; None has none.
+    """
+
+    inner: int
+    name: str = "shared_experts"
+    gate: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +39,16 @@ class MoePlan:
         inner: values between an expert's two products, over all ranks.
         experts: how many there are.
         top_k: how many each token goes to.
-        normalize: whether the weights of a token's experts are made to sum to 1.
+        normalize, score, groups, top_groups, group_best, scale: how they are chosen and weighed, as of `RouteSpec`.
+        choice_bias: whether the choice has biases (`e_score_correction_bias` of the router).
+        router: name of the router's module.
+        router_bias: whether it has a bias.
+        wide_router: whether logits are worked out in float32.
+        gate, weigh_input: as of `MoeSpec`.
+        bias: whether experts have biases; they are woven.
+        arrangement: of the experts' tensors.
+        names: of the modules of gate, up and down, where each expert has its own.
+        shared: experts for all tokens, added up with the chosen ones.
     """
 
     hidden: int
@@ -27,49 +56,109 @@ class MoePlan:
     experts: int
     top_k: int
     normalize: bool
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    groups: int = 1
+    top_groups: int = 1
+    group_best: int = 1
+    scale: float = 1.0
+    choice_bias: bool = False
+    router: str = "gate"
+    router_bias: bool = False
+    wide_router: bool = False
+    gate: Gate = "silu"
+    weigh_input: bool = False
+    bias: bool = False
+    arrangement: Arrangement = "single"
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    shared: SharedPlan | None = None
 
 
 class MoE(nn.Module):
     """sum over a token's experts of weight * down(silu(gate(x)) * up(x)).
 
-    Every rank holds a share of every expert, so ranks stay equally busy whatever the router does.
+    Every rank holds a share of every expert, so ranks stay equally busy whatever the router does. Raises
+    CheckpointError if tokens need more experts than there are.
     """
 
     def __init__(self, b: Build, plan: MoePlan) -> None:
         super().__init__()
+        _check(plan)
         inner = b.mesh.split(plan.inner, "moe_intermediate_size")
-        self.router = Linear(b / "gate", (b / "gate").weight(Part("weight", (plan.experts, plan.hidden))))
-        self.gate_up = (b / "experts").weight(*_gate_up(plan), fused=_fused_gate_up(plan))
-        self.down = (b / "experts").weight(*_down(plan), fused=_fused_down(plan))
-        route = RouteSpec(plan.experts, plan.top_k, plan.normalize, b.dtype_name, str(b.device))
-        self.spec = MoeSpec(route, plan.hidden, inner, b.dtype_name, str(b.device))
+        self.router = self._router(b, plan)
+        self.choice_bias = None
+        if plan.choice_bias:
+            part = Part("e_score_correction_bias", (plan.experts,))
+            self.choice_bias = (b / plan.router).weight(part, dtype=torch.float32)
+        self.gate_up, self.down = matrices(b / "experts", plan, plan.arrangement)
+        self.biases = nn.ParameterList(biases(b / "experts", plan) if plan.bias else [])
+        self.spec = MoeSpec(
+            _route(b, plan), plan.hidden, inner, b.dtype_name, str(b.device), plan.gate, plan.bias, plan.weigh_input
+        )
         self._moe = b.op(moe, self.spec)
+        self.shared = None if plan.shared is None else Shared(b, plan.hidden, plan.shared)
 
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
         experts, inner, hidden = self.spec.route.experts, self.spec.inner, self.spec.hidden
-        gate_up = self.gate_up.view(experts, 2 * inner, hidden)
-        out: Tensor = self._moe(x, self.router.forward(x), gate_up, self.down.view(experts, hidden, inner), self.spec)
-        return out
+        logits = self.router.forward(x.to(self.router.weight.dtype))
+        gate_up, down = self.gate_up.view(experts, 2 * inner, hidden), self.down.view(experts, hidden, inner)
+        out: Tensor = self._moe(x, logits, gate_up, down, self.spec, self._biases())
+        return out if self.shared is None else out + self.shared.forward(x)
+
+    def _biases(self) -> MoeBiases | None:
+        if self.choice_bias is None and not self.biases:
+            return None
+        experts = self.spec.route.experts
+        first, second = (bias.view(experts, -1) for bias in self.biases) if self.biases else (None, None)
+        return MoeBiases(self.choice_bias, first, second)
+
+    @staticmethod
+    def _router(b: Build, plan: MoePlan) -> Linear:
+        at = replace(b / plan.router, dtype=torch.float32) if plan.wide_router else b / plan.router
+        bias = at.weight(Part("bias", (plan.experts,))) if plan.router_bias else None
+        return Linear(at, at.weight(Part("weight", (plan.experts, plan.hidden))), bias)
 
 
-def _gate_up(plan: MoePlan) -> list[Part]:
-    """One tensor per expert and matrix, as checkpoints are published."""
-    shape = (plan.inner, plan.hidden)
-    names = ("gate_proj", "up_proj")
-    return [Part(f"{i}.{name}.weight", shape, 0) for i in range(plan.experts) for name in names]
+class Shared(nn.Module):
+    """down(silu(gate(x)) * up(x)) for all tokens, weighed by the sigmoid of one more product where there is one."""
+
+    def __init__(self, b: Build, hidden: int, plan: SharedPlan) -> None:
+        super().__init__()
+        self.mlp = GatedMLP(b / plan.name, hidden, plan.inner)
+        self.weight = None
+        if plan.gate is not None:
+            self.weight = Linear(b / plan.gate, (b / plan.gate).weight(Part("weight", (1, hidden))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(tokens, hidden) to this rank's share of (tokens, hidden)."""
+        made = self.mlp.forward(x)
+        return made if self.weight is None else made * torch.sigmoid(self.weight.forward(x))
 
 
-def _down(plan: MoePlan) -> list[Part]:
-    return [Part(f"{i}.down_proj.weight", (plan.hidden, plan.inner), 1) for i in range(plan.experts)]
+def _route(b: Build, plan: MoePlan) -> RouteSpec:
+    return RouteSpec(
+        plan.experts,
+        plan.top_k,
+        plan.normalize,
+        "float32" if plan.wide_router else b.dtype_name,
+        str(b.device),
+        plan.score,
+        plan.choice_bias,
+        plan.groups,
+        plan.top_groups,
+        plan.group_best,
+        plan.scale,
+    )
 
 
-def _fused_gate_up(plan: MoePlan) -> tuple[Part, ...]:
-    """One tensor for all experts, (experts, 2 * inner, hidden), as transformers holds them."""
-    inner, count = plan.inner, 2 * plan.experts
-    shape = (count * inner, plan.hidden)
-    return tuple(Part("gate_up_proj", shape, 0, first=i * inner, rows=inner, stacked=True) for i in range(count))
-
-
-def _fused_down(plan: MoePlan) -> tuple[Part, ...]:
-    return (Part("down_proj", (plan.experts * plan.hidden, plan.inner), 1, stacked=True),)
+def _check(plan: MoePlan) -> None:
+    if plan.experts % plan.groups or plan.top_groups > plan.groups:
+        raise CheckpointError(
+            f"config.json: {plan.experts} experts do not form {plan.groups} groups, {plan.top_groups} of them chosen"
+        )
+    within = plan.experts // plan.groups * plan.top_groups
+    if plan.top_k > within:
+        what = f"{plan.experts} experts" if plan.groups == 1 else f"{within} experts of a token's groups"
+        raise CheckpointError(f"config.json: num_experts_per_tok={plan.top_k} is more than the {what}")
+    if plan.experts // plan.groups < plan.group_best:
+        raise CheckpointError(f"config.json: n_group={plan.groups} leaves fewer than {plan.group_best} experts a group")

@@ -6,6 +6,7 @@ the rank that makes it nor on how tensors are cut or fused: tensor-parallel 1 an
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 
 import torch
@@ -61,7 +62,9 @@ def _fill(target: Tensor, parts: list[Part], spans: list[Span], seed: int) -> No
             target = target.narrow(dim, 0, span.length)
     matrix = target if target.dim() == 2 else target[:, None]
     # Unit variance in gives unit variance out; vectors (norms, biases) scatter a little.
-    deviation = parts[0].shape[1] ** -0.5 if len(parts[0].shape) == 2 else 0.05
+    first = parts[0]
+    inputs = first.shape[-1] if first.columns is None else first.columns[1]
+    deviation = inputs**-0.5 if len(first.shape) == 2 else 0.05
     keys = torch.tensor([_key(seed, part.name) for part in parts], dtype=torch.int32, device=target.device)
     rows = (keys[:, None] + _hashes(spans[0], _ROWS, target.device)).view(-1, 1)
     columns = _hashes(spans[1] if len(spans) == 2 else Span(0, 1), _COLUMNS, target.device)
@@ -70,6 +73,9 @@ def _fill(target: Tensor, parts: list[Part], spans: list[Span], seed: int) -> No
         values = _mix(rows[begin : begin + step] + columns)
         # The variance of a uniform number in [-1, 1) is a third.
         torch.mul(values, deviation * 3**0.5 / (1 << 31), out=matrix[begin : begin + step])
+    if first.halves is not None:
+        # Which rows they are must not depend on the ranks.
+        target.copy_(replace(first, plus=0.0).changed(target))
 
 
 def _mix(x: Tensor) -> Tensor:

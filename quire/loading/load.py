@@ -67,6 +67,7 @@ def load(
         parts = (part for weight in weights for part in (*weight.recipe.parts, *weight.recipe.fused))
         entries = fitted(entries, (part.name for part in parts))
     _settle(weights, entries)
+    _drop_further_layers(entries, facts)
     _check_names(weights, entries, facts.path)
     _check_shapes([part for weight in weights for part in _plain_parts(weight)], entries)
     pieces = [piece for weight in weights for piece in _pieces(weight, entries, mesh)]
@@ -104,7 +105,7 @@ def _pieces(weight: Weight, entries: dict[str, TensorEntry], mesh: Mesh) -> list
         else:
             found = slices(target, entry, spans, part.unit)
         if part.is_changed:
-            found = [replace(piece, change=part.changed) for piece in found]
+            found = [replace(piece, change=_turned(part) if part.transposed else part.changed) for piece in found]
         if storage is not None:
             to = _Target(storage, weight.data, row - spans[0].start)
             if held is not None:
@@ -113,6 +114,11 @@ def _pieces(weight: Weight, entries: dict[str, TensorEntry], mesh: Mesh) -> list
         pieces += found
         row += rows
     return pieces
+
+
+def _turned(part: Part) -> Callable[[Tensor], Tensor]:
+    """`part.changed` for columns of the parameter."""
+    return lambda values: part.changed(values.T).T
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +206,15 @@ def _check_names(weights: list[Weight], entries: dict[str, TensorEntry], path: s
             f"the tensors of {path} do not fit the model; {'; '.join(problems)}. "
             "Check that config.json belongs to these weights"
         )
+
+
+def _drop_further_layers(entries: dict[str, TensorEntry], facts: ModelFacts) -> None:
+    """Forget the layers that some checkpoints have behind the last, to predict several tokens at once."""
+    last, further = (facts.config.get(field) for field in ("num_hidden_layers", "num_nextn_predict_layers"))
+    if isinstance(last, int) and isinstance(further, int):
+        found = tuple(f".layers.{last + i}." for i in range(further))
+        for name in [name for name in entries if any(layer in name for layer in found)]:
+            del entries[name]
 
 
 def _check_shapes(parts: Iterable[Part], entries: dict[str, TensorEntry]) -> None:

@@ -40,6 +40,7 @@ class Part:
         once: rank 0 alone gets the values, the others zeros (the bias of a sum over ranks).
         stacked: the checkpoint tensor has one dimension more, (n, rows, ...), and `shape` is (n * rows, ...).
         transposed: the checkpoint holds the matrix as (columns, rows).
+        columns: (first, how many): only these columns (dimension 1) belong to the part; None means all.
         halves: (head_dim, rotary_dim) of heads whose values are rotated in neighbouring pairs: the rows of each head
             are put in the order in which kernels rotate, the first of all pairs before the second of all pairs.
             Queries and keys so ordered have the same products.
@@ -56,6 +57,7 @@ class Part:
     once: bool = False
     stacked: bool = False
     transposed: bool = False
+    columns: tuple[int, int] | None = None
     halves: tuple[int, int] | None = None
     plus: float = 0.0
 
@@ -82,6 +84,8 @@ class Part:
         """What rank `rank` of `size` takes, per dimension of the checkpoint tensor."""
         whole = [Span(0, n) for n in self.shape]
         whole[0] = Span(self.first, self.shape[0] - self.first if self.rows is None else self.rows)
+        if self.columns is not None:
+            whole[1] = Span(*self.columns)
         if self.once and rank:
             whole[0] = Span(self.first, 0, whole[0].length)
         if self.cut is not None:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire.ops.moe import MoeSpec, moe, route
+from quire.ops.moe import MoeBiases, MoeSpec, gated, moe, route
 from quire.ops.registry import provide
 
 ALIGNED_ITEMS = 8
@@ -25,30 +25,60 @@ def _refuses(spec: MoeSpec) -> str | None:
 
 
 @provide("torch_native", moe, _refuses)
-def native_moe(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, spec: MoeSpec) -> Tensor:
+def native_moe(
+    x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, spec: MoeSpec, biases: MoeBiases | None = None
+) -> Tensor:
     """See `moe`."""
-    weights, ids = route.reference(logits, spec.route)
+    biases = biases or MoeBiases()
+    weights, ids = route.reference(logits, spec.route, biases.choice)
     experts, order = ids.flatten().sort(stable=True)
     token = order // spec.route.top_k
     share = weights.flatten()[order, None]
+    read = x[token]
+    if spec.weigh_input:
+        read, share = (read * share).to(x.dtype), torch.ones_like(share)
     if x.device.type == "cpu":
-        return _one_by_one(x, experts, token, share, gate_up, down)
-    numbers = torch.arange(1, spec.route.experts + 1, dtype=torch.int32, device=x.device)
-    ends = torch.searchsorted(experts, numbers, out_int32=True)
-    gate, up = torch._grouped_mm(x[token], gate_up.transpose(1, 2), ends).chunk(2, -1)
-    made = torch._grouped_mm(F.silu(gate) * up, down.transpose(1, 2), ends) * share
+        made = _one_by_one(read, experts, (gate_up, down), biases, spec)
+    else:
+        made = _grouped(read, experts, (gate_up, down), biases, spec)
     # Back in the order of tokens and slots, so that a sum does not depend on other tokens.
+    made = made.float() * share
     spread = torch.empty_like(made).index_copy_(0, order, made)
     return spread.view(len(x), spec.route.top_k, spec.hidden).sum(1).to(x.dtype)
 
 
-def _one_by_one(x: Tensor, experts: Tensor, token: Tensor, share: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    out = torch.zeros(x.shape, dtype=torch.float32)
+def _grouped(
+    read: Tensor, experts: Tensor, matrices: tuple[Tensor, Tensor], biases: MoeBiases, spec: MoeSpec
+) -> Tensor:
+    """What `experts`, in rising order, make of the rows of `read`: (rows, hidden)."""
+    gate_up, down = matrices
+    numbers = torch.arange(1, spec.route.experts + 1, dtype=torch.int32, device=read.device)
+    ends = torch.searchsorted(experts, numbers, out_int32=True)
+    first = torch._grouped_mm(read, gate_up.transpose(1, 2), ends)
+    if biases.gate_up is not None:
+        first = first + biases.gate_up[experts]
+    made: Tensor = torch._grouped_mm(_gated(first, spec), down.transpose(1, 2), ends)
+    return made if biases.down is None else made + biases.down[experts]
+
+
+def _one_by_one(
+    read: Tensor, experts: Tensor, matrices: tuple[Tensor, Tensor], biases: MoeBiases, spec: MoeSpec
+) -> Tensor:
+    gate_up, down = matrices
+    made = torch.empty(len(read), spec.hidden, dtype=read.dtype)
     begin = 0
     for expert, count in enumerate(torch.bincount(experts, minlength=len(gate_up)).tolist()):
         if count:
             mine = slice(begin, begin + count)
-            gate, up = F.linear(x[token[mine]], gate_up[expert]).chunk(2, -1)
-            out.index_add_(0, token[mine], F.linear(F.silu(gate) * up, down[expert]).float() * share[mine])
+            first, second = (None if b is None else b[expert] for b in (biases.gate_up, biases.down))
+            inner = _gated(F.linear(read[mine], gate_up[expert], first), spec)
+            made[mine] = F.linear(inner, down[expert], second)
             begin += count
-    return out.to(x.dtype)
+    return made
+
+
+def _gated(gate_up: Tensor, spec: MoeSpec) -> Tensor:
+    if spec.gate != "silu":
+        return gated(gate_up, spec)
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate) * up

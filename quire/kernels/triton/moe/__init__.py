@@ -10,7 +10,7 @@ from torch import Tensor
 from quire.kernels.triton.moe.few import moe_few
 from quire.kernels.triton.moe.grouped import moe_grouped, plan_for
 from quire.kernels.triton.moe.route import refuses_route
-from quire.ops.moe import MoeSpec, moe
+from quire.ops.moe import MoeBiases, MoeSpec, moe
 from quire.ops.registry import provide
 
 __all__ = ["triton_moe"]
@@ -19,11 +19,15 @@ FEW_TOKENS = 4
 
 
 def _refuses(spec: MoeSpec) -> str | None:
+    if spec.route.plain and not spec.plain:
+        return "has no biases, no gate but SiLU's, and weighs what experts make"
     return refuses_route(spec.route)
 
 
 @provide("triton", moe, _refuses)
-def triton_moe(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, spec: MoeSpec) -> Tensor:
+def triton_moe(
+    x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, spec: MoeSpec, biases: MoeBiases | None = None
+) -> Tensor:
     """See `moe`."""
     if not x.shape[0]:
         return torch.empty_like(x)

@@ -171,11 +171,13 @@ def routing(spec: RouteSpec, logits: Tensor) -> dict[str, Any]:
 def refuses_route(spec: RouteSpec) -> str | None:
     if spec.experts > MAX_EXPERTS:
         return f"sorts at most {MAX_EXPERTS} experts, not {spec.experts}"
+    if not spec.plain:
+        return "chooses by a softmax alone, without groups, bias or scale"
     return None if spec.dtype in ("float32", "bfloat16", "float16") else f"cannot compare {spec.dtype}"
 
 
 @provide("triton", route, refuses_route)
-def triton_route(logits: Tensor, spec: RouteSpec) -> tuple[Tensor, Tensor]:
+def triton_route(logits: Tensor, spec: RouteSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See `route`."""
     weights, ids, _ = _routed(logits.contiguous(), spec, rows=8, count=False)
     return weights, ids

@@ -1,0 +1,107 @@
+"""Where a checkpoint keeps the matrices of experts: one tensor for each, or one for all in several arrangements.
+
+Whatever the arrangement, parameters are (experts * 2 * inner, hidden), every expert's gate before its up, and
+(experts * hidden, inner). Used by `moe.py` only.
+"""
+
+from typing import Literal, Protocol
+
+from quire.layers.build import Build
+from quire.loading.recipe import Part, Weight
+
+Arrangement = Literal["single", "turned", "woven"]
+"""Of the tensors: one per expert and matrix (or transformers' own stack of those), which is how most are published;
+all experts in one as (experts, inputs, outputs), gates before ups (Llama 4); the same with gates and ups in turns
+(gpt-oss).
+"""
+
+
+class Sizes(Protocol):
+    """What of a plan counts here: sizes over all ranks."""
+
+    @property
+    def hidden(self) -> int:
+        """Values of a token."""
+        ...
+
+    @property
+    def inner(self) -> int:
+        """Values between an expert's products."""
+        ...
+
+    @property
+    def experts(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Modules of gate, up and down, where each expert has its own."""
+        ...
+
+
+def matrices(b: Build, plan: Sizes, arrangement: Arrangement) -> tuple[Weight, Weight]:
+    """The parameters of gate and up, and of down. `b` stands above the experts' names."""
+    if arrangement == "single":
+        return b.weight(*_gate_up(plan), fused=_fused_gate_up(plan)), b.weight(*_down(plan), fused=_fused_down(plan))
+    first = _woven(plan, b.mesh.size) if arrangement == "woven" else _turned(plan)
+    shape = (plan.hidden, plan.experts * plan.inner)
+    columns = [(i * plan.inner, plan.inner) for i in range(plan.experts)]
+    second = [Part("down_proj", shape, 1, stacked=True, transposed=True, columns=c) for c in columns]
+    return b.weight(*first), b.weight(*second)
+
+
+def biases(b: Build, plan: Sizes) -> tuple[Weight, Weight]:
+    """The parameters of the biases of gate and up, woven, and of down, which rank 0 alone adds."""
+    width, half = 2 * plan.inner, _halves(plan, b.mesh.size)
+    shape = (plan.experts * width,)
+    parts = [
+        Part("gate_up_proj_bias", shape, 0, first=i * width, rows=width, stacked=True, halves=half)
+        for i in range(plan.experts)
+    ]
+    return b.weight(*parts), b.weight(Part("down_proj_bias", (plan.experts * plan.hidden,), once=True, stacked=True))
+
+
+def _gate_up(plan: Sizes) -> list[Part]:
+    """One tensor per expert and matrix, as checkpoints are published."""
+    shape = (plan.inner, plan.hidden)
+    return [Part(f"{i}.{name}.weight", shape, 0) for i in range(plan.experts) for name in plan.names[:2]]
+
+
+def _down(plan: Sizes) -> list[Part]:
+    return [Part(f"{i}.{plan.names[2]}.weight", (plan.hidden, plan.inner), 1) for i in range(plan.experts)]
+
+
+def _fused_gate_up(plan: Sizes) -> tuple[Part, ...]:
+    """One tensor for all experts, (experts, 2 * inner, hidden), as transformers holds them."""
+    inner, count = plan.inner, 2 * plan.experts
+    shape = (count * inner, plan.hidden)
+    return tuple(Part("gate_up_proj", shape, 0, first=i * inner, rows=inner, stacked=True) for i in range(count))
+
+
+def _fused_down(plan: Sizes) -> tuple[Part, ...]:
+    return (Part("down_proj", (plan.experts * plan.hidden, plan.inner), 1, stacked=True),)
+
+
+def _turned(plan: Sizes) -> list[Part]:
+    """(experts, hidden, 2 * inner), gates before ups."""
+    shape, inner = (2 * plan.inner, plan.experts * plan.hidden), plan.inner
+    columns = [(i * plan.hidden, plan.hidden) for i in range(plan.experts)]
+    return [
+        Part("gate_up_proj", shape, 0, first=first, rows=inner, stacked=True, transposed=True, columns=c)
+        for c in columns
+        for first in (0, inner)
+    ]
+
+
+def _woven(plan: Sizes, ranks: int) -> list[Part]:
+    """(experts, hidden, 2 * inner), gates and ups in turns."""
+    shape, half = (2 * plan.inner, plan.experts * plan.hidden), _halves(plan, ranks)
+    columns = [(i * plan.hidden, plan.hidden) for i in range(plan.experts)]
+    return [Part("gate_up_proj", shape, 0, stacked=True, transposed=True, columns=c, halves=half) for c in columns]
+
+
+def _halves(plan: Sizes, ranks: int) -> tuple[int, int]:
+    """A rank's share of an expert's gates and ups, seen as pairs."""
+    width = 2 * plan.inner // ranks
+    return width, width
