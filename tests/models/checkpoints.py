@@ -10,6 +10,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.models.experts import EXPERTS
+
 # Odd sizes on purpose: head_dim is not hidden / heads, heads share keys, and the vocabulary does not divide by 2.
 BASE: dict[str, Any] = {
     "vocab_size": 97,
@@ -94,6 +96,8 @@ FAMILY: dict[str, dict[str, Any]] = {
     "smollm3": {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "head_dim": 12},
 }
 
+FAMILY |= EXPERTS
+
 
 def make(model_type: str, folder: Path, **overrides: Any) -> Path:
     """A random checkpoint of `model_type` in `folder`; `overrides` are fields of its config. Returns `folder`."""
@@ -107,6 +111,9 @@ def make(model_type: str, folder: Path, **overrides: Any) -> Path:
             # transformers starts norms at 1 (or 0) and biases at 0, where a loader's mistake would not show.
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.2)
     model.save_pretrained(folder, max_shard_size="40KB")
     _write_tokenizer(folder, config.vocab_size)
     return folder

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from quire import loading, models
@@ -73,3 +74,20 @@ def test_random_routers_spread_a_batch_over_the_experts() -> None:
     assert sum(distinct) / len(distinct) >= 120
     gate = layer.gate_up.view(128, 2, 2048)
     assert len(gate[:, :, 0].unique()) == 256, "experts differ"
+
+
+@pytest.mark.parametrize("layer", [3, 4])
+def test_layers_that_predict_further_tokens_are_left_alone(layer: int, tmp_path: Path) -> None:
+    folder, name = make("glm4_moe", tmp_path), f"model.layers.{layer}.eh_proj.weight"
+    save_file({name: torch.zeros(4, 8)}, folder / "further.safetensors")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"][name] = "further.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    facts = read_facts("tiny", folder)
+    assert (facts.config["num_hidden_layers"], facts.config["num_nextn_predict_layers"]) == (3, 1)
+    built = models.build(facts, new_build())
+    if layer == 3:
+        loading.load(built, facts, Mesh())
+    else:
+        with pytest.raises(CheckpointError, match=r"1 left over: model\.layers\.4\.eh_proj"):
+            loading.load(built, facts, Mesh())

@@ -1,0 +1,56 @@
+"""OLMoE: experts in every layer; norms over all query heads and all key heads, then bounds on all three."""
+
+from dataclasses import replace
+from typing import Literal
+
+from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.read import typed
+from quire.layers.attention import Attention, AttentionPlan
+from quire.layers.blocks import PreNorm
+from quire.layers.build import Build
+from quire.layers.decoder import Cap, Count, Decoder, DecoderConfig
+from quire.layers.moe import MoE, MoePlan
+
+
+class OlmoeConfig(DecoderConfig, frozen=True, kw_only=True):
+    """Fields of config.json that OLMoE adds."""
+
+    hidden_act: Literal["silu"] = "silu"
+    rms_norm_eps: float = 1e-5
+    attention_bias: bool = False
+    clip_qkv: Cap | None = None
+    num_experts_per_tok: Count = 8
+    num_experts: Count = 64
+    norm_topk_prob: bool = False
+
+
+class Olmoe(Decoder):
+    """Wide norms; experts."""
+
+    config: OlmoeConfig
+
+    def layer(self, b: Build, index: int) -> PreNorm:
+        """With experts."""
+        norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
+        return PreNorm(b, norms, Attention(b / "self_attn", self.attention(index)), MoE(b / "mlp", self.experts()))
+
+    def attention(self, index: int) -> AttentionPlan:
+        """With norms before the bounds."""
+        c = self.config
+        return replace(
+            super().attention(index),
+            wide_norm_eps=c.rms_norm_eps,
+            bound=c.clip_qkv,
+            qkv_bias=c.attention_bias,
+            out_bias=c.attention_bias,
+        )
+
+    def experts(self) -> MoePlan:
+        """What the experts of a layer are like."""
+        c = self.config
+        return MoePlan(c.hidden_size, c.intermediate_size, c.num_experts, c.num_experts_per_tok, c.norm_topk_prob)
+
+
+def build(facts: ModelFacts, build: Build) -> Olmoe:
+    """The model of a checkpoint."""
+    return Olmoe(typed(facts.config, OlmoeConfig, f"{facts.path}/config.json"), facts, build)

@@ -1,0 +1,80 @@
+"""Families with experts against transformers, as in `test_transformers.py`, and with pages that two sequences share."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tests.models.checkpoints import make
+from tests.models.driver import Driver, Sequence
+
+pytestmark = pytest.mark.torch
+
+TOLERANCE = 1e-4
+NEW = 6
+SHARED, PAGE = 16, 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint: family, and what its config changes."""
+
+    name: str
+    family: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = [
+    Case("mixtral", "mixtral"),
+    Case("mixtral window", "mixtral", {"sliding_window": 7, "tie_word_embeddings": True}),
+    Case("qwen2_moe", "qwen2_moe"),
+    Case("qwen2_moe windows", "qwen2_moe", {"use_sliding_window": True, "sliding_window": 6, "norm_topk_prob": True}),
+    Case("olmoe", "olmoe"),
+    Case("olmoe no bounds", "olmoe", {"clip_qkv": None, "num_key_value_heads": 4, "norm_topk_prob": True}),
+    Case("glm4_moe", "glm4_moe"),
+    Case("glm4_moe one group", "glm4_moe", {"n_group": 1, "topk_group": 1, "use_qk_norm": False}),
+]
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(3, 97, (n,), generator=generator).tolist() for n in (13, 7, 21)]
+
+
+def judged(judge: PreTrainedModel, tokens: list[int]) -> Tensor:
+    """Logits after all tokens but the last."""
+    with torch.no_grad():
+        logits: Tensor = judge(torch.tensor([tokens]), use_cache=False).logits[0, :-1]
+    return logits
+
+
+def after_a_shared_beginning(driver: Driver) -> tuple[Sequence, Sequence]:
+    """Two sequences computed in one step, the second over pages of the first."""
+    texts = prompts()
+    first = driver.begin(texts[2])
+    driver.step([(first, SHARED)])
+    second = driver.begin(texts[2][:SHARED] + texts[1])
+    second.computed = SHARED
+    second.pages = [pages[: SHARED // PAGE] for pages in first.pages]
+    driver.step([(first, 3), (second, 5)])
+    return first, second
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_logits_and_greedy_tokens_are_those_of_transformers(case: Case, tmp_path: Path) -> None:
+    path = make(case.family, tmp_path, **case.changes)
+    judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    for providers in ([], ["torch_native"]):
+        driver = Driver(path, PAGE, providers)
+        for sequence in driver.generate(prompts(), NEW):
+            want = judged(judge, sequence.tokens)
+            assert (sequence.all_logits() - want).abs().max() < TOLERANCE
+            assert sequence.tokens[-NEW:] == want[-NEW:].argmax(-1).tolist()
+        for sequence in after_a_shared_beginning(driver):
+            got = torch.cat(sequence.logits)
+            want = judged(judge, sequence.tokens)[: sequence.computed]
+            assert (got - want[-len(got) :]).abs().max() < TOLERANCE
