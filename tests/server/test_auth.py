@@ -8,8 +8,9 @@ import pytest
 from quire.base.errors import ConfigError
 from quire.config.fields import ServerConfig
 from quire.server.app import ROUTES
-from quire.server.keys import Caller, keys_of
+from quire.server.keys import Caller, Entry, Keys, keys_of
 from tests.server.serving import Serving
+from tests.server.test_transport import talk
 
 pytestmark = pytest.mark.plain
 
@@ -164,3 +165,25 @@ def test_a_bad_key_file_is_named_and_not_quoted(tmp_path: Path, text: str) -> No
     with pytest.raises(ConfigError, match="api_key_file") as caught:
         keys_of(ServerConfig(api_key_file=str(path)))
     assert "abcdefgh" not in str(caught.value) and "short'" not in str(caught.value)
+
+
+def test_a_whole_url_as_target_is_only_its_path() -> None:
+    with Serving(api_key="sk-plain-key") as running:
+        for target, status in ((b"/metrics", 401), (b"/health", 200), (b"/health/../metrics", 401)):
+            request = b"GET http://health%b HTTP/1.1\r\nHost: health\r\nConnection: close\r\n\r\n" % target
+            assert b" %d " % status in talk(running, request).partition(b"\r\n")[0]
+
+
+def test_all_keys_are_compared_whatever_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[int, int]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return one == other
+
+    monkeypatch.setattr("quire.server.keys.hmac.compare_digest", compare)
+    keys = Keys([Entry("first-key"), Entry("second-key"), Entry("third-key")])
+    for sent in (b"first-key", b"first-kex", b"xirst-key", b"third-key", b"", b"x" * 10_000):
+        compared.clear()
+        keys.find([sent])
+        assert compared == [(32, 32)] * 3, "only digests are compared, and always all of them"

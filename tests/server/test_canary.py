@@ -144,3 +144,11 @@ def test_strangers_on_the_engines_socket(served):
             raw.sendall(b"\xff" * 10_000)
     assert served.engine().pid == engine.pid
     assert psutil.pid_exists(engine.pid)
+
+
+def test_a_prompt_larger_than_the_memory_waits_for_nothing(tmp_path):
+    with toy_server(tmp_path / "small", "--num-gpu-blocks-override", "12") as small, watched(small):
+        answer = ask(small, {"prompt": [5] * 200, "max_tokens": 2})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "context_length_exceeded"), answer.text
+        assert ask(small, {"prompt": [5] * 20, "max_tokens": 2}).status_code == 200
