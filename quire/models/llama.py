@@ -1,4 +1,4 @@
-"""Llama 1 to 3.x, and the many checkpoints of other makers that follow it."""
+"""Llama 1 to 3.x: the plain decoder, which many checkpoints of other makers follow (Vicuna, Yi, SmolLM 2, ...)."""
 
 from dataclasses import replace
 from typing import Literal

@@ -1,0 +1,118 @@
+"""Writes docs/models.md from the files of `quire/models` and the cases of `tests/models`.
+
+    python tools/make_models_doc.py
+
+A family is described by the first sentence of its file: what it is called, a colon, what it does differently. Nothing
+is imported, so neither torch nor transformers is needed. A test compares the document with `render()`.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs" / "models.md"
+MODELS, TESTS = ROOT / "quire" / "models", ROOT / "tests" / "models"
+TABLES = ("FAMILY", "EXPERTS")
+"""Names of the tables of tiny checkpoints, all of which run on two ranks."""
+FOR_TESTS = "toy"
+
+HEAD = """# Models
+
+<!-- Made by tools/make_models_doc.py from quire/models and tests/models. Do not edit. -->
+
+A checkpoint is served if its `config.json` names one of these model types. Each is one file in `quire/models/`, which
+says only what the family does differently; [Add a model](add-a-model.md) tells how it is written.
+
+*Features*: "TP" is tensor parallelism, "prefix" the prefix cache (layers with a window have it, too), "int8, int4" what
+`--quantization` does to its matrices while they load. All have chunked prefill and overlapped steps. Rotary embeddings
+may be stretched in every known way: linear, dynamic, llama3, yarn, longrope.
+
+*Proof* counts the cases that are compared with transformers: tiny random checkpoints, a ragged batch of chunked
+prompts, late arrivals, decoding and shared pages, with the reference kernels and with torch's: greedy tokens equal in float32,
+logits within 1e-4. "TP 2": two processes over gloo give the same as one.
+"""
+
+
+def render() -> str:
+    """The whole document."""
+    cases, ranks = _cases(), set(_tables())
+    rows = [_row(file, cases.get(file.stem, 0), file.stem in ranks) for file in families()]
+    table = [
+        "| model_type | checkpoints | what is different | tasks | features | proof |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
+    return "\n".join([HEAD, *table, ""])
+
+
+def families() -> list[Path]:
+    """The files of the families."""
+    return [file for file in sorted(MODELS.glob("*.py")) if file.stem not in ("__init__", FOR_TESTS)]
+
+
+def unproven() -> list[str]:
+    """Model types without a case against transformers or without a run on two ranks."""
+    cases, ranks = _cases(), set(_tables())
+    return [file.stem for file in families() if not cases.get(file.stem) or file.stem not in ranks]
+
+
+def _row(file: Path, cases: int, ranks: bool) -> str:
+    module = ast.parse(file.read_text(encoding="utf-8"))
+    first = (ast.get_docstring(module) or "").split("\n\n")[0].replace("\n", " ")
+    name, _, different = first.partition(": ")
+    proof = [f"{cases} case{'s' * (cases > 1)}"] if cases else []
+    proof += ["TP 2"] if ranks else []
+    stored = "int8, int4 but experts" if _has_experts(module) else "int8, int4"
+    cells = (
+        f"[`{file.stem}`](../quire/models/{file.name})",
+        name.rstrip("."),
+        different.rstrip("."),
+        ", ".join(_tasks(module)),
+        f"TP, prefix, {stored}" if ranks else f"prefix, {stored}",
+        ", ".join(proof),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _has_experts(module: ast.Module) -> bool:
+    """Whether it is made with `layers/moe.py`, whose matrices keep the model's dtype."""
+    imported = {node.module for node in module.body if isinstance(node, ast.ImportFrom)}
+    return bool(imported & {"quire.layers.moe", "quire.layers.experts"})
+
+
+def _tasks(module: ast.Module) -> list[str]:
+    """What the file's `TASKS` says; without one it generates text."""
+    for node in module.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "TASKS" for t in node.targets):
+            return [str(task) for task in ast.literal_eval(node.value)]
+    return ["generate"]
+
+
+def _cases() -> dict[str, int]:
+    """Model type to the number of its `Case(name, model_type, ...)` in the tests."""
+    found: dict[str, int] = {}
+    for node in _nodes("test_*.py"):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Case":
+            family = node.args[1]
+            if isinstance(family, ast.Constant):
+                found[str(family.value)] = found.get(str(family.value), 0) + 1
+    return found
+
+
+def _tables() -> Iterator[str]:
+    """The model types that have a tiny checkpoint."""
+    for node in _nodes("*.py"):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in TABLES:
+            assert isinstance(node.value, ast.Dict)
+            yield from (str(key.value) for key in node.value.keys if isinstance(key, ast.Constant))
+
+
+def _nodes(pattern: str) -> Iterator[ast.AST]:
+    for file in sorted(TESTS.glob(pattern)):
+        yield from ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(render(), encoding="utf-8")
+    print(f"wrote {DOCUMENT}")
