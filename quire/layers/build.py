@@ -22,10 +22,12 @@ from quire.ops.registry import Choice, Op, Provider, choose
 from quire.ops.stored import Bits, Storage, StoredSpec, Wanted, storage_for, stored_linear
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import ONLINE, Quantized
-from quire.quantization.scaled import Scaled
+from quire.quantization.scaled import Form, Scaled
 
 INT4_GROUP = 128
 """Inputs that share a scale."""
+EXPERTS = {"int8": Form("int8", None), "int4": Form("uint4b8", INT4_GROUP)}
+"""What experts become while they load, where other matrices take the form of `Canonical`."""
 COMPOSED = "composed"
 """What serves a fused op that no provider has as one: the small ops, each by its own provider."""
 
@@ -92,17 +94,40 @@ class Build:
         `head` says that it makes logits: it is never quantized to less than 8 bits.
         """
         recipe = Recipe(self._named(parts), again=again)
-        if self.checkpoint is not None:
-            mesh = self.mesh
-            where = Place(mesh.rank, mesh.size, self.dtype_name, str(self.device), self.providers)
-            placed = place(recipe.parts, self.checkpoint, where)
-            if placed is not None:
-                return Weight(self._taken(recipe, placed[0].allocate), recipe, *placed)
+        found = self._quantized(recipe, self.providers)
+        if found is not None:
+            return found
         outputs, inputs = recipe.shape(self.mesh.rank, self.mesh.size)
         storage = self._storage(outputs, inputs, head)
         if storage is None:
             return self.weight(*parts, again=again)
         return Weight(self._taken(recipe, storage.allocate), recipe, storage)
+
+    def experts(self, parts: Sequence[Part], fused: Sequence[Part] = ()) -> Weight:
+        """The like for matrices of experts, one after another; `fused` as of `weight`. See `ops/stored_moe.py`."""
+        recipe = Recipe(self._named(parts), fused=self._named(fused))
+        found = self._quantized(recipe, ())
+        if found is not None:
+            return found
+        if self.quantization is None:
+            return self.weight(*parts, fused=tuple(fused))
+        outputs, inputs = recipe.shape(self.mesh.rank, self.mesh.size)
+        form = EXPERTS.get(self.quantization) or ONLINE[self.quantization]
+        storage = Scaled.of(outputs, inputs, form, self.dtype_name, str(self.device))
+        return Weight(self._taken(recipe, storage.allocate), recipe, storage)
+
+    def holds(self, name: str) -> bool:
+        """Whether the checkpoint is quantized and has a tensor `name` at this level."""
+        return self.checkpoint is not None and self.name(name) in self.checkpoint.source.entries
+
+    def _quantized(self, recipe: Recipe, providers: Sequence[str]) -> Weight | None:
+        """The weight of a recipe that the checkpoint holds quantized."""
+        if self.checkpoint is None:
+            return None
+        recipe = recipe.fitting(self.checkpoint.source.entries)
+        where = Place(self.mesh.rank, self.mesh.size, self.dtype_name, str(self.device), providers)
+        placed = place(recipe.parts, self.checkpoint, where)
+        return None if placed is None else Weight(self._taken(recipe, placed[0].allocate), recipe, *placed)
 
     def _storage(self, outputs: int, inputs: int, head: bool) -> Storage | None:
         """How a matrix of full precision is stored."""

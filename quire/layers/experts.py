@@ -43,12 +43,14 @@ class Sizes(Protocol):
 def matrices(b: Build, plan: Sizes, arrangement: Arrangement) -> tuple[Weight, Weight]:
     """The parameters of gate and up, and of down. `b` stands above the experts' names."""
     if arrangement == "single":
-        return b.weight(*_gate_up(plan), fused=_fused_gate_up(plan)), b.weight(*_down(plan), fused=_fused_down(plan))
+        return b.experts(_gate_up(plan), _fused_gate_up(plan)), b.experts(_down(plan), _fused_down(plan))
+    if b.holds("gate_up_proj_blocks"):
+        return b.experts(_woven_blocks(plan, b.mesh.size)), b.experts(_fused_down(plan))
     first = _woven(plan, b.mesh.size) if arrangement == "woven" else _turned(plan)
     shape = (plan.hidden, plan.experts * plan.inner)
     columns = [(i * plan.inner, plan.inner) for i in range(plan.experts)]
     second = [Part("down_proj", shape, 1, stacked=True, transposed=True, columns=c) for c in columns]
-    return b.weight(*first), b.weight(*second)
+    return b.experts(first), b.experts(second)
 
 
 def biases(b: Build, plan: Sizes) -> tuple[Weight, Weight]:
@@ -99,6 +101,16 @@ def _woven(plan: Sizes, ranks: int) -> list[Part]:
     shape, half = (2 * plan.inner, plan.experts * plan.hidden), _halves(plan, ranks)
     columns = [(i * plan.hidden, plan.hidden) for i in range(plan.experts)]
     return [Part("gate_up_proj", shape, 0, stacked=True, transposed=True, columns=c, halves=half) for c in columns]
+
+
+def _woven_blocks(plan: Sizes, ranks: int) -> list[Part]:
+    """(experts, 2 * inner, hidden) in blocks of MXFP4, gates and ups in turns."""
+    width, half = 2 * plan.inner, _halves(plan, ranks)
+    shape = (plan.experts * width, plan.hidden)
+    return [
+        Part("gate_up_proj", shape, 0, first=i * width, rows=width, stacked=True, halves=half)
+        for i in range(plan.experts)
+    ]
 
 
 def _halves(plan: Sizes, ranks: int) -> tuple[int, int]:

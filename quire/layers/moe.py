@@ -11,8 +11,9 @@ from quire.layers.build import Build
 from quire.layers.experts import Arrangement, biases, matrices
 from quire.layers.linear import Linear
 from quire.layers.mlp import GatedMLP
-from quire.loading.recipe import Part
+from quire.loading.recipe import Part, Weight
 from quire.ops.moe import Gate, MoeBiases, MoeSpec, RouteSpec, moe
+from quire.ops.stored_moe import StoredMoeSpec, stored_moe
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +95,20 @@ class MoE(nn.Module):
         self.spec = MoeSpec(
             _route(b, plan), plan.hidden, inner, b.dtype_name, str(b.device), plan.gate, plan.bias, plan.weigh_input
         )
-        self._moe = b.op(moe, self.spec)
+        self.stored = _stored(self.spec, self.gate_up, self.down)
+        self._moe = b.op(moe, self.spec) if self.stored is None else b.op(stored_moe, self.stored)
         self.shared = None if plan.shared is None else Shared(b, plan.hidden, plan.shared)
 
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
         experts, inner, hidden = self.spec.route.experts, self.spec.inner, self.spec.hidden
         logits = self.router.forward(x.to(self.router.weight.dtype))
-        gate_up, down = self.gate_up.view(experts, 2 * inner, hidden), self.down.view(experts, hidden, inner)
-        out: Tensor = self._moe(x, logits, gate_up, down, self.spec, self._biases())
+        out: Tensor
+        if self.stored is not None:
+            out = self._moe(x, logits, self.gate_up, self.down, self.stored, self._biases())
+        else:
+            gate_up, down = self.gate_up.view(experts, 2 * inner, hidden), self.down.view(experts, hidden, inner)
+            out = self._moe(x, logits, gate_up, down, self.spec, self._biases())
         return out if self.shared is None else out + self.shared.forward(x)
 
     def _biases(self) -> MoeBiases | None:
@@ -133,6 +139,15 @@ class Shared(nn.Module):
         """(tokens, hidden) to this rank's share of (tokens, hidden)."""
         made = self.mlp.forward(x)
         return made if self.weight is None else made * torch.sigmoid(self.weight.forward(x))
+
+
+def _stored(spec: MoeSpec, gate_up: Weight, down: Weight) -> StoredMoeSpec | None:
+    """The spec of experts that are stored otherwise than row by row. Raises CheckpointError where only some are."""
+    if gate_up.stored is None and down.stored is None:
+        return None
+    if gate_up.stored is None or down.stored is None:
+        raise CheckpointError(f"{down.recipe.parts[0].name}: only some matrices of the experts are quantized")
+    return StoredMoeSpec(spec, gate_up.stored, down.stored)
 
 
 def _route(b: Build, plan: MoePlan) -> RouteSpec:

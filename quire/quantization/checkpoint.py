@@ -43,17 +43,19 @@ class Quantized:
     Attributes:
         name: of the format.
         announced: modules that the metadata calls quantized and whose tensors are of full precision.
-        surprising: modules that are quantized though the metadata leaves them alone.
     """
 
     def __init__(self, name: str, form: Format, source: Source) -> None:
         self.name, self.source = name, source
         self.announced: list[str] = []
         self._format = form
+        self._schemes: dict[Matrix, Scheme | None] = {}
 
     def scheme(self, matrix: Matrix) -> Scheme | None:
         """How a matrix is held; None is in full precision. Raises CheckpointError."""
-        return self._format.scheme(matrix, self.source)
+        if matrix not in self._schemes:
+            self._schemes[matrix] = self._format.scheme(matrix, self.source)
+        return self._schemes[matrix]
 
     def online(self, matrix: Matrix) -> Form | None:
         """What a matrix of full precision is quantized to, since the metadata says so."""

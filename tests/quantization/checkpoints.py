@@ -29,10 +29,12 @@ PROMPTS = [[5, 9, 11, 3, 90, 17, 40, 41, 8, 7, 23], [60, 61, 62], [90, 4, 33, 21
 Writer = Callable[[str, Tensor], tuple[dict[str, Tensor], Tensor] | None]
 """Takes the name of a module and its weight; gives tensors by their endings and the values that these stand for, or
 None for a matrix that stays as it is."""
+Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Makes of transformers' tensors those of a published checkpoint."""
 
 
 def write(
-    folder: Path, config: dict[str, Any], writer: Writer, family: str = "llama", **sizes: Any
+    folder: Path, config: dict[str, Any], writer: Writer, family: str = "llama", *, change: Change = dict, **sizes: Any
 ) -> tuple[Path, Path, dict[str, Tensor]]:
     """A quantized checkpoint, the same in full precision, and the values of its matrices by module."""
     plain = make(family, folder / "plain", **{**SIZES, **sizes})
@@ -41,6 +43,7 @@ def write(
         tensors |= load_file(file)
         file.unlink()
     (plain / "model.safetensors.index.json").unlink(missing_ok=True)
+    tensors = change(tensors)
     quantized, values = folder / "quantized", {}
     quantized.mkdir()
     stored: dict[str, Tensor] = {}
