@@ -5,7 +5,8 @@
 The shape is Qwen3-0.6B with random weights in bfloat16. A is decoding alone (prompt 128, 128 new tokens: the time for
 those less the time for the first), B one prompt of 1,024 tokens, C1 16 requests of 128 + 64 tokens at once. Engines
 take turns, so that a slow moment of the machine meets all; each turn begins with a probe of the read bandwidth.
-Medians are printed and appended to benchmarks/ledger/cpu.jsonl. The probe needs g++.
+Medians are printed and appended to benchmarks/ledger/cpu.jsonl. The probe needs g++. Peak memory is that of a
+process of its own which loads the model from files: what it ever had beyond torch, over the bytes of the weights.
 """
 
 import argparse
@@ -14,11 +15,12 @@ import os
 import random
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from lib import ledger, shapes
+from lib import checkpoint, ledger, shapes
 
 from quire.config.environ import become_computing
 
@@ -50,6 +52,8 @@ def main() -> None:
                     found[kernels].setdefault(metric, []).append(value)
         for llm in engines.values():
             llm.close()
+        for kernels in engines:
+            found[kernels]["peak memory, times the weights"] = [peak(checkpoint.write(MODEL, Path(name)), kernels)]
     show(found)
     record(found, args.runs)
 
@@ -97,6 +101,27 @@ def seconds(llm: quire.LLM, requests: int, prompt: int, new: int) -> float:
     return time.perf_counter() - begin
 
 
+LOAD = """
+import sys
+from quire.config.environ import become_computing
+become_computing()
+import psutil, torch, quire
+from pathlib import Path
+before = psutil.Process().memory_info().rss
+Path("/proc/self/clear_refs").write_text("5")
+llm = quire.LLM(sys.argv[1], device="cpu", kernels=sys.argv[2], kv_cache_memory_bytes=64 << 20, max_model_len=512)
+high = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+print((int(high.split()[1]) << 10) - before)
+"""
+
+
+def peak(folder: Path, kernels: str) -> float:
+    """Most memory that loading takes beyond torch, over the bytes of the weights; 64 MiB of pages are part of it."""
+    words = [sys.executable, "-c", LOAD, str(folder), kernels]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1]) / (folder / "model.safetensors").stat().st_size
+
+
 def bandwidth_probe(folder: Path):
     """A function that reads 1 GiB of memory with all threads, thrice, and returns the best rate in GB/s."""
     library = folder / "read_memory.so"
@@ -124,7 +149,7 @@ def show(found: dict[str, dict[str, list[float]]]) -> None:
     for kernels, metrics in found.items():
         for metric, values in metrics.items():
             median, other = statistics.median(values), statistics.median(found[last][metric])
-            print(f"{kernels:<14}{metric:<28}{median:8.1f}   {median / other:5.2f} times {last}")
+            print(f"{kernels:<14}{metric:<28}{median:8.2f}   {median / other:5.2f} times {last}")
 
 
 def record(found: dict[str, dict[str, list[float]]], runs: int) -> None:
@@ -140,8 +165,8 @@ def record(found: dict[str, dict[str, list[float]]], runs: int) -> None:
                 "dtype": "bfloat16",
                 "threads": torch.get_num_threads(),
                 "metric": metric,
-                "value": round(statistics.median(values), 1),
-                "all": [round(value, 1) for value in values],
+                "value": round(statistics.median(values), 2),
+                "all": [round(value, 2) for value in values],
                 "runs": runs,
                 "command": ledger.command(),
             }

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from quire.base.collector import collector_paused
 from quire.base.logging import get_logger
 from quire.base.registry import Registry
 from quire.checkpoint import names
@@ -58,6 +59,7 @@ class EngineCore:
         ConfigError, PlatformError, CheckpointError: before any device memory is taken, where that is possible.
     """
 
+    @collector_paused()
     def __init__(
         self,
         config: EngineConfig,
