@@ -1,12 +1,13 @@
 """Measures the front end alone: a server over a core without a model, loaded over HTTP from another process.
 
-    python benchmarks/front.py [plain] [streams] [open] [health] [--ledger FILE]
+    python benchmarks/front.py [plain] [streams] [open] [health] [--api-server-count N]
+        [--ledger FILE]
 
 plain    requests a second that are not streamed          streams  streamed tokens a second, and their delay
 open     memory of a stream that is open                  health   /health while bodies of 20 MB are posted
 
-Next to each figure stands the processor time of the server's process: on a busy machine that is what to compare. The
-server's process gets a core of its own where there are two, the null core and the clients share the other.
+Next to each figure stands the processor time of the front ends: on a busy machine that is what to compare. They get
+cores of their own where there are enough, the null core and the clients share the others.
 """
 
 import argparse
@@ -30,45 +31,53 @@ from quire.cli.load import drive
 from quire.cli.load.report import report
 from quire.cli.load.traffic import Traffic
 from quire.config.sources import load
-from quire.engine.async_llm import AsyncLLM
-from quire.server.run import serve
+from quire.server.front import main as front_main
+from quire.server.run import Commands, serve
 
 NULL_CORE = str(Path(__file__).with_name("null_core.py"))
 MODEL = "default"
 
 
+front_ends = 1
+
+
+def fronts_of(supervisor: int) -> list[psutil.Process]:
+    """The front ends of a server."""
+    return [child for child in psutil.Process(supervisor).children() if "serve-front" in child.cmdline()]
+
+
 @contextmanager
 def server(step_ms: float, streams: int) -> Iterator[tuple[str, psutil.Process]]:
-    """A server over a null core: its address and its process."""
-    words = [sys.executable, __file__, "serve-null", str(step_ms), str(streams)]
+    """A server over a null core: its address and its first front end."""
+    words = [sys.executable, __file__, "serve-null", str(step_ms), str(streams), str(front_ends)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             url = next(line.split()[-1] for line in process.stdout if "ready at" in line)
-            front = psutil.Process(process.pid)
-            if (os.cpu_count() or 1) > 1:
-                front.cpu_affinity([0])
-                for child in front.children():
-                    child.cpu_affinity([1])
-                os.sched_setaffinity(0, {1})
-            yield url, front
+            fronts = fronts_of(process.pid)
+            cores = list(range(os.cpu_count() or 1))
+            if len(cores) > len(fronts):
+                for child in psutil.Process(process.pid).children():
+                    child.cpu_affinity(cores[: len(fronts)] if child in fronts else cores[len(fronts) :])
+                os.sched_setaffinity(0, cores[len(fronts) :])
+            yield url, fronts[0]
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(20)
 
 
-def serve_null(step_ms: str, streams: str) -> int:
+def serve_null(step_ms: str, streams: str, fronts: str) -> int:
     """The process of `server`."""
     limit_descriptors()
     given = {"port": "0", "max_num_seqs": streams, "disable_access_log": "true", "log_level": "warning"}
+    given["api_server_count"] = fronts
     config, _ = load({**given, "max_num_batched_tokens": str(max(8192, int(streams)))}, None)
-    start = AsyncLLM.start
+    return serve(config, Commands(core=(NULL_CORE, step_ms), front=(__file__, "serve-front")))
 
-    async def start_null(engine: object) -> AsyncLLM:
-        return await start(engine, core=(NULL_CORE, step_ms))  # type: ignore[arg-type]
 
-    AsyncLLM.start = start_null  # type: ignore[assignment,method-assign]
-    return serve(config)
+def serve_front() -> int:
+    """The process of a front end."""
+    return front_main()
 
 
 def limit_descriptors() -> None:
@@ -88,9 +97,13 @@ def load_on(url: str, requests: int, output: int, *, stream: bool = True, concur
 
 
 def busy(front: psutil.Process) -> float:
-    """Seconds of processor time that the process has taken."""
-    times = front.cpu_times()
-    return times.user + times.system
+    """Seconds of processor time that all front ends have taken."""
+    return sum(times.user + times.system for times in (each.cpu_times() for each in fronts_of(front.ppid())))
+
+
+def resident(front: psutil.Process) -> int:
+    """Bytes of memory of all front ends."""
+    return sum(each.memory_info().rss for each in fronts_of(front.ppid()))
 
 
 def plain() -> Iterator[tuple[str, float, str]]:
@@ -119,11 +132,11 @@ def streams() -> Iterator[tuple[str, float, str]]:
 
 
 def many_open() -> Iterator[tuple[str, float, str]]:
-    """4,000 open streams with a token a second: memory that each adds to the server's process."""
+    """4,000 open streams with a token a second: memory that each adds to the front ends."""
     limit_descriptors()
     with server(1000.0, 4096) as (url, front):
         load_on(url, 64, 2)
-        before = front.memory_info().rss
+        before = resident(front)
         traffic = Traffic(kind="random", requests=4000, input_len=16, output_len=12)
         job = drive.Job(url=url, model=MODEL, traffic=traffic)
 
@@ -131,7 +144,7 @@ def many_open() -> Iterator[tuple[str, float, str]]:
             running = asyncio.create_task(drive.drive(job_now(job)))
             most = before
             while not running.done():
-                most = max(most, front.memory_info().rss)
+                most = max(most, resident(front))
                 await asyncio.sleep(0.5)
             return most, report(await running, {}, (50, 99))
 
@@ -188,11 +201,16 @@ ROWS: dict[str, Callable[[], Iterator[tuple[str, float, str]]]] = {
 def main() -> int:
     """Measure, print, record."""
     if sys.argv[1:2] == ["serve-null"]:
-        return serve_null(*sys.argv[2:4])
+        return serve_null(*sys.argv[2:5])
+    if sys.argv[1:2] == ["serve-front"]:
+        return serve_front()
+    global front_ends
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", default=list(ROWS), choices=[*ROWS, []])
+    parser.add_argument("--api-server-count", type=int, default=1)
     parser.add_argument("--ledger", type=Path)
     args = parser.parse_args()
+    front_ends = args.api_server_count
     for row in args.rows:
         for metric, value, unit in ROWS[row]():
             print(f"{row:8} {metric:34} {value:12,.1f} {unit}", flush=True)

@@ -50,7 +50,16 @@ class EngineError(QuireError):
 
 
 class EngineDeadError(EngineError):
-    """The engine process has ended."""
+    """The engine process has ended.
+
+    Args:
+        message: how.
+        retry_after_s: when another one may be there.
+    """
+
+    def __init__(self, message: str, retry_after_s: int = 10) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class TransportError(QuireError):

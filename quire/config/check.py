@@ -58,6 +58,9 @@ RANGES = {
     "max_queued_tokens": Range(1, MOST_BYTES, "8M is the default"),
     "response_store_bytes": Range(0, MOST_BYTES, "64M is the default"),
     "shutdown_timeout_s": Range(0, 86400, "0 ends at once"),
+    "api_server_count": Range(1, 64, "1 serves most machines"),
+    "stream_write_timeout_s": Range(1, 86400, "60 s is the default"),
+    "stall_timeout_s": Range(1, 86400, "30 s is the default"),
 }
 
 TEXTS = {

@@ -130,6 +130,9 @@ class ServerConfig:
     api_key_file: str | None = setting(
         None, "YAML list of keys, each a text or {key, name, priority}; only keys with priority: true may set it."
     )
+    api_server_count: int = setting(
+        1, "Processes that answer HTTP for the one engine; more than one where a single one is short of processor time."
+    )
     served_model_name: str | None = setting(None, "Name of the model in the API; unset is the name of the checkpoint.")
     chat_template: str | None = setting(None, "File with a Jinja chat template, instead of the checkpoint's.")
     tool_call_parser: str | None = setting(
@@ -143,6 +146,10 @@ class ServerConfig:
     max_queued_tokens: int = setting(8 << 20, "Tokens of prompts that may be open at a time; beyond, 503.")
     response_store_bytes: int = setting(64 << 20, "Bytes of responses kept in memory for /v1/responses; 0 keeps none.")
     shutdown_timeout_s: float = setting(30.0, "Seconds that running requests get after SIGTERM.")
+    stall_timeout_s: float = setting(
+        30.0, "Seconds without progress after which the engine counts as hung and is restarted."
+    )
+    stream_write_timeout_s: float = setting(60.0, "Seconds after which a client that does not read is disconnected.")
     otlp_traces_endpoint: str | None = setting(
         None, "Where traces go (OTLP over HTTP, such as http://localhost:4318/v1/traces); needs quire[otel]."
     )

@@ -4,15 +4,15 @@
     async for output in engine.generate("Once upon a time", SamplingParams(max_tokens=32)):
         ...
 
-Leaving the generator early, or cancelling the task that iterates it, ends the request and frees its pages.
+Leaving the generator early, or cancelling the task that iterates it, ends the request and frees its pages. Where others
+start cores (`quire serve`), one after the other is joined: requests of which nothing was read go on with the next.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from quire.base.errors import EngineDeadError, EngineError, QuireError, RequestError
+from quire.base.errors import EngineDeadError, EngineError, RequestError
 from quire.base.logging import get_logger
 from quire.chat.template import ChatTemplate
 from quire.checkpoint.facts import ModelFacts
@@ -21,6 +21,10 @@ from quire.engine.client import CoreClient
 from quire.engine.front import ChatMessage, FrontEnd, Prompt, Scheduling
 from quire.engine.launch import CORE, CoreProcess
 from quire.engine.outputs import OutputProcessor
+from quire.engine.pulse import Pulse
+from quire.engine.streams import Stream
+from quire.engine.suspects import Suspects, fingerprint
+from quire.messages.control import Strike
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
 from quire.messages.wire import (
@@ -29,6 +33,7 @@ from quire.messages.wire import (
     Deltas,
     EngineFacts,
     Failed,
+    FromClient,
     Refused,
     ResetPrefixCache,
     Stats,
@@ -42,34 +47,39 @@ log = get_logger(__name__)
 STOP_TIMEOUT_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """An open request: how many completions it has, and what waits for whoever iterates it."""
-
-    n: int
-    queue: asyncio.Queue[RequestOutput | QuireError] = field(default_factory=asyncio.Queue)
-
-
 class AsyncLLM:
-    """A running engine. Made by `start`.
+    """An engine's front end. `start` makes one with a core of its own.
+
+    Args:
+        front: the text side.
+        facts: of the engine, as far as they are known before one is joined.
+        pulse: of the cores that will be joined, if they share one.
 
     Attributes:
-        stats: of the last step that said something.
-        dead: why no engine answers any more; None while it lives.
-        on_death: called once with that reason.
+        dead: why no engine answers; None while one does.
+        retry_after_s: when another one may.
+        on_death: called with that reason.
+        suspects: requests that cores died of.
     """
 
-    def __init__(self, front: FrontEnd, process: CoreProcess, client: CoreClient, facts: EngineFacts) -> None:
+    facts: EngineFacts
+
+    def __init__(self, front: FrontEnd, facts: EngineFacts | None = None, pulse: Pulse | None = None) -> None:
         self._front = front
-        self._process = process
-        self._client = client
+        self._pulse = pulse
         self._processor = OutputProcessor(front.tokenizer)
         self._streams: dict[str, Stream] = {}
-        self.facts = facts
-        self.stats = Stats(0, 0, 0.0, 0, 0, 0, 0, 0)
-        self.dead: str | None = None
+        self._process: CoreProcess | None = None
+        self._client: CoreClient | None = None
+        self._receiver: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._stats = Stats(0, 0, 0.0, 0, 0, 0, 0, 0)
+        if facts is not None:
+            self.facts = facts
+        self.dead: str | None = "the engine is starting"
+        self.retry_after_s = 10
         self.on_death: Callable[[str], None] = lambda reason: None
-        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
+        self.suspects = Suspects()
 
     @classmethod
     async def start(cls, config: EngineConfig, core: Sequence[str] = CORE) -> "AsyncLLM":
@@ -92,7 +102,11 @@ class AsyncLLM:
             client.close()
             await process.stop(STOP_TIMEOUT_S)
             raise
-        return cls(front, process, client, facts)
+        engine = cls(front)
+        engine._process = process
+        engine._watcher = asyncio.create_task(engine._watch(process))
+        engine._joined(client, facts)
+        return engine
 
     @property
     def model(self) -> ModelFacts:
@@ -111,13 +125,19 @@ class AsyncLLM:
 
     @property
     def pid(self) -> int:
-        """Of the core's process."""
+        """Of the core's process, if this front end has started it."""
+        assert self._process is not None, "somebody else has started the core"
         return self._process.pid
 
     @property
     def unfinished(self) -> int:
         """Requests that have not ended."""
         return len(self._streams)
+
+    @property
+    def stats(self) -> Stats:
+        """Of the last step that said something."""
+        return self._stats if self._pulse is None else self._pulse.stats
 
     def default_params(self) -> SamplingParams:
         """The checkpoint's sampling defaults."""
@@ -139,6 +159,8 @@ class AsyncLLM:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete a prompt; yields what `sampling_params.output_kind` asks for until the request has ended.
 
+        Whoever reads slowly gets the DELTA outputs that came meanwhile as one.
+
         Raises:
             RequestError: the request is refused; nothing was yielded.
             EngineDeadError: the core has ended.
@@ -148,90 +170,160 @@ class AsyncLLM:
             raise RequestError(f"the request id {request_id[:64]!r} is in use; ids must be unique", param="request_id")
         scheduling = Scheduling(priority, cache_salt, owner)
         request, text = self._front.prepare(request_id, prompt, sampling_params, self.facts, scheduling)
-        self._raise_if_dead()
-        stream = Stream(request.params.n)
+        self.raise_if_dead()
+        stream = Stream(request, text, sampling_params)
+        self._submit(stream)
         self._streams[request_id] = stream
-        self._processor.add(request, text, sampling_params)
-        self._client.send(Submit(request))
         finished = False
         try:
             while not finished:
-                item = await stream.queue.get()
-                if isinstance(item, QuireError):
-                    finished = True
-                    raise item
-                finished = item.finished
-                yield item
+                output = await stream.get()
+                finished = output.finished
+                if finished and self.suspects:
+                    self.suspects.clear(request)
+                yield output
         finally:
             self._streams.pop(request_id, None)
-            if not finished:
+            if not finished and not stream.failed:
                 self._processor.abort(request_id)
-                self._client.send(Abort([request_id]))
+                self._send(Abort([request_id]))
 
     async def abort(self, request_id: str) -> None:
         """End a request; whoever iterates it sees an output with finish_reason "abort"."""
         stream = self._streams.get(request_id)
         if stream is None:
             return
-        self._client.send(Abort([request_id]))
+        self._send(Abort([request_id]))
         # The core says nothing of aborted requests; the ends that it would have sent are made here.
-        ends = [Delta(request_id, index, [], finish_reason="abort") for index in range(stream.n)]
+        ends = [Delta(request_id, index, [], finish_reason="abort") for index in range(stream.request.params.n)]
         outputs, _ = self._processor.process(ends)
         for output in outputs:
-            stream.queue.put_nowait(output)
+            stream.put(output)
 
     async def reset_prefix_cache(self) -> None:
         """Forget every cached prefix page that no running request uses."""
-        self._client.send(ResetPrefixCache())
+        self._send(ResetPrefixCache())
+
+    async def join(self, address: str) -> None:
+        """Serve by the core that listens at `address`, as soon as it is ready. Nothing happens if it never is."""
+        client = CoreClient(address)
+        try:
+            facts = await client.receive()
+        except BaseException:
+            client.close()
+            raise
+        if isinstance(facts, EngineFacts):
+            self._joined(client, facts)
+        else:
+            client.close()
+
+    def leave(self, reason: str, retry_after_s: int, culprit: str = "") -> list[Strike]:
+        """The core is gone, another one will come. Requests of which something was read end with an error.
+
+        Args:
+            reason: why.
+            retry_after_s: when the next one may be there.
+            culprit: the request that it died of, if that is known.
+
+        Returns:
+            What is held against which request from now on.
+        """
+        self._part(reason, retry_after_s)
+        strikes = []
+        for request_id, stream in list(self._streams.items()):
+            if stream.failed:
+                continue
+            made = self._processor.made(request_id)
+            self._processor.abort(request_id)
+            strike = Strike(fingerprint(stream.request), made, condemned=request_id == culprit)
+            self.suspects.learn(strike)
+            strikes.append(strike)
+            if strike.condemned:
+                log.error("request %s was being served when two engines died; it is refused from now on", request_id)
+                stream.fail(EngineError("The engine failed twice on this request; it is not tried again."))
+            elif stream.taken:
+                stream.fail(EngineDeadError(reason, retry_after_s))
+            else:
+                stream.restart()
+        return strikes
+
+    def end(self, reason: str) -> None:
+        """No engine will come any more: every open request ends with an error."""
+        self._part(reason, 10)
+        for request_id, stream in self._streams.items():
+            self._processor.abort(request_id)
+            stream.fail(EngineDeadError(reason))
 
     async def close(self) -> None:
-        """End the core and every open request."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._die("the engine was closed")
-        self._client.close()
-        await self._process.stop(STOP_TIMEOUT_S)
+        """End the core, if it is our own, and every open request."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        self.end(self.dead or "the engine was closed")
+        if self._process is not None:
+            await self._process.stop(STOP_TIMEOUT_S)
 
-    def _raise_if_dead(self) -> None:
+    def raise_if_dead(self) -> None:
+        """Raise EngineDeadError where no engine would answer."""
         if self.dead is not None:
-            raise EngineDeadError(self.dead)
+            raise EngineDeadError(self.dead, self.retry_after_s)
 
-    async def _receive(self) -> None:
+    def _joined(self, client: CoreClient, facts: EngineFacts) -> None:
+        self._client, self.facts, self.dead = client, facts, None
+        self._receiver = asyncio.create_task(self._receive(client))
+        for stream in list(self._streams.values()):
+            try:
+                self._submit(stream)
+            except RequestError as error:
+                stream.fail(error)
+
+    def _part(self, reason: str, retry_after_s: int) -> None:
+        alive, self.dead, self.retry_after_s = self.dead is None, reason, retry_after_s
+        if self._receiver is not None:
+            self._receiver.cancel()
+        if self._client is not None:
+            self._client.close()
+        self._receiver = self._client = None
+        if alive:
+            self.on_death(reason)
+
+    def _submit(self, stream: Stream) -> None:
+        trial = self.suspects.trial(stream.request)
+        self._processor.add(stream.request, stream.prompt, stream.params)
+        self._send(Submit(stream.request, trial))
+
+    def _send(self, message: FromClient) -> None:
+        """Tell the core, if there is one; another one would not know what this is about."""
+        if self._client is not None:
+            self._client.send(message)
+
+    async def _receive(self, client: CoreClient) -> None:
         while True:
-            self._dispatch(await self._client.receive())
+            self._dispatch(await client.receive())
 
     def _dispatch(self, message: ToClient) -> None:
         if isinstance(message, Deltas):
-            self.stats = message.stats or self.stats
+            self._stats = message.stats or self._stats
             outputs, finishes = self._processor.process(message.deltas)
             for finish in finishes:
-                self._client.send(finish)
+                self._send(finish)
             for output in outputs:
-                self._put(output.request_id, output)
+                stream = self._streams.get(output.request_id)
+                if stream is not None:
+                    stream.put(output)
         elif isinstance(message, Refused):
             self._processor.abort(message.id)
-            self._put(message.id, RequestError(message.message, message.param, message.code))
-        elif isinstance(message, Failed):
-            self._die(message.message)
+            stream = self._streams.get(message.id)
+            if stream is not None:
+                stream.fail(RequestError(message.message, message.param, message.code))
+        elif isinstance(message, Failed) and self._process is not None:
+            # Where others start cores, they say what comes next.
+            self.end(message.message)
 
-    def _put(self, request_id: str, item: RequestOutput | QuireError) -> None:
-        stream = self._streams.get(request_id)
-        if stream is not None:
-            stream.queue.put_nowait(item)
-
-    async def _watch(self) -> None:
-        self._die(await self._process.ended())
-
-    def _die(self, reason: str) -> None:
-        """Nothing more will come: every open request ends with an error."""
-        if self.dead is not None:
-            return
-        self.dead = reason
-        for request_id, stream in self._streams.items():
-            self._processor.abort(request_id)
-            stream.queue.put_nowait(EngineDeadError(reason))
-        self.on_death(reason)
+    async def _watch(self, process: CoreProcess) -> None:
+        reason = await process.ended()
+        if self.dead is None:
+            self.end(reason)
 
 
 async def _first_facts(client: CoreClient, process: CoreProcess) -> EngineFacts:

@@ -36,6 +36,9 @@ EXECUTORS = Registry(
     {"inline": "quire.executors.inline:InlineExecutor", "processes": "quire.executors.processes:ProcessExecutor"},
 )
 
+PATIENCE = 3.0
+"""A step may take so many times what the largest one took when it was measured."""
+
 MakeExecutor = Callable[[RunSpec], Executor]
 
 
@@ -54,6 +57,9 @@ class EngineCore:
         progress: called while weights load.
         timeline: began when the process did; otherwise it begins now.
         make_executor: makes the ranks.
+
+    Attributes:
+        patience_s: how long a step may take before the engine counts as hung; 0 has no opinion.
 
     Raises:
         ConfigError, PlatformError, CheckpointError: before any device memory is taken, where that is possible.
@@ -82,7 +88,11 @@ class EngineCore:
             choices = self.executor.load(progress)
             log.info("kernels: %s", "; ".join(f"{op}: {provider}" for op, provider in choices.items()))
             timeline.mark("load")
-            layout = fit(spec, self.executor.measure())
+            began = time.monotonic()
+            capacity = self.executor.measure()
+            # A CPU may take minutes for a large model's longest step; on GPUs compiling is most of this time.
+            self.patience_s = PATIENCE * (time.monotonic() - began) if platform.name == "cpu" else 0.0
+            layout = fit(spec, capacity)
             self.executor.allocate(layout)
             timeline.mark("memory")
             if sentence := shrunk(spec, layout):

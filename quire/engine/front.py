@@ -56,14 +56,15 @@ class FrontEnd:
 
     Args:
         config: what the user asked for.
+        model: the checkpoint, if somebody has read its facts already.
 
     Raises:
         CheckpointError: the folder, config.json or tokenizer is missing or damaged.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, model: ModelFacts | None = None) -> None:
         settings = config.model
-        self.model: ModelFacts = read_facts(settings.model, resolve(settings.model, settings.revision))
+        self.model = model or read_facts(settings.model, resolve(settings.model, settings.revision))
         self.tokenizer = Tokenizer.load(
             resolve(settings.tokenizer, None) if settings.tokenizer is not None else self.model.path
         )

@@ -5,10 +5,14 @@ its launch message on standard input, which stays open: when this process dies, 
 """
 
 import asyncio
+import contextlib
+import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -28,38 +32,69 @@ class Launch(msgspec.Struct):
         config: what the user asked for.
         model: the checkpoint, resolved once, by the launcher.
         address: where to listen for front ends (ZeroMQ).
+        pulse: descriptor of the page that it shares with those who watch it, if anybody does.
     """
 
     config: EngineConfig
     model: ModelFacts
     address: str
+    pulse: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What a launcher has ready for a core.
+
+    Attributes:
+        folder: for its socket; private to the user.
+        name: of the socket, new for each core: nothing that was meant for another one reaches it.
+        pulse: descriptor of the shared page; -1 is none.
+    """
+
+    folder: Path
+    name: str = "core"
+    pulse: int = -1
+
+
+def private_folder() -> Path:
+    """A folder that only this user may enter: sockets in it need no other lock."""
+    return Path(tempfile.mkdtemp(prefix="quire-"))
 
 
 class CoreProcess:
-    """A running engine core and the private folder of its socket."""
+    """A running engine core; it leads a process group of its own, which its ranks and judges belong to."""
 
-    def __init__(self, process: asyncio.subprocess.Process, folder: Path, address: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, address: str, folder: Path | None) -> None:
         self._process = process
         self._folder = folder
         self.address = address
 
     @classmethod
-    async def start(cls, config: EngineConfig, model: ModelFacts, core: Sequence[str] = CORE) -> "CoreProcess":
-        """Start a core; it listens at `address` before it loads anything. Another `core` must speak as ours does."""
-        # mkdtemp gives a folder that only this user may enter: the socket needs no other lock.
-        folder = Path(tempfile.mkdtemp(prefix="quire-"))
-        address = f"ipc://{folder}/core"
+    async def start(
+        cls, config: EngineConfig, model: ModelFacts, core: Sequence[str] = CORE, home: Home | None = None
+    ) -> "CoreProcess":
+        """Start a core; it listens at `address` before it loads anything. Another `core` must speak as ours does.
+
+        Without a `home` it gets a folder that is removed with it.
+        """
+        place = home or Home(private_folder())
+        address = f"ipc://{place.folder}/{place.name}"
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *core,
             stdin=asyncio.subprocess.PIPE,
             env=environ.snapshot() | environ.computing(),
+            pass_fds=[] if place.pulse < 0 else [place.pulse],
+            # Ctrl-C in a terminal is for the launcher, which ends the core in its own way.
+            start_new_session=True,
         )
         assert process.stdin is not None
-        frame = msgspec.json.encode(Launch(config, model, address))
-        process.stdin.write(frame + b"\n")
-        await process.stdin.drain()
-        return cls(process, folder, address)
+        frame = msgspec.json.encode(Launch(config, model, address, place.pulse))
+        # One that has ended already is found by whoever waits for its end.
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(frame + b"\n")
+            await process.stdin.drain()
+        return cls(process, address, None if home else place.folder)
 
     @property
     def pid(self) -> int:
@@ -77,9 +112,20 @@ class CoreProcess:
         """Ask the process to end, by closing its standard input; kill it after `timeout_s` seconds."""
         if self._process.stdin is not None:
             self._process.stdin.close()
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.wait(), timeout_s)
-        except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.kill()
+        await self._process.wait()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def kill(self) -> None:
+        """End the core and whatever it has started, also if the core itself has ended."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def tell_stacks(self) -> None:
+        """Let the core write what each of its threads does to its log, also if it was stopped."""
+        for number in (signal.SIGUSR1, signal.SIGCONT):
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)

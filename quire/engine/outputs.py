@@ -139,6 +139,11 @@ class OutputProcessor:
                 del self._served[served.id]
         return outputs, finishes
 
+    def made(self, request_id: str) -> int:
+        """Tokens of the longest completion of a request; 0 if it is not known."""
+        served = self._served.get(request_id)
+        return max((completion.tokens for completion in served.completions), default=0) if served else 0
+
     def abort(self, request_id: str) -> None:
         """Forget a request; unknown ids are ignored."""
         self._served.pop(request_id, None)

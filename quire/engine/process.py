@@ -1,11 +1,14 @@
 """The engine core as a process: `python -m quire.engine.process`, started by `engine/launch.py`.
 
 One thread, one selector: front ends' messages, the launcher's end, the core's turns. It waits only when no plan can be
-made and none is in flight, so an idle engine costs no CPU.
+made and none is in flight, so an idle engine costs next to no CPU. After each turn its pulse beats; SIGUSR1 makes it
+write its stacks, whatever it does.
 """
 
+import faulthandler
 import gc
 import os
+import signal
 import sys
 import time
 import traceback
@@ -15,10 +18,13 @@ import psutil
 import zmq
 
 from quire.base.errors import QuireError, RequestError, TransportError
+from quire.base.lifeline import die_with_parent
 from quire.base.logging import get_logger, setup
 from quire.engine.core import EngineCore, MakeExecutor, Timeline, executor_for
 from quire.engine.launch import Launch
 from quire.engine.progress import weights_progress
+from quire.engine.pulse import Pulse
+from quire.engine.trials import Trials
 from quire.messages.codec import MAX_FRAME_BYTES, Codec
 from quire.messages.wire import (
     Abort,
@@ -30,6 +36,7 @@ from quire.messages.wire import (
     Hello,
     Refused,
     ResetPrefixCache,
+    Stats,
     Submit,
     ToClient,
 )
@@ -40,6 +47,9 @@ log = get_logger("quire.engine")
 FAREWELL_S = 2.0
 """How long a core that cannot start waits for a front end to tell it why."""
 
+BEAT_MS = 250
+"""How often the pulse of an idle core beats."""
+
 
 class Server:
     """Front ends on one side, the core on the other.
@@ -47,9 +57,10 @@ class Server:
     Args:
         address: where to listen.
         launcher: descriptor that becomes readable when the launcher has ended.
+        pulse: beats with every turn.
     """
 
-    def __init__(self, address: str, launcher: int) -> None:
+    def __init__(self, address: str, launcher: int, pulse: Pulse) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.set_hwm(0)
@@ -64,23 +75,30 @@ class Server:
         self._codec: Codec[FromClient] = Codec(FromClient)
         self._clients: list[bytes] = []
         self._owners: dict[str, tuple[bytes, int]] = {}  # request id: its front end, and sequences still to end
+        self._pulse = pulse
+        self._trials = Trials(pulse, self._begin)
 
     def run(self, core: EngineCore) -> None:
         """Serve until the launcher ends."""
         self._core = core
         self._poller.register(core.grammars.descriptor, zmq.POLLIN)
+        self._pulse.ready(core.patience_s)
         idle = True
         while self._intake(wait=idle):
             deltas = core.turn()
             busy = deltas is not None
+            stats = core.scheduler.stats()
+            self._pulse.beat(stats)
             if deltas:
-                self._publish(deltas)
+                self._publish(deltas, stats)
+                self._trials.saw(deltas)
             if not busy and not idle:
-                self._tell_all(Deltas([], core.scheduler.stats()))
+                self._tell_all(Deltas([], stats))
             idle = not busy
 
     def fail(self, message: str) -> None:
         """Tell every front end, also one that is only about to say hello, that there is no engine."""
+        self._pulse.last_words(message)
         deadline = time.monotonic() + FAREWELL_S
         while not self._clients and time.monotonic() < deadline:
             if self._socket.poll(100):
@@ -93,8 +111,8 @@ class Server:
         self._context.term()
 
     def _intake(self, wait: bool) -> bool:
-        """Take in what has arrived; with `wait`, until something does. False once the launcher has ended."""
-        ready = dict(self._poller.poll(None if wait else 0))
+        """Take in what has arrived; with `wait`, give it a moment to. False once the launcher has ended."""
+        ready = dict(self._poller.poll(BEAT_MS if wait else 0))
         if self._launcher in ready and not os.read(self._launcher, 4096):
             return False
         if self._core.grammars.descriptor in ready:
@@ -118,10 +136,12 @@ class Server:
             # No delta will end this sequence any more, unless one already has.
             if self._core.scheduler.finish(message.id, message.index, message.tokens):
                 self._count_end(message.id)
+                self._trials.gone([message.id])
         elif isinstance(message, Abort):
             self._core.abort(message.ids)
             for request_id in message.ids:
                 self._owners.pop(request_id, None)
+            self._trials.gone(message.ids)
         elif isinstance(message, Hello):
             if message.version != __version__:
                 self._tell(client, Failed(f"the engine is version {__version__}, its client {message.version[:40]!r}"))
@@ -132,13 +152,20 @@ class Server:
             self._core.scheduler.reset_prefix_cache()
 
     def _submit(self, client: bytes, message: Submit) -> None:
+        if message.trial:
+            self._trials.add(client, message)
+        else:
+            self._begin(client, message)
+
+    def _begin(self, client: bytes, message: Submit) -> bool:
         request = message.request
         try:
             self._core.add(request)
         except RequestError as error:
             self._tell(client, Refused(request.id, error.message, error.param, error.code))
-            return
+            return False
         self._owners[request.id] = (client, request.params.n)
+        return True
 
     def _refuse(self, refused: list[Refused]) -> None:
         """Tell the front ends whose requests cannot be served after all."""
@@ -146,8 +173,9 @@ class Server:
             owner = self._owners.pop(refusal.id, None)
             if owner is not None:
                 self._tell(owner[0], refusal)
+            self._trials.gone([refusal.id])
 
-    def _publish(self, deltas: list[Delta]) -> None:
+    def _publish(self, deltas: list[Delta], stats: Stats) -> None:
         frames: dict[bytes, list[Delta]] = {}
         for delta in deltas:
             owner = self._owners.get(delta.id)
@@ -156,7 +184,6 @@ class Server:
             frames.setdefault(owner[0], []).append(delta)
             if delta.finish_reason is not None:
                 self._count_end(delta.id)
-        stats = self._core.scheduler.stats()
         for client, news in frames.items():
             self._tell(client, Deltas(news, stats))
 
@@ -176,9 +203,11 @@ class Server:
 
 def main(make_executor: MakeExecutor = executor_for) -> int:
     """Read the launch message, start the core, serve. `make_executor` stands in for ranks where none are measured."""
+    die_with_parent()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     launch = msgspec.json.decode(_first_line(sys.stdin.fileno()), type=Launch)
     setup(launch.config.log.log_level, launch.config.log.log_format)
-    server = Server(launch.address, sys.stdin.fileno())
+    server = Server(launch.address, sys.stdin.fileno(), Pulse(launch.pulse))
     timeline = Timeline(age_s=time.time() - psutil.Process().create_time())
     try:
         with weights_progress(launch.model.name) as progress:

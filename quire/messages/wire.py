@@ -18,9 +18,16 @@ class Hello(msgspec.Struct, tag=True):
 
 
 class Submit(msgspec.Struct, tag=True):
-    """Serve this request."""
+    """Serve this request.
+
+    Attributes:
+        request: what to serve.
+        trial: an earlier core died while it served this request: serve it as the only such one until it has made so
+            many tokens. 0 is any other request.
+    """
 
     request: Request
+    trial: int = 0
 
 
 class Abort(msgspec.Struct, tag=True):

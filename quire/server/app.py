@@ -34,6 +34,7 @@ from quire.server.openai.responses_schema import ResponsesRequest
 from quire.server.openai.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from quire.server.openapi import describe
 from quire.server.page import page
+from quire.server.peers import Alone, Peers
 from quire.server.service import Engine, Service, Template, service_of
 from quire.server.store import Store
 from quire.server.tracing import tracer_for
@@ -84,20 +85,26 @@ ROUTES = (
 )
 
 
-def create_app(engine: Engine, config: ServerConfig, template: Template | None = None) -> Starlette:
+def create_app(
+    engine: Engine, config: ServerConfig, template: Template | None = None, peers: Peers | None = None
+) -> Starlette:
     """The ASGI application over `engine` (an `AsyncLLM` or anything like it).
 
     Args:
         engine: ready to generate.
         config: of the server.
         template: for /v1/chat/completions; None if the model cannot chat.
+        peers: the other front ends, if there are any.
 
     Raises:
         ConfigError: there is no parser of the name that `config` gives.
     """
     name = config.served_model_name or engine.model.name
     metrics = Metrics(engine, engine.facts, name, [route.path for route in ROUTES])
-    room = Room(engine.facts.max_num_seqs + config.max_queued_requests, config.max_queued_tokens)
+    peers = peers or Alone()
+    # Each front end has its share: none of them knows what the others hold.
+    sequences = engine.facts.max_num_seqs + config.max_queued_requests
+    room = Room(-(-sequences // peers.count), -(-config.max_queued_tokens // peers.count))
     keys = keys_of(config)
     dialects = {route.path: route.refuse for route in ROUTES}
     app = Starlette(
@@ -124,6 +131,7 @@ def create_app(engine: Engine, config: ServerConfig, template: Template | None =
         tool_format=tool_format(config.tool_call_parser, source),
         reasoning_format=reasoning_format(config.reasoning_parser, source),
         tracer=tracer_for(config.otlp_traces_endpoint, name),
+        peers=peers,
     )
     return app
 

@@ -94,7 +94,9 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(STATUS_OF_CODE.get(error.code, 400), error.message, error.code, error.param)
         case EngineDeadError():
             return unavailable(
-                "The engine has stopped and serves no requests; see the server's log.", "engine_dead", 10
+                "The engine has stopped; it is being restarted, unless the server's log says otherwise.",
+                "engine_dead",
+                error.retry_after_s,
             )
         case EngineError():
             # The same request would fail again; clients try a 500 twice more unless they are told.

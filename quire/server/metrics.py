@@ -12,8 +12,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from quire.messages.control import Tally
 from quire.messages.outputs import RequestOutput
 from quire.messages.wire import EngineFacts, Stats
+from quire.server.tallies import total
 from quire.server.tracing import NO_TRACE, Trace
 
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS"})
@@ -43,7 +45,8 @@ class Metrics:
 
     def __init__(self, engine: HasStats, facts: EngineFacts, model: str, routes: Collection[str]) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(CoreCollector(engine, model))
+        self._about = CollectorRegistry()
+        self._about.register(CoreCollector(engine, model))
         self._routes = frozenset(routes)
         self._http = Counter(
             "quire:http_requests",
@@ -83,9 +86,23 @@ class Metrics:
         route = path if path in self._routes else "other"
         self._http.labels(route, method if method in METHODS else "other", str(status)).inc()
 
-    def render(self) -> bytes:
-        """The text of /metrics."""
-        return generate_latest(self.registry)
+    def tallies(self) -> list[Tally]:
+        """What this process has counted, as plain values."""
+        return [
+            Tally(
+                family.name,
+                family.documentation,
+                family.type,
+                [(sample.name, sample.labels, sample.value) for sample in family.samples],
+            )
+            for family in self.registry.collect()
+        ]
+
+    def render(self, others: Iterable[list[Tally]] = ()) -> bytes:
+        """The text of /metrics, with what `others` have counted."""
+        together = CollectorRegistry()
+        together.register(Sum(total([self.tallies(), *others])))
+        return generate_latest(self._about) + generate_latest(together)
 
     def _describe(self, facts: EngineFacts, model: str) -> None:
         group = facts.layout.groups[0] if facts.layout.groups else None
@@ -98,9 +115,24 @@ class Metrics:
             "max_model_len": str(facts.max_model_len),
         }
         info = Gauge(
-            "quire:cache_config_info", "How the memory of past tokens is cut.", list(about), registry=self.registry
+            "quire:cache_config_info", "How the memory of past tokens is cut.", list(about), registry=self._about
         )
         info.labels(**about).set(1)
+
+
+class Sum(Collector):
+    """Counters of several processes, for the library to write down."""
+
+    def __init__(self, tallies: list[Tally]) -> None:
+        self._tallies = tallies
+
+    def collect(self) -> Iterable[Metric]:
+        """Each family."""
+        for tally in self._tallies:
+            family = Metric(tally.name, tally.about, tally.kind)
+            for name, labels, value in tally.samples:
+                family.add_sample(name, labels, value)
+            yield family
 
 
 class CoreCollector(Collector):

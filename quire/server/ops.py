@@ -29,16 +29,21 @@ async def version(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus text."""
-    return Response(service_of(request).metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    """Prometheus text, for all front ends together."""
+    service = service_of(request)
+    others = await service.peers.counted(service.counted())
+    text = service.metrics.render([other.tallies for other in others])
+    return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def load(request: Request) -> Response:
     """How busy this server is, for whoever spreads requests over several."""
     service = service_of(request)
     stats, limits = service.engine.stats, service.engine.facts
+    own = service.counted()
+    others = await service.peers.counted(own)
     answer = {
-        "server_load": service.admission.open,
+        "server_load": own.open + sum(other.open for other in others),
         "running": stats.running,
         "waiting": stats.waiting,
         "kv_cache_usage": stats.kv_usage,

@@ -11,17 +11,18 @@ from typing import Any, Protocol, TypedDict
 
 from starlette.requests import Request
 
-from quire.base.errors import EngineDeadError
 from quire.base.logging import get_logger, warn_once
 from quire.chat.formats.base import ReasoningFormat, ToolFormat
 from quire.checkpoint.facts import ModelFacts
 from quire.config.fields import ServerConfig
+from quire.messages.control import Counted
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
 from quire.messages.wire import EngineFacts, Stats
 from quire.server.admission import Admission
 from quire.server.errors import clip
 from quire.server.metrics import Metrics
+from quire.server.peers import Alone, Peers
 from quire.server.store import Store
 from quire.server.tracing import NoTracer, Tracer
 from quire.server.watch import Watch
@@ -108,6 +109,9 @@ class Engine(Protocol):
     def dead(self) -> str | None:
         """Why the engine has ended, or None."""
 
+    def raise_if_dead(self) -> None:
+        """Raise EngineDeadError where no engine would answer."""
+
     def default_params(self) -> SamplingParams:
         """The checkpoint's sampling defaults."""
 
@@ -135,6 +139,7 @@ class Service:
         responses: of /v1/responses, to be fetched or gone on from.
         tool_format, reasoning_format: how the model writes calls of tools and thoughts, if it does.
         tracer: makes a trace of each request.
+        peers: the other front ends of the server.
         created: when the service was made, unix seconds.
         open_watches: one per request at work.
     """
@@ -149,6 +154,7 @@ class Service:
     tool_format: ToolFormat | None = None
     reasoning_format: ReasoningFormat | None = None
     tracer: Tracer = field(default_factory=NoTracer)
+    peers: Peers = field(default_factory=Alone)
     created: int = field(default_factory=lambda: int(time.time()))
     open_watches: set[Watch] = field(default_factory=set)
     _steps: int = -1
@@ -162,10 +168,13 @@ class Service:
         parts = (self.engine.model.name, facts.dtype, str(facts.kv_cache_dtype), facts.device, facts.version)
         return "fp_" + hashlib.sha256("|".join(parts).encode()).hexdigest()[:10]
 
+    def counted(self) -> Counted:
+        """What this front end has counted."""
+        return Counted(self.admission.open, self.metrics.tallies())
+
     def check_ready(self) -> None:
         """Raise the error that a new request would meet now. Called before any costly work."""
-        if self.engine.dead is not None:
-            raise EngineDeadError(self.engine.dead)
+        self.engine.raise_if_dead()
         self.admission.check()
 
     def problem(self) -> str | None:

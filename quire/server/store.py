@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from quire.messages.control import Fetch, Fetched, Nothing
 from quire.messages.outputs import RequestOutput
 
 Place = tuple[bytes, str]
@@ -72,6 +73,18 @@ class Store:
         while self.used_bytes > self._limit:
             _, oldest = self._kept.popitem(last=False)
             self.used_bytes -= oldest.size_bytes
+
+    async def fetch(self, asked: Fetch) -> Fetched | Nothing:
+        """What another front end wants to know of a response."""
+        place = asked.owner, asked.id
+        running = self.running.get(place)
+        if running is not None:
+            if asked.cancel:
+                running.task.cancel()
+                await asyncio.wait([running.task])
+            return Fetched(running.body())
+        kept = self.get(place)
+        return Nothing() if kept is None else Fetched(kept.body, kept.turns)
 
     def get(self, place: Place) -> Kept | None:
         """A response that has ended, or None; it counts as used now."""

@@ -19,9 +19,6 @@ HEAD_TIMEOUT_S = 10.0
 MAX_HEAD_BYTES = 128 << 10
 """Of URL and headers on the wire; `middleware` has closer limits for what gets that far."""
 
-WRITE_TIMEOUT_S = 60.0
-"""A client that has taken nothing for so long, while there is something to take, has gone."""
-
 MAX_CONNECTIONS = 10_000
 SPARE_DESCRIPTORS = 128
 """For all that is no connection of a client."""
@@ -42,12 +39,14 @@ class Wire(HttpToolsProtocol):
 
     Args:
         most: connections at a time; one more is turned away.
+        write_timeout_s: a client that has taken nothing for so long, while there is something to take, has gone.
         given: what uvicorn hands over.
     """
 
-    def __init__(self, *, most: int, **given: Any) -> None:
+    def __init__(self, *, most: int, write_timeout_s: float, **given: Any) -> None:
         super().__init__(**given)
         self._most = most
+        self._write_timeout_s = write_timeout_s
         self._reads_head = False
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
@@ -95,7 +94,7 @@ class Wire(HttpToolsProtocol):
         """The client does not read as fast as we write."""
         super().pause_writing()
         self._stop(self._write_timer)
-        self._write_timer = self.loop.call_later(WRITE_TIMEOUT_S, self.transport.abort)
+        self._write_timer = self.loop.call_later(self._write_timeout_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         """It does again."""

@@ -31,7 +31,15 @@ class Served:
 
     def engine(self) -> psutil.Process:
         """The engine core's process."""
-        (child,) = psutil.Process(self.process.pid).children()
+        return self._child("quire.engine.process")
+
+    def front(self) -> psutil.Process:
+        """The front end's process."""
+        return self._child("quire.server.front")
+
+    def _child(self, module: str) -> psutil.Process:
+        children = psutil.Process(self.process.pid).children()
+        (child,) = [child for child in children if module in child.cmdline()]
         return child
 
 

@@ -144,20 +144,21 @@ def test_streams_with_random_cancels_leave_no_page_in_use(served):
 
 
 def test_the_api_process_never_loads_torch(served):
-    assert "torch" not in Path(f"/proc/{served.process.pid}/maps").read_text()
+    for process in (served.process, served.front()):
+        assert "torch" not in Path(f"/proc/{process.pid}/maps").read_text()
     assert "torch" in Path(f"/proc/{served.engine().pid}/maps").read_text()
 
 
 def test_idle_costs_no_cpu(served):
     assert idle(served)
-    processes = [psutil.Process(served.process.pid), served.engine()]
+    processes = [psutil.Process(served.process.pid), served.front(), served.engine()]
     before = [sum(p.cpu_times()[:2]) for p in processes]
     time.sleep(4)
     for process, start in zip(processes, before, strict=True):
         assert sum(process.cpu_times()[:2]) - start < 0.04, "more than 1 % of a core"
 
 
-def test_death_of_the_engine_is_an_error_and_not_a_hang():
+def test_after_its_death_another_engine_serves():
     with serve(*PAGES) as served:
         engine = served.engine()
 
@@ -167,21 +168,34 @@ def test_death_of_the_engine_is_an_error_and_not_a_hang():
 
                 async def one(stream: bool) -> object:
                     made = await client.completions.create(
-                        model="default", prompt="Once", max_tokens=1500, stream=stream, extra_body={"ignore_eos": True}
+                        model="default",
+                        prompt="Once",
+                        max_tokens=1500 if stream else 40,
+                        stream=stream,
+                        extra_body={"ignore_eos": True},
                     )
                     return [chunk async for chunk in made] if stream else made
 
-                tasks = [asyncio.create_task(one(stream)) for stream in (True, True, False, False)]
+                streams = [asyncio.create_task(one(True)) for _ in range(2)]
                 await asyncio.sleep(1)
+                plain = [asyncio.create_task(one(False)) for _ in range(2)]
+                await asyncio.sleep(0.1)
                 engine.send_signal(signal.SIGKILL)
-                return await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.sleep(0.5)
+                away.append(httpx.get(f"{served.url}/ready"))
+                away.append(httpx.post(f"{served.url}/v1/completions", json={"model": "default", "prompt": "a"}))
+                return await asyncio.gather(*streams, *plain, return_exceptions=True)
 
+        away: list[httpx.Response] = []
         results = asyncio.run(scenario())
-        assert all(isinstance(result, openai.APIError) for result in results), results
-        assert httpx.get(f"{served.url}/ready").status_code == 503
-        refused = httpx.post(f"{served.url}/v1/completions", json={"model": "default", "prompt": "a"})
-        assert refused.status_code == 503
+        assert all(isinstance(result, openai.APIError) for result in results[:2]), results
+        assert all(result.usage.completion_tokens == 40 for result in results[2:]), "begun again on another engine"
+        assert [answer.status_code for answer in away] == [503, 503]
+        refused = away[1]
         assert refused.json()["error"]["message"]
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert served.engine().pid != engine.pid
+        assert httpx.get(f"{served.url}/ready").status_code == 200
         assert httpx.get(f"{served.url}/live").status_code == 200
 
 

@@ -133,6 +133,10 @@ class FakeEngine:
     def default_params(self) -> SamplingParams:
         return self.defaults
 
+    def raise_if_dead(self) -> None:
+        if self.dead is not None:
+            raise EngineDeadError(self.dead)
+
     def die(self, reason: str = "killed: /secret/path") -> None:
         """Every open request fails."""
         self.dead = reason

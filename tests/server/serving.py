@@ -13,7 +13,8 @@ import openai
 
 from quire.config.fields import ServerConfig
 from quire.server.app import create_app
-from quire.server.listen import ApiServer, bind
+from quire.server.listen import ApiServer
+from quire.server.sockets import bind
 from tests.server.fake_engine import FakeEngine, FakeTemplate
 
 

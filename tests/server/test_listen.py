@@ -11,7 +11,7 @@ import pytest
 
 from quire.base.errors import ConfigError
 from quire.config.fields import ServerConfig
-from quire.server.listen import bind, check_certificates
+from quire.server.sockets import bind, check_certificates
 from tests.server.serving import Serving
 
 pytestmark = pytest.mark.plain

@@ -10,7 +10,7 @@ import pytest
 from quire.base.errors import ConfigError
 from quire.config.fields import ServerConfig
 from quire.server.greeting import greeting
-from quire.server.listen import bind
+from quire.server.sockets import bind
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import Serving, wait_for
 

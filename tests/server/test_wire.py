@@ -57,11 +57,10 @@ def test_one_connection_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> 
             one.close()
 
 
-def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "WRITE_TIMEOUT_S", 0.3)
+def test_a_client_that_reads_nothing_is_given_up() -> None:
     body = b'{"tokens": [%b1]}' % (b"1," * 200_000)
     head = b"POST /detokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    with Serving() as running, connect(running) as deaf:
+    with Serving(stream_write_timeout_s=0.3) as running, connect(running) as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         # Answers of 200 KB that nobody reads; in the end our bytes are not taken any more either.
         with pytest.raises(ConnectionError):

@@ -63,7 +63,7 @@ async def get(request: Request) -> Response:
     place = owner_of(request.scope), request.path_params["response_id"]
     if place in service.responses.running:
         return _json(service.responses.running[place].body())
-    kept = service.responses.get(place)
+    kept = service.responses.get(place) or await service.peers.fetch(*place)
     return _not_found(place[1]) if kept is None else _json(kept.body)
 
 
@@ -76,7 +76,7 @@ async def cancel(request: Request) -> Response:
         running.task.cancel()
         await asyncio.wait([running.task])
         return _json(running.body())
-    kept = service.responses.get(place)
+    kept = service.responses.get(place) or await service.peers.fetch(*place, cancel=True)
     if kept is None:
         _not_found(place[1])
     if not msgspec.json.decode(kept.body)["background"]:
@@ -86,7 +86,7 @@ async def cancel(request: Request) -> Response:
 
 async def _create(request: Request, asked: ResponsesRequest, service: Service) -> Response:
     owner = owner_of(request.scope)
-    turns = [*_before(asked.previous_response_id, owner, service), *turns_of(asked.input)]
+    turns = [*await _before(asked.previous_response_id, owner, service), *turns_of(asked.input)]
     chat = chat_of(asked, turns)
     offer = read_offer(chat, service)
     job = await chat_job(request, chat, offer)
@@ -106,11 +106,11 @@ async def _create(request: Request, asked: ResponsesRequest, service: Service) -
     return _json(answer.body())
 
 
-def _before(previous: str | None, owner: bytes, service: Service) -> list[Turn]:
+async def _before(previous: str | None, owner: bytes, service: Service) -> list[Turn]:
     """The conversation that is gone on from."""
     if previous is None:
         return []
-    kept = service.responses.get((owner, previous))
+    kept = service.responses.get((owner, previous)) or await service.peers.fetch(owner, previous)
     if kept is None or not kept.turns:
         raise RequestError(
             f"previous_response_id: {clip(previous)!r} did not end well, or is not stored (any more). "

@@ -1,0 +1,104 @@
+"""`Pulse`: a page of memory that a core shares with those who watch over it: when it last moved, and how it fares.
+
+The core writes, everybody else reads; nobody waits. Numbers may be read while they change, which a gauge can bear. What
+a core wrote last is still there when it has died: that is the point.
+"""
+
+import mmap
+import os
+import struct
+import sys
+import tempfile
+import time
+
+from quire.messages.wire import Stats
+
+SIZE = 4096
+_BEAT = struct.Struct("=dd")
+_READY_AT = struct.calcsize("=d")
+_STATS = struct.Struct("=qqdqqqqq")
+_STATS_AT = 64
+_TRIAL_AT, _TRIAL_MOST = 256, 512
+_WORDS_AT, _WORDS_MOST = 1024, 2048
+_LENGTH = struct.Struct("=H")
+
+
+def shared_page() -> int:
+    """A descriptor of a page that child processes may map; it leaves nothing behind."""
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("quire-pulse")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, SIZE)
+    return descriptor
+
+
+class Pulse:
+    """One page.
+
+    Args:
+        descriptor: from `shared_page`; by default a page that nobody else sees.
+    """
+
+    def __init__(self, descriptor: int = -1) -> None:
+        self._page = mmap.mmap(descriptor, SIZE)
+
+    def reset(self) -> None:
+        """As new: no core has been here."""
+        self._page[:] = bytes(SIZE)
+
+    def ready(self, patience_s: float) -> None:
+        """The core serves from now on; one of its steps may take up to `patience_s` seconds."""
+        _BEAT.pack_into(self._page, 0, time.monotonic(), max(patience_s, 1e-9))
+
+    def beat(self, stats: Stats) -> None:
+        """The core has moved: it made a step, or has looked and found nothing to do."""
+        _STATS.pack_into(
+            *(self._page, _STATS_AT, stats.running, stats.waiting, stats.kv_usage, stats.preemptions),
+            *(stats.prefix_queries, stats.prefix_hits, stats.steps, stats.step_tokens),
+        )
+        struct.pack_into("=d", self._page, 0, time.monotonic())
+
+    def trial(self, request_id: str) -> None:
+        """The suspect that the core serves now, or nothing."""
+        self._write(_TRIAL_AT, _TRIAL_MOST, request_id)
+
+    def last_words(self, message: str) -> None:
+        """Why the core ends."""
+        self._write(_WORDS_AT, _WORDS_MOST, message)
+
+    def still_s(self) -> float | None:
+        """Seconds since the core last moved; None while it starts."""
+        beat, patience = _BEAT.unpack_from(self._page, 0)
+        return time.monotonic() - beat if patience else None
+
+    @property
+    def patience_s(self) -> float:
+        """How long a step of this core may take, as it said itself."""
+        return float(struct.unpack_from("=d", self._page, _READY_AT)[0])
+
+    @property
+    def stats(self) -> Stats:
+        """Of the core's last move."""
+        return Stats(*_STATS.unpack_from(self._page, _STATS_AT))
+
+    @property
+    def tried(self) -> str:
+        """See `trial`."""
+        return self._read(_TRIAL_AT, _TRIAL_MOST)
+
+    @property
+    def said(self) -> str:
+        """See `last_words`."""
+        return self._read(_WORDS_AT, _WORDS_MOST)
+
+    def _write(self, at: int, most: int, text: str) -> None:
+        raw = text.encode("utf-8", "replace")[: most - _LENGTH.size]
+        # The length last: a reader never takes it for more than was written.
+        self._page[at + _LENGTH.size : at + _LENGTH.size + len(raw)] = raw
+        _LENGTH.pack_into(self._page, at, len(raw))
+
+    def _read(self, at: int, most: int) -> str:
+        length = min(_LENGTH.unpack_from(self._page, at)[0], most - _LENGTH.size)
+        return self._page[at + _LENGTH.size : at + _LENGTH.size + length].decode("utf-8", "ignore")

@@ -1,0 +1,186 @@
+"""A front end as a process: `python -m quire.server.front FD`, started by `server/fronts.py`.
+
+It answers HTTP on a socket that it has inherited, by whichever engine core the supervisor has going. It ends when the
+supervisor does, whatever it is doing: a thread of its own waits for the end of standard input.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from quire.base.errors import ConfigError, QuireError
+from quire.base.logging import get_logger, setup
+from quire.chat.template import ChatTemplate
+from quire.config.fields import ServerConfig
+from quire.engine.async_llm import AsyncLLM
+from quire.engine.front import FrontEnd
+from quire.engine.pulse import Pulse
+from quire.messages.control import (
+    Answered,
+    Answers,
+    Asked,
+    Born,
+    CannotServe,
+    Count,
+    EngineDown,
+    EngineUp,
+    Serving,
+    Stop,
+    Strike,
+    ToFront,
+)
+from quire.server.app import create_app
+from quire.server.channel import Wire
+from quire.server.greeting import greeting
+from quire.server.listen import ApiServer
+from quire.server.peers import Family
+from quire.server.service import Service
+
+log = get_logger(__name__)
+
+
+class Front:
+    """One front end.
+
+    Args:
+        wire: to the supervisor.
+        born: what it has said first.
+    """
+
+    def __init__(self, wire: Wire[ToFront], born: Born) -> None:
+        self._wire = wire
+        self._config = born.config.server
+        self._listener = socket.socket(fileno=born.listener)
+        self._engine = AsyncLLM(FrontEnd(born.config.engine, born.model), born.facts, Pulse(born.pulse))
+        self._engine.on_death = lambda reason: log.error("requests are refused until there is an engine: %s", reason)
+        self._family = Family(wire, born.count)
+        self._known = asyncio.Event()
+        if born.facts is not None:
+            self._known.set()
+        self._joining: asyncio.Task[None] | None = None
+        self._server: ApiServer | None = None
+        self._service: Service | None = None
+
+    async def run(self) -> None:
+        """Serve until the supervisor says that it is over."""
+        hearing = asyncio.create_task(self._hear())
+        serving = asyncio.create_task(self._serve())
+        await asyncio.wait([hearing, serving], return_when=asyncio.FIRST_COMPLETED)
+        for task in (hearing, serving):
+            if task.done():
+                task.result()
+            task.cancel()
+        await asyncio.gather(hearing, serving, return_exceptions=True)
+        self._engine.on_death = lambda reason: None
+        await self._engine.close()
+
+    async def _serve(self) -> None:
+        source = _template_source(self._config)
+        await self._known.wait()
+        engine = self._engine
+        template = engine.chat_template if source is None else ChatTemplate(source, engine.tokenizer)
+        app = create_app(engine, self._config, template, self._family)
+        self._service = service = app.state.service
+
+        def on_ready() -> None:
+            self._wire.send(Serving(greeting(service, self._listener), engine.facts))
+
+        self._server = ApiServer(app, self._config, on_ready)
+        await self._server.serve([self._listener])
+        service.tracer.close()
+
+    async def _hear(self) -> None:
+        while (message := await self._wire.receive()) is not None:
+            if isinstance(message, EngineUp):
+                self._joining = asyncio.create_task(self._join(message.address))
+            elif isinstance(message, EngineDown):
+                await self._leave(message)
+            elif isinstance(message, Strike):
+                self._engine.suspects.learn(message)
+            elif isinstance(message, Asked):
+                # In a task: what is asked may take a while.
+                asyncio.create_task(self._answer(message)).add_done_callback(lambda task: task.exception())
+            elif isinstance(message, Answers):
+                self._family.hear(message)
+            elif isinstance(message, Stop):
+                if self._server is None:
+                    return
+                self._server.stop()
+
+    async def _join(self, address: str) -> None:
+        await self._engine.join(address)
+        if self._engine.dead is None:
+            self._known.set()
+
+    async def _leave(self, down: EngineDown) -> None:
+        if self._joining is not None:
+            self._joining.cancel()
+            await asyncio.gather(self._joining, return_exceptions=True)
+        if down.final:
+            self._engine.end(down.reason)
+            return
+        for strike in self._engine.leave(down.reason, down.retry_after_s, down.culprit):
+            self._wire.send(strike)
+
+    async def _answer(self, asked: Asked) -> None:
+        service = self._service
+        assert service is not None, "only those that serve are asked"
+        question = asked.question
+        if isinstance(question, Count):
+            self._wire.send(Answered(asked.number, service.counted()))
+        else:
+            self._wire.send(Answered(asked.number, await service.responses.fetch(question)))
+
+
+def _template_source(config: ServerConfig) -> str | None:
+    if config.chat_template is None:
+        return None
+    try:
+        return Path(config.chat_template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat_template: cannot read {config.chat_template!r}: {error}") from error
+
+
+def _end_with_supervisor(folders: list[str]) -> None:
+    """Wait for the end of standard input, then end this process, from a thread that nothing else can hold up."""
+    while os.read(0, 4096):
+        pass
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+async def _main(descriptor: int, folders: list[str]) -> int:
+    wire: Wire[ToFront] = await Wire.open(socket.socket(fileno=descriptor), ToFront)
+    born = await wire.receive()
+    if not isinstance(born, Born):
+        return 1
+    folders.append(born.folder)
+    setup(born.config.engine.log.log_level, born.config.engine.log.log_format)
+    try:
+        await Front(wire, born).run()
+    except QuireError as error:
+        wire.send(CannotServe(str(error)))
+        wire.close()
+        return 2
+    return 0
+
+
+def main() -> int:
+    """Serve; the exit status."""
+    folders: list[str] = []
+    threading.Thread(target=_end_with_supervisor, args=[folders], daemon=True).start()
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.suppress(KeyboardInterrupt):
+        return runner.run(_main(int(sys.argv[-1]), folders))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""`Fronts`: the front ends of a server as child processes, begun again when they die, and what they ask each other.
+
+Owned by the supervisor. It knows no HTTP and no engine: it passes on what it is told. What a front end had counted when
+it was last asked is kept when it dies, so that counters of the server never fall.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+
+from quire.base.errors import ConfigError, EngineError, TransportError
+from quire.base.logging import get_logger
+from quire.config import environ
+from quire.messages.control import (
+    Answered,
+    Answers,
+    Ask,
+    Asked,
+    CannotServe,
+    Count,
+    Counted,
+    FromFront,
+    Reply,
+    Serving,
+    Strike,
+    Tally,
+    ToFront,
+)
+from quire.server.backoff import Backoff
+from quire.server.channel import Wire
+from quire.server.tallies import total
+
+log = get_logger(__name__)
+
+ANSWER_S = 1.0
+"""How long front ends may take to answer each other; who is late is left out."""
+FIRST_WAIT_S, STEADY_S, TRIES = 0.1, 10.0, 10
+STRIKES = 256
+"""News of requests that are told to front ends that are born later."""
+
+
+@dataclass(slots=True)
+class Child:
+    """A front end's process.
+
+    Attributes:
+        served_at: when it began to answer; None before.
+        counted: what it said when it was last asked.
+    """
+
+    process: asyncio.subprocess.Process
+    wire: Wire[FromFront]
+    served_at: float | None = None
+    counted: list[Tally] = field(default_factory=list)
+
+
+class _Exchange:
+    """A question on its way: who asked, and who has not answered."""
+
+    def __init__(self, asker: int, ask: Ask, others: set[int]) -> None:
+        self.asker = asker
+        self.ask = ask
+        self.missing = others
+        self.replies: list[Reply] = []
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Fronts:
+    """See the module.
+
+    Args:
+        born: what each is told first, but for its descriptors; asked each time.
+        listeners: a listening socket for each.
+        pulse: descriptor of the page that cores write.
+        on_serving: called when one begins to answer.
+        command: what Python runs as a front end.
+        tallies: what the supervisor itself counts.
+
+    Attributes:
+        restarts: front ends begun after one has died.
+        stopping: whether those that end are meant to.
+    """
+
+    def __init__(
+        self,
+        born: Callable[[int], list[ToFront]],
+        listeners: list[socket.socket],
+        pulse: int,
+        on_serving: Callable[[Serving], None],
+        command: Sequence[str],
+        tallies: Callable[[], list[Tally]],
+    ) -> None:
+        self._born = born
+        self._listeners = listeners
+        self._pulse = pulse
+        self._on_serving = on_serving
+        self._command = command
+        self._tallies = tallies
+        self._children: dict[int, Child] = {}
+        self._exchanges: dict[int, _Exchange] = {}
+        self._numbers = itertools.count()
+        self._strikes: deque[Strike] = deque(maxlen=STRIKES)
+        self._past: list[Tally] = []
+        self._cannot: str | None = None
+        self.restarts = 0
+        self.stopping = False
+
+    @property
+    def serving(self) -> int:
+        """How many answer."""
+        return sum(child.served_at is not None for child in self._children.values())
+
+    def tell_all(self, message: ToFront) -> None:
+        """Send it to every front end that lives."""
+        for index in list(self._children):
+            self._tell(index, message)
+
+    def kill(self) -> None:
+        """End all of them at once."""
+        for child in self._children.values():
+            with contextlib.suppress(ProcessLookupError):
+                child.process.kill()
+
+    async def keep(self, index: int) -> None:
+        """Keep front end number `index` alive until the server stops.
+
+        Raises:
+            ConfigError: it says that it can never serve.
+            EngineError: it dies again and again before it serves.
+        """
+        backoff = Backoff(FIRST_WAIT_S, STEADY_S, TRIES)
+        while True:
+            child = await self._start(index)
+            if self.stopping:
+                # The others were killed before this one was known.
+                child.process.kill()
+            await self._listen(index, child)
+            code = await child.process.wait()
+            self._buried(index, child)
+            if self.stopping:
+                return
+            if self._cannot is not None:
+                raise ConfigError(self._cannot)
+            wait = backoff.died(None if child.served_at is None else monotonic() - child.served_at)
+            if wait is None:
+                raise EngineError(f"front end {index} has ended {backoff.deaths} times before it could serve")
+            self.restarts += 1
+            log.error("front end %d has ended (%s); another one begins in %.1f s", index, _how(code), wait)
+            await asyncio.sleep(wait)
+
+    async def _start(self, index: int) -> Child:
+        ours, theirs = socket.socketpair()
+        listener = self._listeners[index]
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *self._command,
+                str(theirs.fileno()),
+                # Its end is the end of this process, which no signal need tell.
+                stdin=asyncio.subprocess.PIPE,
+                env=environ.snapshot(),
+                pass_fds=[theirs.fileno(), listener.fileno(), self._pulse],
+                start_new_session=True,
+            )
+        child = Child(process, await Wire.open(ours, FromFront))
+        for message in [*self._born(listener.fileno()), *self._strikes]:
+            child.wire.send(message)
+        self._children[index] = child
+        return child
+
+    async def _listen(self, index: int, child: Child) -> None:
+        try:
+            while (message := await child.wire.receive()) is not None:
+                self._handle(index, child, message)
+        except TransportError as error:
+            log.error("front end %d: %s", index, error)
+            child.process.kill()
+
+    def _handle(self, index: int, child: Child, message: FromFront) -> None:
+        if isinstance(message, Serving):
+            child.served_at = monotonic()
+            self._on_serving(message)
+        elif isinstance(message, CannotServe):
+            self._cannot = message.message
+        elif isinstance(message, Strike):
+            self._strikes.append(message)
+            for other in list(self._children):
+                if other != index:
+                    self._tell(other, message)
+        elif isinstance(message, Ask):
+            self._ask(index, child, message)
+        elif isinstance(message, Answered):
+            self._answered(index, child, message)
+
+    def _tell(self, index: int, message: ToFront) -> None:
+        child = self._children[index]
+        try:
+            child.wire.send(message)
+        except TransportError as error:
+            log.error("front end %d: %s", index, error)
+            child.process.kill()
+
+    def _ask(self, index: int, child: Child, ask: Ask) -> None:
+        if isinstance(ask.own, Counted):
+            child.counted = ask.own.tallies
+        others = {other for other, each in self._children.items() if other != index and each.served_at is not None}
+        number = next(self._numbers)
+        exchange = self._exchanges[number] = _Exchange(index, ask, others)
+        exchange.timer = asyncio.get_running_loop().call_later(ANSWER_S, self._end, number)
+        for other in others.copy():
+            self._tell(other, Asked(number, ask.question))
+        if not others:
+            self._end(number)
+
+    def _answered(self, index: int, child: Child, message: Answered) -> None:
+        if isinstance(message.reply, Counted):
+            child.counted = message.reply.tallies
+        exchange = self._exchanges.get(message.number)
+        if exchange is not None and index in exchange.missing:
+            exchange.replies.append(message.reply)
+            exchange.missing.discard(index)
+            if not exchange.missing:
+                self._end(message.number)
+
+    def _end(self, number: int) -> None:
+        exchange = self._exchanges.pop(number, None)
+        if exchange is None:
+            return
+        if exchange.timer is not None:
+            exchange.timer.cancel()
+        if isinstance(exchange.ask.question, Count):
+            late = [self._children[index].counted for index in exchange.missing if index in self._children]
+            exchange.replies.append(Counted(0, total([self._past, self._tallies(), *late])))
+        if exchange.asker in self._children:
+            self._tell(exchange.asker, Answers(exchange.ask.number, exchange.replies))
+
+    def _buried(self, index: int, child: Child) -> None:
+        del self._children[index]
+        child.wire.close()
+        self._past = total([self._past, child.counted])
+        for number, exchange in list(self._exchanges.items()):
+            exchange.missing.discard(index)
+            if not exchange.missing:
+                self._end(number)
+
+
+def _how(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def close_all(listeners: list[socket.socket], pulse: int) -> None:
+    """Close what front ends have inherited."""
+    for listener in {id(each): each for each in listeners}.values():
+        listener.close()
+    os.close(pulse)

@@ -1,0 +1,89 @@
+"""`Peers`: the other front ends of the server, as one of them sees them. A front end that is alone has none.
+
+What endpoints answer for the whole server goes through here: counters, open sequences, responses that another keeps.
+"""
+
+import asyncio
+import itertools
+from typing import Protocol
+
+from quire.messages.control import Answers, Ask, Count, Counted, Fetch, Fetched, FromFront, Nothing, Question, Reply
+
+PATIENCE_S = 3.0
+"""Longer than the supervisor waits for the others."""
+
+
+class Peers(Protocol):
+    """The other front ends."""
+
+    @property
+    def count(self) -> int:
+        """All front ends of the server, this one included."""
+
+    async def counted(self, own: Counted) -> list[Counted]:
+        """What the others count beside `own`, the supervisor and the dead included."""
+
+    async def fetch(self, owner: bytes, id: str, cancel: bool = False) -> Fetched | None:
+        """A response that another front end keeps; with `cancel`, once it has ended."""
+
+
+class Alone:
+    """No other front ends, and nobody who knew any."""
+
+    count = 1
+
+    async def counted(self, own: Counted) -> list[Counted]:
+        """Nothing."""
+        return []
+
+    async def fetch(self, owner: bytes, id: str, cancel: bool = False) -> Fetched | None:
+        """None."""
+        return None
+
+
+class Telling(Protocol):
+    """Whatever takes messages for the supervisor."""
+
+    def send(self, message: FromFront) -> None:
+        """Send without waiting."""
+
+
+class Family:
+    """Asks the others through the supervisor.
+
+    Args:
+        wire: to the supervisor.
+        count: of front ends.
+    """
+
+    def __init__(self, wire: Telling, count: int) -> None:
+        self._wire = wire
+        self.count = count
+        self._numbers = itertools.count()
+        self._asked: dict[int, asyncio.Future[list[Reply]]] = {}
+
+    async def counted(self, own: Counted) -> list[Counted]:
+        """See `Peers`. Raises TimeoutError if the supervisor does not answer."""
+        return [reply for reply in await self._ask(Count(), own) if isinstance(reply, Counted)]
+
+    async def fetch(self, owner: bytes, id: str, cancel: bool = False) -> Fetched | None:
+        """See `Peers`. Raises TimeoutError if the supervisor does not answer."""
+        if self.count == 1:
+            return None
+        replies = await self._ask(Fetch(owner, id, cancel), Nothing())
+        return next((reply for reply in replies if isinstance(reply, Fetched)), None)
+
+    def hear(self, answers: Answers) -> None:
+        """The supervisor has collected answers."""
+        waiting = self._asked.get(answers.number)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answers.replies)
+
+    async def _ask(self, question: Question, own: Reply) -> list[Reply]:
+        number = next(self._numbers)
+        waiting = self._asked[number] = asyncio.get_running_loop().create_future()
+        self._wire.send(Ask(number, question, own))
+        try:
+            return await asyncio.wait_for(waiting, PATIENCE_S)
+        finally:
+            del self._asked[number]
