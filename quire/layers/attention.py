@@ -17,7 +17,6 @@ from quire.layers.heads import Growth, HeadChanges, HeadLayerNorms, WideNorms
 from quire.layers.linear import Matrix, Weave, column, row
 from quire.layers.rope import rope_table, rotary_dim
 from quire.loading.recipe import Part
-from quire.messages.state import Retention
 from quire.ops.attention import (
     AttentionSpec,
     HeadWeights,
@@ -40,10 +39,13 @@ class AttentionPlan:
         rope: how heads are rotated; None leaves them.
         neighbours: whether values 2i and 2i + 1 of a head are rotated together, and not i and i + half.
         window: tokens that a query sees, itself included; None sees all.
+        chunk: a query sees only tokens since the last multiple of this; None has no such bound.
+        sinks: whether heads have sinks, as of `AttentionSpec`.
         scale: of the scores; None is head_dim ** -0.5.
         soft_cap: bound of the scores, by tanh.
         head_norm_eps: epsilon of RMS norms on query and key heads (modules q_norm and k_norm); None has none.
         head_norm_offset: added to the weights of those.
+        head_norm_weight: whether those have weights.
         wide_norm_eps: of RMS norms over all query heads and all key heads, under the same names.
         head_layer_norm_eps: of layer norms on query and key heads, with weights for each head, under the same names.
         bound: queries, keys and values are clipped to this after those two, before the first; None leaves them.
@@ -62,10 +64,13 @@ class AttentionPlan:
     rope: RopeFacts | None
     neighbours: bool = False
     window: int | None = None
+    chunk: int | None = None
+    sinks: bool = False
     scale: float | None = None
     soft_cap: float | None = None
     head_norm_eps: float | None = None
     head_norm_offset: float = 0.0
+    head_norm_weight: bool = True
     wide_norm_eps: float | None = None
     head_layer_norm_eps: float | None = None
     bound: float | None = None
@@ -101,6 +106,8 @@ class Attention(nn.Module):
             scale=plan.head_dim**-0.5 if plan.scale is None else plan.scale,
             rotary_dim=rotary_dim(plan.rope, plan.head_dim),
             window=plan.window,
+            chunk=plan.chunk,
+            sinks=plan.sinks,
             soft_cap=plan.soft_cap,
             norm_eps=plan.head_norm_eps,
             norm_dtype="float32" if plan.head_norm_offset else None,
@@ -108,9 +115,10 @@ class Attention(nn.Module):
             device=str(b.device),
             kv_dtype=None if b.kv_dtype is None else str(b.kv_dtype).removeprefix("torch."),
         )
-        self.state = b.state(kv_heads, plan.head_dim, Retention(window=plan.window))
+        self.state = b.state(kv_heads, plan.head_dim, self.spec.retention)
         self.q_norm, self.k_norm = (self._head_norm(b / name, plan) for name in ("q_norm", "k_norm"))
-        self.head_weights = HeadWeights(rope_table(b, plan.rope, plan.head_dim), self.q_norm, self.k_norm)
+        self.sinks = b.weight(Part("sinks", (plan.heads,), 0)) if plan.sinks else None
+        self.head_weights = HeadWeights(rope_table(b, plan.rope, plan.head_dim), self.q_norm, self.k_norm, self.sinks)
         self.before = _changes(b, plan, copies, self.spec)
         self._mixers = {step: _mixer(b, replace(self.spec, step=step)) for step in get_args(StepClass)}
         self._parts = self._mixers["decode"] is not self._mixers["eager"]
@@ -136,6 +144,8 @@ class Attention(nn.Module):
     def _head_norm(b: Build, plan: AttentionPlan) -> nn.Parameter | None:
         if plan.head_norm_eps is None:
             return None
+        if not plan.head_norm_weight:
+            return nn.Parameter(torch.ones(plan.head_dim, dtype=b.dtype, device=b.device), requires_grad=False)
         # A weight of 16 bits would lose most of its own digits in the sum with the offset.
         part = Part("weight", (plan.head_dim,), halves=plan.halves, plus=plan.head_norm_offset)
         return b.weight(part, center=1.0, dtype=torch.float32 if plan.head_norm_offset else None)
@@ -186,7 +196,8 @@ def _mixer(b: Build, spec: AttentionSpec) -> Mixer:
     prepared, attended = b.op(prepare, spec), b.op(paged_attention, spec)
 
     def halves(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
-        out: Tensor = attended(prepared(qkv, weights, pages, step, spec), pages, step, spec)
+        sinks = (weights.sinks,) if spec.sinks else ()
+        out: Tensor = attended(prepared(qkv, weights, pages, step, spec), pages, step, spec, *sinks)
         return out.flatten(1)
 
     return halves

@@ -14,16 +14,17 @@ from quire.loading.recipe import Part
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Queries are multiplied by 1 + beta * log(1 + position // original), so that scores keep their sharpness far out
-    (Llama 4, Ministral 3).
+    """Queries are multiplied by 1 + beta * log(1 + (position + ahead) // original), so that scores keep their sharpness
+    far out (Llama 4, Ministral 3).
     """
 
     beta: float
     original: int
+    ahead: int = 0
 
     def at(self, positions: Tensor) -> Tensor:
         """(tokens,) positions to (tokens, 1) float32 factors."""
-        return (1 + self.beta * torch.log1p((positions // self.original).float()))[:, None]
+        return (1 + self.beta * torch.log1p(((positions + self.ahead) // self.original).float()))[:, None]
 
 
 class WideNorms(nn.Module):

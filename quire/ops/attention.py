@@ -58,6 +58,8 @@ class AttentionSpec:
         dtype: of queries and of the result.
         kv_dtype: of the pools; None is `dtype`.
         step: for which steps a provider is wanted. Only `refuses` looks at it: each may serve the class it is good at.
+        chunk: a query sees only tokens since the last multiple of this, itself included.
+        sinks: whether each head has a score of its own, which takes its share of the weights and has no value.
     """
 
     heads: int
@@ -73,6 +75,20 @@ class AttentionSpec:
     step: StepClass = "eager"
     kv_dtype: str | None = None
     norm_dtype: str | None = None
+    chunk: int | None = None
+    sinks: bool = False
+
+    @property
+    def special(self) -> str | None:
+        """What few providers have, in words; None where the spec asks for none of it."""
+        if self.sinks:
+            return "attention sinks"
+        return None if self.chunk is None else "attention within chunks"
+
+    @property
+    def retention(self) -> Retention:
+        """Which past tokens are needed."""
+        return Retention(window=self.window, chunk=self.chunk)
 
     @property
     def parts(self) -> list[int]:
@@ -92,11 +108,13 @@ class HeadWeights:
     Attributes:
         table: (max_positions, rotary_dim) float32, cosines then sines.
         q_norm, k_norm: (head_dim,) weights of the head norms, if the spec has them.
+        sinks: (heads,) scores of the sinks, if the spec has them.
     """
 
     table: Tensor
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
+    sinks: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +153,7 @@ def _write_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
 def _prepare_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
     # The scores' window, bound and scale are not its business; the cases without them are enough.
     for spec, inputs in _attend_samples():
-        if spec.window is None and spec.step == "eager":
+        if spec.window is None and spec.special is None and spec.step == "eager":
             yield spec, inputs
 
 
@@ -143,7 +161,8 @@ def _attention_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
     for spec, inputs in _attend_samples():
         step = inputs["step"]
         q = normal(spec.dtype, len(step.positions), spec.heads, spec.head_dim, seed=4)
-        yield spec, {"q": q, "pages": inputs["pages"], "step": step, "spec": spec}
+        sinks = {"sinks": inputs["weights"].sinks} if spec.sinks else {}
+        yield spec, {"q": q, "pages": inputs["pages"], "step": step, "spec": spec, **sinks}
         if spec.kv_dtype in NARROW:
             spec = replace(spec, dtype="bfloat16")
             yield spec, {"q": q.bfloat16(), "pages": inputs["pages"], "step": step, "spec": spec}
@@ -175,6 +194,9 @@ def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
         {"soft_cap": 3.0, "window": 4, "scale": 0.5},
         {"norm_eps": 1e-6, "rotary_dim": 4},
         {"norm_eps": 1e-6, "norm_dtype": "float32", "rotary_dim": 2},
+        {"sinks": True},
+        {"sinks": True, "window": 5, "soft_cap": 3.0},
+        {"chunk": 5},
     )
     angle = torch.arange(301)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.03])
     for dtype in FLOATS:
@@ -186,7 +208,7 @@ def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
             table = torch.cat([angle.cos()[:, : spec.rotary_dim // 2], angle.sin()[:, : spec.rotary_dim // 2]], -1)
             kind = spec.norm_dtype or dtype
             q_norm, k_norm = (normal(kind, 8, seed=s) if spec.norm_eps else None for s in (5, 6))
-            weights = HeadWeights(table, q_norm, k_norm)
+            weights = HeadWeights(table, q_norm, k_norm, normal(dtype, spec.heads, seed=7) if spec.sinks else None)
             yield from _attend_steps(spec, weights, _STEPS)
             if dtype == "float32":
                 for step, alike in _ALIKE_STEPS:
@@ -238,9 +260,9 @@ def _poisoned(
             tables[row][:count] = tables[members[0]][:count]
     step = step_over(queries, lengths, tables, page_size, alike)
     k, v = (torch.full((sum(counts) + 3, page_size, spec.kv_heads, spec.head_dim), torch.nan) for _ in range(2))
-    retention = Retention(window=spec.window)
+    retention = spec.retention
     for i, (query, length) in enumerate(zip(queries, lengths, strict=True)):
-        for t in range(retention.first_needed(length - query), length):
+        for t in range(retention.first_needed(max(0, length - query)), length):
             page, offset = tables[i][t // page_size], t % page_size
             k[page, offset] = normal("float32", spec.kv_heads, spec.head_dim, seed=100 * i + t)
             v[page, offset] = normal("float32", spec.kv_heads, spec.head_dim, seed=100 * i + t + 50)
@@ -256,11 +278,14 @@ def write_pages(k: Tensor, v: Tensor, pages: KVPages, step: StepInputs) -> None:
 
 
 @op(samples=_attention_samples, capturable=False)
-def paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+def paged_attention(
+    q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec, sinks: Tensor | None = None
+) -> Tensor:
     """Causal attention of each sequence's new tokens to its pages, in float32.
 
     Args:
         q: (tokens, heads, head_dim); head h reads KV head h // (heads / kv_heads).
+        sinks: (heads,), if the spec has them.
 
     Returns: (tokens, heads, head_dim) in the dtype of `q`. A sequence of length 0 (padding) gives zeros.
     """
@@ -271,28 +296,38 @@ def paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: Attention
         a, b = bounds[i], bounds[i + 1]
         if a == b or length == 0:
             continue
-        first = Retention(window=spec.window).first_needed(length - (b - a))
+        first = spec.retention.first_needed(length - (b - a))
         kept = torch.arange(first, length, device=q.device)
         where = group.page_table[i, kept // group.page_size].long(), kept % group.page_size
         keys, values = (  # (kept, kv_heads, head_dim)
             widened(pool[where], torch.float32, scale)
             for pool, scale in ((pages.k, pages.k_scale), (pages.v, pages.v_scale))
         )
-        out[a:b] = _attend_dense(q[a:b], keys, values, kept - step.positions[a:b, None], spec)
+        out[a:b] = _attend_dense(q[a:b], keys, values, hidden(step.positions[a:b, None], kept, spec), spec, sinks)
     return out
 
 
-def _attend_dense(q: Tensor, keys: Tensor, values: Tensor, ahead: Tensor, spec: AttentionSpec) -> Tensor:
-    """One sequence. `ahead` (queries, keys) says how far a key lies ahead of a query."""
+def hidden(queries: Tensor, keys: Tensor, spec: AttentionSpec) -> Tensor:
+    """Whether the query at one position does not see the key at another; both may be of any shapes that broadcast."""
+    unseen = keys > queries
+    if spec.window is not None:
+        unseen = unseen | (keys <= queries - spec.window)
+    return unseen if spec.chunk is None else unseen | (keys < queries // spec.chunk * spec.chunk)
+
+
+def _attend_dense(
+    q: Tensor, keys: Tensor, values: Tensor, unseen: Tensor, spec: AttentionSpec, sinks: Tensor | None
+) -> Tensor:
+    """One sequence. `unseen` (queries, keys)."""
     repeats = spec.heads // spec.kv_heads
     keys, values = (x.repeat_interleave(repeats, dim=1) for x in (keys, values))
     scores = torch.einsum("qhd,khd->hqk", q.float(), keys) * spec.scale
     if spec.soft_cap is not None:
         scores = spec.soft_cap * torch.tanh(scores / spec.soft_cap)
-    hidden = ahead > 0
-    if spec.window is not None:
-        hidden = hidden | (ahead <= -spec.window)
-    weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+    scores = scores.masked_fill(unseen, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float()[:, None, None].expand(-1, len(q), 1)], dim=-1)
+    weights = scores.softmax(dim=-1)[..., : len(keys)]
     return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
 
 
@@ -326,5 +361,5 @@ def attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, 
     Returns: (tokens, heads * head_dim).
     """
     q = prepare(qkv, weights, pages, step, spec)
-    out: Tensor = paged_attention(q, pages, step, spec)
+    out: Tensor = paged_attention(q, pages, step, spec, weights.sinks)
     return out.flatten(1)

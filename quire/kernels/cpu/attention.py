@@ -46,6 +46,8 @@ def refuses(spec: AttentionSpec) -> str | None:
     """Why a layer's attention cannot be computed here, or None."""
     if spec.device != "cpu":
         return f"written for the CPU, not for {spec.device}"
+    if spec.special is not None:
+        return f"has no {spec.special}"
     if spec.dtype not in DTYPES:
         return f"has no {spec.dtype}"
     if spec.kept != spec.dtype:

@@ -97,6 +97,8 @@ class _Packed:
 def _refuses(spec: AttentionSpec) -> str | None:
     if spec.step != "prompts":
         return "made for long prompts: a call is dear, and it reads keys and values once for each query head"
+    if spec.special is not None:
+        return f"has no {spec.special}"
     if spec.soft_cap is not None or spec.window is not None:
         return "attends to no windows and bounds no scores"
     if spec.dtype not in ("bfloat16", "float16"):

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire.messages.state import Retention
-from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend, paged_attention, write_pages
+from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend, hidden, paged_attention, write_pages
 from quire.ops.narrow import LARGEST, narrowed, raw, widened
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs
@@ -35,7 +34,7 @@ def native_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
         qk = F.rms_norm(qk, (spec.head_dim,), None, spec.norm_eps) * _stacked_norms(weights, spec)
     qk = _rotate(qk, weights.table, step, spec).to(qkv.dtype)
     native_write_pages(qk[:, spec.heads :], heads[:, both:], pages, step)
-    out: Tensor = native_paged_attention(qk[:, : spec.heads], pages, step, spec)
+    out: Tensor = native_paged_attention(qk[:, : spec.heads], pages, step, spec, weights.sinks)
     return out.flatten(1)
 
 
@@ -58,20 +57,24 @@ def _rotate(x: Tensor, table: Tensor, step: StepInputs, spec: AttentionSpec) -> 
 
 
 @provide("torch_native", paged_attention, capturable=False)
-def native_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+def native_paged_attention(
+    q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec, sinks: Tensor | None = None
+) -> Tensor:
     """See `paged_attention`."""
+    if sinks is not None:
+        sinks = sinks.float().view(spec.kv_heads, -1, 1)
     if step.max_query == 1:
-        return _decode(q, None, pages, step, spec)
+        return _decode(q, None, pages, step, spec, sinks)
     bounds, lengths = step.once("bounds", lambda: (step.query_start.tolist(), step.seq_lens.tolist()))
     out = torch.empty_like(q)
     singles = [i for i in range(len(lengths)) if bounds[i + 1] - bounds[i] == 1]
     if singles:
         rows, tokens = step.once("singles", lambda: _index(q.device, singles, [bounds[i] for i in singles]))
-        out[tokens] = _decode(q[tokens], rows, pages, step, spec)
+        out[tokens] = _decode(q[tokens], rows, pages, step, spec, sinks)
     for i, length in enumerate(lengths):
         a, b = bounds[i], bounds[i + 1]
         if b - a > 1:
-            out[a:b] = _chunk(q[a:b], i, length, pages, step, spec) if length else 0
+            out[a:b] = _chunk(q[a:b], (i, length), pages, step, spec, sinks) if length else 0
     return out
 
 
@@ -115,17 +118,21 @@ def _widen(kept: Tensor, stored: torch.dtype, scale: float, out: Tensor) -> Tens
     return out
 
 
-def _decode(q: Tensor, rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+def _decode(
+    q: Tensor, rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec, sinks: Tensor | None
+) -> Tensor:
     """One query per sequence, for the sequences `rows` (None: all). q (n, heads, head_dim)."""
     shared = _shared(rows, pages, step, spec)
-    key = ("gather", pages.group, spec.window, spec.kv_heads, spec.head_dim, rows is None)
+    key = ("gather", pages.group, spec.window, spec.chunk, spec.kv_heads, spec.head_dim, rows is None)
     gather = step.once(key, lambda: _gather(rows, pages, step, spec, q.dtype, shared.tokens if shared else None))
     n = len(q)
     # The query heads of a KV head are the rows of one product.
     heads = q.view(n, spec.kv_heads, -1, spec.head_dim)
     keys = gather.read(pages.k, pages.k_scale, n, spec.kv_heads)
     scores = _capped(torch.matmul(heads, keys.transpose(-1, -2)).float(), spec).add_(gather.mask)
-    log = scores.logsumexp(dim=-1, keepdim=True) if shared else None
+    log = scores.logsumexp(dim=-1, keepdim=True) if shared or sinks is not None else None
+    if log is not None and sinks is not None:
+        log = torch.logaddexp(log, sinks)
     weights = (scores.softmax(dim=-1) if log is None else scores.sub_(log).exp_()).to(q.dtype)
     out = torch.matmul(weights, gather.read(pages.v, pages.v_scale, n, spec.kv_heads))
     if shared is not None and log is not None:
@@ -153,7 +160,7 @@ class _Shared:
 def _shared(rows: Tensor | None, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> _Shared | None:
     """What the sequences `rows` have in common; None if nothing, or if a window hides the beginning from some."""
     group = step.groups[pages.group]
-    if group.shared is None or spec.window is not None:
+    if group.shared is None or spec.window is not None or spec.chunk is not None:
         return None
     known = group.shared
 
@@ -209,7 +216,10 @@ def _gather(
     if rows is not None:
         table, lengths = table[rows], lengths[rows]
     lengths = lengths[:, None]
-    if skip is None:
+    if spec.chunk is not None:
+        count = min(step.max_seq, spec.chunk)
+        first = (lengths - 1).clamp(min=0) // spec.chunk * spec.chunk
+    elif skip is None:
         count = step.max_seq if spec.window is None else min(step.max_seq, spec.window)
         first = (lengths - count).clamp(min=0)
     else:
@@ -226,22 +236,26 @@ def _gather(
     return _Gather(index.flatten(), buffer, wide, mask[:, None, None], (lengths == 0)[:, :, None])
 
 
-def _chunk(q: Tensor, i: int, length: int, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
-    """Several queries of sequence `i`, which has `length` tokens with them. q (queries, heads, head_dim)."""
+def _chunk(
+    q: Tensor, which: tuple[int, int], pages: KVPages, step: StepInputs, spec: AttentionSpec, sinks: Tensor | None
+) -> Tensor:
+    """Several queries of a sequence: `which`, and how many tokens it has with them. q (queries, heads, head_dim)."""
+    i, length = which
     size, n = step.groups[pages.group].page_size, len(q)
-    start = Retention(window=spec.window).first_needed(length - n)
+    start = spec.retention.first_needed(length - n)
     index = step.groups[pages.group].page_table[i, start // size : -(-length // size)]
     skip = start % size
     k, v = (  # (tokens, kv_heads, head_dim)
         _pages(pool, index, scale, q.dtype).flatten(0, 1)[skip : skip + length - start]
         for pool, scale in ((pages.k, pages.k_scale), (pages.v, pages.v_scale))
     )
-    mask = step.once(("mask", i, spec.window), lambda: _chunk_mask(n, start, length, spec.window, q.device))
+    key = ("mask", i, spec.window, spec.chunk)
+    mask = step.once(key, lambda: _chunk_mask(n, start, length, spec, q.device))
     # KV heads take the place of the batch; the query heads that share one see it through a stride of 0.
     groups = spec.heads // spec.kv_heads
     q = q.view(n, spec.kv_heads, groups, spec.head_dim).permute(1, 2, 0, 3)
     k, v = (x.permute(1, 0, 2)[:, None].expand(-1, groups, -1, -1) for x in (k, v))
-    return _dense(q, k, v, mask, spec).permute(2, 0, 1, 3).reshape(n, spec.heads, spec.head_dim)
+    return _dense(q, k, v, mask, spec, sinks).permute(2, 0, 1, 3).reshape(n, spec.heads, spec.head_dim)
 
 
 def _pages(pool: Tensor, index: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
@@ -250,22 +264,25 @@ def _pages(pool: Tensor, index: Tensor, scale: float, dtype: torch.dtype) -> Ten
     return found if pool.dtype == dtype else _widen(found, pool.dtype, scale, torch.empty_like(found, dtype=dtype))
 
 
-def _chunk_mask(queries: int, start: int, length: int, window: int | None, device: torch.device) -> Tensor | None:
+def _chunk_mask(queries: int, start: int, length: int, spec: AttentionSpec, device: torch.device) -> Tensor | None:
     """(queries, tokens) bool, or None where causality from the first token on says it all."""
-    if queries == length and (window is None or window >= length):
+    if queries == length and all(reach is None or reach >= length for reach in (spec.window, spec.chunk)):
         return None
-    ahead = torch.arange(start, length, device=device) - torch.arange(length - queries, length, device=device)[:, None]
-    return ahead <= 0 if window is None else (ahead <= 0) & (ahead > -window)
+    positions = torch.arange(start, length, device=device)
+    return ~hidden(positions[length - queries - start :, None], positions, spec)
 
 
-def _dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, spec: AttentionSpec) -> Tensor:
-    """Attention of (a, b, queries, head_dim) to (a, b, tokens, head_dim); `seen` None is causal."""
-    if spec.soft_cap is None:
+def _dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, spec: AttentionSpec, sinks: Tensor | None) -> Tensor:
+    """Attention of (a, b, queries, head_dim) to (a, b, tokens, head_dim); `seen` None is causal. sinks (a, b, 1)."""
+    if spec.soft_cap is None and sinks is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, scale=spec.scale)
     scores = _capped(torch.matmul(q, k.transpose(-1, -2)).float(), spec)
     if seen is None:
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    return torch.matmul(scores.masked_fill_(~seen, float("-inf")).softmax(dim=-1).to(q.dtype), v)
+    scores = scores.masked_fill_(~seen, float("-inf"))
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[..., None].expand(-1, -1, scores.shape[2], 1)], dim=-1)
+    return torch.matmul(scores.softmax(dim=-1)[..., : k.shape[-2]].to(q.dtype), v)
 
 
 def _capped(scores: Tensor, spec: AttentionSpec) -> Tensor:

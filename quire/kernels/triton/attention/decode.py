@@ -63,6 +63,8 @@ def shape_of(pairs: int, group: int, size: tuple[int, int], shares: bool, device
 def _refuses(spec: AttentionSpec) -> str | None:
     if spec.step != "decode":
         return "only for steps in which every sequence computes one token"
+    if spec.special is not None:
+        return f"has no {spec.special}"
     if spec.head_dim > 256:
         return f"heads of {spec.head_dim} values do not fit; at most 256 do"
     return None

@@ -234,6 +234,8 @@ def shape_of(dim: int, dtype: torch.dtype, most_lines: int, engine: bool) -> Sha
 
 
 def _refuses(spec: AttentionSpec) -> str | None:
+    if spec.special is not None:
+        return f"has no {spec.special}"
     return f"heads of {spec.head_dim} values do not fit; at most 256 do" if spec.head_dim > 256 else None
 
 
