@@ -3,6 +3,13 @@
 from typing import Any
 
 EXPERTS: dict[str, dict[str, Any]] = {
+    "gpt_oss": {
+        "num_local_experts": 6,
+        "intermediate_size": 20,
+        "num_experts_per_tok": 3,
+        "sliding_window": 6,
+        "num_hidden_layers": 3,
+    },
     "mixtral": {"num_local_experts": 6, "intermediate_size": 20, "num_experts_per_tok": 2},
     "qwen2_moe": {
         "head_dim": 12,

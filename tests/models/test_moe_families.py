@@ -35,6 +35,8 @@ CASES = [
     Case("qwen2_moe windows", "qwen2_moe", {"use_sliding_window": True, "sliding_window": 6, "norm_topk_prob": True}),
     Case("olmoe", "olmoe"),
     Case("olmoe no bounds", "olmoe", {"clip_qkv": None, "num_key_value_heads": 4, "norm_topk_prob": True}),
+    Case("gpt_oss", "gpt_oss"),
+    Case("gpt_oss full attention", "gpt_oss", {"layer_types": ["full_attention"] * 3, "attention_bias": False}),
     Case("glm4_moe", "glm4_moe"),
     Case("glm4_moe one group", "glm4_moe", {"n_group": 1, "topk_group": 1, "use_qk_norm": False}),
 ]
