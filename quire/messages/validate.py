@@ -7,6 +7,8 @@ nothing of HTTP, text or devices.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, NoReturn
 
 import msgspec
 
@@ -165,11 +167,23 @@ def check_text(name: str, value: object, max_chars: int) -> None:
 
 def check_token_ids(name: str, ids: Sequence[int], vocab_size: int) -> None:
     """Check that all `ids` are integers from 0 to vocab_size - 1: any other would read past the embedding."""
+    try:
+        # One pass without Python code: a prompt may have hundreds of thousands.
+        msgspec.convert(ids, _ids_below(vocab_size))
+    except msgspec.ValidationError:
+        _name_wrong_id(name, ids, vocab_size)
+
+
+@cache
+def _ids_below(vocab_size: int) -> type:
+    return list[Annotated[int, msgspec.Meta(ge=0, lt=vocab_size)]]
+
+
+def _name_wrong_id(name: str, ids: Sequence[int], vocab_size: int) -> NoReturn:
     if any(kind is not int for kind in set(map(type, ids))):
         raise RequestError(f"{name} must be a list of integers.", name, "invalid_type")
-    if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
-        wrong = next(token for token in ids if not 0 <= token < vocab_size)
-        raise RequestError(f"{name}: token id {shown(wrong)} is not between 0 and {vocab_size - 1}.", name)
+    wrong = next(token for token in ids if not 0 <= token < vocab_size)
+    raise RequestError(f"{name}: token id {shown(wrong)} is not between 0 and {vocab_size - 1}.", name)
 
 
 def shown(value: float) -> str:
@@ -229,6 +243,8 @@ def _prompt(token_ids: Sequence[int], params: SamplingParams, facts: EngineFacts
         raise RequestError("prompt must be text or a list of token ids.", "prompt", "invalid_type")
     if not token_ids:
         raise RequestError("prompt must hold at least one token.", "prompt", "empty_prompt")
+    if params.truncate_prompt_tokens is None:
+        _check_room(len(token_ids), facts)
     check_token_ids("prompt", token_ids, facts.vocab_size)
     return list(token_ids[-kept:]) if (kept := _kept_tokens(params, facts)) is not None else list(token_ids)
 
@@ -248,8 +264,20 @@ def _kept_tokens(params: SamplingParams, facts: EngineFacts) -> int | None:
 
 def _max_tokens(prompt_len: int, params: SamplingParams, facts: EngineFacts) -> int:
     """How many tokens may be generated: what was asked, as far as the context reaches."""
+    _check_room(prompt_len, facts)
     room = facts.max_model_len - prompt_len
-    if room < 1:
+    max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+    if params.min_tokens > max_tokens:
+        raise RequestError(
+            f"min_tokens ({shown(params.min_tokens)}) must not be more than max_tokens ({max_tokens} fit here).",
+            "min_tokens",
+        )
+    return max_tokens
+
+
+def _check_room(prompt_len: int, facts: EngineFacts) -> None:
+    """Refuse a prompt that leaves no room to answer."""
+    if prompt_len >= facts.max_model_len:
         raise RequestError(
             f"This model's maximum context length is {facts.max_model_len} tokens. However, the prompt has "
             f"{prompt_len} tokens, and at least 1 must be left for the answer. Please reduce the length of the prompt.",
@@ -264,13 +292,6 @@ def _max_tokens(prompt_len: int, params: SamplingParams, facts: EngineFacts) -> 
             "prompt",
             "context_length_exceeded",
         )
-    max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
-    if params.min_tokens > max_tokens:
-        raise RequestError(
-            f"min_tokens ({shown(params.min_tokens)}) must not be more than max_tokens ({max_tokens} fit here).",
-            "min_tokens",
-        )
-    return max_tokens
 
 
 def _top_k(top_k: int, vocab_size: int) -> int:

@@ -22,6 +22,8 @@ from quire.tokenizer.pieces import DecoderRules, Piece, rules_of
 
 T = TypeVar("T")
 
+LONG_TEXT_CHARS = 4_000
+
 
 @dataclass(frozen=True, slots=True)
 class _PlainTokenizer:
@@ -79,7 +81,7 @@ class Tokenizer:
             RequestError: the text holds half of a surrogate pair.
         """
         _check_text(text)
-        return _guard(lambda: self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        return _guard(lambda: _encode(self._tokenizer, text, add_special_tokens))
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids of many texts, on the threads of the library."""
@@ -109,7 +111,7 @@ class Tokenizer:
 
     def _run_plain(self, text: str, inside: bool) -> list[int]:
         tokenizer = self._plain.inside if inside else self._plain.start
-        return _guard(lambda: tokenizer.encode(text, add_special_tokens=False).ids)
+        return _guard(lambda: _encode(tokenizer, text, False))
 
     @cached_property
     def _plain(self) -> "_PlainTokenizer":
@@ -223,6 +225,14 @@ def _never_prepend(step: dict[str, object] | None) -> bool:
         return False
     step["prepend_scheme"] = "never"
     return True
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    if len(text) < LONG_TEXT_CHARS:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+    # Of the library's ways to encode, only those for batches let other threads of Python run meanwhile.
+    [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    return encoding.ids
 
 
 def _check_text(text: str) -> None:

@@ -14,7 +14,9 @@ from quire.server.openai.schema import ChatRequest, TokenizeRequest
 from quire.server.service import Service
 
 MAX_PROMPTS = 1024
-LONG_TEXT_CHARS = 100_000
+LONG_TEXT_CHARS = 8_000
+"""Longer texts are encoded in a thread: from here on it takes milliseconds."""
+
 MAX_TEXT_CHARS = 8_000_000
 """More text than this is refused before it is encoded: no context holds it."""
 
