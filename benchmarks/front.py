@@ -1,10 +1,11 @@
 """Measures the front end alone: a server over a core without a model, loaded over HTTP from another process.
 
-    python benchmarks/front.py [plain] [streams] [open] [health] [--api-server-count N]
+    python benchmarks/front.py [plain] [streams] [open] [health] [tokenize] [canary] [--api-server-count N]
         [--ledger FILE]
 
 plain    requests a second that are not streamed          streams  streamed tokens a second, and their delay
 open     memory of a stream that is open                  health   /health while bodies of 20 MB are posted
+tokenize how long prompts of 1 MB hold up the event loop  canary   gaps of a stream beside the costliest bad input
 
 Next to each figure stands the processor time of the front ends: on a busy machine that is what to compare. They get
 cores of their own where there are enough, the null core and the clients share the others.
@@ -12,11 +13,14 @@ cores of their own where there are enough, the null core and the clients share t
 
 import argparse
 import asyncio
+import json
 import os
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +35,7 @@ from quire.cli.load import drive
 from quire.cli.load.report import report
 from quire.cli.load.traffic import Traffic
 from quire.config.sources import load
+from quire.server.front import Front
 from quire.server.front import main as front_main
 from quire.server.run import Commands, serve
 
@@ -75,8 +80,63 @@ def serve_null(step_ms: str, streams: str, fronts: str) -> int:
     return serve(config, Commands(core=(NULL_CORE, step_ms), front=(__file__, "serve-front")))
 
 
+class Ticks:
+    """Wakes every millisecond and remembers by how much it was late: so long the event loop served nobody.
+
+    Time in which the thread was ready and no processor free is left out: it tells of the machine.
+    """
+
+    EVERY_S = 0.001
+    QUEUED = Path("/proc/thread-self/schedstat")
+
+    def __init__(self) -> None:
+        self._late: list[float] = []
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            due, queued = time.perf_counter() + self.EVERY_S, self._queued_s()
+            await asyncio.sleep(self.EVERY_S)
+            late = time.perf_counter() - due
+            self._late.append(max(0.0, late - (self._queued_s() - queued)))
+
+    def _queued_s(self) -> float:
+        return int(self.QUEUED.read_text().split()[1]) / 1e9
+
+    def tell(self) -> None:
+        """Write what was seen since the last time, for `lateness`."""
+        late, self._late = self._late, []
+        said_at(os.getpid()).write_text(json.dumps(late))
+
+
+def said_at(pid: int) -> Path:
+    """Where a server of this benchmark tells its ticks."""
+    return Path(tempfile.gettempdir()) / f"quire-front-{pid}.json"
+
+
+def lateness(front: psutil.Process) -> list[float]:
+    """By how many milliseconds the server's event loop was late, each millisecond since the last call."""
+    said = said_at(front.pid)
+    said.unlink(missing_ok=True)
+    front.send_signal(signal.SIGUSR1)
+    while not said.exists() or not said.stat().st_size:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    late: list[float] = json.loads(said.read_text())
+    said.unlink()
+    return [1000 * one for one in late]
+
+
 def serve_front() -> int:
     """The process of a front end."""
+    run = Front.run
+
+    async def ticking(front: Front) -> None:
+        ticks = Ticks()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, ticks.tell)
+        await run(front)
+
+    Front.run = ticking  # type: ignore[method-assign]
     return front_main()
 
 
@@ -190,11 +250,106 @@ def health() -> Iterator[tuple[str, float, str]]:
         yield "health_p99_under_20mb_bodies", percentile(waits, 99), "ms"
 
 
+class Canary(threading.Thread):
+    """One stream after the other, and the milliseconds between their events."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self._url = url
+        self.over = threading.Event()
+        self.gaps: list[float] = []
+
+    def run(self) -> None:
+        """Until it is over."""
+        body = {"model": MODEL, "prompt": [300], "max_tokens": 400, "ignore_eos": True, "stream": True}
+        with httpx.Client(base_url=self._url, timeout=60) as client:
+            while not self.over.is_set():
+                with client.stream("POST", "/v1/completions", json=body) as answer:
+                    last = None
+                    for _ in answer.iter_raw():
+                        now = time.perf_counter()
+                        if last is not None:
+                            self.gaps.append(1000 * (now - last))
+                        last = now
+                        if self.over.is_set():
+                            return
+
+
+def sung(url: str, beside: Callable[[], None]) -> list[float]:
+    """Gaps of a canary while `beside` runs."""
+    canary = Canary(url)
+    canary.start()
+    beside()
+    canary.over.set()
+    canary.join()
+    return canary.gaps
+
+
+def tokenize() -> Iterator[tuple[str, float, str]]:
+    """Prompts of 1 MB, which are refused or counted once they are tokenized, beside a stream at 10 ms a step."""
+    words = "the captain looked at the sea and said nothing of it to anybody; "
+    text = words * ((1 << 20) // len(words))
+    chat = [{"role": "user", "content": text}]
+    bodies = [("/tokenize", {"prompt": text}), ("/v1/completions", {"prompt": text})]
+    bodies.append(("/v1/chat/completions", {"messages": chat}))
+    with server(10.0, 64) as (url, front), httpx.Client(base_url=url, timeout=120) as client:
+
+        def post() -> None:
+            for path, body in bodies * 5:
+                client.post(path, json={"model": MODEL, **body})
+
+        alone = sung(url, lambda: time.sleep(3))
+        lateness(front)
+        beside = sung(url, post)
+        late = lateness(front)
+        yield "loop_late_p99_at_1mb_prompts", percentile(late, 99), "ms"
+        yield "loop_late_most_at_1mb_prompts", max(late), "ms"
+        yield "stream_p99_gap_added_by_1mb_prompts", percentile(beside, 99) - percentile(alone, 99), "ms"
+
+
+def costly() -> list[tuple[str, bytes]]:
+    """Bodies that cost a server the most before they are refused."""
+    hi = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
+    bodies: list[tuple[str, dict[str, object]]] = [
+        ("/v1/chat/completions", {**hi, "stop": ["a" * 1024] * 10_000}),
+        ("/v1/chat/completions", {**hi, "stop": [1] * 12_000}),
+        ("/v1/chat/completions", {**hi, "model": "x" * 10_000_000}),
+        ("/v1/chat/completions", {**hi, "messages": [{"role": "user", "content": "a"}] * 100_000}),
+        ("/v1/chat/completions", {**hi, "messages": [{"role": "user", "content": "a b"}] * 4_096}),
+        ("/v1/completions", {"model": MODEL, "prompt": ["a b c"] * 1_024, "n": 2}),
+        ("/v1/completions", {"model": MODEL, "prompt": [5] * 1_000_000}),
+        ("/tokenize", {"prompt": "a" * 10_000_000}),
+        ("/detokenize", {"tokens": [400] * 1_000_000}),
+        ("/detokenize", {"tokens": [1] * 2_000_000}),
+    ]
+    nested = b"[" * 100_000
+    return [*((path, json.dumps(body).encode()) for path, body in bodies), ("/v1/chat/completions", nested)]
+
+
+def canary() -> Iterator[tuple[str, float, str]]:
+    """A stream at 10 ms a step beside the costliest bad input."""
+    headers = {"Content-Type": "application/json"}
+    with server(10.0, 64) as (url, front), httpx.Client(base_url=url, timeout=120, headers=headers) as client:
+
+        def post() -> None:
+            for path, body in costly() * 3:
+                client.post(path, content=body)
+
+        alone = sung(url, lambda: time.sleep(5))
+        lateness(front)
+        beside = sung(url, post)
+        yield "loop_late_most_at_bad_input", max(lateness(front)), "ms"
+        yield "canary_p99_gap_added", percentile(beside, 99) - percentile(alone, 99), "ms"
+        yield "canary_most_gap_added", max(beside) - max(alone), "ms"
+
+
 ROWS: dict[str, Callable[[], Iterator[tuple[str, float, str]]]] = {
     "plain": plain,
     "streams": streams,
     "open": many_open,
     "health": health,
+    "tokenize": tokenize,
+    "canary": canary,
 }
 
 
