@@ -1,0 +1,127 @@
+"""Writes docs/quantization.md: what quantized weights are accepted, and what computes with them on which device.
+
+    python tools/make_quantization_docs.py
+
+The tables come from the files of `quire/quantization/formats` and from the providers' own refusals; a test compares the
+document with `render()`.
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from quire.ops.registry import REFERENCE
+from quire.ops.stored import BITS, OFFERS, StoredSpec, Wanted, stored_linear
+from quire.quantization import formats
+from quire.quantization.checkpoint import ONLINE
+from quire.quantization.scaled import Form, Scaled
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "quantization.md"
+DEVICES = {"CPU": "cpu", "NVIDIA": "cuda:0", "AMD": "cuda:0", "Intel GPU": "xpu:0"}
+
+HEAD = """# Quantized weights
+
+<!-- Made by tools/make_quantization_docs.py. Do not edit. -->
+
+A quantized checkpoint is loaded as it is: nothing need be said. Its tensors are believed before its metadata: a module
+is quantized if it has scales or packed values, whatever config.json lists. What the metadata calls quantized and the
+files have in full precision is quantized while it is read, and a warning says so. Tensors that no format explains are
+named in an error. Weights stay packed in memory, on every device; where no kernel reads a form, a product turns tiles
+of a few million values back at a time, so every format runs everywhere, also with `--kernels reference`.
+
+All formats become one form (`quire/quantization/scaled.py`): codes of a small type, scales of groups of inputs or
+blocks of rows, and where a format has them zero points, a factor for each row, an order of columns, a number for each
+column. Parts of a fused matrix that differ are stored side by side. Each rank reads its share; where a rank's rows cut
+blocks of scales, every row gets its own.
+
+Scales of 8-bit pages (`k_scale`, `v_scale`) are accepted and not used: pages keep keys and values as they are. Static
+scales of activations (`input_scale`) are accepted and not used.
+
+## Formats of checkpoints
+
+| format | `quant_method` and `--quantization` | what it holds |
+|---|---|---|
+"""
+ONLINE_HEAD = """
+## While they load
+
+`--quantization NAME` quantizes weights of full precision while they stream in; heads keep 8 bits. Bits are those of
+4,096 inputs, scales included.
+
+| name | values | scales | bits a weight |
+|---|---|---|---|
+| `int8` | int8 | float32, one a row | 8.01 |
+| `int4` | int4 | float32, one per 128 inputs | 4.25 |
+"""
+FORMS = {
+    "int8, a scale a row": Form("int8", None),
+    "int4, groups of 32 to 256": Form("uint4b8", 128),
+    "int4 with zero points": Form("uint4", 128, "float16", zeros=True),
+    "int4 in order of activation": Form("uint4b8", 128, "float16", ordered=True),
+    "int2, int3, int5 to int7": Form("uint3b4", 128, "float16"),
+    "fp8, a scale a row or matrix": Form("fp8_e4m3", None),
+    "fp8, blocks of 128 x 128": Form("fp8_e4m3", 128, row_block=128),
+    "nvfp4": ONLINE["nvfp4"],
+    "mxfp4": ONLINE["mxfp4"],
+    "mxfp8": Form("fp8_e4m3", 32, "e8m0"),
+    "nf4": Form("nf4", 64),
+}
+TABLE = """
+## What computes
+
+The provider that serves products with each form, of those that this version has; *values* is the reference, which
+turns tiles back into values first.
+
+| form | {devices} |
+|---|{rules}|
+"""
+
+
+def render() -> str:
+    """The document."""
+    for name in ("cpu", "torch_native", "triton"):
+        importlib.import_module(f"quire.kernels.{name}")
+    text = HEAD + "".join(map(_format_row, sorted(module.name for module in pkgutil.iter_modules(formats.__path__))))
+    text += ONLINE_HEAD
+    for name, form in ONLINE.items():
+        bits = Scaled.of(4096, 4096, form, "bfloat16", "cpu").nbytes * 8 / 4096**2
+        scales = f"{form.scale}, one {'a row' if form.group is None else f'per {form.group} inputs'}"
+        factor = ", a factor a row" if form.factor else ""
+        text += f"| `{name}` | {form.element} | {scales}{factor} | {bits:.2f} |\n"
+    text += TABLE.format(devices=" | ".join(DEVICES), rules="|".join("---" for _ in DEVICES))
+    for title, form in FORMS.items():
+        cells = (_served(form, name, device) for name, device in DEVICES.items())
+        text += f"| {title} | {' | '.join(cells)} |\n"
+    return text
+
+
+def _format_row(name: str) -> str:
+    module = importlib.import_module(f"{formats.__name__}.{name}")
+    first = str(module.__doc__).split("\n\n")[0].replace("\n", " ")
+    return f"| {name} | {', '.join(f'`{method}`' for method in module.METHODS)} | {first} |\n"
+
+
+def _served(form: Form, name: str, device: str) -> str:
+    found = []
+    whole = Scaled.of(256, 512, form, "bfloat16", device)
+    for provider in stored_linear.providers.values():
+        if provider.name == REFERENCE or (provider.name == "cpu") != (name == "CPU"):
+            continue
+        storage = _packed(provider.name, form, device) or whole
+        if provider.refuses(StoredSpec(storage, dtype="bfloat16", device=device)) is None:
+            found.append(provider.name)
+    return ", ".join(found) or "values"
+
+
+def _packed(provider: str, form: Form, device: str) -> object:
+    """A provider's own packing of a form that it can hold exactly."""
+    plain = not (form.zeros or form.ordered or form.row_block > 1)
+    bits = {("int8", True): 8, ("uint4b8", False): 4}.get((form.element, form.group is None)) if plain else None
+    if bits not in BITS or bits is None or provider not in OFFERS:
+        return None
+    return OFFERS[provider](Wanted(256, 512, bits, form.group or 128, "bfloat16", device))
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(render(), encoding="utf-8")
+    print(f"wrote {DOCUMENT}")
