@@ -29,8 +29,8 @@ says only what the family does differently; [Add a model](add-a-model.md) tells 
 may be stretched in every known way: linear, dynamic, llama3, yarn, longrope.
 
 *Proof* counts the cases that are compared with transformers: tiny random checkpoints, a ragged batch of chunked
-prompts, late arrivals, decoding and shared pages, with the reference kernels and with torch's: greedy tokens equal in float32,
-logits within 1e-4. "TP 2": two processes over gloo give the same as one.
+prompts, late arrivals, decoding and shared pages, with the reference kernels and with torch's: greedy tokens equal in
+float32, logits within 1e-4. "TP 2": two processes over gloo give the same as one.
 """
 
 
