@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from quire.layers.attention import Attention
 from quire.layers.build import Build
 from quire.layers.joint import Joint, Stream
+from quire.layers.latent import LatentAttention
 from quire.layers.mlp import MLP, GatedMLP
 from quire.layers.moe import MoE
 from quire.layers.norm import Norm, RMSNorm
@@ -33,7 +34,12 @@ class PreNorm(Block):
     """
 
     def __init__(
-        self, b: Build, norms: tuple[Norm, Norm], attention: Attention, mlp: FeedForward, scale: float = 1.0
+        self,
+        b: Build,
+        norms: tuple[Norm, Norm],
+        attention: Attention | LatentAttention,
+        mlp: FeedForward,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.mesh, self.scale = b.mesh, scale
@@ -42,7 +48,7 @@ class PreNorm(Block):
         self._qkv = Joint(b, self.before_attention, attention.qkv)
         self._gated = Joint(b, self.before_mlp, mlp.gate_up, mlp) if isinstance(mlp, GatedMLP) else None
         self._whole: Whole | None = None
-        if isinstance(mlp, GatedMLP) and scale == 1.0:
+        if isinstance(mlp, GatedMLP) and isinstance(attention, Attention) and scale == 1.0:
             first, second = norms
             if isinstance(first, RMSNorm) and isinstance(second, RMSNorm):
                 self._whole = whole_layer(b, (first, second), attention, mlp)

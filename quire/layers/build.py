@@ -159,9 +159,13 @@ class Build:
                 f"of {self.device}; use a smaller model, a shorter dtype or more tensor-parallel ranks"
             ) from error
 
-    def state(self, kv_heads: int, head_dim: int, retention: Retention) -> LayerState:
-        """A state for `kv_heads` heads of this rank, entered into the list of states."""
-        made = LayerState(kv_heads, head_dim, retention, self.kv_dtype or self.dtype, self.device)
+    def state(self, kv_heads: int, head_dim: int, retention: Retention, value_dim: int | None = None) -> LayerState:
+        """A state for `kv_heads` heads of this rank, entered into the list of states.
+
+        The second pool has `value_dim` values a head, `head_dim` unless given.
+        """
+        dims = head_dim, value_dim or head_dim
+        made = LayerState(kv_heads, dims, retention, self.kv_dtype or self.dtype, self.device)
         self.states.append(made)
         return made
 

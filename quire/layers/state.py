@@ -17,15 +17,22 @@ class LayerState:
     Attributes:
         spec: what the scheduler must know.
         kv_heads, head_dim: of this rank's pools, `[pages, page_size, kv_heads, head_dim]` each.
+        value_dim: of the second pool instead of `head_dim`.
         k_scale, v_scale: what values stored in 8 bits are worth, times themselves. A checkpoint may bring others than
             1; they count from the next `bind` on.
     """
 
     def __init__(
-        self, kv_heads: int, head_dim: int, retention: Retention, dtype: torch.dtype, device: torch.device
+        self,
+        kv_heads: int,
+        dims: tuple[int, int],
+        retention: Retention,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        self.spec = StateSpec(2 * kv_heads * head_dim * dtype.itemsize, retention)
-        self.kv_heads, self.head_dim = kv_heads, head_dim
+        """`dims`: `head_dim` and `value_dim`."""
+        self.spec = StateSpec(sum(dims) * kv_heads * dtype.itemsize, retention)
+        self.kv_heads, (self.head_dim, self.value_dim) = kv_heads, dims
         self.k_scale, self.v_scale = 1.0, 1.0
         self._dtype, self._device = dtype, device
         self._pages: KVPages | None = None
@@ -34,8 +41,10 @@ class LayerState:
         """New pools for keys and values. Only page 0, which padding reads, is cleared: the rest of a CPU's pools takes
         no memory before it is written.
         """
-        shape = (pages, page_size, self.kv_heads, self.head_dim)
-        k, v = (torch.empty(shape, dtype=self._dtype, device=self._device) for _ in range(2))
+        k, v = (
+            torch.empty((pages, page_size, self.kv_heads, dim), dtype=self._dtype, device=self._device)
+            for dim in (self.head_dim, self.value_dim)
+        )
         k[0].zero_()
         v[0].zero_()
         return k, v

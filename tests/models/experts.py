@@ -2,7 +2,27 @@
 
 from typing import Any
 
+LATENT: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 22,
+    "kv_lora_rank": 18,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 14,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "routed_scaling_factor": 1.5,
+    "num_key_value_heads": 4,
+}
 EXPERTS: dict[str, dict[str, Any]] = {
+    "deepseek_v2": {**LATENT, "topk_method": "group_limited_greedy"},
+    "deepseek_v3": LATENT,
     "gpt_oss": {
         "num_local_experts": 6,
         "intermediate_size": 20,

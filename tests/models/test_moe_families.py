@@ -28,6 +28,16 @@ class Case:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
+YARN: dict[str, Any] = {
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.7,
+    }
+}
 CASES = [
     Case("mixtral", "mixtral"),
     Case("mixtral window", "mixtral", {"sliding_window": 7, "tie_word_embeddings": True}),
@@ -35,6 +45,12 @@ CASES = [
     Case("qwen2_moe windows", "qwen2_moe", {"use_sliding_window": True, "sliding_window": 6, "norm_topk_prob": True}),
     Case("olmoe", "olmoe"),
     Case("olmoe no bounds", "olmoe", {"clip_qkv": None, "num_key_value_heads": 4, "norm_topk_prob": True}),
+    Case("deepseek_v2", "deepseek_v2"),
+    Case(
+        "deepseek_v2 lite", "deepseek_v2", {"q_lora_rank": None, "topk_method": "greedy", "routed_scaling_factor": 1.0}
+    ),
+    Case("deepseek_v3", "deepseek_v3"),
+    Case("deepseek_v3 yarn", "deepseek_v3", {"rope_interleave": False, "norm_topk_prob": False, **YARN}),
     Case("gpt_oss", "gpt_oss"),
     Case("gpt_oss full attention", "gpt_oss", {"layer_types": ["full_attention"] * 3, "attention_bias": False}),
     Case("glm4_moe", "glm4_moe"),

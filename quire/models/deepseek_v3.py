@@ -1,0 +1,60 @@
+"""DeepSeek-V3, V3.1 and R1: latent attention; experts chosen by sigmoids and a bias, within groups."""
+
+from dataclasses import replace
+
+from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.read import typed
+from quire.layers.build import Build
+from quire.layers.decoder import Count
+from quire.layers.latent import LatentPlan
+from quire.layers.latent_decoder import LatentConfig, LatentDecoder
+from quire.layers.moe import MoePlan, SharedPlan
+
+
+class DeepseekV3Config(LatentConfig, frozen=True, kw_only=True):
+    """Fields of config.json that DeepSeek-V3 adds, or has other defaults for."""
+
+    moe_intermediate_size: Count = 2048
+    n_routed_experts: Count = 256
+    n_shared_experts: Count = 1
+    num_experts_per_tok: Count = 8
+    n_group: Count | None = 8
+    topk_group: Count | None = 4
+    routed_scaling_factor: float = 2.5
+    norm_topk_prob: bool = True
+    first_k_dense_replace: int = 3
+    rope_interleave: bool = True
+
+
+class DeepseekV3(LatentDecoder):
+    """A group counts as its two best experts."""
+
+    config: DeepseekV3Config
+
+    def latent(self) -> LatentPlan:
+        """Rotated as the config says."""
+        return replace(super().latent(), neighbours=self.config.rope_interleave)
+
+    def experts(self) -> MoePlan:
+        """What the experts of a layer are like."""
+        c = self.config
+        return MoePlan(
+            c.hidden_size,
+            c.moe_intermediate_size,
+            c.n_routed_experts,
+            c.num_experts_per_tok,
+            c.norm_topk_prob,
+            score="sigmoid",
+            groups=c.n_group or 1,
+            top_groups=c.topk_group or 1,
+            group_best=2,
+            scale=c.routed_scaling_factor,
+            choice_bias=True,
+            wide_router=True,
+            shared=SharedPlan(c.moe_intermediate_size * c.n_shared_experts),
+        )
+
+
+def build(facts: ModelFacts, build: Build) -> DeepseekV3:
+    """The model of a checkpoint."""
+    return DeepseekV3(typed(facts.config, DeepseekV3Config, f"{facts.path}/config.json"), facts, build)
