@@ -19,6 +19,9 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quire.base.errors import CheckpointError, RequestError
+from quire.base.logging import get_logger
+
+log = get_logger(__name__)
 
 _LIMITER = "_limiter"
 _CHECK_EVERY = 64
@@ -172,7 +175,9 @@ class Sandbox:
         except jinja2.TemplateError as error:
             raise _failure(f"the chat template refuses these messages: {error.message}") from None
         except Exception as error:
-            raise _failure(f"the chat template failed on these messages: {type(error).__name__}: {error}") from None
+            # What it says may name files and classes; clients get the fact only.
+            log.info("the chat template failed: %s: %s", type(error).__name__, error)
+            raise _failure("the chat template failed on these messages; the log says why") from None
 
 
 def _failure(message: str, code: str = "template_error") -> RequestError:

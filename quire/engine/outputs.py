@@ -5,6 +5,7 @@ one request ends that request alone. Called by `LLM` and `AsyncLLM`; no torch, n
 """
 
 from collections.abc import Iterable
+from time import monotonic
 
 from quire.base.logging import get_logger
 from quire.engine.completion import Completion, readable
@@ -28,6 +29,7 @@ class _Served:
         self.prompt_ids = request.token_ids
         self.kind = params.output_kind
         self.tokenizer = tokenizer if params.detokenize else None
+        self.first_token_at: float | None = None
         self.completions = [Completion(i, request.token_ids, params, self.tokenizer) for i in range(params.n)]
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self.cached_tokens = 0
@@ -43,6 +45,8 @@ class _Served:
         completion = self.completions[delta.index]
         if completion.finish_reason is not None:
             return []  # tokens that were in flight when a stop string was found
+        if self.first_token_at is None and delta.token_ids:
+            self.first_token_at = monotonic()
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
         self.error = self.error or delta.error
         if delta.prompt_logprobs is not None:
@@ -80,6 +84,7 @@ class _Served:
             finished=self.finished,
             num_cached_tokens=self.cached_tokens,
             error=self.error,
+            first_token_at=self.first_token_at,
         )
         if delta:
             self.prompt_logprobs = None
@@ -163,7 +168,7 @@ class OutputProcessor:
 def _add(served: _Served, delta: Delta) -> list[Finish]:
     try:
         return served.add(delta)
-    except Exception as error:
+    except Exception:
         # Whatever it is, it belongs to this request: the others of the step must get their text.
         log.exception("request %s: making its text failed", served.id)
-        return served.fail(f"the output could not be turned into text ({type(error).__name__}: {error})")
+        return served.fail("the output could not be turned into text; the log says why")

@@ -50,6 +50,7 @@ class RequestOutput(msgspec.Struct, kw_only=True):
         finished: whether every completion has ended.
         num_cached_tokens: prompt tokens that came from the prefix cache.
         error: what went wrong, when a completion's finish_reason is "error".
+        first_token_at: when the first token reached the front end, on the monotonic clock; None before.
     """
 
     request_id: str
@@ -60,3 +61,4 @@ class RequestOutput(msgspec.Struct, kw_only=True):
     finished: bool = False
     num_cached_tokens: int = 0
     error: str | None = None
+    first_token_at: float | None = None

@@ -21,6 +21,9 @@ MAX_DEPTH = 64
 LONG_BODY_BYTES = 256 << 10
 """Longer bodies are parsed in a thread, so that other requests get their turns."""
 
+MAX_VALUES = 1 << 20
+"""A parser holds everybody up while it makes a million Python objects; longer texts cost next to nothing."""
+
 Json = dict[str, object]
 T = TypeVar("T")
 
@@ -52,6 +55,8 @@ def parse_object(raw: bytes) -> Json:
     if not raw.strip():
         raise _bad("The body is empty; it must be a JSON object.", "empty_body")
     _check_depth(raw)
+    if raw.count(b",") > MAX_VALUES and _STRING.sub(b"", raw).count(b",") > MAX_VALUES:
+        raise _bad(f"The body holds more than {MAX_VALUES} values.", "too_many_values")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

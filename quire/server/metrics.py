@@ -65,9 +65,7 @@ class Metrics:
 
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of admitted requests.")
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
-        self.first_token_s = histogram(
-            "time_to_first_token_seconds", "Wait for the first token, streamed requests.", SECONDS
-        )
+        self.first_token_s = histogram("time_to_first_token_seconds", "Wait for the first token.", SECONDS)
         self.gap_s = histogram("inter_token_latency_seconds", "Time between tokens, streamed requests.", GAP_SECONDS)
         self.whole_s = histogram("e2e_request_latency_seconds", "Time from request to last token.", SECONDS)
         self.prompt_len = histogram("request_prompt_tokens", "Prompt tokens per request.", TOKENS)
@@ -190,8 +188,7 @@ class Record:
             if not self._prompts:
                 self._trace.first_token()
             self._prompts += len(output.prompt_token_ids)
-            if self._streamed:
-                metrics.first_token_s.observe(now - self._began)
+            metrics.first_token_s.observe((output.first_token_at or now) - self._began)
         elif self._streamed and new:
             metrics.gap_s.observe((now - before) / new)
         self._last[prompt] = now

@@ -173,7 +173,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `ids`; ids beyond the vocabulary have none. Raises RequestError for ids that cannot be."""
         try:
-            return _guard(lambda: self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+            return _guard(lambda: _decode(self._tokenizer, ids, skip_special_tokens))
         except OverflowError:
             raise RequestError("token ids must be 0 or more and below 4294967296", param="tokens") from None
 
@@ -233,6 +233,13 @@ def _encode(tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool
     # Of the library's ways to encode, only those for batches let other threads of Python run meanwhile.
     [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     return encoding.ids
+
+
+def _decode(tokenizer: tokenizers.Tokenizer, ids: Sequence[int], skip_special_tokens: bool) -> str:
+    if len(ids) < LONG_TEXT_CHARS:
+        return tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+    [text] = tokenizer.decode_batch([ids], skip_special_tokens=skip_special_tokens)
+    return text
 
 
 def _check_text(text: str) -> None:

@@ -43,8 +43,8 @@ def test_bad_source_is_refused_at_the_start(tokenizer: Tokenizer) -> None:
         ("{{ nothing.of_this }}", "template_error", "does not fit"),
         ("{{ messages.__class__.__mro__ }}", "template_error", "__class__"),
         ("{{ messages.append(1) }}", "template_error", "append"),
-        ("{% for m in none %}{% endfor %}", "template_error", "TypeError"),
-        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "template_error", "RecursionError"),
+        ("{% for m in none %}{% endfor %}", "template_error", "failed on these messages; the log"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "template_error", "failed on these messages; the log"),
         ("{% for i in range(10**9) %}x{% endfor %}", "template_timeout", "Range"),
         ("{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "template_timeout", "longer"),
         (

@@ -1,5 +1,6 @@
-"""Models, tokens, metrics, readiness."""
+"""Models, tokens, metrics, readiness, logs."""
 
+import logging
 from typing import Any
 
 import httpx
@@ -7,6 +8,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from quire.base.logging import FORMAT, JsonLines
 from quire.config.fields import ServerConfig
 from quire.messages.params import SamplingParams
 from quire.server import service
@@ -117,8 +119,33 @@ def test_metrics_have_the_names_that_dashboards_know() -> None:
     assert reasons == {"stop": 1, "length": 2, "abort": 0, "error": 0}
     assert found["quire:cache_config_info"][0].labels["block_size"] == "16"
     counts = {s.name: s.value for name in found for s in found[name] if s.name.endswith("_count")}
-    assert counts["quire:time_to_first_token_seconds_count"] == 1
+    assert counts["quire:time_to_first_token_seconds_count"] == 3
     assert counts["quire:e2e_request_latency_seconds_count"] == 2
+
+
+def test_the_first_token_of_a_whole_answer_is_timed_when_it_comes() -> None:
+    with Serving(FakeEngine(step_s=0.01)) as running, running.http() as http:
+        http.post("/v1/completions", json={"model": MODEL, "prompt": "a", "max_tokens": 12, "ignore_eos": True})
+        sums = {s.name: s.value for found in series(http).values() for s in found if s.name.endswith("_sum")}
+    first, whole = sums["quire:time_to_first_token_seconds_sum"], sums["quire:e2e_request_latency_seconds_sum"]
+    assert 0 < first < whole / 2
+
+
+def test_logs_hold_nothing_of_what_clients_say(caplog: pytest.LogCaptureFixture) -> None:
+    said = "a-word-of-the-client"
+    body = {"model": MODEL, "prompt": said, "max_tokens": 2}
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": said}], "max_tokens": 2}
+    with caplog.at_level("DEBUG"), Serving(disable_access_log=False) as running, running.http() as http:
+        for path, asked in (("/v1/completions", body), ("/v1/chat/completions", chat), ("/tokenize", {"prompt": said})):
+            for more in ({}, {"stream": True}, {"temperature": said}, {"user": said, "stop": [said]}):
+                http.post(path, json={**asked, **more})
+        http.post("/v1/responses", json={"model": MODEL, "input": said, "max_output_tokens": 2})
+        http.post("/v1/messages", json=chat)
+        http.post("/v1/completions", content=f'{{"prompt": "{said}"')
+    ours = [record for record in caplog.records if record.name.startswith(("quire", "uvicorn"))]
+    assert len(ours) >= 15
+    for format in (JsonLines(), logging.Formatter(FORMAT)):
+        assert not [line for line in map(format.format, ours) if said in line]
 
 
 def test_clients_cannot_make_series() -> None:

@@ -13,8 +13,10 @@ from quire.server.openai.prompts import encode, render_chat
 from quire.server.openai.schema import DetokenizeRequest, TokenizeRequest, check_model, read
 from quire.server.service import service_of
 
-MAX_TOKENS = 1 << 20
-LONG_TOKENS = 20_000
+MOST_TOKENS = 1 << 19
+"""Of a text to be read, where the context is not longer."""
+
+LONG_TOKENS = 5_000
 
 
 async def tokenize(request: Request) -> Response:
@@ -43,8 +45,9 @@ async def detokenize(request: Request) -> Response:
     service = service_of(request)
     asked = read(DetokenizeRequest, await read_json(request, service.config.max_body_bytes), service)
     check_model(asked.model, service)
-    if len(asked.tokens) > MAX_TOKENS:
-        raise RequestError(f"tokens takes at most {MAX_TOKENS} ids.", "tokens")
+    most = max(MOST_TOKENS, service.engine.facts.max_model_len)
+    if len(asked.tokens) > most:
+        raise RequestError(f"tokens takes at most {most} ids.", "tokens")
     tokenizer = service.engine.tokenizer
     check_token_ids("tokens", asked.tokens, service.engine.facts.vocab_size)
     if len(asked.tokens) > LONG_TOKENS:
