@@ -135,10 +135,10 @@ def latent_prepare(
 
     Returns: the queries, (tokens, heads, plain + turned).
     """
-    latent, key = kv.split([spec.rank, spec.turned], dim=-1)
+    latent, key = torch.split(kv, [spec.rank, spec.turned], dim=-1)
     latent = rms_norm(latent, weights.norm, NormSpec(spec.rank, spec.norm_eps, dtype=spec.dtype, device=spec.device))
     write_pages(latent[:, None], turn(key[:, None], weights.table, step, spec), pages, step)
-    plain, turned = q.view(len(q), spec.heads, -1).split([spec.plain, spec.turned], dim=-1)
+    plain, turned = torch.split(q.view(len(q), spec.heads, -1), [spec.plain, spec.turned], dim=-1)
     return torch.cat([plain, turn(turned, weights.table, step, spec)], dim=-1)
 
 

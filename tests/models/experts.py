@@ -30,6 +30,18 @@ EXPERTS: dict[str, dict[str, Any]] = {
         "sliding_window": 6,
         "num_hidden_layers": 3,
     },
+    "llama4_text": {
+        "num_hidden_layers": 4,
+        "no_rope_layers": [1, 0, 1, 1],
+        "attention_chunk_size": 6,
+        "moe_layers": [0, 1, 3],
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 20,
+        "intermediate_size_mlp": 36,
+        "floor_scale": 5,
+        "attn_scale": 0.3,
+    },
     "mixtral": {"num_local_experts": 6, "intermediate_size": 20, "num_experts_per_tok": 2},
     "qwen2_moe": {
         "head_dim": 12,

@@ -38,6 +38,14 @@ YARN: dict[str, Any] = {
         "mscale_all_dim": 0.7,
     }
 }
+LLAMA4_DENSE: dict[str, Any] = {
+    "moe_layers": None,
+    "interleave_moe_layer_step": 2,
+    "no_rope_layers": None,
+    "use_qk_norm": False,
+    "attn_temperature_tuning": False,
+    "num_experts_per_tok": 1,
+}
 CASES = [
     Case("mixtral", "mixtral"),
     Case("mixtral window", "mixtral", {"sliding_window": 7, "tie_word_embeddings": True}),
@@ -51,6 +59,8 @@ CASES = [
     ),
     Case("deepseek_v3", "deepseek_v3"),
     Case("deepseek_v3 yarn", "deepseek_v3", {"rope_interleave": False, "norm_topk_prob": False, **YARN}),
+    Case("llama4", "llama4_text"),
+    Case("llama4 dense in turns", "llama4_text", LLAMA4_DENSE),
     Case("gpt_oss", "gpt_oss"),
     Case("gpt_oss full attention", "gpt_oss", {"layer_types": ["full_attention"] * 3, "attention_bias": False}),
     Case("glm4_moe", "glm4_moe"),
