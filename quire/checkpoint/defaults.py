@@ -13,13 +13,28 @@ _GEMMA3 = {
     "rope_theta": 1e6,
     "rope_local_base_freq": 1e4,
 }
+_GPT_OSS = {
+    "rope_theta": 1.5e5,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+        "original_max_position_embeddings": 4096,
+    },
+}
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "cohere": {"max_position_embeddings": 8192},
+    "cohere": {"max_position_embeddings": 8192, "rope_theta": 5e5},
     "falcon": _FALCON,
     "gemma3_text": _GEMMA3,
     "glm": {"partial_rotary_factor": 0.5},
     "glm4": {"partial_rotary_factor": 0.5},
+    "glm4_moe": {"partial_rotary_factor": 0.5},
     "gpt_neox": {"rotary_pct": 0.25},
+    "gpt_oss": _GPT_OSS,
+    "mixtral": {"rope_theta": 1e6},
+    "phi3": {"original_max_position_embeddings": 4096},
     "phi": {"partial_rotary_factor": 0.5},
     "smollm3": {"rope_theta": 2e6},
     "stablelm": {"partial_rotary_factor": 0.25},

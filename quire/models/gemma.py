@@ -5,7 +5,7 @@ from typing import Literal
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
 from quire.layers.build import Build
-from quire.layers.decoder import DecoderConfig
+from quire.layers.decoder import Count, DecoderConfig
 from quire.layers.gemma import GemmaDecoder
 
 
@@ -13,7 +13,7 @@ class GemmaConfig(DecoderConfig, frozen=True, kw_only=True):
     """Fields of config.json that Gemma adds. Older configs say "gelu" and mean its approximation."""
 
     tie_word_embeddings: bool = True
-    head_dim: int = 256
+    head_dim: Count | None = 256
     hidden_act: Literal["gelu", "gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     hidden_activation: Literal["gelu_pytorch_tanh"] | None = None
     attention_bias: Literal[False] = False

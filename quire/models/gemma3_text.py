@@ -25,7 +25,7 @@ class Gemma3Config(DecoderConfig, frozen=True, kw_only=True):
     tie_word_embeddings: bool = True
     hidden_activation: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     attention_bias: Literal[False] = False
-    use_bidirectional_attention: Literal[False] | None = None
+    use_bidirectional_attention: Literal[False] | None = False
     query_pre_attn_scalar: Cap = 256.0
     sliding_window: Count = 4096
     sliding_window_pattern: Count = 6

@@ -7,7 +7,7 @@ from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
 from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
-from quire.layers.decoder import Decoder, DecoderConfig, Epsilon
+from quire.layers.decoder import Count, Decoder, DecoderConfig, Epsilon
 from quire.layers.mlp import GatedMLP
 
 
@@ -16,7 +16,8 @@ class GlmConfig(DecoderConfig, frozen=True, kw_only=True):
 
     hidden_act: Literal["silu"] = "silu"
     rms_norm_eps: Epsilon = 0.00000015625
-    head_dim: int = 128
+    num_key_value_heads: Count | None = 2
+    head_dim: Count | None = 128
     attention_bias: bool = True
 
 

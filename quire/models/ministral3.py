@@ -10,7 +10,7 @@ from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
 from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Decoder, DecoderConfig
+from quire.layers.decoder import Count, Decoder, DecoderConfig, Epsilon
 from quire.layers.heads import Growth
 
 
@@ -20,6 +20,8 @@ class Ministral3Config(DecoderConfig, frozen=True, kw_only=True):
     hidden_act: Literal["silu"] = "silu"
     sliding_window: Count | None = None
     head_dim: Count | None = 128
+    rms_norm_eps: Epsilon = 1e-5
+    num_key_value_heads: Count | None = 8
     rope_parameters: dict[str, object] = msgspec.field(default_factory=dict)
 
     @property

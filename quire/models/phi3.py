@@ -7,7 +7,7 @@ from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
 from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Decoder, DecoderConfig
+from quire.layers.decoder import Count, Decoder, DecoderConfig, Epsilon
 from quire.layers.mlp import GatedMLP
 
 
@@ -15,6 +15,7 @@ class Phi3Config(DecoderConfig, frozen=True, kw_only=True):
     """Fields of config.json that Phi-3 adds."""
 
     hidden_act: Literal["silu"] = "silu"
+    rms_norm_eps: Epsilon = 1e-5
     sliding_window: Count | None = None
 
 

@@ -1,0 +1,47 @@
+"""What a config.json leaves out because transformers has it as a default means the same here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from quire import models
+from quire.checkpoint.read import read_facts
+from quire.layers.build import Build
+from quire.layers.decoder import Decoder
+from quire.parallel.mesh import Mesh
+from tests.models.checkpoints import BASE, FAMILY
+
+pytestmark = pytest.mark.torch
+# What says which model it is; readers need it, and checkpoints always have it.
+KEPT = {"model_type", "vocab_size"}
+# transformers writes what follows from other fields; the plans of attention say whether it does here, too.
+UNUSED = {"sliding_window", "layer_types", "rope_parameters"}
+
+
+def built(folder: Path, config: dict[str, Any]) -> Decoder:
+    (folder / "config.json").write_text(json.dumps(config))
+    build = Build(Mesh(), torch.float32, torch.device("meta"))
+    model = models.build(read_facts("x", folder), build)
+    assert isinstance(model, Decoder)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILY)
+def test_defaults_may_be_left_out(family: str, tmp_path: Path) -> None:
+    fields = {**BASE, **FAMILY[family]}
+    made = AutoConfig.for_model(family, **{name: value for name, value in fields.items() if value is not ...})
+    full = json.loads(made.to_json_string(use_diff=False))
+    defaults = json.loads(type(made)().to_json_string(use_diff=False))
+    short = {name: value for name, value in full.items() if name in KEPT or defaults.get(name) != value}
+    assert len(short) < len(full)
+    one, other = built(tmp_path, full), built(tmp_path, short)
+    for name in one.config.__struct_fields__:
+        if name not in UNUSED:
+            assert getattr(other.config, name) == getattr(one.config, name), name
+    assert other.rope == one.rope
+    layers = range(one.config.num_hidden_layers)
+    assert [other.attention(i) for i in layers] == [one.attention(i) for i in layers]
