@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from quire.base.errors import CheckpointError
+from quire.checkpoint.gguf import LINK, published, read_gguf
 
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100 << 20
@@ -45,6 +46,8 @@ def read_headers(path: str | Path) -> dict[str, TensorEntry]:
     overlapping or truncated data, an unknown dtype, or a tensor that the index promises and no shard has.
     """
     folder = Path(path)
+    if (folder / LINK).exists():
+        return _gguf_entries(folder / LINK)
     index = _read_index(folder)
     files = sorted(set(index.values())) if index else _single_files(folder)
     entries: dict[str, TensorEntry] = {}
@@ -57,6 +60,17 @@ def read_headers(path: str | Path) -> dict[str, TensorEntry]:
         if tensor not in entries or Path(entries[tensor].file).name != file:
             raise CheckpointError(f"{folder / INDEX} promises tensor {tensor} in {file}, which does not have it")
     return entries
+
+
+def _gguf_entries(file: Path) -> dict[str, TensorEntry]:
+    """The tensors of a GGUF file, by the names of other checkpoints; types of ggml's begin with GGML_."""
+    found = {}
+    for tensor in read_gguf(file).tensors:
+        kind = tensor.kind if tensor.kind in ITEM_BYTES else f"GGML_{tensor.kind}"
+        name = published(tensor.name)
+        found[name] = TensorEntry(name, str(file), kind, tensor.shape, tensor.offset, tensor.nbytes)
+    found.pop("rope_freqs.weight", None)
+    return found
 
 
 def read_header(file: Path) -> list[TensorEntry]:

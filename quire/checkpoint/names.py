@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from quire.base.errors import CheckpointError
+from quire.checkpoint.gguf import unfold
 
 DEFAULT = "default"
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
@@ -27,8 +28,12 @@ def resolve(name: str, revision: str | None = None) -> Path:
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         return folder.resolve()
+    if folder.is_file() and folder.suffix == ".gguf":
+        return unfold(folder)
     if folder.exists():
-        raise CheckpointError(f"model {name!r} is a file; give the folder that holds config.json and the weights")
+        raise CheckpointError(
+            f"model {name!r} is a file; give a .gguf file, or the folder that holds config.json and the weights"
+        )
     if not _HUB_NAME.fullmatch(name):
         raise CheckpointError(f"model {name!r}: there is no such folder, and it is no hub name (owner/name)")
     return _download(name, revision)

@@ -14,7 +14,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDtype = Literal["auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2"]
 Quantization = Literal[
     "int8", "int4", "fp8", "nvfp4", "mxfp4", "modelopt", "modelopt_fp4", "compressed-tensors", "gptq", "awq",
-    "bitsandbytes", "torchao", "gguf",
+    "bitsandbytes", "gguf",
 ]  # fmt: skip
 LoadFormat = Literal["auto", "safetensors", "dummy"]
 Policy = Literal["fcfs", "priority", "lpm"]
@@ -31,7 +31,7 @@ class ModelConfig:
     """Which model, and how it is loaded."""
 
     model: str = setting(
-        "default", "Folder or hub name of the checkpoint; 'default' is the model that ships with quire."
+        "default", "Folder, .gguf file or hub name of the checkpoint; 'default' is the model that ships with quire."
     )
     tokenizer: str | None = setting(None, "Folder or hub name of the tokenizer, if it is not the model's own.")
     revision: str | None = setting(None, "Branch, tag or commit on the hub.")

@@ -15,6 +15,7 @@ from quire.base.errors import CheckpointError
 from quire.loading.held import Held
 from quire.loading.recipe import Part, Span
 from quire.ops.stored import Bits, Storage, Wanted, offered
+from quire.quantization.blocks import BlockForm, Blocks
 from quire.quantization.checkpoint import Quantized
 from quire.quantization.scaled import Block, Form, Scaled
 from quire.quantization.scheme import Matrix, Range, Scheme, Source, byte_range, group_range
@@ -101,6 +102,8 @@ def _never(*_: object) -> Block:
 
 def _aligned(scheme: Scheme, part: Part, cut: list[Span]) -> Scheme:
     """The scheme for these rows: with scales of its own for every row where blocks of rows would be cut."""
+    if isinstance(scheme.form, BlockForm):
+        return scheme
     block, inner = scheme.form.row_block, scheme.read
     if block > 1 and (part.halves is not None or any(n % block for n in (cut[0].start, cut[0].length))):
         last_of_tensor = cut[0].start % block == 0 and cut[0].start + cut[0].length == part.shape[0]
@@ -121,6 +124,8 @@ def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Member:
     if scheme is None:
         return Plain(rows, columns, where.dtype, where.device)
     form = scheme.form
+    if isinstance(form, BlockForm):
+        return Blocks(rows, columns, form, where.dtype, where.device)
     if form.group is None or scheme.online:
         return Scaled.of(rows, columns, form, where.dtype, where.device)
     first, last = group_range((cut[1].start, cut[1].start + columns), form.group)
@@ -160,7 +165,7 @@ def jobs(part: Part, held: Held, data: Tensor, quantized: Quantized, cut: list[S
     assert scheme is not None and not scheme.online
     columns = cut[1].start, cut[1].start + cut[1].length
     begin, end = byte_range(columns, scheme.form.bits)
-    unit = max(part.unit, scheme.form.row_block)
+    unit = max(part.unit, scheme.form.row_block, scheme.unit)
     step = cut[0].length if scheme.whole else max(1, BLOCK_BYTES // max(1, (end - begin) * unit)) * unit
     first, found = cut[0].start, []
     entry = quantized.source.entries[scheme.names[0]]
@@ -203,10 +208,11 @@ def _permuted(block: Block, order: Tensor) -> Block:
     )
 
 
-def _keep(storage: Storage, data: Tensor, first: int, block: Block, form: Form) -> None:
-    if isinstance(storage, Scaled):
+def _keep(storage: Storage, data: Tensor, first: int, block: Block, form: Form | BlockForm) -> None:
+    if isinstance(storage, Scaled | Blocks):
         storage.put_block(data[: storage.nbytes], first, block)
         return
+    assert isinstance(form, Form)
     scales = block.scales.float()
     if block.factors is not None:
         factors = block.factors[:, None]

@@ -64,6 +64,14 @@ class FileSource:
                 self._fill(entry, raw[row], offset + row * row_bytes + columns[0] * item)
         return raw.to(self._device).view(-1).view(TYPES[entry.dtype]).view(shape)
 
+    def read_bytes(self, name: str, rows: Range) -> Tensor:
+        """See `Source`."""
+        entry = self.entries[name]
+        row_bytes = entry.nbytes // max(1, entry.shape[0])
+        raw = torch.empty(rows[1] - rows[0], row_bytes, dtype=torch.uint8)
+        self._fill(entry, raw.view(-1), entry.offset + rows[0] * row_bytes)
+        return raw.to(self._device)
+
     def _fill(self, entry: TensorEntry, raw: Tensor, offset: int) -> None:
         buffer, done = raw.numpy().data, 0
         descriptor = self._open(entry.file)

@@ -139,7 +139,7 @@ def packed(matrix: Matrix, source: Source, how: Packed) -> Scheme:
 def smoothed(scheme: Scheme, matrix: Matrix, source: Source, ending: str = "pre_quant_scale") -> Scheme:
     """The scheme with a number for each input that activations are multiplied with, if the checkpoint has one."""
     names, inner = present(source, matrix, ending), scheme.read
-    if not names:
+    if not names or not isinstance(scheme.form, Form):
         return scheme
 
     def read(source: Source, rows: Range, columns: Range) -> Block:

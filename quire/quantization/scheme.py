@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quire.base.errors import CheckpointError
 from quire.checkpoint.headers import TensorEntry
+from quire.quantization.blocks import BlockForm
 from quire.quantization.elements import packed_bytes
 from quire.quantization.scaled import Block, Form
 
@@ -29,6 +30,10 @@ class Source(Protocol):
 
     def read(self, name: str, rows: Range | None = None, columns: Range | None = None) -> Tensor:
         """A tensor, or ranges of its first two dimensions, as the file has it, on the device of the weights."""
+        ...
+
+    def read_bytes(self, name: str, rows: Range) -> Tensor:
+        """Rows of a tensor of any type, (rows, bytes) uint8."""
         ...
 
 
@@ -54,15 +59,17 @@ class Scheme:
         whole: rows come as dear as the matrix, since the file has them as columns: they are read once.
         online: the tensors are of full precision; `names` is the one that is quantized while it is read.
         groups: of a whole row, where the form is ordered.
+        unit: rows that must be read together.
     """
 
-    form: Form
+    form: Form | BlockForm
     names: tuple[str, ...]
     read: Callable[[Source, Range, Range], Block]
     unused: tuple[str, ...] = ()
     whole: bool = False
     online: bool = False
     groups: int = 0
+    unit: int = 1
 
 
 class Format(Protocol):

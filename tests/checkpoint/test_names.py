@@ -39,9 +39,9 @@ def test_what_can_be_no_hub_name_is_refused_without_asking(name: str, monkeypatc
 
 
 def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"")
+    (tmp_path / "model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match="is a file"):
-        resolve(str(tmp_path / "model.gguf"))
+        resolve(str(tmp_path / "model.bin"))
 
 
 def test_a_hub_name_is_downloaded_without_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,7 @@ class CompressedTensors:
 def _with_zeros(scheme: Scheme, name: str) -> Scheme:
     """Signed codes with signed zero points as unsigned ones."""
     form, inner = scheme.form, scheme.read
+    assert isinstance(form, Form)
 
     def read(source: Source, rows: Range, columns: Range) -> Block:
         block, zeros = inner(source, rows, columns), source.read(name)

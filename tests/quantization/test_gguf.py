@@ -1,0 +1,232 @@
+"""GGUF files, written by the package `gguf`: every type to the bit, and one file that starts a whole engine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import quire
+from quire.base.errors import CheckpointError
+from quire.checkpoint.gguf import BLOCKS, read_gguf, unfold
+from quire.checkpoint.gguf_tokenizer import tokenizer_files
+from quire.checkpoint.names import resolve
+from quire.checkpoint.read import read_facts
+from quire.checkpoint.rope import rope_facts
+from quire.quantization.blocks import KINDS
+from quire.tokenizer.tokenizer import Tokenizer
+from tests.models.checkpoints import make
+from tests.quantization.checkpoints import SIZES, check
+
+gguf = pytest.importorskip("gguf")
+pytestmark = pytest.mark.torch
+BIG = {**SIZES, "hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 1}
+# Where a block keeps its numbers of 16 bits.
+HALVES = {"Q2_K": (80, 84), "Q3_K": (108, 110), "Q4_K": (0, 4), "Q5_K": (0, 4), "Q6_K": (208, 210)}
+SHORT = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "q_proj": "attn_q",
+    "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm", "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
+    "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
+}  # fmt: skip
+
+
+def blocks_of(kind: str, weight: np.ndarray) -> np.ndarray:
+    """A matrix in blocks: by the package where it has the way there, else any bytes with small scales."""
+    number = gguf.GGMLQuantizationType[kind]
+    if kind not in HALVES:
+        return gguf.quants.quantize(weight, number)
+    per, each = gguf.GGML_QUANT_SIZES[number]
+    raw = np.random.default_rng(len(weight)).integers(0, 256, (weight.size // per, each), dtype=np.uint8)
+    first, last = HALVES[kind]
+    scale = {"Q2_K": 8e-3, "Q3_K": 1e-3, "Q4_K": 2e-4, "Q5_K": 1e-4, "Q6_K": 5e-5}[kind]
+    numbers = np.random.default_rng(1).uniform(0.5, 1, (len(raw), (last - first) // 2)) * scale
+    raw[:, first:last] = numbers.astype(np.float16).view(np.uint8)
+    return raw.reshape(len(weight), -1)
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"F32", "F16", "BF16"}))
+def test_blocks_are_ggmls_to_the_bit(kind: str) -> None:
+    number = gguf.GGMLQuantizationType[kind]
+    per, each = gguf.GGML_QUANT_SIZES[number]
+    assert (kind, per, each) in BLOCKS.values()
+    raw = blocks_of(kind, np.random.default_rng(3).normal(size=(7, 256)).astype(np.float32))
+    want = gguf.quants.dequantize(raw, number)
+    found = KINDS[kind](torch.from_numpy(raw.reshape(-1, each).copy())).view(7, 256)
+    assert np.array_equal(found.numpy(), want)
+
+
+def write(folder: Path, kind: str, family: str = "llama") -> tuple[Path, Path, dict[str, Tensor]]:
+    """A file, the same values in full precision, and the values of its matrices."""
+    plain = make(family, folder / "plain", **BIG)
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(plain.glob("*.safetensors")):
+        tensors |= load_file(file)
+        file.unlink()
+    (plain / "model.safetensors.index.json").unlink(missing_ok=True)
+    config = json.loads((plain / "config.json").read_text())
+    writer = gguf.GGUFWriter(folder / "model.gguf", family)
+    describe(writer, config)
+    describe_words(writer, config)
+    values: dict[str, Tensor] = {}
+    for name, tensor in list(tensors.items()):
+        module = name.removesuffix(".weight")
+        short = SHORT.get(module) or f"blk.{module.split('.')[2]}.{SHORT[module.rsplit('.', 1)[-1]]}"
+        heads = {"q_proj": 4, "k_proj": 2}.get(module.rsplit(".", 1)[-1]) if family == "llama" else None
+        array = turned(tensor.numpy(), heads)
+        if not module.endswith("_proj"):
+            writer.add_tensor(f"{short}.weight", array)
+            continue
+        number = gguf.GGMLQuantizationType[kind]
+        raw = blocks_of(kind, array)
+        writer.add_tensor(f"{short}.weight", raw, raw_dtype=number)
+        back = torch.from_numpy(gguf.quants.dequantize(raw, number).reshape(tensor.shape).copy())
+        if heads:
+            back = back.view(heads, -1, 2, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+        tensors[name] = values[module] = back.contiguous()
+    save_file(tensors, plain / "model.safetensors")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "model.gguf", plain, values
+
+
+def turned(array: np.ndarray, heads: int | None) -> np.ndarray:
+    """Rows as llama.cpp's converter orders those of queries and keys (`permute` of convert_hf_to_gguf.py)."""
+    if heads is None:
+        return array
+    halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
+
+
+def describe(writer: Any, config: dict[str, Any]) -> None:
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(10000.0)
+
+
+def describe_words(writer: Any, config: dict[str, Any]) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list([f"w{i}" for i in range(config["vocab_size"])])
+    writer.add_token_merges([])
+    writer.add_eos_token_id(2)
+    writer.add_chat_template("{{ messages }}")
+
+
+@pytest.mark.parametrize(
+    "kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "F16"]
+)
+def test_every_type(kind: str, tmp_path: Path) -> None:
+    file, plain, values = write(tmp_path, kind)
+    folder = unfold(file, tmp_path / "cache")
+    if kind in HALVES:
+        # Rows of 256 are one block, which two ranks cannot cut.
+        from tests.models.driver import Driver
+        from tests.quantization.checkpoints import compare
+
+        assert compare(Driver(folder, 4), values)
+    else:
+        check(folder, plain, values)
+
+
+def test_a_family_whose_heads_lie_as_elsewhere(tmp_path: Path) -> None:
+    file, plain, values = write(tmp_path, "Q8_0", "qwen3")
+    check(unfold(file, tmp_path / "cache"), plain, values)
+
+
+def test_one_file_is_enough_to_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    file, plain, _ = write(tmp_path, "Q8_0")
+    found = []
+    for model in (file, plain):
+        options = {"device": "cpu", "kv_cache_memory_bytes": 1 << 22, "log_level": "warning", "kernels": "reference"}
+        with quire.LLM(str(model), dtype="float32", **options) as llm:
+            params = quire.SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+            [output] = llm.generate([{"prompt_token_ids": [5, 9, 11]}], params, use_tqdm=False)
+            found.append(list(output.outputs[0].token_ids))
+    assert found[0] == found[1]
+    settings = json.loads((resolve(str(file)) / "tokenizer_config.json").read_text())
+    assert settings == {"eos_token": "w2", "chat_template": "{{ messages }}"}
+
+
+def test_the_tokenizer_is_the_models(tmp_path: Path) -> None:
+    """The shipped model's tokenizer through a file and back."""
+    folder = resolve("default")
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    vocab = {**whole["model"]["vocab"], **{token["content"]: token["id"] for token in whole["added_tokens"]}}
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    describe(writer, {"head_dim": 64, **json.loads((folder / "config.json").read_text())})
+    writer.add_tokenizer_model("gpt2")
+    special = {token["content"] for token in whole["added_tokens"]}
+    names = sorted(vocab, key=vocab.__getitem__)
+    writer.add_token_list(names)
+    writer.add_token_types([3 if name in special else 1 for name in names])
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in whole["model"]["merges"]])
+    writer.add_tokenizer_pre("qwen2")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    made = Tokenizer.load(unfold(tmp_path / "model.gguf", tmp_path / "cache"))
+    want = Tokenizer.load(folder)
+    for text in ("Once upon a time, there were 1234 mice.", "  two  spaces\n\nand lines", "été 😀"):
+        ids = want.encode(text, add_special_tokens=False)
+        assert made.encode(text, add_special_tokens=False) == ids
+        assert made.decode(ids) == want.decode(ids)
+
+
+def test_sentencepiece(tmp_path: Path) -> None:
+    pieces = {"<unk>": (0, 2), "<s>": (0, 3), "</s>": (0, 3), "<0xC3>": (0, 6), "<0xA9>": (0, 6), "▁": (-9, 1)}
+    pieces |= {"a": (-8, 1), "b": (-8, 1), "ab": (-2, 1), "▁a": (-3, 1), "▁ab": (-4, 1)}
+    data = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": list(pieces),
+        "tokenizer.ggml.scores": [float(score) for score, _ in pieces.values()],
+        "tokenizer.ggml.token_type": [kind for _, kind in pieces.values()],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 0,
+    }
+    for name, content in tokenizer_files(tmp_path, data).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    made = Tokenizer.load(tmp_path)
+    # "ab" has the best score, so it is merged before a blank joins its first letter; é falls back to its bytes.
+    assert made.encode("ab baé") == [1, 10, 5, 7, 6, 3, 4]
+    assert made.decode([10, 5, 7, 6, 3, 4]) == "ab baé"
+
+
+def test_stretched_frequencies(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    config = {**BIG, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "vocab_size": 8}
+    describe(writer, config)
+    describe_words(writer, config)
+    writer.add_tensor("rope_freqs.weight", np.full(32, 4.0, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    facts = read_facts("x", unfold(tmp_path / "model.gguf", tmp_path / "cache"))
+    rope = rope_facts(facts.config)
+    assert rope.kind == "longrope" and rope.short_factor == rope.long_factor == (4.0,) * 32
+    assert rope.attention_factor == 1.0 and facts.context_len == 64
+
+
+def test_damaged_and_foreign_files(tmp_path: Path) -> None:
+    file, _, _ = write(tmp_path, "Q8_0")
+    whole = file.read_bytes()
+    for content, says in ((b"nothing", "no GGUF file"), (whole[:200], "damaged"), (whole[:-4096], "does not fit")):
+        broken = tmp_path / "broken.gguf"
+        broken.write_bytes(content)
+        with pytest.raises(CheckpointError, match=says):
+            read_gguf(broken)
