@@ -32,9 +32,14 @@ def parse_messages(raw: object) -> list[Message]:
         _refuse("messages", f"must be a list of messages, not {_kind(raw)}")
     if not raw:
         _refuse("messages", "must hold at least one message")
-    if len(raw) > MAX_MESSAGES:
-        _refuse("messages", f"holds {len(raw)} messages; at most {MAX_MESSAGES} are allowed, shorten the conversation")
+    check_count(raw)
     return [_message(message, f"messages[{index}]") for index, message in enumerate(raw)]
+
+
+def check_count(raw: object) -> None:
+    """Refuse a list of more messages than are allowed, before anything else is done with it. Raises RequestError."""
+    if isinstance(raw, list) and len(raw) > MAX_MESSAGES:
+        _refuse("messages", f"holds {len(raw)} messages; at most {MAX_MESSAGES} are allowed, shorten the conversation")
 
 
 def _message(raw: object, path: str) -> Message:

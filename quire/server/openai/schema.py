@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 
 from quire.base.errors import RequestError
+from quire.chat.messages import check_count
 from quire.server.body import Json, to_struct
 from quire.server.errors import ApiError, clip
 from quire.server.service import Service
@@ -172,6 +173,7 @@ def read(
     ignored: Collection[str] = IGNORED,
 ) -> T:
     """The fields of a request. Raises ApiError for a wrong type or a field that is not served, RequestError else."""
+    check_count(body.get("messages"))
     known = set(kind.__struct_fields__)
     for name in body.keys() - known:
         _refuse_if_asked(name, body[name], refused)
