@@ -316,9 +316,12 @@ class AsyncLLM:
             stream = self._streams.get(message.id)
             if stream is not None:
                 stream.fail(RequestError(message.message, message.param, message.code))
-        elif isinstance(message, Failed) and self._process is not None:
-            # Where others start cores, they say what comes next.
-            self.end(message.message)
+        elif isinstance(message, Failed):
+            if self._process is not None:
+                self.end(message.message)
+            else:
+                # Whoever starts cores will say what comes next; until then nothing new is sent to this one.
+                self.dead = message.message
 
     async def _watch(self, process: CoreProcess) -> None:
         reason = await process.ended()

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -42,6 +43,8 @@ from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.structured.matcher import Vocabulary
 
 STOP_TIMEOUT_S = 5.0
+TIED = "tied"
+"""Tells a rank to end with the thread that has started it, even if it hangs in a collective."""
 
 Answer = TypeVar("Answer", Loaded, Measured, Ready, Result)
 
@@ -164,9 +167,13 @@ class _Awaited:
 def _spawn(index: int) -> Rank:
     ours, theirs = socket.socketpair()
     side, their_side = socket.socketpair()
+    command = [sys.executable, "-m", "quire.executors.rank", str(theirs.fileno()), str(their_side.fileno())]
+    # The kernel watches the thread that starts a process: of a core that is the main one. `LLM` may be anywhere.
+    if threading.current_thread() is threading.main_thread():
+        command.append(TIED)
     with theirs, their_side:
         process = subprocess.Popen(
-            [sys.executable, "-m", "quire.executors.rank", str(theirs.fileno()), str(their_side.fileno())],
+            command,
             pass_fds=[theirs.fileno(), their_side.fileno()],
             stdin=subprocess.DEVNULL,
             env=environ.snapshot() | environ.computing(),

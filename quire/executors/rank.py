@@ -1,4 +1,4 @@
-"""One rank as a process: `python -m quire.executors.rank FD SIDE`, started by `executors/processes.py`.
+"""One rank as a process: `python -m quire.executors.rank FD SIDE [tied]`, started by `executors/processes.py`.
 
 It reads plans from the socket FD and computes them; it ends when the socket does. On the socket SIDE a thread of its
 own answers what runs beside steps: grammars to compile.
@@ -14,6 +14,7 @@ import msgspec
 import torch.distributed as dist
 
 from quire.base.errors import EngineError, QuireError, RequestError
+from quire.base.lifeline import die_with_parent
 from quire.base.logging import get_logger, setup
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
@@ -108,6 +109,8 @@ class RankProcess:
 
 def main() -> int:
     """Serve on the inherited socket."""
+    if sys.argv[3:]:
+        die_with_parent()
     setup()
     side = socket.socket(fileno=int(sys.argv[2]))
     with socket.socket(fileno=int(sys.argv[1])) as channel:

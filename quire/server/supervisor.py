@@ -24,6 +24,7 @@ from quire.messages.control import Born, EngineDown, EngineUp, Serving, Stop, Ta
 from quire.messages.wire import EngineFacts
 from quire.server.backoff import Backoff
 from quire.server.fronts import Fronts, close_all
+from quire.server.notify import notify
 
 log = get_logger(__name__)
 
@@ -125,6 +126,7 @@ class Supervisor:
         if self._fronts.serving == 0:
             self._fronts.kill()
         elif self._signals == 1:
+            notify("STOPPING=1")
             self._fronts.tell_all(Stop())
             loop.call_later(self._config.server.shutdown_timeout_s + GOODBYE_S, self._fronts.kill)
         elif self._signals == 2:

@@ -96,7 +96,7 @@ def condemn(two: Family) -> None:
         thread.start()
         return thread
 
-    innocent = [ask(f"innocent {i}", [70 + i], 400) for i in range(3)]
+    innocent = [ask(f"innocent {i}", [70 + i], 200) for i in range(3)]
     until(lambda: two.get("/load").json()["running"] == 3)
     guilty = ask("guilty", [DEADLY, 3], 10)
     guilty.join(60)
@@ -192,6 +192,7 @@ def test_all_children_die_with_the_supervisor(stopped: bool) -> None:
         assert until(lambda: gone(everybody)) < 5
         assert not folder.exists()
         with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", int(family.url.rpartition(":")[2])))
 
 
