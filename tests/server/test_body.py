@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quire.server import body
 from quire.server.body import MAX_DEPTH, parse_object
 from quire.server.errors import ApiError
 
@@ -69,3 +70,12 @@ def test_no_body_costs_more_than_its_length(piece: bytes) -> None:
         return time.process_time() - began
 
     assert cost(4_000_000) < 2.0
+
+
+@given(st.text(alphabet='"\\\\a[]{},:', max_size=60), st.integers(1, 9))
+def test_strings_are_left_out_whatever_the_pieces(text: str, piece: int) -> None:
+    document = json.dumps({"a": [text, {text: [text]}]}).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(body, "PIECE_BYTES", piece)
+        assert body._outside_strings(document) == b"{: [, {: []}]}"
+        assert body._outside_strings(document[:-1] + b', "' + text.encode().replace(b'"', b"")) == b"{: [, {: []}], "
