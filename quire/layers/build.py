@@ -103,6 +103,11 @@ class Build:
             return self.weight(*parts, again=again)
         return Weight(self._taken(recipe, storage.allocate), recipe, storage)
 
+    def table(self, part: Part) -> Weight:
+        """The like for a matrix whose rows are looked up: quantized only where the checkpoint is."""
+        found = self._quantized(Recipe(self._named([part])), ())
+        return self.weight(part) if found is None else found
+
     def experts(self, parts: Sequence[Part], fused: Sequence[Part] = ()) -> Weight:
         """The like for matrices of experts, one after another; `fused` as of `weight`. See `ops/stored_moe.py`."""
         recipe = Recipe(self._named(parts), fused=self._named(fused))

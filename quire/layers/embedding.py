@@ -27,7 +27,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.mesh = b.mesh
         part = vocabulary_part(b, vocab, size)
-        self.weight = b.weight(part) if head is None else b.matrix(part, again=(head,), head=True)
+        self.weight = b.table(part) if head is None else b.matrix(part, again=(head,), head=True)
         rows, storage = self.weight.rows, self.weight.stored
         first, dtype, device = b.mesh.rank * rows, b.dtype_name, str(b.device)
         self.spec: EmbeddingSpec | StoredRowsSpec

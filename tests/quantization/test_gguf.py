@@ -60,9 +60,11 @@ def test_blocks_are_ggmls_to_the_bit(kind: str) -> None:
     assert np.array_equal(found.numpy(), want)
 
 
-def write(folder: Path, kind: str, family: str = "llama") -> tuple[Path, Path, dict[str, Tensor]]:
-    """A file, the same values in full precision, and the values of its matrices."""
-    plain = make(family, folder / "plain", **BIG)
+def write(
+    folder: Path, kind: str, family: str = "llama", ends: bool = False, **sizes: Any
+) -> tuple[Path, Path, dict[str, Tensor]]:
+    """A file, the same values in full precision, and the values of its matrices; `ends` quantizes the vocabulary's."""
+    plain = make(family, folder / "plain", **{**BIG, **sizes})
     tensors: dict[str, Tensor] = {}
     for file in sorted(plain.glob("*.safetensors")):
         tensors |= load_file(file)
@@ -78,7 +80,7 @@ def write(folder: Path, kind: str, family: str = "llama") -> tuple[Path, Path, d
         short = SHORT.get(module) or f"blk.{module.split('.')[2]}.{SHORT[module.rsplit('.', 1)[-1]]}"
         heads = {"q_proj": 4, "k_proj": 2}.get(module.rsplit(".", 1)[-1]) if family == "llama" else None
         array = turned(tensor.numpy(), heads)
-        if not module.endswith("_proj"):
+        if not module.endswith("_proj") and not (ends and module in ("model.embed_tokens", "lm_head")):
             writer.add_tensor(f"{short}.weight", array)
             continue
         number = gguf.GGMLQuantizationType[kind]
@@ -139,6 +141,14 @@ def test_every_type(kind: str, tmp_path: Path) -> None:
         assert compare(Driver(folder, 4), values)
     else:
         check(folder, plain, values)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+def test_embeddings_and_heads(kind: str, tied: bool, tmp_path: Path) -> None:
+    file, plain, values = write(tmp_path, kind, ends=True, tie_word_embeddings=tied)
+    assert "model.embed_tokens" in values and ("lm_head" in values) is not tied
+    check(unfold(file, tmp_path / "cache"), plain, values)
 
 
 def test_a_family_whose_heads_lie_as_elsewhere(tmp_path: Path) -> None:
