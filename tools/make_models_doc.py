@@ -1,4 +1,4 @@
-"""Writes docs/models.md from the files of `quire/models` and the cases of `tests/models`.
+"""Writes docs/models.md from the files of `quire/models` and the cases of `tests/models` and `tests/pooling`.
 
     python tools/make_models_doc.py
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "models.md"
-MODELS, TESTS = ROOT / "quire" / "models", ROOT / "tests" / "models"
-TABLES = ("FAMILY", "EXPERTS")
+MODELS, TESTS = ROOT / "quire" / "models", (ROOT / "tests" / "models", ROOT / "tests" / "pooling")
+TABLES = ("FAMILY", "EXPERTS", "ENCODERS")
 """Names of the tables of tiny checkpoints, all of which run on two ranks."""
 FOR_TESTS = "toy"
 
@@ -30,7 +30,8 @@ may be stretched in every known way: linear, dynamic, llama3, yarn, longrope.
 
 *Proof* counts the cases that are compared with transformers: tiny random checkpoints, a ragged batch of chunked
 prompts, late arrivals, decoding and shared pages, with the reference kernels and with torch's: greedy tokens equal in
-float32, logits within 1e-4. "TP 2": two processes over gloo give the same as one.
+float32, logits within 1e-4. Encoders read a ragged batch of whole texts: states and scores within 1e-4. "TP 2": two
+processes over gloo give the same as one.
 """
 
 
@@ -61,6 +62,7 @@ def _row(file: Path, cases: int, ranks: bool) -> str:
     module = ast.parse(file.read_text(encoding="utf-8"))
     first = (ast.get_docstring(module) or "").split("\n\n")[0].replace("\n", " ")
     name, _, different = first.partition(": ")
+    tasks = _tasks(module)
     proof = [f"{cases} case{'s' * (cases > 1)}"] if cases else []
     proof += ["TP 2"] if ranks else []
     stored = "int8, int4 but experts" if _has_experts(module) else "int8, int4"
@@ -68,8 +70,8 @@ def _row(file: Path, cases: int, ranks: bool) -> str:
         f"[`{file.stem}`](../quire/models/{file.name})",
         name.rstrip("."),
         different.rstrip("."),
-        ", ".join(_tasks(module)),
-        f"TP, prefix, {stored}" if ranks else f"prefix, {stored}",
+        ", ".join(tasks),
+        ", ".join([*["TP"][:ranks], *["prefix"][: "generate" in tasks], stored]),
         ", ".join(proof),
     )
     return f"| {' | '.join(cells)} |"
@@ -96,7 +98,8 @@ def _cases() -> dict[str, int]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Case":
             family = node.args[1]
             if isinstance(family, ast.Constant):
-                found[str(family.value)] = found.get(str(family.value), 0) + 1
+                name = str(family.value).replace("-", "_")
+                found[name] = found.get(name, 0) + 1
     return found
 
 
@@ -105,11 +108,11 @@ def _tables() -> Iterator[str]:
     for node in _nodes("*.py"):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in TABLES:
             assert isinstance(node.value, ast.Dict)
-            yield from (str(key.value) for key in node.value.keys if isinstance(key, ast.Constant))
+            yield from (str(key.value).replace("-", "_") for key in node.value.keys if isinstance(key, ast.Constant))
 
 
 def _nodes(pattern: str) -> Iterator[ast.AST]:
-    for file in sorted(TESTS.glob(pattern)):
+    for file in sorted(file for folder in TESTS for file in folder.glob(pattern)):
         yield from ast.walk(ast.parse(file.read_text(encoding="utf-8")))
 
 

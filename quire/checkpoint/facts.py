@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from quire.checkpoint.pooling import PoolerFacts
+
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Plain facts about one checkpoint folder.
@@ -20,6 +22,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         generation_config: sampling defaults of the checkpoint, as it is.
         chat_template: Jinja source, if the checkpoint has one.
         quantization: how weights are quantized, as config.json or a file beside it says; {} where nothing says so.
+        pooling: what it gives instead of text; None where it generates.
     """
 
     name: str
@@ -33,3 +36,4 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     generation_config: dict[str, Any]
     chat_template: str | None
     quantization: dict[str, Any] = {}
+    pooling: PoolerFacts | None = None

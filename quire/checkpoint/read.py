@@ -13,6 +13,7 @@ import msgspec
 from quire.base.errors import CheckpointError
 from quire.checkpoint.defaults import completed
 from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.pooling import Method, PoolerFacts, Runner, is_encoder, pooler_facts, position_offset
 from quire.checkpoint.rope import is_per_layer, rope_facts
 
 Config = TypeVar("Config", bound=msgspec.Struct)
@@ -28,9 +29,10 @@ class _Core(msgspec.Struct, frozen=True):
     max_position_embeddings: int
 
 
-def read_facts(name: str, path: str | Path) -> ModelFacts:
+def read_facts(name: str, path: str | Path, runner: Runner = "auto", pooling: Method | None = None) -> ModelFacts:
     """The facts of the checkpoint in folder `path`, which the user called `name`.
 
+    `runner` says whether it is to generate or to pool, `pooling` how; unset, the checkpoint does.
     Raises CheckpointError naming the file and field that is missing, unreadable or of the wrong type.
     """
     folder = Path(path)
@@ -42,18 +44,20 @@ def read_facts(name: str, path: str | Path) -> ModelFacts:
             raise CheckpointError(
                 f"{folder / 'config.json'}: {field} is {value}; it must be between 1 and {MAX_CONTEXT}"
             )
+    pooler = pooler_facts(folder, config, runner, pooling)
     return ModelFacts(
         name=name,
         path=str(folder),
         config=config,
         model_type=core.model_type,
         dtype=_dtype(config, folder),
-        context_len=_context_len(config, core.max_position_embeddings),
+        context_len=_context_len(config, core.max_position_embeddings, pooler),
         vocab_size=core.vocab_size,
         eos_token_ids=_eos_token_ids(folder, generation, config),
         generation_config=generation,
         chat_template=_chat_template(folder),
         quantization=_quantization(folder, config),
+        pooling=pooler,
     )
 
 
@@ -102,11 +106,18 @@ def _dtype(config: dict[str, Any], folder: Path) -> str:
     return name
 
 
-def _context_len(config: dict[str, Any], positions: int) -> int:
+def _context_len(config: dict[str, Any], positions: int, pooler: PoolerFacts | None) -> int:
+    made_for = _positions(config, positions)
+    return made_for if pooler is None or pooler.max_tokens is None else min(made_for, pooler.max_tokens)
+
+
+def _positions(config: dict[str, Any], positions: int) -> int:
     """Tokens that the model was made for. Some ways to stretch rope leave max_position_embeddings unstretched.
 
     Dynamic rope is stretched only where a user asks for more: up to max_position_embeddings it is plain rope.
     """
+    if is_encoder(config):
+        return positions - position_offset(config)
     rope = rope_facts(config)
     if rope.kind == "linear" and not is_per_layer(config):
         return int(positions * rope.factor)

@@ -10,6 +10,8 @@ all sections, so that flags need no prefix.
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
+from quire.checkpoint.pooling import Method, Runner
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDtype = Literal["auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2"]
 Quantization = Literal[
@@ -47,6 +49,12 @@ class ModelConfig:
     seed: int = setting(0, "Seed of dummy weights and of requests that bring none.")
     generation_config: Literal["auto", "none"] = setting(
         "auto", "Take sampling defaults from the checkpoint's generation_config.json, or not."
+    )
+    runner: Runner = setting(
+        "auto", "What the model is for: generate text, or pooling (vectors, scores); auto goes by the checkpoint."
+    )
+    pooling: Method | None = setting(
+        None, "How tokens become one vector (cls, last, mean), instead of the checkpoint's own way."
     )
     max_logprobs: int = setting(20, "Most logprobs that a request may ask for per token.")
     allow_long_max_model_len: bool = setting(False, "Permit max_model_len beyond what the model was made for.")

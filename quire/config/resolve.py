@@ -10,7 +10,7 @@ from typing import Literal
 from quire.base.errors import ConfigError
 from quire.checkpoint.facts import ModelFacts
 from quire.config.check import check_engine
-from quire.config.fields import CacheConfig, EngineConfig, ModelConfig
+from quire.config.fields import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire.config.spec import PlatformFacts, RunSpec
 
 
@@ -50,8 +50,14 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
     max_num_seqs = scheduler.max_num_seqs or defaults.max_num_seqs
     # Collectives between ranks are not recorded.
     recorded = defaults.graphs and not engine.device.enforce_eager and engine.parallel.tensor_parallel_size == 1
+    pooling = facts.pooling
+    recorded = recorded and pooling is None
     overlap = defaults.async_scheduling if scheduler.async_scheduling is None else scheduler.async_scheduling
     max_num_batched_tokens = scheduler.max_num_batched_tokens or defaults.max_num_batched_tokens
+    max_model_len = _max_model_len(model, facts)
+    whole = pooling is not None and pooling.whole
+    if whole:
+        max_num_batched_tokens = _whole_texts(scheduler, max_num_batched_tokens, max_model_len)
     return RunSpec(
         facts=facts,
         platform=platform,
@@ -60,13 +66,13 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
         quantization=model.quantization,
         load_format="dummy" if model.load_format == "dummy" else "safetensors",
         seed=model.seed,
-        max_model_len=_max_model_len(model, facts),
+        max_model_len=max_model_len,
         fit_max_model_len=model.max_model_len is None,
         page_size=cache.block_size or platform.page_size,
         memory_fraction=_memory_fraction(cache, defaults),
         kv_cache_memory_bytes=cache.kv_cache_memory_bytes,
         num_pages=cache.num_gpu_blocks_override,
-        enable_prefix_caching=cache.enable_prefix_caching,
+        enable_prefix_caching=cache.enable_prefix_caching and not whole,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         policy=scheduler.scheduling_policy,
@@ -138,6 +144,16 @@ def _max_model_len(model: ModelConfig, facts: ModelFacts) -> int:
             f"lower it, or set allow_long_max_model_len and expect poor text"
         )
     return wanted
+
+
+def _whole_texts(scheduler: SchedulerConfig, budget: int, longest: int) -> int:
+    """Tokens per step of a model that reads every text in one step."""
+    if scheduler.max_num_batched_tokens is not None and budget < longest:
+        raise ConfigError(
+            f"max_num_batched_tokens={budget}: this model reads a text in one step, and texts may have {longest} "
+            f"tokens; raise it, or lower max_model_len"
+        )
+    return max(budget, longest)
 
 
 def _memory_fraction(cache: CacheConfig, defaults: PlatformDefaults) -> float:

@@ -18,7 +18,7 @@ from quire.chat.template import ChatTemplate
 from quire.checkpoint.facts import ModelFacts
 from quire.config.fields import EngineConfig
 from quire.engine.client import CoreClient
-from quire.engine.front import ChatMessage, FrontEnd, Prompt, Scheduling
+from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt, Scheduling
 from quire.engine.launch import CORE, CoreProcess
 from quire.engine.outputs import OutputProcessor
 from quire.engine.pulse import Pulse
@@ -27,6 +27,9 @@ from quire.engine.suspects import Suspects, fingerprint
 from quire.messages.control import Strike
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
+from quire.messages.pooling import PoolingParams
+from quire.messages.request import Request
+from quire.messages.validate_pooling import SAMPLING
 from quire.messages.wire import (
     Abort,
     Delta,
@@ -147,7 +150,7 @@ class AsyncLLM:
         """Token ids of a conversation. Raises RequestError."""
         return self._front.encode_chat(messages, **template_args)
 
-    async def generate(
+    def generate(
         self,
         prompt: Prompt,
         sampling_params: SamplingParams,
@@ -161,17 +164,47 @@ class AsyncLLM:
 
         Whoever reads slowly gets the DELTA outputs that came meanwhile as one.
 
-        Raises:
+        Raises, once it is iterated:
             RequestError: the request is refused; nothing was yielded.
             EngineDeadError: the core has ended.
         """
+        scheduling = Scheduling(priority, cache_salt, owner)
+
+        def prepare(request_id: str) -> tuple[Request, str | None]:
+            return self._front.prepare(request_id, prompt, sampling_params, self.facts, scheduling)
+
+        return self._serve(request_id, prepare, sampling_params)
+
+    def encode(
+        self,
+        prompt: Prompt | PairPrompt,
+        pooling_params: PoolingParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        owner: str = "",
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Pool a text; yields one output, whose `vector` holds the values. Raises as `generate` does."""
+        scheduling = Scheduling(priority, cache_salt, owner)
+
+        def prepare(request_id: str) -> tuple[Request, str | None]:
+            return self._front.prepare_pooling(request_id, prompt, pooling_params, self.facts, scheduling)
+
+        return self._serve(request_id, prepare, SAMPLING)
+
+    async def _serve(
+        self,
+        request_id: str | None,
+        prepare: Callable[[str], tuple[Request, str | None]],
+        params: SamplingParams,
+    ) -> AsyncGenerator[RequestOutput, None]:
         request_id = request_id or self._front.new_id()
         if request_id in self._streams:
             raise RequestError(f"the request id {request_id[:64]!r} is in use; ids must be unique", param="request_id")
-        scheduling = Scheduling(priority, cache_salt, owner)
-        request, text = self._front.prepare(request_id, prompt, sampling_params, self.facts, scheduling)
+        request, text = prepare(request_id)
         self.raise_if_dead()
-        stream = Stream(request, text, sampling_params)
+        stream = Stream(request, text, params)
         self._submit(stream)
         self._streams[request_id] = stream
         finished = False

@@ -21,6 +21,7 @@ from quire.engine.grammars import GrammarDesk
 from quire.executors.base import Executor, Pending, Progress
 from quire.kvcache.layout import fit, shrunk
 from quire.messages.plan import StepPlan
+from quire.messages.pooling import GENERATE
 from quire.messages.request import Request
 from quire.messages.state import Layout
 from quire.messages.wire import Delta, EngineFacts
@@ -170,16 +171,19 @@ def _vocabulary(config: EngineConfig, model: ModelFacts) -> Vocabulary:
 
 
 def _facts(spec: RunSpec, layout: Layout, timeline: dict[str, float]) -> EngineFacts:
+    pooler = spec.facts.pooling
     return EngineFacts(
         version=__version__,
         max_model_len=layout.max_model_len,
         vocab_size=spec.facts.vocab_size,
         max_num_seqs=spec.max_num_seqs,
-        max_prompt_len=layout.max_model_len - 1,
+        max_prompt_len=layout.max_model_len - (pooler is None),
         max_logprobs=spec.max_logprobs,
         layout=layout,
         device=f"{spec.platform.device} ({spec.platform.device_name})",
         dtype=spec.dtype,
         kv_cache_dtype=spec.kv_cache_dtype,
         timeline=timeline,
+        tasks=[GENERATE] if pooler is None else pooler.tasks,
+        pooler=pooler,
     )

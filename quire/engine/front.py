@@ -6,7 +6,7 @@ It owns no request and starts nothing. It needs no torch.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from quire.base.errors import RequestError
 from quire.chat.messages import parse_messages
@@ -16,8 +16,10 @@ from quire.checkpoint.names import resolve
 from quire.checkpoint.read import read_facts
 from quire.config.fields import EngineConfig
 from quire.messages.params import SamplingParams
+from quire.messages.pooling import PoolingParams
 from quire.messages.request import Request
 from quire.messages.validate import make_request
+from quire.messages.validate_pooling import kept_tokens, make_pooling_request
 from quire.messages.wire import EngineFacts
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -35,6 +37,15 @@ class TokensPrompt(TypedDict):
 
 
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
+
+
+class PairPrompt(TypedDict):
+    """Two texts put together: their token ids, and where those of the second begin."""
+
+    prompt_token_ids: list[int]
+    second: int
+
+
 ChatMessage = Mapping[str, Any]
 """A message as the OpenAI API writes it: `role`, `content`, ..."""
 
@@ -64,7 +75,9 @@ class FrontEnd:
 
     def __init__(self, config: EngineConfig, model: ModelFacts | None = None) -> None:
         settings = config.model
-        self.model = model or read_facts(settings.model, resolve(settings.model, settings.revision))
+        self.model = model or read_facts(
+            settings.model, resolve(settings.model, settings.revision), settings.runner, settings.pooling
+        )
         self.tokenizer = Tokenizer.load(
             resolve(settings.tokenizer, None) if settings.tokenizer is not None else self.model.path
         )
@@ -125,7 +138,47 @@ class FrontEnd:
         request.owner = scheduling.owner
         return request, text
 
-    def _read(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+    def prepare_pooling(
+        self,
+        request_id: str,
+        prompt: Prompt | PairPrompt,
+        params: PoolingParams,
+        facts: EngineFacts,
+        scheduling: Scheduling = Scheduling(),
+    ) -> tuple[Request, str | None]:
+        """The request of a text that is pooled, and the text if it came as one. Raises RequestError."""
+        second = cast(PairPrompt, prompt)["second"] if isinstance(prompt, Mapping) and "second" in prompt else None
+        text, token_ids = self._read(prompt)
+        if text is not None and (most := kept_tokens(params, facts)) is not None:
+            token_ids = self.tokenizer.encode_within(text, most)
+        request = make_pooling_request(
+            request_id,
+            token_ids,
+            params,
+            facts,
+            second=second,
+            priority=scheduling.priority,
+            cache_salt=scheduling.cache_salt,
+        )
+        request.owner = scheduling.owner
+        return request, text
+
+    def prompted(self, prompt: Prompt, name: str | None = None) -> Prompt:
+        """A text behind the checkpoint's prompt called `name`, or behind the one that always goes there.
+
+        Raises RequestError for a name that the checkpoint does not have; token ids stay as they are.
+        """
+        if isinstance(prompt, Mapping) and "prompt" in prompt:
+            prompt = cast(TextPrompt, prompt)["prompt"]
+        before = "" if self.model.pooling is None else self.model.pooling.prompt_of(name)
+        return before + prompt if isinstance(prompt, str) else prompt
+
+    def pair(self, first: str, second: str) -> PairPrompt:
+        """Two texts as one prompt."""
+        ids, start = self.tokenizer.encode_pair(first, second)
+        return {"prompt_token_ids": ids, "second": start}
+
+    def _read(self, prompt: Prompt | PairPrompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):
             return prompt, self.tokenizer.encode(prompt)
         if isinstance(prompt, Mapping):
@@ -135,3 +188,12 @@ class FrontEnd:
                 return self._read(prompt["prompt"])
             raise RequestError("a prompt given as a dict needs 'prompt' or 'prompt_token_ids'", param="prompt")
         return None, list(prompt)
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Several prompts as a list; a text, a dict and a list of token ids are one prompt."""
+    if isinstance(prompts, str | Mapping):
+        return [cast(Prompt, prompts)]
+    if prompts and isinstance(prompts[0], int):
+        return [cast(Prompt, prompts)]
+    return list(cast(Sequence[Prompt], prompts))

@@ -17,11 +17,15 @@ import msgspec
 from quire.base.errors import ConfigError, EngineError, RequestError
 from quire.base.registry import load
 from quire.config.sources import engine_config
-from quire.engine.front import ChatMessage, FrontEnd, Prompt, Scheduling
+from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt, Scheduling, as_list
 from quire.engine.outputs import OutputProcessor
+from quire.engine.pooling import PoolingCalls, checked
 from quire.engine.progress import bar, weights_progress
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import RequestOutputKind, SamplingParams
+from quire.messages.pooling import PoolingParams
+from quire.messages.request import Request
+from quire.messages.validate_pooling import SAMPLING
 from quire.messages.wire import EngineFacts
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
     from quire.engine.core import EngineCore
 
 
-class LLM:
+class LLM(PoolingCalls):
     """A model in this process.
 
     Args:
@@ -89,9 +93,19 @@ class LLM:
         Raises:
             RequestError: a prompt or its parameters are wrong; nothing has run then.
         """
-        listed = _as_list(prompts)
+        listed = as_list(prompts)
         params = self._params_for(listed, sampling_params)
-        ids = self._submit(listed, params, priority or [0] * len(listed))
+        return self._finish(self._submit(listed, params, priority or [0] * len(listed)), use_tqdm)
+
+    def _pool(
+        self, prompts: Sequence[Prompt | PairPrompt], params: PoolingParams, use_tqdm: bool
+    ) -> list[RequestOutput]:
+        facts = self._running().facts
+        prepared = [self._front.prepare_pooling(self._front.new_id(), prompt, params, facts) for prompt in prompts]
+        return [checked(output) for output in self._finish(self._enter(prepared, SAMPLING), use_tqdm)]
+
+    def _finish(self, ids: Sequence[str], use_tqdm: bool) -> list[RequestOutput]:
+        """The last output of each request, in their order."""
         done: dict[str, RequestOutput] = {}
         with bar(len(ids), "requests", use_tqdm) as progress:
             for output in self._outputs(ids):
@@ -169,9 +183,15 @@ class LLM:
             self._front.prepare(self._front.new_id(), prompt, p, core.facts, Scheduling(priority=rank), in_process=True)
             for prompt, p, rank in zip(prompts, params, priority, strict=True)
         ]
+        return self._enter(prepared, *params)
+
+    def _enter(self, prepared: Sequence[tuple[Request, str | None]], *params: SamplingParams) -> list[str]:
+        """Hand requests to the core, each with its parameters or all with the same."""
+        core = self._running()
         ids = [request.id for request, _ in prepared]
+        each = params if len(params) == len(prepared) else params * len(prepared)
         try:
-            for (request, text), p in zip(prepared, params, strict=True):
+            for (request, text), p in zip(prepared, each, strict=True):
                 core.add(request)
                 self._processor.add(request, text, p)
                 self._ready[request.id] = deque()
@@ -227,12 +247,3 @@ def _conversations(
     if messages and isinstance(messages[0], Mapping):
         return [cast(Sequence[ChatMessage], messages)]
     return cast(Sequence[Sequence[ChatMessage]], messages)
-
-
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Several prompts as a list; a text, a dict and a list of token ids are one prompt."""
-    if isinstance(prompts, str | Mapping):
-        return [cast(Prompt, prompts)]
-    if prompts and isinstance(prompts[0], int):
-        return [cast(Prompt, prompts)]
-    return list(cast(Sequence[Prompt], prompts))

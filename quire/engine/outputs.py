@@ -9,7 +9,7 @@ from time import monotonic
 
 from quire.base.logging import get_logger
 from quire.engine.completion import Completion, readable
-from quire.messages.outputs import Logprob, RequestOutput
+from quire.messages.outputs import CompletionOutput, FinishReason, Logprob, RequestOutput
 from quire.messages.params import RequestOutputKind, SamplingParams
 from quire.messages.request import Request
 from quire.messages.wire import Delta, Finish
@@ -91,6 +91,40 @@ class _Served:
         return output
 
 
+class _Pooled:
+    """A request for a vector: one output, at the end."""
+
+    def __init__(self, request: Request, prompt: str | None) -> None:
+        self.id = request.id
+        self.completions: list[Completion] = []
+        self._output = RequestOutput(request_id=request.id, prompt=prompt, prompt_token_ids=request.token_ids)
+
+    @property
+    def finished(self) -> bool:
+        return self._output.finished
+
+    def add(self, delta: Delta) -> list[Finish]:
+        """Take the only news there is."""
+        output = self._output
+        output.vector, output.error, output.num_cached_tokens = delta.vector, delta.error, delta.cached_tokens
+        self._end(delta.finish_reason or "stop")
+        return []
+
+    def fail(self, message: str) -> list[Finish]:
+        """End with an error; the core has nothing more to do."""
+        self._output.error = message
+        self._end("error")
+        return []
+
+    def take(self) -> RequestOutput | None:
+        """The output, once it is there."""
+        return self._output if self.finished else None
+
+    def _end(self, reason: FinishReason) -> None:
+        self._output.outputs = [CompletionOutput(index=0, text="", token_ids=[], finish_reason=reason)]
+        self._output.finished = True
+
+
 class OutputProcessor:
     """Makes the outputs of every request of one front end.
 
@@ -107,7 +141,7 @@ class OutputProcessor:
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
-        self._served: dict[str, _Served] = {}
+        self._served: dict[str, _Served | _Pooled] = {}
         self.ignored = 0
 
     def __len__(self) -> int:
@@ -122,11 +156,14 @@ class OutputProcessor:
             prompt: its text, to be given back, if it came as text.
             params: as validated: n, output_kind, stop and the text options are read here.
         """
-        self._served[request.id] = _Served(request, prompt, params, self._tokenizer)
+        if request.pooling is not None:
+            self._served[request.id] = _Pooled(request, prompt)
+        else:
+            self._served[request.id] = _Served(request, prompt, params, self._tokenizer)
 
     def process(self, deltas: Iterable[Delta]) -> tuple[list[RequestOutput], list[Finish]]:
         """Outputs that are due after these news, one per request at most, and what the core must be told."""
-        touched: dict[str, _Served] = {}
+        touched: dict[str, _Served | _Pooled] = {}
         finishes: list[Finish] = []
         for delta in deltas:
             served = self._served.get(delta.id)
@@ -165,7 +202,7 @@ class OutputProcessor:
         return outputs
 
 
-def _add(served: _Served, delta: Delta) -> list[Finish]:
+def _add(served: _Served | _Pooled, delta: Delta) -> list[Finish]:
     try:
         return served.add(delta)
     except Exception:

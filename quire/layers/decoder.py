@@ -19,6 +19,7 @@ from quire.layers.embedding import Embedding, Head, vocabulary_part
 from quire.layers.joint import Stream
 from quire.layers.mlp import GatedMLP
 from quire.layers.norm import Norm, RMSNorm
+from quire.layers.scores import decoder_scores
 from quire.ops.step import StepInputs
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -85,15 +86,17 @@ class Decoder(nn.Module):
         self.rope: RopeFacts = rope_facts(facts.config)
         names = self.names
         m, head = b / names.root, b / names.head
-        tied = head.name("weight") if config.tie_word_embeddings else None
+        tied = head.name("weight") if config.tie_word_embeddings and facts.pooling is None else None
         self.embedding = Embedding(m / names.embedding, config.vocab_size, config.hidden_size, tied)
         layers = [self.layer(m / f"{names.layers}.{i}", i) for i in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(layers)
         self._layers = layers
         self.norm = self.norm_at(m / names.norm)
-        part = vocabulary_part(head, config.vocab_size, config.hidden_size)
-        table = self.embedding.weight if tied else head.matrix(part, head=True)
-        self.head = Head(head, config.vocab_size, table, self.head_bias)
+        self.scorer = decoder_scores(facts, b)
+        if facts.pooling is None:
+            part = vocabulary_part(head, config.vocab_size, config.hidden_size)
+            table = self.embedding.weight if tied else head.matrix(part, head=True)
+            self.head = Head(head, config.vocab_size, table, self.head_bias)
 
     def layer(self, b: Build, index: int) -> Block:
         """Make layer `index`, whose weights lie at `b`."""
@@ -129,6 +132,11 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, hidden) to (n, vocab) over the whole vocabulary, in the model's dtype, on every rank."""
         return self.head.forward(hidden)
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """(n, hidden), pooled or of single tokens, to the raw scores of the labels, (n, labels)."""
+        assert self.scorer is not None, "the checkpoint has a head where scores are asked for"
+        return self.scorer.forward(hidden)
 
 
 def soft_capped(logits: Tensor, cap: float | None) -> Tensor:

@@ -8,17 +8,29 @@ from torch import Tensor, nn
 from quire.ops.step import StepInputs
 
 
-class Model(Protocol):
-    """A model that was built: an nn.Module with two ways in."""
+class Reader(Protocol):
+    """A model that was built: an nn.Module that reads."""
 
     def __call__(self, step: StepInputs) -> Tensor:
         """Hidden states of all tokens of the step: (tokens, hidden)."""
         ...
 
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """All parameters."""
+        ...
+
+
+class Model(Reader, Protocol):
+    """One that generates."""
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Rows of hidden states to logits of the whole vocabulary: (n, vocab)."""
         ...
 
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """All parameters."""
+
+class Scorer(Reader, Protocol):
+    """One with a head that scores labels."""
+
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Pooled hidden states, or those of single tokens, to raw scores: (n, hidden) to (n, labels)."""
         ...

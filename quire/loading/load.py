@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
+from quire.checkpoint.entries import read_entries
 from quire.checkpoint.facts import ModelFacts
-from quire.checkpoint.headers import TensorEntry, read_headers
+from quire.checkpoint.headers import TensorEntry
 from quire.loading.names import fitted
 from quire.loading.quantized import Job, jobs
 from quire.loading.reader import Files, Slice, slices
@@ -62,7 +63,7 @@ def load(
     Raises CheckpointError naming missing and left-over tensors, wrong shapes and damaged files.
     """
     weights = weights_of(model)
-    entries = read_headers(facts.path)
+    entries = read_entries(facts)
     if quantized is None:
         parts = (part for weight in weights for part in (*weight.recipe.parts, *weight.recipe.fused))
         entries = fitted(entries, (part.name for part in parts))

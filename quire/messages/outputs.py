@@ -51,6 +51,7 @@ class RequestOutput(msgspec.Struct, kw_only=True):
         num_cached_tokens: prompt tokens that came from the prefix cache.
         error: what went wrong, when a completion's finish_reason is "error".
         first_token_at: when the first token reached the front end, on the monotonic clock; None before.
+        vector: of a request that pools, float32 values one after another; its one completion holds no tokens.
     """
 
     request_id: str
@@ -62,3 +63,4 @@ class RequestOutput(msgspec.Struct, kw_only=True):
     num_cached_tokens: int = 0
     error: str | None = None
     first_token_at: float | None = None
+    vector: bytes | None = None

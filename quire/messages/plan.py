@@ -7,6 +7,7 @@ how many tokens each one computes now. Positions are never in a plan: with plans
 import msgspec
 
 from quire.messages.params import SamplingParams
+from quire.messages.pooling import Pooling
 
 
 class NewRow(msgspec.Struct, array_like=True):
@@ -23,6 +24,7 @@ class NewRow(msgspec.Struct, array_like=True):
         eos_token_ids: tokens that end it (empty when ignored).
         bad_words_ids: token sequences that must not be completed.
         max_len: tokens (prompt and generated) at which it ends.
+        pooling: what to make of the prompt; it samples nothing then.
     """
 
     row: int
@@ -35,6 +37,7 @@ class NewRow(msgspec.Struct, array_like=True):
     eos_token_ids: list[int]
     bad_words_ids: list[list[int]]
     max_len: int
+    pooling: Pooling | None = None
 
 
 # Thousands of these are made per second and none is part of a cycle: the garbage collector need not look at them.
@@ -111,6 +114,8 @@ class StepResult(msgspec.Struct, array_like=True):
             in the prompt: the entry describes that successor.
         errors: rows whose own settings failed on the rank (a logits processor that raised), with the sentence to tell.
         complete: rows whose grammar nothing can continue: the token is the last one.
+        vectors: per row whose prompt is pooled and was computed to its end, float32 in the machine's order: one vector,
+            or one for each token, one after another.
     """
 
     step: int
@@ -121,3 +126,4 @@ class StepResult(msgspec.Struct, array_like=True):
     prompt_logprobs: dict[int, list[TokenLogprobs]] = {}
     errors: dict[int, str] = {}
     complete: list[int] = []
+    vectors: dict[int, bytes] = {}

@@ -3,6 +3,7 @@
 import msgspec
 
 from quire.messages.params import SamplingParams
+from quire.messages.pooling import Pooling
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -17,6 +18,7 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
         priority: lower is served first, under the priority policy.
         cache_salt: requests share cached pages only with requests of the same salt.
         owner: whose it is; owners that wait are served in turns.
+        pooling: what to make of the prompt; None generates, and only then `params` mean anything.
     """
 
     id: str
@@ -27,3 +29,4 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     priority: int = 0
     cache_salt: str = ""
     owner: str = ""
+    pooling: Pooling | None = None

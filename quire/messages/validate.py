@@ -97,6 +97,10 @@ def make_request(
     Raises:
         RequestError: with the field at fault in `param`; code `context_length_exceeded` if the prompt is too long.
     """
+    if "generate" not in facts.tasks:
+        raise RequestError(
+            f"This model generates no text; it serves: {', '.join(facts.tasks)}.", "model", "unsupported_task"
+        )
     check_params(params, facts, in_process=in_process)
     check_int("priority", priority, *INT32)
     check_text("cache_salt", cache_salt, MAX_SALT_CHARS)

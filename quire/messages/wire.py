@@ -5,6 +5,7 @@ Front end to core: `Submit`, `Abort`, `Finish`. Core to front end: `EngineFacts`
 
 import msgspec
 
+from quire.checkpoint.pooling import PoolerFacts
 from quire.messages.outputs import FinishReason
 from quire.messages.plan import TokenLogprobs
 from quire.messages.request import Request
@@ -65,6 +66,8 @@ class EngineFacts(msgspec.Struct, tag=True, kw_only=True):
         device, dtype: what it runs on.
         kv_cache_dtype: of keys and values in pages, as torch calls it; None is `dtype`.
         timeline: seconds of each start-up phase, in order.
+        tasks: what requests may ask for: "generate", or tasks of pooling.
+        pooler: how the model pools, if it does.
     """
 
     version: str
@@ -78,6 +81,8 @@ class EngineFacts(msgspec.Struct, tag=True, kw_only=True):
     dtype: str
     kv_cache_dtype: str | None = None
     timeline: dict[str, float]
+    tasks: list[str] = msgspec.field(default_factory=lambda: ["generate"])
+    pooler: PoolerFacts | None = None
 
 
 class Delta(msgspec.Struct, array_like=True, gc=False):
@@ -92,6 +97,7 @@ class Delta(msgspec.Struct, array_like=True, gc=False):
         cached_tokens: prompt tokens taken from the prefix cache; in the first delta of a sequence.
         prompt_logprobs: for prompt tokens 1.. (the first has none), in the leader's first delta with tokens.
         error: the sentence to tell, with finish_reason "error".
+        vector: what pooling brought, as in StepResult.
     """
 
     id: str
@@ -103,6 +109,7 @@ class Delta(msgspec.Struct, array_like=True, gc=False):
     cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] | None = None
     error: str | None = None
+    vector: bytes | None = None
 
 
 class Stats(msgspec.Struct, array_like=True):

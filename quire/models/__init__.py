@@ -1,4 +1,4 @@
-"""Model families, one file each, named as config.json's `model_type`: the file's name is the registry.
+"""Model families, one file each, named as config.json's `model_type` ("_" for "-"): the file's name is the registry.
 
 `build` is all that the runner needs. A file has a typed config, a class that says what the family does differently, and
 `build(facts, build) -> Model`. Files never import each other.
@@ -37,11 +37,12 @@ def build(facts: ModelFacts, build: Build) -> Model:
     Raises CheckpointError for an unknown model_type or a config that does not fit.
     """
     known = supported()
-    if facts.model_type not in known:
-        close = get_close_matches(facts.model_type, known, 5, 0.5)
+    name = facts.model_type.replace("-", "_")
+    if name not in known:
+        close = get_close_matches(name, known, 5, 0.5)
         named = f"names close to it: {', '.join(close)}" if close else f"supported: {', '.join(known)}"
         raise CheckpointError(
             f"{facts.path}: model_type {facts.model_type!r} is not supported; {named} (all are in docs/models.md)"
         )
-    family: _Family = importlib.import_module(f"{__name__}.{facts.model_type}")
+    family: _Family = importlib.import_module(f"{__name__}.{name}")
     return family.build(facts, replace(build, max_model_len=build.max_model_len or facts.context_len))

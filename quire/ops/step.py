@@ -71,6 +71,7 @@ class StepInputs:
         max_query: host bound on tokens per sequence in this step; chooses kernels and graphs.
         max_seq: host bound on seq_lens.
         singles: so many sequences at the front compute one token each; the host knows of no more.
+        kinds: (tokens,) int64, which of two texts a token belongs to; None where there is only one.
         derived: see `once`.
     """
 
@@ -83,6 +84,7 @@ class StepInputs:
     max_query: int
     max_seq: int
     singles: int = 0
+    kinds: Tensor | None = None
     derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:

@@ -143,7 +143,7 @@ class Runner:
                 # Two pages per group are enough: every entry of the page tables names page 1.
                 scratch = [GroupLayout(spec, 1, self.spec.page_size, 2) for spec in dict.fromkeys(specs)]
                 self.allocate(Layout(scratch, self.spec.max_model_len))
-                self.launch(largest_step(self.spec, len(scratch))).result()
+                self.launch(self._largest(len(scratch))).result()
                 recorded = self._recorded_bytes()
                 self.release()
         return Capacity(self.memory.budget(free, self.spec.memory_fraction, needed[0] + recorded), specs)
@@ -179,15 +179,23 @@ class Runner:
     def _recordable(self) -> bool:
         return all(choice.capturable for choice in self.build.choices)
 
-    def allocate(self, layout: Layout) -> None:
+    def _largest(self, groups: int) -> StepPlan:
+        """The plan that needs most memory."""
+        return largest_step(self.spec, groups)
+
+    def _take_pages(self, layout: Layout) -> None:
         """Take pages and rows. Layers whose state is the same share a group."""
         for index, group in enumerate(layout.groups):
             for state in self.build.states:
                 if state.spec == group.spec:
                     state.bind(*state.allocate(group.pages, group.page_size), index)
         self.layout = layout
+        self.rows = Rows(self.spec.max_num_seqs, layout.max_model_len, layout, self.device)
+
+    def allocate(self, layout: Layout) -> None:
+        """Take pages and rows, and what samples."""
+        self._take_pages(layout)
         rows, length = self.spec.max_num_seqs, layout.max_model_len
-        self.rows = Rows(rows, length, layout, self.device)
         # Every rank runs the model; rank 0 samples and tells the others.
         self.sampler: Sampler | None = None
         if self.mesh.rank == 0:

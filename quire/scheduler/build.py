@@ -9,6 +9,7 @@ from quire.scheduler.scheduler import Scheduler
 
 def make(spec: RunSpec, layout: Layout) -> Scheduler:
     """The scheduler of an engine; with `event_log` set, one that writes down everything that happens to it."""
+    pooling = spec.facts.pooling
     limits = Limits(
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=spec.max_num_batched_tokens,
@@ -17,6 +18,7 @@ def make(spec: RunSpec, layout: Layout) -> Scheduler:
         policy=spec.policy,
         itl_target_s=spec.itl_target_s,
         prefix_caching=spec.enable_prefix_caching,
+        whole=pooling is not None and pooling.whole,
     )
     if spec.event_log is not None:
         return RecordedScheduler(limits, layout, spec.event_log, seed=spec.seed)

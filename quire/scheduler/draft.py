@@ -11,13 +11,15 @@ class Draft:
         step: number of the plan.
         sampling: sequences that sample, in order of their grants.
         chunks: sequences whose prompt goes on after this step.
+        pooled: sequences whose prompt is computed to its end, which is all that they want.
         caught_up: sequences that are not steady: they may fill pages whose tokens are known already.
         tokens: tokens that the plan computes.
         prompt_tokens, prompt_pairs: of those, tokens of prompts, and how many pairs they make with tokens before them.
     """
 
     __slots__ = (
-        *("caught_up", "chunks", "grants", "new", "prompt_pairs", "prompt_tokens", "sampling", "step", "tokens"),
+        *("caught_up", "chunks", "grants", "new", "pooled", "prompt_pairs", "prompt_tokens", "sampling", "step"),
+        "tokens",
     )
 
     def __init__(self, step: int) -> None:
@@ -26,6 +28,7 @@ class Draft:
         self.new: list[NewRow] = []
         self.sampling: list[Sequence] = []
         self.chunks: list[Sequence] = []
+        self.pooled: list[Sequence] = []
         self.caught_up: list[Sequence] = []
         self.tokens = 0
         self.prompt_tokens = 0
@@ -47,6 +50,7 @@ class Draft:
                 eos_token_ids=[] if seq.params.ignore_eos else request.eos_token_ids,
                 bad_words_ids=request.bad_words_ids,
                 max_len=seq.max_len,
+                pooling=request.pooling,
             )
         )
 
@@ -60,9 +64,10 @@ class Draft:
 
     def grant(self, seq: Sequence, tokens: int) -> None:
         """`tokens` more tokens of `seq`; counts them and the sample that the last of them brings."""
-        samples = tokens == seq.pending
+        ends = tokens == seq.pending
+        samples = ends and not seq.pooled
         self.grants.append(Grant(seq.row, tokens, samples, seq.fresh))
-        (self.sampling if samples else self.chunks).append(seq)
+        (self.sampling if samples else self.pooled if ends else self.chunks).append(seq)
         self.caught_up.append(seq)
         if tokens > 1:
             self.prompt_tokens += tokens

@@ -116,8 +116,8 @@ class RecordedScheduler(Scheduler):
         return plan
 
     def commit(self, result: StepResult, seconds: float | None = None) -> list[Delta]:
-        """Recorded, without log-probabilities."""
-        self._write(Commit(msgspec.structs.replace(result, logprobs={}, prompt_logprobs={}), seconds))
+        """Recorded, without log-probabilities and vectors."""
+        self._write(Commit(msgspec.structs.replace(result, logprobs={}, prompt_logprobs={}, vectors={}), seconds))
         return super().commit(result, seconds)
 
     def abort(self, id: str) -> None:

@@ -45,6 +45,8 @@ def sibling_seed(seed: int, index: int) -> int:
 def max_len_of(request: Request, max_model_len: int) -> int:
     """Tokens at which a sequence of this request ends. Raises RequestError when not one token can be generated."""
     prompt = len(request.token_ids)
+    if request.pooling is not None and prompt <= max_model_len:
+        return prompt
     if prompt >= max_model_len:
         raise RequestError(
             f"the prompt has {prompt} tokens, but the maximum context length is {max_model_len} tokens with at least "
@@ -76,6 +78,7 @@ def make_sequences(request: Request, limits: Limits, max_len: int, seed: int, en
             # A callable and a grammar read the tokens on the host: the next plan waits for them.
             chain=limits.chain and not params.logits_processors and grammar is None,
             grammar=grammar,
+            pooled=request.pooling is not None,
             tokens=list(request.token_ids),
             state=State.FOLLOWING if index else State.WAITING,
         )

@@ -75,7 +75,7 @@ def _check_shared(roster: Roster) -> None:
 
 
 def _check_flights(roster: Roster, flights: list[Draft]) -> None:
-    held = Counter(seq for flight in flights for seq in (*flight.chunks, *flight.sampling))
+    held = Counter(seq for flight in flights for seq in (*flight.chunks, *flight.sampling, *flight.pooled))
     expected = Counter(seq for flight in flights for seq in flight.sampling)
     for seq in (*roster.waiting, *roster.running, *roster.leaving):
         assert seq.in_flight == held.pop(seq, 0), "plans in flight are miscounted"

@@ -15,6 +15,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         watermark: share of pages kept free when a sequence is admitted beside others.
         policy: name in `order.ORDERS`.
         prefix_caching: whether requests find each other's pages.
+        whole: whether a step computes all tokens of a sequence, or none.
         chain: whether the device may feed its own sample into the next plan (not across pipeline stages).
         look_past: waiting sequences that are tried, per plan, after one that does not fit.
         max_passed: how often a waiting sequence may be overtaken because it did not fit; then it blocks the others.
@@ -29,6 +30,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     watermark: float = 0.01
     policy: Policy = "fcfs"
     prefix_caching: bool = True
+    whole: bool = False
     chain: bool = True
     look_past: int = 4
     max_passed: int = 64

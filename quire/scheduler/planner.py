@@ -64,7 +64,7 @@ class Planner:
         if seq.state is State.WAITING:
             draft.begin(seq)
         draft.grant(seq, tokens)
-        if seq.pending == 1:
+        if seq.pending == 1 and not seq.pooled:
             # It advances token by token from here; the token at max_len - 1 is sampled and never computed.
             seq.steady_until = min(self._roster.pages.room(seq), seq.max_len - 1)
             if seq.steady_grant.row != seq.row:

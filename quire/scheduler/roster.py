@@ -16,6 +16,7 @@ from quire.scheduler.resources.grammar import Grammars
 from quire.scheduler.resources.pages import Pages
 from quire.scheduler.resources.rows import Rows
 from quire.scheduler.resources.tokens import Tokens
+from quire.scheduler.resources.whole import Whole
 from quire.scheduler.sequence import Sequence, State
 from quire.scheduler.turns import Turns
 
@@ -66,6 +67,8 @@ class Roster:
         self.tokens = Tokens(limits.max_num_batched_tokens, self.pace)
         self.pages = Pages(layout, limits, hash_key)
         self.resources: tuple[Resource, ...] = (self.grammars, self.rows, self.tokens, self.pages)
+        if limits.whole:
+            self.resources = (*self.resources, Whole())
         self.order = ORDERS[limits.policy]()
         self.waiting = Queue(self.order.rank)
         self.running = Queue(self.seniority)

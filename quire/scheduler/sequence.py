@@ -50,6 +50,7 @@ class Sequence:
         grammar: key of the grammar that its text must keep to, if any.
         passed: how often others were admitted before it because it did not fit.
         unconfirmed: pages it filled since its last finite sample: (step, group, page).
+        pooled: it brings a vector, and no token.
         fresh: pages taken for the plan that is being made, per group.
         steady_grant: the grant of a steady step, made once per row.
     """
@@ -79,6 +80,7 @@ class Sequence:
     pinned: bool = False
     yielding: bool = False
     passed: int = 0
+    pooled: bool = False
     hit: Hit | None = None
     cached_tokens: int | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
@@ -108,6 +110,12 @@ class Sequence:
     def pending(self) -> int:
         """Tokens known, or sure to be known by then, and not computed. No prefill, no decode: only this."""
         return len(self.tokens) + self.expected - self.computed
+
+    @property
+    def computes_all(self) -> bool:
+        """Whether no token of the prompt may come from the prefix cache."""
+        pooling = self.request.pooling
+        return self.params.prompt_logprobs is not None or (pooling is not None and pooling.every_token)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -41,7 +41,22 @@ def settle(roster: Roster, flight: Draft, result: StepResult, last_step: int) ->
             deltas.append(_news(roster, seq, result))
             if seq.row in result.complete and seq.state is running:
                 deltas.append(_complete(roster, seq))
+    for seq in flight.pooled:
+        seq.in_flight -= 1
+        if seq.state is running:
+            deltas.append(_pooled(roster, seq, result))
+        else:
+            roster.leave(seq)
     return deltas
+
+
+def _pooled(roster: Roster, seq: Sequence, result: StepResult) -> Delta:
+    """All that a sequence was for: its vector. A replay has none, and no decision depends on it."""
+    vector = result.vectors.get(seq.row, b"")
+    roster.counters.finished += 1
+    cached = seq.cached_tokens or 0
+    roster.end(seq)
+    return Delta(seq.id, seq.index, [], finish_reason="stop", cached_tokens=cached, vector=vector)
 
 
 def _news(roster: Roster, seq: Sequence, result: StepResult) -> Delta:
@@ -87,7 +102,11 @@ def _collect_prompt_logprobs(seq: Sequence, result: StepResult) -> None:
 def _fail(roster: Roster, flight: Draft, result: StepResult) -> list[Delta]:
     """End the sequences whose rows failed; what they computed must reach nobody."""
     sentences = result.errors | dict.fromkeys(result.bad, NOT_FINITE)
-    failed = [seq for seq in (*flight.chunks, *flight.sampling) if seq.row in sentences and seq.state is State.RUNNING]
+    failed = [
+        seq
+        for seq in (*flight.chunks, *flight.sampling, *flight.pooled)
+        if seq.row in sentences and seq.state is State.RUNNING
+    ]
     for seq in failed:
         if seq.state is State.RUNNING:
             _withdraw(roster, seq)

@@ -19,6 +19,8 @@ from starlette.routing import Route
 
 from quire.chat.formats.recognise import reasoning_format, tool_format
 from quire.config.fields import ServerConfig
+from quire.messages.pooling import GENERATE
+from quire.messages.validate_pooling import check_task
 from quire.server import ops
 from quire.server.admission import Admission, Room
 from quire.server.anthropic import messages
@@ -35,6 +37,14 @@ from quire.server.openai.schema import ChatRequest, CompletionRequest, Detokeniz
 from quire.server.openapi import describe
 from quire.server.page import page
 from quire.server.peers import Alone, Peers
+from quire.server.pooling import scores, vectors
+from quire.server.pooling.schema import (
+    ClassificationRequest,
+    EmbeddingRequest,
+    PoolingRequest,
+    RerankRequest,
+    ScoreRequest,
+)
 from quire.server.service import Engine, Service, Template, service_of
 from quire.server.store import Store
 from quire.server.tracing import tracer_for
@@ -44,7 +54,7 @@ from quire.server.tracing import tracer_for
 class Endpoint:
     """A route: one path, one method (GET answers HEAD too), one function; `public` ones need no key.
 
-    `takes` is the type of the body.
+    `takes` is the type of the body, `task` what the model must serve.
     """
 
     method: str
@@ -53,6 +63,20 @@ class Endpoint:
     public: bool = False
     refuse: Refuse = ApiError.response
     takes: type[msgspec.Struct] | None = None
+    task: str | None = None
+
+    @property
+    def endpoint(self) -> Callable[[Request], Awaitable[Response]]:
+        """`serve`, if the model serves the task."""
+        serve, task = self.serve, self.task
+        if task is None:
+            return serve
+
+        async def checked(request: Request) -> Response:
+            check_task(task, service_of(request).engine.facts)
+            return await serve(request)
+
+        return checked
 
 
 async def openapi(request: Request) -> Response:
@@ -63,13 +87,21 @@ async def openapi(request: Request) -> Response:
 
 ROUTES = (
     Endpoint("GET", "/", page, public=True),
-    Endpoint("POST", "/v1/chat/completions", chat.chat_completions, takes=ChatRequest),
-    Endpoint("POST", "/v1/completions", completions.completions, takes=CompletionRequest),
-    Endpoint("POST", "/v1/responses", responses.create, takes=ResponsesRequest),
+    Endpoint("POST", "/v1/chat/completions", chat.chat_completions, takes=ChatRequest, task=GENERATE),
+    Endpoint("POST", "/v1/completions", completions.completions, takes=CompletionRequest, task=GENERATE),
+    Endpoint("POST", "/v1/responses", responses.create, takes=ResponsesRequest, task=GENERATE),
     Endpoint("GET", "/v1/responses/{response_id}", responses.get),
     Endpoint("POST", "/v1/responses/{response_id}/cancel", responses.cancel),
-    Endpoint("POST", "/v1/messages", messages.messages, refuse=refuse, takes=MessagesRequest),
+    Endpoint("POST", "/v1/messages", messages.messages, refuse=refuse, takes=MessagesRequest, task=GENERATE),
     Endpoint("POST", "/v1/messages/count_tokens", messages.count_tokens, refuse=refuse, takes=CountRequest),
+    Endpoint("POST", "/v1/embeddings", vectors.embeddings, takes=EmbeddingRequest, task="embed"),
+    Endpoint("POST", "/classify", vectors.classify, takes=ClassificationRequest, task="classify"),
+    Endpoint("POST", "/pooling", vectors.pooling, takes=PoolingRequest),
+    *(Endpoint("POST", p, scores.score, takes=ScoreRequest, task="score") for p in ("/score", "/v1/score")),
+    *(
+        Endpoint("POST", path, scores.rerank, takes=RerankRequest, task="score")
+        for path in ("/rerank", "/v1/rerank", "/v2/rerank")
+    ),
     Endpoint("GET", "/v1/models", models.list_models),
     Endpoint("GET", "/v1/models/{model:path}", models.get_model),
     Endpoint("POST", "/tokenize", tokens.tokenize, takes=TokenizeRequest),
@@ -108,7 +140,7 @@ def create_app(
     keys = keys_of(config)
     dialects = {route.path: route.refuse for route in ROUTES}
     app = Starlette(
-        routes=[Route(route.path, route.serve, methods=[route.method]) for route in ROUTES],
+        routes=[Route(route.path, route.endpoint, methods=[route.method]) for route in ROUTES],
         middleware=[
             *_cross_origin(config.allowed_origins),
             Middleware(

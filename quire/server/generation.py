@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from quire.base.errors import EngineError
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import RequestOutputKind, SamplingParams
+from quire.messages.pooling import PoolingParams
 from quire.messages.validate import make_request
+from quire.messages.validate_pooling import make_pooling_request
 from quire.server.metrics import Record
 from quire.server.service import Service
 
@@ -32,6 +34,8 @@ class Job:
         params: for all of them.
         owner: whose it is, for fairness.
         headers: that it came with, for traces.
+        pooling: what to make of the prompts instead of text.
+        seconds: where in each prompt the second of two texts begins, if there are two.
     """
 
     id: str
@@ -41,6 +45,8 @@ class Job:
     cache_salt: str = ""
     owner: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    pooling: PoolingParams | None = None
+    seconds: list[int] | None = None
 
 
 @dataclass(slots=True)
@@ -134,17 +140,33 @@ async def run(service: Service, job: Job) -> AsyncGenerator[Item, None]:
 
 
 async def _one(service: Service, job: Job, prompt: int) -> AsyncGenerator[Item, None]:
-    outputs = service.engine.generate(
-        {"prompt_token_ids": job.prompts[prompt]},
-        job.params,
+    outputs = (
+        service.engine.generate(
+            {"prompt_token_ids": job.prompts[prompt]},
+            job.params,
+            f"{job.id}-{prompt}",
+            priority=job.priority,
+            cache_salt=job.cache_salt,
+            owner=job.owner,
+        )
+        if job.pooling is None
+        else _pooled(service, job, job.pooling, prompt)
+    )
+    async with aclosing(outputs):
+        async for output in outputs:
+            yield prompt, output
+
+
+def _pooled(service: Service, job: Job, params: PoolingParams, prompt: int) -> AsyncGenerator[RequestOutput, None]:
+    ids = job.prompts[prompt]
+    return service.engine.encode(
+        {"prompt_token_ids": ids, "second": len(ids) if job.seconds is None else job.seconds[prompt]},
+        params,
         f"{job.id}-{prompt}",
         priority=job.priority,
         cache_salt=job.cache_salt,
         owner=job.owner,
     )
-    async with aclosing(outputs):
-        async for output in outputs:
-            yield prompt, output
 
 
 async def _many(service: Service, job: Job) -> AsyncGenerator[Item, None]:
@@ -181,6 +203,9 @@ def check(service: Service, job: Job) -> None:
     """Raise the RequestError with which the engine would refuse the job, without submitting anything."""
     engine = service.engine
     for number, prompt in enumerate(job.prompts):
+        if job.pooling is not None:
+            make_pooling_request(f"{job.id}-{number}", prompt, job.pooling, engine.facts, priority=job.priority)
+            continue
         make_request(
             f"{job.id}-{number}",
             prompt,

@@ -32,7 +32,9 @@ def serve(config: Config, commands: Commands = OURS) -> int:
         tool_format(config.server.tool_call_parser, "")
         reasoning_format(config.server.reasoning_parser, "")
         _check_template(config.server.chat_template)
-        model = read_facts(settings.model, resolve(settings.model, settings.revision))
+        model = read_facts(
+            settings.model, resolve(settings.model, settings.revision), settings.runner, settings.pooling
+        )
     except BaseException:
         for listener in listeners:
             listener.close()

@@ -18,6 +18,7 @@ from quire.config.fields import ServerConfig
 from quire.messages.control import Counted
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
+from quire.messages.pooling import PoolingParams
 from quire.messages.wire import EngineFacts, Stats
 from quire.server.admission import Admission
 from quire.server.errors import clip
@@ -48,6 +49,12 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Text to ids."""
+
+    def encode_within(self, text: str, most: int) -> list[int]:
+        """Text to at most so many ids."""
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
+        """Two texts put together, and where the second begins."""
 
     def encode_plain(self, text: str) -> list[int]:
         """Text to ids, of which none is special whatever the text spells."""
@@ -84,6 +91,13 @@ class TokensPrompt(TypedDict):
     """A prompt as token ids."""
 
     prompt_token_ids: list[int]
+
+
+class PairPrompt(TypedDict):
+    """Two texts as token ids, and where the second begins."""
+
+    prompt_token_ids: list[int]
+    second: int
 
 
 class Engine(Protocol):
@@ -126,6 +140,18 @@ class Engine(Protocol):
         owner: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete a prompt."""
+
+    def encode(
+        self,
+        prompt: PairPrompt,
+        pooling_params: PoolingParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        owner: str = "",
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Pool a text, or two."""
 
 
 @dataclass(slots=True)

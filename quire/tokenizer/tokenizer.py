@@ -83,6 +83,30 @@ class Tokenizer:
         _check_text(text)
         return _guard(lambda: _encode(self._tokenizer, text, add_special_tokens))
 
+    def encode_within(self, text: str, most: int) -> list[int]:
+        """At most so many token ids of `text`: what goes around a text stays, the text's own end is left out."""
+        _check_text(text)
+
+        def run() -> list[int]:
+            around = self._tokenizer.num_special_tokens_to_add(False)
+            found = self._tokenizer.encode(text, add_special_tokens=False)
+            found.truncate(max(0, most - around))
+            ids: list[int] = self._tokenizer.post_process(found, None, add_special_tokens=True).ids
+            return ids[:most]
+
+        return _guard(run)
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
+        """Token ids of two texts, put together as the model wants them, and where those of the second begin.
+
+        Where the model does not tell two texts apart the second number is that of all ids.
+        """
+        _check_text(first)
+        _check_text(second)
+        found = _guard(lambda: self._tokenizer.encode(first, second))
+        kinds = found.type_ids
+        return found.ids, kinds.index(1) if 1 in kinds else len(kinds)
+
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """Token ids of many texts, on the threads of the library."""
         for text in texts:

@@ -395,7 +395,9 @@ AUXILIARY = [
         json.dumps({"messages": MEDIA_MESSAGES}).encode(),
         param="messages[0].content[1].type",
     ),
-    Case("embeddings", "/v1/embeddings", b'{"input": null, "encoding_format": "foo"}', 404, None, "not_found"),
+    Case(
+        "embeddings", "/v1/embeddings", b'{"input": null, "encoding_format": "foo"}', 400, "model", "unsupported_task"
+    ),
     *[
         Case(
             f"an adapter to {act}",

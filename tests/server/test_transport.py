@@ -60,7 +60,7 @@ def test_get_routes_answer_head(http: httpx.Client, route: Any) -> None:
     assert (answer.status_code, answer.content) == (200, b"")
 
 
-@pytest.mark.parametrize("path", ["/v1/foo", "/foo", "/v1/chat/completions/", "/V1/models", "/v1/embeddings"])
+@pytest.mark.parametrize("path", ["/v1/foo", "/foo", "/v1/chat/completions/", "/V1/models", "/v1/embedding"])
 def test_an_unknown_url(http: httpx.Client, path: str) -> None:
     answer = http.get(path)
     assert answer.status_code == 404

@@ -56,7 +56,7 @@ class Pages:
     def prepare(self, seq: Sequence) -> None:
         """Look for the longest cached prefix; `seq.computed` is what need not be computed if it is admitted now."""
         self._open(seq)
-        seq.hit = self._find(seq) if self._shares(seq) and not seq.wants_prompt_logprobs else None
+        seq.hit = self._find(seq) if self._shares(seq) and not seq.computes_all else None
         seq.computed = seq.hit.tokens if seq.hit else 0
 
     def offer(self, seq: Sequence, tokens: int) -> int:
@@ -174,7 +174,7 @@ class Pages:
     def hit_tokens(self, seq: Sequence) -> int:
         """Tokens of the longest cached prefix, without changing anything."""
         self._open(seq)
-        if not self._shares(seq) or seq.wants_prompt_logprobs:
+        if not self._shares(seq) or seq.computes_all:
             return 0
         return self._find(seq).tokens
 
@@ -207,7 +207,7 @@ class Pages:
 
     def _admits(self, seq: Sequence) -> bool:
         """Room for the whole sequence and a watermark, or the pool would thrash; alone it needs no watermark."""
-        if self._shares(seq) and not seq.wants_prompt_logprobs and self._is_promised(seq):
+        if self._shares(seq) and not seq.computes_all and self._is_promised(seq):
             return False
         for number, group in enumerate(self.groups):
             shared = [page for page in seq.hit.pages[number] if page] if seq.hit else []

@@ -94,7 +94,11 @@ def make_job(request: Request, asked: Generating, prompts: list[list[int]], para
 
 def answer_id(prefix: str, asked: Generating) -> str:
     """The id in the answer: a label, made from the client's own if that is harmless."""
-    own = asked.request_id
+    return label_of(prefix, asked.request_id)
+
+
+def label_of(prefix: str, own: str | None) -> str:
+    """An id made from the client's own, if it has one and that is harmless."""
     if own is not None and not _LABEL.fullmatch(own):
         raise RequestError("request_id takes up to 64 letters, digits, '.', '_' and '-'.", "request_id")
     return f"{prefix}-{own or uuid.uuid4().hex}"

@@ -1,0 +1,171 @@
+"""What `LLM` does with models that give vectors and scores instead of text, on vLLM's names."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TypeVar
+
+import msgspec
+
+from quire.base.errors import EngineError
+from quire.engine.front import FrontEnd, PairPrompt, Prompt, as_list
+from quire.messages.outputs import RequestOutput
+from quire.messages.pooling import PoolingParams, PoolingTask
+from quire.messages.pooling_outputs import (
+    ClassificationOutput,
+    ClassificationRequestOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
+    data_of,
+    paired,
+    similarity,
+    values_of,
+)
+from quire.messages.wire import EngineFacts
+
+T = TypeVar("T")
+
+
+class PoolingCalls(ABC):
+    """The calls; `LLM` brings the engine."""
+
+    _front: FrontEnd
+
+    @property
+    @abstractmethod
+    def facts(self) -> EngineFacts:
+        """Limits and tasks of the engine."""
+
+    @abstractmethod
+    def _pool(
+        self, prompts: Sequence[Prompt | PairPrompt], params: PoolingParams, use_tqdm: bool
+    ) -> list[RequestOutput]:
+        """Pool all of these. Raises RequestError if one is refused; nothing has run then."""
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+        prompt_name: str | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """A vector of each text.
+
+        Args:
+            prompts: as for `generate`.
+            use_tqdm: show a progress bar.
+            pooling_params: dimensions and whether to normalize.
+            prompt_name: which of the checkpoint's prompts to put before each text ("query", "document", ...).
+
+        Raises:
+            RequestError: the model gives no vectors, or a text or parameter is wrong.
+        """
+        named = [self._front.prompted(prompt, prompt_name) for prompt in as_list(prompts)]
+        outputs = self._pool(named, _with_task(pooling_params, "embed"), use_tqdm)
+        return [
+            EmbeddingRequestOutput(
+                request_id=output.request_id,
+                prompt_token_ids=output.prompt_token_ids,
+                num_cached_tokens=output.num_cached_tokens,
+                outputs=EmbeddingOutput(values_of(output).tolist()),
+            )
+            for output in outputs
+        ]
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+    ) -> list[ClassificationRequestOutput]:
+        """The probability of each label for each text; raw scores with `use_activation=False`."""
+        outputs = self._pool(as_list(prompts), _with_task(pooling_params, "classify"), use_tqdm)
+        return [
+            ClassificationRequestOutput(
+                request_id=output.request_id,
+                prompt_token_ids=output.prompt_token_ids,
+                num_cached_tokens=output.num_cached_tokens,
+                outputs=ClassificationOutput(values_of(output).tolist()),
+            )
+            for output in outputs
+        ]
+
+    def reward(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+    ) -> list[PoolingRequestOutput]:
+        """The raw scores of a reward model for each text."""
+        params = msgspec.structs.replace(pooling_params or PoolingParams(), use_activation=False)
+        return self.encode(prompts, params, pooling_task="classify", use_tqdm=use_tqdm)
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+        *,
+        pooling_task: PoolingTask | None = None,
+        use_tqdm: bool = True,
+    ) -> list[PoolingRequestOutput]:
+        """What a task makes of each text; by default the first that the model serves."""
+        params = pooling_params or PoolingParams()
+        task = pooling_task or params.task
+        if task is None and self.facts.pooler is not None:
+            task = self.facts.pooler.tasks[0]  # type: ignore[assignment]
+        outputs = self._pool(as_list(prompts), msgspec.structs.replace(params, task=task), use_tqdm)
+        return [
+            PoolingRequestOutput(
+                request_id=output.request_id,
+                prompt_token_ids=output.prompt_token_ids,
+                num_cached_tokens=output.num_cached_tokens,
+                outputs=PoolingOutput(data_of(output, task)),
+            )
+            for output in outputs
+        ]
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        *,
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+    ) -> list[ScoringRequestOutput]:
+        """How well texts go together: one with each of the others, or pair by pair.
+
+        A cross-encoder reads both texts of a pair at once; of other models the vectors are compared by their cosine.
+        """
+        pairs = paired(data_1, data_2)
+        params = _with_task(pooling_params, "score")
+        if self.facts.pooler is not None and self.facts.pooler.head != "none":
+            outputs = self._pool([self._front.pair(*pair) for pair in pairs], params, use_tqdm)
+            scores = [values_of(output)[0] for output in outputs]
+            ids = [output.prompt_token_ids for output in outputs]
+        else:
+            texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+            found = dict(zip(texts, self._pool(texts, params, use_tqdm), strict=True))
+            vectors = {text: values_of(output) for text, output in found.items()}
+            scores = [similarity(vectors[a], vectors[b]) for a, b in pairs]
+            ids = [found[a].prompt_token_ids + found[b].prompt_token_ids for a, b in pairs]
+        return [
+            ScoringRequestOutput(request_id=str(i), prompt_token_ids=ids[i], outputs=ScoringOutput(score))
+            for i, score in enumerate(scores)
+        ]
+
+
+def checked(output: RequestOutput) -> RequestOutput:
+    """`output`, unless the engine failed on it. Raises EngineError."""
+    if output.error is not None:
+        raise EngineError(output.error)
+    return output
+
+
+def _with_task(params: PoolingParams | None, task: PoolingTask) -> PoolingParams:
+    return msgspec.structs.replace(params or PoolingParams(), task=task)

@@ -1,0 +1,60 @@
+"""Heads that score labels, for a text as a whole or for each of its tokens. Whole on every rank and never quantized."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from quire.checkpoint.facts import ModelFacts
+from quire.layers.build import Build
+from quire.layers.linear import Linear
+from quire.layers.norm import LayerNorm
+from quire.loading.recipe import Part
+
+
+class ScoreHead(nn.Module):
+    """What a checkpoint has behind its layers: perhaps a layer of its own, then scores of labels. Whole on every rank.
+
+    Args:
+        dense: of the layer before the scores, None without one.
+        activation: between the two.
+        norm: behind the activation.
+        scores: of the labels.
+    """
+
+    def __init__(
+        self,
+        scores: Linear,
+        dense: Linear | None = None,
+        activation: Callable[[Tensor], Tensor] | None = None,
+        norm: LayerNorm | None = None,
+    ) -> None:
+        super().__init__()
+        self.scores, self.dense, self.norm = scores, dense, norm
+        self._activate = activation
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(n, hidden) to (n, labels)."""
+        if self.dense is not None:
+            pooled = self.dense.forward(pooled)
+        if self._activate is not None:
+            pooled = self._activate(pooled)
+        return self.scores.forward(pooled if self.norm is None else self.norm.forward(pooled))
+
+
+def whole_linear(b: Build, inputs: int, outputs: int, bias: bool = True) -> Linear:
+    """A small product that every rank computes as a whole and that is never quantized."""
+    weight = b.weight(Part("weight", (outputs, inputs)))
+    return Linear(b, weight, b.weight(Part("bias", (outputs,))) if bias else None)
+
+
+def score_linear(b: Build, facts: ModelFacts, bias: bool = True) -> Linear:
+    """The product that makes scores of the labels that the checkpoint names."""
+    assert facts.pooling is not None, "only what is pooled has scores"
+    return whole_linear(b, facts.config["hidden_size"], len(facts.pooling.labels), bias)
+
+
+def decoder_scores(facts: ModelFacts, b: Build) -> ScoreHead | None:
+    """The head of a decoder that scores: `score`, with biases where it scores tokens. None for any other decoder."""
+    if facts.pooling is None or facts.pooling.head == "none":
+        return None
+    return ScoreHead(score_linear(b / "score", facts, facts.pooling.head == "token"))

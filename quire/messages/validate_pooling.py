@@ -1,0 +1,123 @@
+"""The validator's other half: token ids and `PoolingParams` become a `Request`, or a `RequestError` says why not.
+
+As in `validate.py`, `LLM` and the server both come through here.
+"""
+
+from collections.abc import Sequence
+
+from quire.base.errors import RequestError
+from quire.checkpoint.pooling import PoolerFacts
+from quire.messages.params import RequestOutputKind, SamplingParams
+from quire.messages.pooling import TOKEN_TASKS, Pooling, PoolingParams, PoolingTask
+from quire.messages.request import Request
+from quire.messages.validate import INT32, MAX_SALT_CHARS, check_int, check_text, check_token_ids
+from quire.messages.wire import EngineFacts
+
+SAMPLING = SamplingParams(max_tokens=1, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
+"""What a request that samples nothing has in the place of sampling parameters."""
+
+
+def check_task(task: str, facts: EngineFacts) -> None:
+    """Raise the RequestError for a task that the model does not serve."""
+    if task not in facts.tasks:
+        raise RequestError(
+            f"This model does not serve the task {task}; it serves: {', '.join(facts.tasks)}.",
+            "model",
+            "unsupported_task",
+        )
+
+
+def make_pooling_request(
+    id: str,
+    token_ids: Sequence[int],
+    params: PoolingParams,
+    facts: EngineFacts,
+    *,
+    second: int | None = None,
+    priority: int = 0,
+    cache_salt: str = "",
+) -> Request:
+    """Check everything a sender may choose and make the engine's request of it.
+
+    Args:
+        id: made by the front end, unique in the engine.
+        token_ids: the text.
+        params: as the sender gave them; with a task.
+        facts: of the engine.
+        second: where the second of two texts begins, if there are two.
+        priority, cache_salt: see `Request`.
+
+    Raises:
+        RequestError: with the field at fault in `param`; code `context_length_exceeded` if the text is too long.
+    """
+    pooler = facts.pooler
+    task = _task(params, facts)
+    check_int("priority", priority, *INT32)
+    check_text("cache_salt", cache_salt, MAX_SALT_CHARS)
+    assert pooler is not None, "an engine that serves such a task has a pooler"
+    for name, flag in (("normalize", params.normalize), ("use_activation", params.use_activation)):
+        if flag is not None and type(flag) is not bool:
+            raise RequestError(f"{name} must be true or false.", name, "invalid_type")
+    prompt = _prompt(token_ids, params, facts)
+    raw = params.use_activation is False
+    pooling = Pooling(
+        task=task,
+        dimensions=_dimensions(params, task, pooler),
+        normalize=pooler.normalize if params.normalize is None else params.normalize,
+        activation="none" if raw else pooler.activation,
+        every_token=pooler.method != "last" or task in TOKEN_TASKS,
+        second=len(prompt) if second is None else min(second, len(prompt)),
+    )
+    return Request(id=id, token_ids=prompt, params=SAMPLING, pooling=pooling, priority=priority, cache_salt=cache_salt)
+
+
+def _task(params: PoolingParams, facts: EngineFacts) -> PoolingTask:
+    if params.task is None:
+        raise RequestError(f"Choose a task: {', '.join(facts.tasks)}.", "task")
+    check_task(params.task, facts)
+    return params.task
+
+
+def _dimensions(params: PoolingParams, task: PoolingTask, pooler: PoolerFacts) -> int:
+    wanted = params.dimensions
+    if wanted is None:
+        return pooler.dimension
+    if pooler.head != "none":
+        raise RequestError(f"dimensions have no meaning for the task {task}; leave them out.", "dimensions")
+    check_int("dimensions", wanted, 1, pooler.dimension)
+    if pooler.dimensions and wanted not in (*pooler.dimensions, pooler.dimension):
+        raise RequestError(
+            f"dimensions must be one of {', '.join(map(str, pooler.dimensions))}: this model was trained for these.",
+            "dimensions",
+        )
+    return wanted
+
+
+def _prompt(token_ids: Sequence[int], params: PoolingParams, facts: EngineFacts) -> list[int]:
+    """The text, cut at the right if the sender asked for it."""
+    if not isinstance(token_ids, list | tuple):
+        raise RequestError("input must be text or a list of token ids.", "input", "invalid_type")
+    if not token_ids:
+        raise RequestError("input must hold at least one token.", "input", "empty_prompt")
+    check_token_ids("input", token_ids, facts.vocab_size)
+    if (kept := kept_tokens(params, facts)) is not None:
+        return list(token_ids[:kept])
+    if len(token_ids) > facts.max_prompt_len:
+        raise RequestError(
+            f"This model reads at most {facts.max_prompt_len} tokens, and this input has {len(token_ids)}. "
+            "Shorten it, or send truncate_prompt_tokens: -1.",
+            "input",
+            "context_length_exceeded",
+        )
+    return list(token_ids)
+
+
+def kept_tokens(params: PoolingParams, facts: EngineFacts) -> int | None:
+    """How many of the first tokens truncate_prompt_tokens keeps; None keeps all. Raises RequestError."""
+    kept = params.truncate_prompt_tokens
+    if kept is None:
+        return None
+    check_int("truncate_prompt_tokens", kept, -1, facts.max_prompt_len)
+    if kept == 0:
+        raise RequestError("truncate_prompt_tokens must be at least 1, or -1.", "truncate_prompt_tokens")
+    return kept if kept > 0 else facts.max_prompt_len

@@ -1,0 +1,1 @@
+"""Endpoints of models that give vectors and scores instead of text."""

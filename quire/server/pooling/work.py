@@ -1,0 +1,161 @@
+"""What endpoints that pool share: inputs as token ids, the engine's work, usage, answers."""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.base.errors import RequestError
+from quire.messages.outputs import RequestOutput
+from quire.messages.pooling import PoolingParams
+from quire.messages.validate_pooling import SAMPLING, kept_tokens
+from quire.server.auth import caller_of
+from quire.server.body import read_json
+from quire.server.errors import ApiError
+from quire.server.generation import Job, collect
+from quire.server.openai.prompts import LONG_TEXT_CHARS, check_length
+from quire.server.openai.sampling import label_of
+from quire.server.openai.schema import check_model, read
+from quire.server.pooling.schema import Pooled
+from quire.server.service import Service, service_of
+from quire.server.watch import Watch
+
+MAX_INPUTS = 2048
+LONG_ANSWER_VALUES = 100_000
+
+T = TypeVar("T", bound=Pooled)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Inputs as token ids; of pairs of texts also where the second ones begin."""
+
+    ids: list[list[int]]
+    seconds: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One HTTP request that was read."""
+
+    request: Request
+    service: Service
+    asked: Pooled
+
+    async def run(self, prompts: Prompts, params: PoolingParams) -> list[RequestOutput]:
+        """Pool all prompts; outputs in their order. Raises RequestError, EngineError."""
+        asked = self.asked
+        caller = caller_of(self.request.scope)
+        if asked.priority and not caller.may_prioritize:
+            raise ApiError(403, "This key may not set priority; leave it out.", "priority_not_allowed", "priority")
+        if asked.cache_salt == "":
+            raise RequestError("cache_salt must not be empty; leave it out to share cached prefixes.", "cache_salt")
+        job = Job(
+            id=uuid.uuid4().hex,
+            prompts=prompts.ids,
+            params=SAMPLING,
+            priority=asked.priority or 0,
+            cache_salt=asked.cache_salt or "",
+            owner=caller.name,
+            headers=self.request.headers,
+            pooling=params,
+            seconds=prompts.seconds,
+        )
+        async with Watch(self.request.receive, self.service.open_watches):
+            return await collect(self.service, job)
+
+    def answer_id(self, prefix: str) -> str:
+        """The id in the answer."""
+        return label_of(prefix, self.asked.request_id)
+
+
+async def read_call(request: Request, kind: type[T]) -> tuple[Call, T]:
+    """Read the body of `request`. Raises ApiError, RequestError."""
+    service = service_of(request)
+    asked = read(kind, await read_json(request, service.config.max_body_bytes), service)
+    check_model(asked.model, service)
+    service.check_ready()
+    return Call(request, service, asked), asked
+
+
+async def read_inputs(
+    given: object, call: Call, params: PoolingParams, *, special: bool | None = None, prompt: str = ""
+) -> Prompts:
+    """Token ids of `input`: a text, token ids, or a list of those; `prompt` goes before each text."""
+    service, listed = call.service, _listed(given)
+    chars = sum(len(one) for one in listed if isinstance(one, str))
+    check_length(chars, "input")
+    tokenizer, most = service.engine.tokenizer, kept_tokens(params, service.engine.facts)
+    encode = partial(tokenizer.encode, add_special_tokens=special is not False)
+    if most is not None and special is not False:
+        encode = partial(tokenizer.encode_within, most=most)
+
+    def work() -> list[list[int]]:
+        return [encode(prompt + one) if isinstance(one, str) else one for one in listed]
+
+    return Prompts(await _aside(work, chars))
+
+
+async def read_pairs(pairs: Sequence[tuple[str, str]], service: Service) -> Prompts:
+    """Token ids of pairs of texts, each put together."""
+    chars = sum(len(a) + len(b) for a, b in pairs)
+    check_length(chars, "documents")
+
+    def work() -> Prompts:
+        made = [service.engine.tokenizer.encode_pair(a, b) for a, b in pairs]
+        return Prompts([ids for ids, _ in made], [second for _, second in made])
+
+    return await _aside(work, chars)
+
+
+R = TypeVar("R")
+
+
+async def _aside(work: Callable[[], R], chars: int) -> R:
+    """Long work in a thread, so that other requests get their turns."""
+    return await asyncio.to_thread(work) if chars > LONG_TEXT_CHARS else work()
+
+
+def usage_of(outputs: Sequence[RequestOutput]) -> dict[str, object]:
+    """OpenAI's usage object."""
+    tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    cached = sum(output.num_cached_tokens for output in outputs)
+    return {
+        "prompt_tokens": tokens,
+        "total_tokens": tokens,
+        "completion_tokens": 0,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+async def answer(make: Callable[[], object], values: int) -> Response:
+    """What `make` returns, as JSON; with many values made in a thread."""
+
+    def work() -> bytes:
+        return msgspec.json.encode(make())
+
+    body = await asyncio.to_thread(work) if values > LONG_ANSWER_VALUES else work()
+    return Response(body, media_type="application/json")
+
+
+def _listed(given: object) -> "list[str | list[int]]":
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, list):
+        raise RequestError("input must be a string, a list of strings or token ids.", "input", "invalid_type")
+    if not given:
+        raise RequestError("input must hold at least one text.", "input", "empty_prompt")
+    kinds = set(map(type, given))
+    if kinds == {int}:
+        return [given]
+    if len(given) > MAX_INPUTS:
+        raise RequestError(f"input takes at most {MAX_INPUTS} texts.", "input", "too_many_prompts")
+    if kinds in ({str}, {list}):
+        return given
+    raise RequestError("input must be all strings, all integers or all lists of integers.", "input", "invalid_type")
