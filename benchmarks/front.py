@@ -329,10 +329,11 @@ def costly() -> list[tuple[str, bytes]]:
 def canary() -> Iterator[tuple[str, float, str]]:
     """A stream at 10 ms a step beside the costliest bad input."""
     headers = {"Content-Type": "application/json"}
+    bodies = costly() * 3
     with server(10.0, 64) as (url, front), httpx.Client(base_url=url, timeout=120, headers=headers) as client:
 
         def post() -> None:
-            for path, body in costly() * 3:
+            for path, body in bodies:
                 client.post(path, content=body)
 
         alone = sung(url, lambda: time.sleep(5))
