@@ -33,6 +33,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "glm4_moe": {"partial_rotary_factor": 0.5},
     "gpt_neox": {"rotary_pct": 0.25},
     "gpt_oss": _GPT_OSS,
+    "llama4_text": {"rope_theta": 5e5},
     "mixtral": {"rope_theta": 1e6},
     "phi3": {"original_max_position_embeddings": 4096},
     "phi": {"partial_rotary_factor": 0.5},

@@ -6,13 +6,17 @@ from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
 from quire.layers.build import Build
+from quire.layers.decoder import Count
 from quire.layers.latent_decoder import LatentConfig, LatentDecoder
 from quire.layers.moe import MoePlan, SharedPlan
 
 
 class DeepseekV2Config(LatentConfig, frozen=True, kw_only=True):
-    """Fields of config.json that DeepSeek-V2 adds."""
+    """Fields of config.json that DeepSeek-V2 adds, or has other defaults for."""
 
+    moe_intermediate_size: Count = 1407
+    n_routed_experts: Count = 64
+    n_shared_experts: Count = 2
     topk_method: Literal["greedy", "group_limited_greedy"] = "greedy"
 
 
