@@ -70,6 +70,7 @@ class ApiServer(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until `stop` was called and everything is over."""
         self._loop = asyncio.get_running_loop()
+        sys.setswitchinterval(SWITCH_S)
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
