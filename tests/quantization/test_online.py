@@ -89,7 +89,9 @@ def unquantized() -> Iterator[float]:
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize(("quantization", "bound"), [("int8", 1.01), ("int4", 1.06)])
+@pytest.mark.parametrize(
+    ("quantization", "bound"), [("int8", 1.01), ("int4", 1.06), ("fp8", 1.01), ("nvfp4", 1.06), ("mxfp4", 1.06)]
+)
 def test_a_model_loses_little(unquantized: float, kernels: str, quantization: str, bound: float) -> None:
     ratio = perplexity(dtype="float32", kernels=kernels, quantization=quantization) / unquantized
     # Equal would mean that nothing was quantized.
