@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -17,6 +18,9 @@ from quire.server.sockets import BACKLOG
 from quire.server.wire import Wire, connections_allowed
 
 log = get_logger(__name__)
+
+SWITCH_S = 0.001
+"""After so long, threads that parse and encode long bodies give way to the event loop."""
 
 KEEP_ALIVE_S = 75
 """Idle connections are kept longer than load balancers keep them (60 s), or these would meet closed ones."""
