@@ -13,6 +13,7 @@ BASES = {
     "bert": "bert",
     "camembert": "roberta",
     "gte": "gte",
+    "modernbert": "model",
     "nomic_bert": "nomic_bert",
     "roberta": "roberta",
     "xlm-roberta": "roberta",

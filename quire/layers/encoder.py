@@ -4,7 +4,7 @@ It reads whole texts and keeps nothing between steps. A model file says where we
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
 import msgspec
@@ -56,21 +56,37 @@ def kinds_at(b: Build, kinds: int, size: int) -> Positions | None:
     return Positions(replace(b, max_model_len=None), kinds, size) if kinds else None
 
 
+@dataclass(frozen=True, slots=True)
+class GatedParts:
+    """What the modules of a gated feed-forward layer are called and which have biases.
+
+    Attributes:
+        names: gate, up and down; the first two the same for one fused module.
+        biases: of gate and up, of down.
+        up_first: whether a fused module holds up before gate.
+    """
+
+    names: tuple[str, str, str]
+    biases: tuple[bool, bool]
+    up_first: bool = False
+
+
 class GatedUnit(nn.Module):
     """down(activation(gate(x)) * up(x)) with an activation of any kind, cut over the inner size."""
 
-    def __init__(
-        self, b: Build, hidden: int, inner: int, activation: Pointwise, names: Sequence[str], biases: tuple[bool, bool]
-    ) -> None:
-        """`names`: gate, up and down; the first two the same for one fused module. `biases`: of those two, of down."""
+    def __init__(self, b: Build, hidden: int, inner: int, activation: Pointwise, parts: GatedParts) -> None:
         super().__init__()
-        self.gate_up = column(b, hidden, [Matrix(name, inner) for name in names[:2]], biases[0])
-        self.down = row(b / names[2], inner, hidden, biases[1])
+        gate, up, down = parts.names
+        self.gate_up = column(b, hidden, [Matrix(name, inner) for name in (gate, up)], parts.biases[0])
+        self.down = row(b / down, inner, hidden, parts.biases[1])
         self._activate = activation_at(b, activation)
+        self._up_first = parts.up_first
 
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
         gate, up = self.gate_up.forward(x).chunk(2, dim=-1)
+        if self._up_first:
+            gate, up = up, gate
         return self.down.forward(self._activate(gate) * up)
 
 

@@ -24,7 +24,15 @@ BASE: dict[str, Any] = {
     "pad_token_id": 0,
     "eos_token_id": 2,
 }
-ENCODERS: dict[str, dict[str, Any]] = {"bert": {}, "roberta": {}, "xlm-roberta": {}, "camembert": {}}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "roberta": {},
+    "xlm-roberta": {},
+    "camembert": {},
+    "nomic_bert": {},
+    "gte": {},
+    "modernbert": {"local_attention": 8},
+}
 """Families, and what their configs have beside BASE."""
 
 

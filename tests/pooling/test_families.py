@@ -38,6 +38,14 @@ CASES = [
     Case("xlm-roberta", "xlm-roberta"),
     Case("xlm-roberta scores", "xlm-roberta", "sequence"),
     Case("camembert scores", "camembert", "sequence"),
+    Case("nomic", "nomic_bert"),
+    Case("nomic scores", "nomic_bert", "sequence"),
+    Case("gte", "gte"),
+    Case("gte tokens", "gte", "token"),
+    Case("modernbert", "modernbert"),
+    Case("modernbert reference", "modernbert", kernels="reference"),
+    Case("modernbert scores", "modernbert", "sequence"),
+    Case("modernbert tokens", "modernbert", "token"),
 ]
 
 
@@ -65,7 +73,7 @@ def test_a_family_equals_transformers(case: Case, tmp_path: Path) -> None:
 
 
 @pytest.mark.multi
-@pytest.mark.parametrize("family", ["bert", "roberta"])  # the others are RoBERTa under another name
+@pytest.mark.parametrize("family", ["bert", "gte", "modernbert"])  # the others are one of these under another name
 def test_two_ranks_give_the_same(family: str, tmp_path: Path) -> None:
     path = make(family, tmp_path)
     with LLM(str(path), threads=1, tensor_parallel_size=2) as llm:
