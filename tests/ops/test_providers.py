@@ -30,6 +30,7 @@ from quire.ops import (
     rope,
     rows,
     stored,
+    stored_moe,
 )
 from quire.ops.registry import OPS, REFERENCE, Op, load_providers
 from quire.platforms import native
@@ -54,6 +55,7 @@ MODULES = (
     rope,
     rows,
     stored,
+    stored_moe,
 )
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 load_providers(["torch_native", *(["cpu"] if native.is_built() else []), *(["triton"] if INTERPRETER else [])])
