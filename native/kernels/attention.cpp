@@ -325,15 +325,20 @@ struct Attend {
         const elem* rows[CHUNK];
         for (long k = 0; k < n; k++)
             rows[k] = base + k >= from && base + k < to ? row_of(job.k_pool, sequence, base + k, head) : nullptr;
-        const long packs = dim / P::depth;
-        for (long k = 0; k < n; k += LANES)
+        const long packs = dim / P::depth, shift = (const elem*)job.v_pool - (const elem*)job.k_pool;
+        for (long k = 0; k < n; k += LANES) {
+            // Rows lie apart: the next keys, and the values of these, are fetched meanwhile.
+            for (long j = k; j < k + LANES; j++) {
+                if (j + LANES < n && rows[j + LANES]) prefetch(rows[j + LANES]);
+                if (rows[j]) prefetch(rows[j] + shift);
+            }
             for (long i = 0; i < packs; i += LANES) {
                 vi v[LANES];
                 for (int j = 0; j < LANES; j++) v[j] = rows[k + j] ? key_packs(rows[k + j], i * P::depth) : vi{};
                 transpose(v);
                 for (int j = 0; j < LANES && i + j < packs; j++) write_as(to_.keys + (i + j) * CHUNK + k, v[j]);
             }
-        const long shift = (const elem*)job.v_pool - (const elem*)job.k_pool;
+        }
         for (long k = 0; k < n; k += P::depth)
             for (long i = 0; i < dim; i += LANES) {
                 pack* at = to_.values + k / P::depth * padded + i;
