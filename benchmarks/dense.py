@@ -319,7 +319,7 @@ def checked(job: tuple[Product, int]) -> float:
         exact = (F.silu(gated) if p.gate == "silu" else F.gelu(gated, approximate="tanh")) * up
     (out, summed), (again, _) = run(), run()
     same = torch.equal(out, again) and torch.equal(summed, total)
-    clean = not skinny._counters(out.device).any()
+    clean = not skinny.counters_of(out.device).any()
     return float((out.double() - exact).norm() / exact.norm()) if same and clean else float("inf")
 
 

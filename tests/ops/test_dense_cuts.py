@@ -54,7 +54,7 @@ def test_a_product_of_few_rows_in_any_cut(rows: int, size: int, outputs: int, cu
     for _ in range(2):  # the counters are 0 again after the first
         out = skinny.product(x, weight, bias, gate, skinny.Tiling(*cut))
         torch.testing.assert_close(out.float(), expected(x, weight, bias, gate), rtol=1.6e-2, atol=1e-2)
-    assert not skinny._counters(x.device).any()
+    assert not skinny.counters_of(x.device).any()
 
 
 @pytest.mark.parametrize("gate", ["", "gelu_tanh"])

@@ -48,7 +48,7 @@ class Norm:
 
 
 @triton.jit
-def _summed(x, delta, total, k, inside, writes, ADD: tl.constexpr):
+def summed(x, delta, total, k, inside, writes, ADD: tl.constexpr):
     """Values `k` of the input in float32, with `delta` added; rounded like the sum that is stored and goes on."""
     wide = tl.load(x + k, mask=inside, other=0.0).to(tl.float32)
     if ADD:
@@ -60,7 +60,7 @@ def _summed(x, delta, total, k, inside, writes, ADD: tl.constexpr):
 
 
 @triton.jit
-def _finished(result, up, bias, n, owned, N: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr):
+def finished(result, up, bias, n, owned, N: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr):
     """Complete sums with their bias, gated."""
     if BIAS:
         result += tl.load(bias + n, mask=owned, other=0.0).to(tl.float32)
@@ -118,7 +118,7 @@ def _gemv_kernel(
     inputs = ()
     for i in tl.static_range(HELD):
         k = i * CHUNK + at[None, :] + 0 * lines
-        inputs = inputs + (_summed(x, delta, total, k, k < K, writes, ADD),)
+        inputs = inputs + (summed(x, delta, total, k, k < K, writes, ADD),)
     for i in tl.static_range(HELD):
         wide = inputs[i]
         if NORM:
@@ -138,7 +138,7 @@ def _gemv_kernel(
                 found = found + (up,)
         for i in tl.static_range(AHEAD):
             k = start + i * CHUNK + at[None, :] + 0 * lines
-            wide = _summed(x, delta, total, k, k < K, writes, ADD)
+            wide = summed(x, delta, total, k, k < K, writes, ADD)
             if NORM:
                 squares += wide * wide
                 wide *= tl.load(norm_weight + k, mask=k < K, other=0.0).to(tl.float32) + OFFSET
@@ -148,7 +148,7 @@ def _gemv_kernel(
             else:
                 sums += found[i].to(tl.float32) * wide
     scale = tl.rsqrt(tl.sum(squares, axis=1) / K + EPS) if NORM else 1.0
-    result = _finished(tl.sum(sums, axis=1) * scale, tl.sum(ups, axis=1) * scale, bias, n, owned, N, GATE, BIAS)
+    result = finished(tl.sum(sums, axis=1) * scale, tl.sum(ups, axis=1) * scale, bias, n, owned, N, GATE, BIAS)
     tl.store(out + n, result.to(out.dtype.element_ty), mask=owned)
 
 

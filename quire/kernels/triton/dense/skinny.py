@@ -80,7 +80,7 @@ def _values(x, k, end, inside, EVEN: tl.constexpr):
 
 
 @triton.jit
-def _all_parts(
+def all_parts(
     sums, ups, partial, counters, tile, part, place,
     GATE: tl.constexpr, PARTS: tl.constexpr, AREA: tl.constexpr,
 ):  # fmt: skip
@@ -115,7 +115,7 @@ def _all_parts(
 
 
 @triton.jit
-def _finished(sums, ups, bias, n, N: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, FLIP: tl.constexpr):
+def finished(sums, ups, bias, n, N: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, FLIP: tl.constexpr):
     """The result, rows first, from complete sums."""
     if BIAS:
         added = tl.load(bias + n).to(tl.float32)
@@ -181,14 +181,14 @@ def _skinny_kernel(
     if PARTS > 1:
         j = tl.arange(0, OUTPUTS)
         place = m[:, None] * OUTPUTS + j[None, :] if FLIP else j[:, None] * ROWS + m[None, :]
-        mine, sums, ups = _all_parts(sums, ups, partial, counters, tile, part, place, GATE, PARTS, OUTPUTS * ROWS)
+        mine, sums, ups = all_parts(sums, ups, partial, counters, tile, part, place, GATE, PARTS, OUTPUTS * ROWS)
     if mine:
-        result = _finished(sums, ups, bias, safe_n, N, GATE, BIAS, FLIP).to(out.dtype.element_ty)
+        result = finished(sums, ups, bias, safe_n, N, GATE, BIAS, FLIP).to(out.dtype.element_ty)
         tl.store(out + m[:, None] * N + n[None, :], result, mask=inside[:, None] & (n < N)[None, :])
 
 
 @functools.cache
-def _counters(device: torch.device) -> Tensor:
+def counters_of(device: torch.device) -> Tensor:
     """One count per tile, 0 between kernels. Kernels that use it run one after another: a device has one stream."""
     return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
 
@@ -206,7 +206,7 @@ def tiling(outputs: int, inputs: int, rows: int, gate: bool) -> Tiling:
         wide = 64
     if wide <= 32:
         return _few(outputs, inputs, wide, gate, small)
-    narrow = _parts(triton.cdiv(outputs, 32), 96, inputs // 128)
+    narrow = parts_for(triton.cdiv(outputs, 32), 96, inputs // 128)
     if wide == 64:
         if small or outputs <= 32 * 128:
             return Tiling(32, wide, 128, narrow, 4 if gate else 6, 4)
@@ -219,7 +219,7 @@ def tiling(outputs: int, inputs: int, rows: int, gate: bool) -> Tiling:
 def _few(outputs: int, inputs: int, wide: int, gate: bool, small: bool) -> Tiling:
     if not small:
         return Tiling(64, wide, 128, 1 if outputs > 64 * 64 else 2, 4 if gate else 6, 4)
-    parts = _parts(triton.cdiv(outputs, 64), 128 if gate else 64, inputs // 256)
+    parts = parts_for(triton.cdiv(outputs, 64), 128 if gate else 64, inputs // 256)
     # No more weights in flight than shared memory holds twice: of this kernel and of the next.
     parts = max(parts, triton.cdiv(inputs, 16 * 1024 // wide))
     return Tiling(64, wide, 256, parts, 4, 4, triton.cdiv(inputs, 256 * parts))
@@ -241,7 +241,7 @@ def fitted(cut: Tiling, inputs: int, gate: bool, shared: int) -> Tiling:
     return fitted(replace(cut, depth=cut.depth // 2), inputs, gate, shared)
 
 
-def _parts(tiles: int, blocks: int, most: int) -> int:
+def parts_for(tiles: int, blocks: int, most: int) -> int:
     """Parts that make at least `blocks` blocks of `tiles` tiles, a power of 2 up to `most`."""
     parts = 1
     while tiles * parts < blocks and 2 * parts <= most:
@@ -261,7 +261,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str, cut: Tili
     partial = torch.empty(slots, dtype=torch.float32, device=x.device) if slots else out
     rest = triton.cdiv(inputs, cut.depth * cut.parts) * cut.depth - cut.held * cut.depth
     _skinny_kernel[(tiles, cut.parts)](
-        x.contiguous(), weight, weight if bias is None else bias, out, partial, _counters(x.device), rows,
+        x.contiguous(), weight, weight if bias is None else bias, out, partial, counters_of(x.device), rows,
         K=inputs, N=outputs, GATE=gate, BIAS=bias is not None,
         OUTPUTS=cut.outputs, ROWS=cut.rows, DEPTH=cut.depth, PARTS=cut.parts, STAGES=cut.stages, HELD=cut.held,
         FETCH=min(triton.next_power_of_2(triton.cdiv(rest, 64)), 8) if rest > 0 else 0,
