@@ -61,6 +61,7 @@ RANGES = {
     "api_server_count": Range(1, 64, "1 serves most machines"),
     "stream_write_timeout_s": Range(1, 86400, "60 s is the default"),
     "stall_timeout_s": Range(1, 86400, "30 s is the default"),
+    "load_timeout_s": Range(1, 86400, "600 s is the default"),
 }
 
 TEXTS = {

@@ -157,6 +157,9 @@ class ServerConfig:
     stall_timeout_s: float = setting(
         30.0, "Seconds without progress after which the engine counts as hung and is restarted."
     )
+    load_timeout_s: float = setting(
+        600.0, "Seconds without progress after which an engine that loads counts as hung and is restarted."
+    )
     stream_write_timeout_s: float = setting(60.0, "Seconds after which a client that does not read is disconnected.")
     otlp_traces_endpoint: str | None = setting(
         None, "Where traces go (OTLP over HTTP, such as http://localhost:4318/v1/traces); needs quire[otel]."

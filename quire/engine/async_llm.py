@@ -17,7 +17,7 @@ from quire.base.logging import get_logger
 from quire.chat.template import ChatTemplate
 from quire.checkpoint.facts import ModelFacts
 from quire.config.fields import EngineConfig
-from quire.engine.client import CoreClient
+from quire.engine.client import Connection, CoreClient
 from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt, Scheduling
 from quire.engine.launch import CORE, CoreProcess
 from quire.engine.outputs import OutputProcessor
@@ -57,6 +57,7 @@ class AsyncLLM:
         front: the text side.
         facts: of the engine, as far as they are known before one is joined.
         pulse: of the cores that will be joined, if they share one.
+        connect: makes the connection to the core at an address.
 
     Attributes:
         dead: why no engine answers; None while one does.
@@ -67,13 +68,20 @@ class AsyncLLM:
 
     facts: EngineFacts
 
-    def __init__(self, front: FrontEnd, facts: EngineFacts | None = None, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self,
+        front: FrontEnd,
+        facts: EngineFacts | None = None,
+        pulse: Pulse | None = None,
+        connect: Callable[[str], Connection] = CoreClient,
+    ) -> None:
         self._front = front
+        self._connect = connect
         self._pulse = pulse
         self._processor = OutputProcessor(front.tokenizer)
         self._streams: dict[str, Stream] = {}
         self._process: CoreProcess | None = None
-        self._client: CoreClient | None = None
+        self._client: Connection | None = None
         self._receiver: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._stats = Stats(0, 0, 0.0, 0, 0, 0, 0, 0)
@@ -239,7 +247,7 @@ class AsyncLLM:
 
     async def join(self, address: str) -> None:
         """Serve by the core that listens at `address`, as soon as it is ready. Nothing happens if it never is."""
-        client = CoreClient(address)
+        client = self._connect(address)
         try:
             facts = await client.receive()
         except BaseException:
@@ -301,7 +309,7 @@ class AsyncLLM:
         if self.dead is not None:
             raise EngineDeadError(self.dead, self.retry_after_s)
 
-    def _joined(self, client: CoreClient, facts: EngineFacts) -> None:
+    def _joined(self, client: Connection, facts: EngineFacts) -> None:
         self._client, self.facts, self.dead = client, facts, None
         self._receiver = asyncio.create_task(self._receive(client))
         for stream in list(self._streams.values()):
@@ -330,7 +338,7 @@ class AsyncLLM:
         if self._client is not None:
             self._client.send(message)
 
-    async def _receive(self, client: CoreClient) -> None:
+    async def _receive(self, client: Connection) -> None:
         while True:
             self._dispatch(await client.receive())
 
@@ -362,7 +370,7 @@ class AsyncLLM:
             self.end(reason)
 
 
-async def _first_facts(client: CoreClient, process: CoreProcess) -> EngineFacts:
+async def _first_facts(client: Connection, process: CoreProcess) -> EngineFacts:
     """What a starting core says first. Raises EngineError if it fails or ends."""
     ended = asyncio.create_task(process.ended())
     said = asyncio.create_task(client.receive())

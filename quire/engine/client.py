@@ -1,7 +1,7 @@
 """`CoreClient`: the front end's side of the conversation with a core process. It moves messages and owns no request."""
 
 import asyncio
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
 import zmq.asyncio
@@ -11,10 +11,31 @@ from quire.messages.wire import FromClient, Hello, ToClient
 from quire.version import __version__
 
 
-class CoreClient:
-    """A connection to the core that listens at `address`. Must be made in a running event loop."""
+class Connection(Protocol):
+    """What a front end asks of its connection to a core."""
 
-    def __init__(self, address: str) -> None:
+    def send(self, message: FromClient) -> None:
+        """Send without waiting."""
+        ...
+
+    async def receive(self) -> ToClient:
+        """The next message. Raises TransportError."""
+        ...
+
+    def close(self) -> None:
+        """Drop the connection."""
+        ...
+
+
+class CoreClient:
+    """A connection to the core that listens at `address`. Must be made in a running event loop.
+
+    Args:
+        address: of the core.
+        name, secret: what `Hello` says.
+    """
+
+    def __init__(self, address: str, name: str = "", secret: str = "") -> None:
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.set_hwm(0)
@@ -22,7 +43,7 @@ class CoreClient:
         self._socket.connect(address)
         self._codec: Codec[ToClient] = Codec(ToClient)
         self._sending: set[asyncio.Future[Any]] = set()
-        self.send(Hello(__version__))
+        self.send(Hello(__version__, name, secret))
 
     def send(self, message: FromClient) -> None:
         """Send without waiting: the queue is unbounded, and what it holds is bounded by admission."""

@@ -58,6 +58,7 @@ class EngineCore:
         progress: called while weights load.
         timeline: began when the process did; otherwise it begins now.
         make_executor: makes the ranks.
+        clock: seconds; never goes back.
 
     Attributes:
         patience_s: how long a step may take before the engine counts as hung; 0 has no opinion.
@@ -74,7 +75,9 @@ class EngineCore:
         progress: Progress,
         timeline: "Timeline | None" = None,
         make_executor: MakeExecutor = executor_for,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         timeline = timeline or Timeline()
         # torch is imported here, if it was not before.
         platform = detect(config.device.device, config.device.kernels)
@@ -115,9 +118,9 @@ class EngineCore:
 
     def turn(self) -> list[Delta] | None:
         """One turn of the loop: plan and launch, then settle the oldest plan. None when nothing could be done."""
-        plan = self.scheduler.plan(time.monotonic()) if len(self.in_flight) < self.depth else None
+        plan = self.scheduler.plan(self._clock()) if len(self.in_flight) < self.depth else None
         if plan is not None:
-            self.in_flight.append((plan, self.executor.step(plan), time.monotonic()))
+            self.in_flight.append((plan, self.executor.step(plan), self._clock()))
         if not self.in_flight:
             return None
         if plan is not None and len(self.in_flight) < self.depth:
@@ -125,13 +128,13 @@ class EngineCore:
         _, pending, launched = self.in_flight.popleft()
         result = pending.result()
         # A step begins when the one before has ended, or when it is launched.
-        began, self._ended_at = max(launched, self._ended_at), time.monotonic()
+        began, self._ended_at = max(launched, self._ended_at), self._clock()
         return self.scheduler.commit(result, self._ended_at - began)
 
     def add(self, request: Request) -> None:
         """Take a request. Raises RequestError if it can never fit, or if its grammar is known to be bad."""
         self.grammars.want(request)
-        self.scheduler.add(request, time.monotonic())
+        self.scheduler.add(request, self._clock())
 
     def abort(self, ids: list[str]) -> None:
         """End requests; unknown ids are ignored."""
@@ -152,9 +155,11 @@ class Timeline:
 
     Args:
         age_s: how long ago the first phase began.
+        on_mark: called when a phase ends.
     """
 
-    def __init__(self, age_s: float = 0.0) -> None:
+    def __init__(self, age_s: float = 0.0, on_mark: Callable[[], None] = lambda: None) -> None:
+        self._on_mark = on_mark
         self._last = time.monotonic() - age_s
         self.seconds: dict[str, float] = {}
 
@@ -162,6 +167,7 @@ class Timeline:
         """The phase that began at the last mark ends now."""
         now = time.monotonic()
         self.seconds[phase] = now - self._last
+        self._on_mark()
         self._last = now
 
 

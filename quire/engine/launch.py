@@ -20,6 +20,7 @@ import msgspec
 from quire.checkpoint.facts import ModelFacts
 from quire.config import environ
 from quire.config.fields import EngineConfig
+from quire.messages.control import FrontGone
 
 CORE = ("-m", "quire.engine.process")
 """What Python runs as the core."""
@@ -33,12 +34,14 @@ class Launch(msgspec.Struct):
         model: the checkpoint, resolved once, by the launcher.
         address: where to listen for front ends (ZeroMQ).
         pulse: descriptor of the page that it shares with those who watch it, if anybody does.
+        secret: what front ends must know.
     """
 
     config: EngineConfig
     model: ModelFacts
     address: str
     pulse: int = -1
+    secret: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,13 @@ class Home:
         folder: for its socket; private to the user.
         name: of the socket, new for each core: nothing that was meant for another one reaches it.
         pulse: descriptor of the shared page; -1 is none.
+        secret: what front ends must know.
     """
 
     folder: Path
     name: str = "core"
     pulse: int = -1
+    secret: str = ""
 
 
 def private_folder() -> Path:
@@ -89,7 +94,7 @@ class CoreProcess:
             start_new_session=True,
         )
         assert process.stdin is not None
-        frame = msgspec.json.encode(Launch(config, model, address, place.pulse))
+        frame = msgspec.json.encode(Launch(config, model, address, place.pulse, place.secret))
         # One that has ended already is found by whoever waits for its end.
         with contextlib.suppress(ConnectionError):
             process.stdin.write(frame + b"\n")
@@ -123,6 +128,12 @@ class CoreProcess:
         """End the core and whatever it has started, also if the core itself has ended."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def tell(self, news: FrontGone) -> None:
+        """Tell the core something of its front ends, without waiting."""
+        stdin = self._process.stdin
+        if stdin is not None and not stdin.is_closing():
+            stdin.write(msgspec.json.encode(news) + b"\n")
 
     def tell_stacks(self) -> None:
         """Let the core write what each of its threads does to its log, also if it was stopped."""

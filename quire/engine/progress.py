@@ -14,12 +14,13 @@ def bar(total: int, unit: str, shown: bool = True) -> "tqdm[Never]":
 
 
 @contextlib.contextmanager
-def weights_progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the bytes of a checkpoint, fed with (bytes so far, bytes in all)."""
+def weights_progress(name: str, on_progress: Callable[[], None] = lambda: None) -> Iterator[Callable[[int, int], None]]:
+    """A bar over the bytes of a checkpoint, fed with (bytes so far, bytes in all); calls `on_progress` with each."""
     with tqdm(desc=f"loading {name}", unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as made:
 
         def update(done: int, total: int) -> None:
             made.total = total
             made.update(done - made.n)
+            on_progress()
 
         yield update

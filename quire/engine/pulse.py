@@ -10,6 +10,7 @@ import struct
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 from quire.messages.wire import Stats
 
@@ -39,18 +40,25 @@ class Pulse:
 
     Args:
         descriptor: from `shared_page`; by default a page that nobody else sees.
+        clock: seconds, the same for all processes; never goes back.
     """
 
-    def __init__(self, descriptor: int = -1) -> None:
+    def __init__(self, descriptor: int = -1, clock: Callable[[], float] = time.monotonic) -> None:
         self._page = mmap.mmap(descriptor, SIZE)
+        self._clock = clock
 
     def reset(self) -> None:
-        """As new: no core has been here."""
+        """A core is about to start; none has been here."""
         self._page[:] = bytes(SIZE)
+        self.loads()
+
+    def loads(self) -> None:
+        """The core that starts has moved."""
+        struct.pack_into("=d", self._page, 0, self._clock())
 
     def ready(self, patience_s: float) -> None:
         """The core serves from now on; one of its steps may take up to `patience_s` seconds."""
-        _BEAT.pack_into(self._page, 0, time.monotonic(), max(patience_s, 1e-9))
+        _BEAT.pack_into(self._page, 0, self._clock(), max(patience_s, 1e-9))
 
     def beat(self, stats: Stats) -> None:
         """The core has moved: it made a step, or has looked and found nothing to do."""
@@ -58,7 +66,7 @@ class Pulse:
             *(self._page, _STATS_AT, stats.running, stats.waiting, stats.kv_usage, stats.preemptions),
             *(stats.prefix_queries, stats.prefix_hits, stats.steps, stats.step_tokens),
         )
-        struct.pack_into("=d", self._page, 0, time.monotonic())
+        struct.pack_into("=d", self._page, 0, self._clock())
 
     def trial(self, request_id: str) -> None:
         """The suspect that the core serves now, or nothing."""
@@ -68,10 +76,14 @@ class Pulse:
         """Why the core ends."""
         self._write(_WORDS_AT, _WORDS_MOST, message)
 
-    def still_s(self) -> float | None:
-        """Seconds since the core last moved; None while it starts."""
-        beat, patience = _BEAT.unpack_from(self._page, 0)
-        return time.monotonic() - beat if patience else None
+    def still_s(self) -> float:
+        """Seconds since the core last moved."""
+        return self._clock() - float(struct.unpack_from("=d", self._page, 0)[0])
+
+    @property
+    def serves(self) -> bool:
+        """Whether the core has started; before that it loads."""
+        return self.patience_s > 0
 
     @property
     def patience_s(self) -> float:

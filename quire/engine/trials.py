@@ -52,6 +52,10 @@ class Trials:
         if self._now in ids:
             self._over()
 
+    def left(self, client: bytes) -> None:
+        """A front end has died: what it wanted tried is wanted no more."""
+        self.gone([submit.request.id for owner, submit in self._waiting if owner == client])
+
     def _over(self) -> None:
         self._now = ""
         self._pulse.trial("")

@@ -15,6 +15,8 @@ class Born(msgspec.Struct, tag=True, kw_only=True):
         model: the checkpoint, resolved once.
         count: how many front ends there are.
         listener, pulse: descriptors of its socket and of the page that cores write.
+        name: of this front end; no other one of this server has had it.
+        secret: what cores ask of front ends.
         folder: the server's private one; whoever is left when the supervisor dies removes it.
         facts: of an engine that was ready before this front end was born.
     """
@@ -24,6 +26,8 @@ class Born(msgspec.Struct, tag=True, kw_only=True):
     count: int
     listener: int
     pulse: int
+    name: str
+    secret: str
     folder: str
     facts: EngineFacts | None
 
@@ -48,6 +52,12 @@ class EngineDown(msgspec.Struct, tag=True):
     retry_after_s: int
     culprit: str = ""
     final: bool = False
+
+
+class FrontGone(msgspec.Struct, tag=True):
+    """To a core, as a line of JSON on its standard input: the front end called `name` has died."""
+
+    name: str
 
 
 class Stop(msgspec.Struct, tag=True):
@@ -159,5 +169,9 @@ class CannotServe(msgspec.Struct, tag=True):
     message: str
 
 
+class Alive(msgspec.Struct, tag=True):
+    """The event loop of a front end goes round."""
+
+
 ToFront = Born | EngineUp | EngineDown | Stop | Strike | Asked | Answers
-FromFront = Serving | CannotServe | Strike | Ask | Answered
+FromFront = Alive | Serving | CannotServe | Strike | Ask | Answered

@@ -13,9 +13,17 @@ from quire.messages.state import Layout
 
 
 class Hello(msgspec.Struct, tag=True):
-    """A front end introduces itself; the core answers with EngineFacts as soon as it is ready."""
+    """A front end introduces itself; the core answers with EngineFacts as soon as it is ready.
+
+    Attributes:
+        version: of quire; another one is not served.
+        name: by which the launcher tells that it has died.
+        secret: what the launcher has told core and front ends; whoever does not know it is not heard.
+    """
 
     version: str
+    name: str = ""
+    secret: str = ""
 
 
 class Submit(msgspec.Struct, tag=True):

@@ -6,11 +6,14 @@ supervisor does, whatever it is doing: a thread of its own waits for the end of 
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import shutil
+import signal
 import socket
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 from quire.base.errors import ConfigError, QuireError
@@ -18,9 +21,12 @@ from quire.base.logging import get_logger, setup
 from quire.chat.template import ChatTemplate
 from quire.config.fields import ServerConfig
 from quire.engine.async_llm import AsyncLLM
+from quire.engine.client import CoreClient
+from quire.engine.follower import Follower
 from quire.engine.front import FrontEnd
 from quire.engine.pulse import Pulse
 from quire.messages.control import (
+    Alive,
     Answered,
     Answers,
     Asked,
@@ -43,6 +49,11 @@ from quire.server.service import Service
 
 log = get_logger(__name__)
 
+JOIN_S = 2.0
+"""How long a front end that replaces another one may take to join the engine before it answers."""
+ALIVE_S = 0.25
+"""How often a front end says that its event loop goes round."""
+
 
 class Front:
     """One front end.
@@ -56,32 +67,34 @@ class Front:
         self._wire = wire
         self._config = born.config.server
         self._listener = socket.socket(fileno=born.listener)
-        self._engine = AsyncLLM(FrontEnd(born.config.engine, born.model), born.facts, Pulse(born.pulse))
+        connect = partial(CoreClient, name=born.name, secret=born.secret)
+        self._engine = AsyncLLM(FrontEnd(born.config.engine, born.model), born.facts, Pulse(born.pulse), connect)
         self._engine.on_death = lambda reason: log.error("requests are refused until there is an engine: %s", reason)
         self._family = Family(wire, born.count)
         self._known = asyncio.Event()
-        if born.facts is not None:
-            self._known.set()
-        self._joining: asyncio.Task[None] | None = None
+        # Where an engine was ready before, this front end replaces one: clients wait for it, so it answers them in any
+        # case, if only to say that there is no engine now.
+        self._wait_s = None if born.facts is None else JOIN_S
+        self._follower = Follower(self._engine, self._known.set)
         self._server: ApiServer | None = None
         self._service: Service | None = None
 
     async def run(self) -> None:
         """Serve until the supervisor says that it is over."""
-        hearing = asyncio.create_task(self._hear())
-        serving = asyncio.create_task(self._serve())
-        await asyncio.wait([hearing, serving], return_when=asyncio.FIRST_COMPLETED)
-        for task in (hearing, serving):
+        tasks = [asyncio.create_task(work()) for work in (self._hear, self._serve, self._live)]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
             if task.done():
                 task.result()
             task.cancel()
-        await asyncio.gather(hearing, serving, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._engine.on_death = lambda reason: None
         await self._engine.close()
 
     async def _serve(self) -> None:
         source = _template_source(self._config)
-        await self._known.wait()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._known.wait(), self._wait_s)
         engine = self._engine
         template = engine.chat_template if source is None else ChatTemplate(source, engine.tokenizer)
         app = create_app(engine, self._config, template, self._family)
@@ -94,14 +107,17 @@ class Front:
         await self._server.serve([self._listener])
         service.tracer.close()
 
+    async def _live(self) -> None:
+        """Say that the event loop goes round."""
+        while True:
+            self._wire.send(Alive())
+            await asyncio.sleep(ALIVE_S)
+
     async def _hear(self) -> None:
         while (message := await self._wire.receive()) is not None:
-            if isinstance(message, EngineUp):
-                self._joining = asyncio.create_task(self._join(message.address))
-            elif isinstance(message, EngineDown):
-                await self._leave(message)
-            elif isinstance(message, Strike):
-                self._engine.suspects.learn(message)
+            if isinstance(message, EngineUp | EngineDown | Strike):
+                for strike in await self._follower.hear(message):
+                    self._wire.send(strike)
             elif isinstance(message, Asked):
                 # In a task: what is asked may take a while.
                 asyncio.create_task(self._answer(message)).add_done_callback(lambda task: task.exception())
@@ -111,21 +127,6 @@ class Front:
                 if self._server is None:
                     return
                 self._server.stop()
-
-    async def _join(self, address: str) -> None:
-        await self._engine.join(address)
-        if self._engine.dead is None:
-            self._known.set()
-
-    async def _leave(self, down: EngineDown) -> None:
-        if self._joining is not None:
-            self._joining.cancel()
-            await asyncio.gather(self._joining, return_exceptions=True)
-        if down.final:
-            self._engine.end(down.reason)
-            return
-        for strike in self._engine.leave(down.reason, down.retry_after_s, down.culprit):
-            self._wire.send(strike)
 
     async def _answer(self, asked: Asked) -> None:
         service = self._service
@@ -174,6 +175,7 @@ async def _main(descriptor: int, folders: list[str]) -> int:
 def main() -> int:
     """Serve; the exit status."""
     folders: list[str] = []
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     threading.Thread(target=_end_with_supervisor, args=[folders], daemon=True).start()
     import uvloop
 

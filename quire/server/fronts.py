@@ -12,14 +12,15 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from time import monotonic
+from typing import Protocol
 
 from quire.base.errors import ConfigError, EngineError, TransportError
 from quire.base.logging import get_logger
 from quire.config import environ
 from quire.messages.control import (
+    Alive,
     Answered,
     Answers,
     Ask,
@@ -43,8 +44,30 @@ log = get_logger(__name__)
 ANSWER_S = 1.0
 """How long front ends may take to answer each other; who is late is left out."""
 FIRST_WAIT_S, STEADY_S, TRIES = 0.1, 10.0, 10
+STACKS_S = 0.5
+"""How long a hung front end gets to write what its threads do."""
 STRIKES = 256
 """News of requests that are told to front ends that are born later."""
+
+
+class Owner(Protocol):
+    """Who keeps front ends: the supervisor."""
+
+    def born(self, listener: int, name: str) -> list[ToFront]:
+        """What a front end is told first, but for its descriptors."""
+        ...
+
+    def serving(self, serving: Serving) -> None:
+        """One begins to answer."""
+        ...
+
+    def gone(self, name: str) -> None:
+        """One has died."""
+        ...
+
+    def tallies(self) -> list[Tally]:
+        """What the owner itself counts."""
+        ...
 
 
 @dataclass(slots=True)
@@ -52,13 +75,17 @@ class Child:
     """A front end's process.
 
     Attributes:
+        name: which no other one has had.
         served_at: when it began to answer; None before.
+        heard_at: when its event loop last said that it goes round; None before the first time.
         counted: what it said when it was last asked.
     """
 
+    name: str
     process: asyncio.subprocess.Process
     wire: Wire[FromFront]
     served_at: float | None = None
+    heard_at: float | None = None
     counted: list[Tally] = field(default_factory=list)
 
 
@@ -77,12 +104,11 @@ class Fronts:
     """See the module.
 
     Args:
-        born: what each is told first, but for its descriptors; asked each time.
+        owner: see `Owner`.
         listeners: a listening socket for each.
         pulse: descriptor of the page that cores write.
-        on_serving: called when one begins to answer.
         command: what Python runs as a front end.
-        tallies: what the supervisor itself counts.
+        stall_s: one that says nothing for so long is hung, and is replaced.
 
     Attributes:
         restarts: front ends begun after one has died.
@@ -91,19 +117,18 @@ class Fronts:
 
     def __init__(
         self,
-        born: Callable[[int], list[ToFront]],
+        owner: Owner,
         listeners: list[socket.socket],
         pulse: int,
-        on_serving: Callable[[Serving], None],
         command: Sequence[str],
-        tallies: Callable[[], list[Tally]],
+        stall_s: float,
     ) -> None:
-        self._born = born
+        self._owner = owner
         self._listeners = listeners
         self._pulse = pulse
-        self._on_serving = on_serving
         self._command = command
-        self._tallies = tallies
+        self._stall_s = stall_s
+        self._names = itertools.count()
         self._children: dict[int, Child] = {}
         self._exchanges: dict[int, _Exchange] = {}
         self._numbers = itertools.count()
@@ -142,14 +167,16 @@ class Fronts:
             if self.stopping:
                 # The others were killed before this one was known.
                 child.process.kill()
+            watching = asyncio.create_task(self._watch(index, child))
             await self._listen(index, child)
             code = await child.process.wait()
+            watching.cancel()
             self._buried(index, child)
             if self.stopping:
                 return
             if self._cannot is not None:
                 raise ConfigError(self._cannot)
-            wait = backoff.died(None if child.served_at is None else monotonic() - child.served_at)
+            wait = backoff.died(None if child.served_at is None else _now() - child.served_at)
             if wait is None:
                 raise EngineError(f"front end {index} has ended {backoff.deaths} times before it could serve")
             self.restarts += 1
@@ -170,11 +197,23 @@ class Fronts:
                 pass_fds=[theirs.fileno(), listener.fileno(), self._pulse],
                 start_new_session=True,
             )
-        child = Child(process, await Wire.open(ours, FromFront))
-        for message in [*self._born(listener.fileno()), *self._strikes]:
+        child = Child(f"front-{next(self._names)}", process, await Wire.open(ours, FromFront))
+        for message in [*self._owner.born(listener.fileno(), child.name), *self._strikes]:
             child.wire.send(message)
         self._children[index] = child
         return child
+
+    async def _watch(self, index: int, child: Child) -> None:
+        """Kill a front end whose event loop has stopped going round."""
+        while True:
+            await asyncio.sleep(min(1.0, self._stall_s / 20))
+            if child.heard_at is not None and _now() - child.heard_at > self._stall_s:
+                log.error("front end %d has not moved for %.1f s; this is what its threads do:", index, self._stall_s)
+                for number in (signal.SIGUSR1, signal.SIGCONT):
+                    child.process.send_signal(number)
+                await asyncio.sleep(STACKS_S)
+                child.process.kill()
+                return
 
     async def _listen(self, index: int, child: Child) -> None:
         try:
@@ -185,9 +224,11 @@ class Fronts:
             child.process.kill()
 
     def _handle(self, index: int, child: Child, message: FromFront) -> None:
-        if isinstance(message, Serving):
-            child.served_at = monotonic()
-            self._on_serving(message)
+        if isinstance(message, Alive):
+            child.heard_at = _now()
+        elif isinstance(message, Serving):
+            child.served_at = _now()
+            self._owner.serving(message)
         elif isinstance(message, CannotServe):
             self._cannot = message.message
         elif isinstance(message, Strike):
@@ -238,18 +279,23 @@ class Fronts:
             exchange.timer.cancel()
         if isinstance(exchange.ask.question, Count):
             late = [self._children[index].counted for index in exchange.missing if index in self._children]
-            exchange.replies.append(Counted(0, total([self._past, self._tallies(), *late])))
+            exchange.replies.append(Counted(0, total([self._past, self._owner.tallies(), *late])))
         if exchange.asker in self._children:
             self._tell(exchange.asker, Answers(exchange.ask.number, exchange.replies))
 
     def _buried(self, index: int, child: Child) -> None:
         del self._children[index]
         child.wire.close()
+        self._owner.gone(child.name)
         self._past = total([self._past, child.counted])
         for number, exchange in list(self._exchanges.items()):
             exchange.missing.discard(index)
             if not exchange.missing:
                 self._end(number)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _how(code: int) -> str:

@@ -98,12 +98,15 @@ class Reader(threading.Thread):
         self.events: list[dict] = []
         self.done = self.broken = False
         self.begun = threading.Event()
+        self._left = False
         self.start()
 
     def run(self) -> None:
         try:
             with httpx.stream("POST", f"{self.family.url}/v1/completions", json=self.json, timeout=60) as answer:
                 for line in answer.iter_lines():
+                    if self._left:
+                        break
                     if line == "data: [DONE]":
                         self.done = True
                     elif line.startswith("data: "):
@@ -111,6 +114,10 @@ class Reader(threading.Thread):
                         self.begun.set()
         except httpx.HTTPError:
             self.broken = True
+
+    def leave(self) -> None:
+        """Hang up."""
+        self._left = True
 
     @property
     def error(self) -> str | None:

@@ -116,7 +116,8 @@ def condemn(two: Family) -> None:
 
 def test_a_front_end_that_dies_takes_only_its_own_with_it(two: Family) -> None:
     readers = [Reader(two, [80 + i], 400) for i in range(12)]
-    for reader in readers:
+    endless = [Reader(two, [180 + i], 1900) for i in range(12)]
+    for reader in (*readers, *endless):
         assert reader.begun.wait(20)
     victim = two.fronts[0]
     before = metric(two, "http_requests_total")
@@ -129,9 +130,26 @@ def test_a_front_end_that_dies_takes_only_its_own_with_it(two: Family) -> None:
             assert reader.error is None
             assert reader.tokens == expected([80 + index], 400)
     assert {reader.broken for reader in readers} == {True, False}
+    # What the dead one asked is forgotten long before it would have ended by itself.
+    survivors = sum(not reader.broken for reader in endless)
+    assert two.get("/load").json()["running"] <= survivors < len(endless)
+    for reader in endless:
+        reader.leave()
     until(lambda: idle(two))
     until(lambda: metric(two, "front_end_restarts_total") == restarts + 1)
     assert metric(two, "http_requests_total") >= before, "counters never fall"
+
+
+def test_a_front_end_that_hangs_is_replaced() -> None:
+    with server("stall_timeout_s=3", "api_server_count=2") as family:
+        hung, other = family.fronts
+        hung.suspend()
+        assert until(lambda: not hung.is_running() and len(family.fronts) == 2) < 12, "the limit is 3 s"
+        assert other.is_running()
+        assert "most recent call first" in family.text(), "its stacks are in the log"
+        assert family.complete(PROMPT, 5, return_token_ids=True).json()["choices"][0]["token_ids"] == expected(
+            PROMPT, 5
+        )
 
 
 def metric(family: Family, name: str) -> float:
