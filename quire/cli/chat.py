@@ -13,6 +13,7 @@ from typing import Protocol, TextIO
 
 from quire.base.errors import ConfigError, EngineDeadError, QuireError, RequestError
 from quire.cli import flags
+from quire.cli.address import Address
 from quire.cli.local import Make, Message, TextModel, add_sampling, completion, make_llm, sampling_params
 from quire.cli.parser import Parser
 from quire.cli.remote import RemoteChat
@@ -162,7 +163,7 @@ def _partner(args: Namespace, make: Make) -> Partner:
         }
         body["seed"] = config.engine.model.seed if provenance["seed"] != "default" else None
         chosen = {key: value for key, value in body.items() if value is not None}
-        return RemoteChat(args.url, config.server.api_key, name, chosen)
+        return RemoteChat(Address.of(args.url, "--url"), config.server.api_key, name, chosen)
     model = make(config.engine)
     return LocalChat(config.engine.model.model, model, sampling_params(args, model.get_default_sampling_params()))
 

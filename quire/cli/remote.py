@@ -8,9 +8,9 @@ import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
-from urllib.parse import urlsplit
 
 from quire.base.errors import ConfigError, EngineError, RequestError
+from quire.cli.address import Address
 from quire.cli.local import Message
 
 CONNECT_TIMEOUT_S = 10.0
@@ -21,22 +21,17 @@ class RemoteChat:
     """A server that speaks OpenAI's API.
 
     Args:
-        url: address of the server, with or without `/v1`.
+        address: of the server.
         key: sent as a bearer token, if there is one.
         model: its name on the server; None takes the first that the server lists.
         options: further fields of each request: temperature, max_tokens, ...
 
     Raises:
-        ConfigError: the address is wrong, or nobody answers there.
+        ConfigError: nobody answers there.
     """
 
-    def __init__(self, url: str, key: str | None, model: str | None, options: Mapping[str, float]) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--url {url}: not an address; write http://127.0.0.1:8000")
-        self._secure = parts.scheme == "https"
-        self._where = parts.netloc
-        self._path = parts.path.rstrip("/").removesuffix("/v1")
+    def __init__(self, address: Address, key: str | None, model: str | None, options: Mapping[str, float]) -> None:
+        self._address = address
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._options = dict(options)
         self.name = model or self._first_model()
@@ -55,8 +50,9 @@ class RemoteChat:
         """Nothing is kept open between answers."""
 
     def _connect(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        return kind(self._where, timeout=CONNECT_TIMEOUT_S)
+        address = self._address
+        kind = http.client.HTTPSConnection if address.secure else http.client.HTTPConnection
+        return kind(address.host, address.port, timeout=CONNECT_TIMEOUT_S)
 
     def _first_model(self) -> str:
         with closing(self._connect()) as connection:
@@ -70,10 +66,10 @@ class RemoteChat:
             connection.connect()
             connection.sock.settimeout(ANSWER_TIMEOUT_S)
             content = None if body is None else json.dumps(body)
-            connection.request(method, self._path + path, content, self._headers)
+            connection.request(method, self._address.path + path, content, self._headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
-            raise ConfigError(f"no server answers at {self._where} ({error}); start one with: quire serve") from None
+            raise ConfigError(f"no server answers at {self._address} ({error}); start one with: quire serve") from None
         if response.status != http.client.OK:
             remedy = "; give --api-key" if response.status == http.client.UNAUTHORIZED else ""
             raise RequestError(f"the server says {response.status}: {_refusal(response.read())}{remedy}")

@@ -11,6 +11,7 @@ import pytest
 
 from quire.base.errors import ConfigError, EngineError, RequestError
 from quire.cli import chat as command
+from quire.cli.address import Address
 from quire.cli.chat import Terminal, run
 from quire.cli.remote import RemoteChat
 from tests.cli.fakes import FakeModel, parsed
@@ -75,21 +76,21 @@ def piece(text: str) -> str:
 def test_an_answer_streams(server: Server) -> None:
     first, usage = json.dumps({"choices": [{"delta": {"role": "assistant"}}]}), json.dumps({"choices": [], "usage": {}})
     server.events = [first, piece("Once "), piece("upon"), usage, "[DONE]"]
-    remote = RemoteChat(server.url, "k", None, {"temperature": 0.5})
+    remote = RemoteChat(Address.of(server.url, "--url"), "k", None, {"temperature": 0.5})
     assert "".join(remote.answer(HELLO)) == "Once upon"
     assert server.bodies == [{"model": "served", "messages": HELLO, "stream": True, "temperature": 0.5}]
 
 
 def test_the_address_may_end_in_v1_and_the_model_be_named(server: Server) -> None:
     server.events = ["[DONE]"]
-    remote = RemoteChat(f"{server.url}/v1/", "k", "mine", {})
+    remote = RemoteChat(Address.of(f"{server.url}/v1/", "--url"), "k", "mine", {})
     assert list(remote.answer(HELLO)) == []
     assert server.bodies[0]["model"] == "mine"
 
 
 def test_a_refusal_is_told(server: Server) -> None:
     with pytest.raises(RequestError, match="the server says 401: wrong key; give --api-key"):
-        list(RemoteChat(server.url, None, "m", {}).answer(HELLO))
+        list(RemoteChat(Address.of(server.url, "--url"), None, "m", {}).answer(HELLO))
 
 
 @pytest.mark.parametrize(
@@ -98,16 +99,16 @@ def test_a_refusal_is_told(server: Server) -> None:
 )
 def test_a_broken_stream_is_told(server: Server, events: list[str], complaint: str) -> None:
     server.events = events
-    answer = RemoteChat(server.url, "k", "m", {}).answer(HELLO)
+    answer = RemoteChat(Address.of(server.url, "--url"), "k", "m", {}).answer(HELLO)
     assert next(answer) == "a"
     with pytest.raises(EngineError, match=complaint):
         next(answer)
 
 
-@pytest.mark.parametrize("url", ["ftp://there", "http://", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("url", ["ftp://there", "http://", "http://there:x", "http://[::1", "http://127.0.0.1:1"])
 def test_a_wrong_address_says_what_to_do(url: str) -> None:
     with pytest.raises(ConfigError, match=r"quire serve|write http://"):
-        RemoteChat(url, None, None, {})
+        RemoteChat(Address.of(url, "--url"), None, None, {})
 
 
 def test_the_command_talks_to_the_server_and_loads_nothing(server: Server) -> None:

@@ -9,12 +9,11 @@ import ssl
 import time
 from dataclasses import dataclass, field
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 import httptools
 import msgspec
 
-from quire.base.errors import ConfigError
+from quire.cli.address import Address
 
 OK = 200
 
@@ -83,26 +82,6 @@ class Sample:
     text: str = ""
     session: int = 0
     turn: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where the server is."""
-
-    host: str
-    port: int
-    path: str
-    secure: bool
-
-    @staticmethod
-    def of(url: str) -> "Address":
-        """The address in `url`, with or without scheme and `/v1`. Raises ConfigError."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--base-url {url}: not an address; write http://127.0.0.1:8000")
-        secure = parts.scheme == "https"
-        path = parts.path.rstrip("/").removesuffix("/v1")
-        return Address(parts.hostname, parts.port or (443 if secure else 80), path, secure)
 
 
 class Line(asyncio.Protocol):
@@ -282,7 +261,7 @@ class Client:
     def _request(self, method: str, path: str, body: bytes) -> bytes:
         key = "" if self._key is None else f"Authorization: Bearer {self._key}\r\n"
         head = (
-            f"{method} {self._address.path}{path} HTTP/1.1\r\nHost: {self._address.host}:{self._address.port}\r\n{key}"
+            f"{method} {self._address.path}{path} HTTP/1.1\r\nHost: {self._address}\r\n{key}"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return head.encode() + body

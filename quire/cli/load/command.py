@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from quire.base.errors import ConfigError, EngineError
+from quire.cli.address import Address
 from quire.cli.load import drive
 from quire.cli.load.client import Sample
 from quire.cli.load.plot import svg
@@ -125,7 +126,7 @@ def _job(args: Namespace) -> drive.Job:
         seed=args.seed,
         extra=_extra(args.extra_body),
     )
-    model = args.model or RemoteChat(args.base_url, args.api_key, None, {}).name
+    model = args.model or RemoteChat(Address.of(args.base_url, "--base-url"), args.api_key, None, {}).name
     return drive.Job(
         url=args.base_url,
         model=model,

@@ -12,8 +12,10 @@ from typing import Any
 
 import msgspec
 
+from quire.base.event_loop import loop_factory
+from quire.cli.address import Address
 from quire.cli.load.arrivals import arrivals
-from quire.cli.load.client import Address, Client, Sample
+from quire.cli.load.client import Client, Sample
 from quire.cli.load.traffic import Session, Traffic, sessions
 
 HEAD_START_S = 0.2
@@ -48,7 +50,8 @@ async def drive(job: Job, tick: Callable[[], None] = lambda: None) -> list[Sampl
     asked = sessions(job.traffic)
     times = arrivals(len(asked), job.rate, job.burstiness, job.traffic.seed)
     mine = list(enumerate(zip(asked, times, strict=True)))[job.part :: job.parts]
-    client = Client(Address.of(job.url), job.key, keep_text=job.traffic.kind in ("multiturn", "structured"))
+    keep_text = job.traffic.kind in ("multiturn", "structured")
+    client = Client(Address.of(job.url, "--base-url"), job.key, keep_text)
     places = asyncio.Semaphore(max(1, job.concurrency // job.parts) if job.concurrency else len(mine) + 1)
 
     async def one(number: int, session: Session, arrival: float) -> list[Sample]:
@@ -102,19 +105,11 @@ async def _sender(job: Job) -> list[Sample]:
 
 def run(job: Job, processes: int = 1, tick: Callable[[], None] = lambda: None) -> list[Sample]:
     """Send all of `job` and wait for the answers."""
-    with asyncio.Runner(loop_factory=_loop()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         if processes > 1:
             return runner.run(spread(job, processes))
         begins = job.begins or time.perf_counter() + HEAD_START_S
         return runner.run(drive(msgspec.structs.replace(job, begins=begins), tick))
-
-
-def _loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if sys.platform == "win32":
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
 
 
 if __name__ == "__main__":
