@@ -69,6 +69,11 @@ class FrontEnd:
         config: what the user asked for.
         model: the checkpoint, if somebody has read its facts already.
 
+    Attributes:
+        model: the checkpoint.
+        tokenizer_path: where its tokenizer lies.
+        tokenizer, chat_template: of it; None for a model that cannot chat.
+
     Raises:
         CheckpointError: the folder, config.json or tokenizer is missing or damaged.
     """
@@ -78,9 +83,10 @@ class FrontEnd:
         self.model = model or read_facts(
             settings.model, resolve(settings.model, settings.revision), settings.runner, settings.pooling
         )
-        self.tokenizer = Tokenizer.load(
-            resolve(settings.tokenizer, None) if settings.tokenizer is not None else self.model.path
+        self.tokenizer_path = (
+            str(resolve(settings.tokenizer, None)) if settings.tokenizer is not None else self.model.path
         )
+        self.tokenizer = Tokenizer.load(self.tokenizer_path)
         template = self.model.chat_template
         self.chat_template = None if template is None else ChatTemplate(template, self.tokenizer)
         self._use_generation_config = settings.generation_config == "auto"

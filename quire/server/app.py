@@ -45,8 +45,10 @@ from quire.server.pooling.schema import (
     RerankRequest,
     ScoreRequest,
 )
-from quire.server.service import Engine, Service, Template, service_of
+from quire.server.service import Engine, Service, service_of
 from quire.server.store import Store
+from quire.server.text.desk import Desk, Template
+from quire.server.text.texts import Run, Texts, in_threads
 from quire.server.tracing import tracer_for
 
 
@@ -118,7 +120,11 @@ ROUTES = (
 
 
 def create_app(
-    engine: Engine, config: ServerConfig, template: Template | None = None, peers: Peers | None = None
+    engine: Engine,
+    config: ServerConfig,
+    template: Template | None = None,
+    peers: Peers | None = None,
+    run_texts: Run | None = None,
 ) -> Starlette:
     """The ASGI application over `engine` (an `AsyncLLM` or anything like it).
 
@@ -127,6 +133,7 @@ def create_app(
         config: of the server.
         template: for /v1/chat/completions; None if the model cannot chat.
         peers: the other front ends, if there are any.
+        run_texts: does jobs on texts where they can be stopped; None does them in threads.
 
     Raises:
         ConfigError: there is no parser of the name that `config` gives.
@@ -158,8 +165,9 @@ def create_app(
     app.router.redirect_slashes = False
     store = Store(config.response_store_bytes)
     source = template.source if template else ""
+    texts = Texts(run_texts or in_threads(Desk(engine.tokenizer, template)), engine.tokenizer)
     app.state.service = Service(
-        *(engine, config, metrics, Admission(room), template, name, store),
+        *(engine, config, metrics, Admission(room), template, texts, name, store),
         tool_format=tool_format(config.tool_call_parser, source),
         reasoning_format=reasoning_format(config.reasoning_parser, source),
         tracer=tracer_for(config.otlp_traces_endpoint, name),

@@ -33,7 +33,8 @@ class Wire(Generic[Message]):
         if self._writer.transport.get_write_buffer_size() > MOST_UNREAD_BYTES:
             raise TransportError("the other process does not read what it is told")
         frame = self._codec.encode(message)
-        self._writer.write(_LENGTH.pack(len(frame)) + frame)
+        # Not joined: frames of long texts are megabytes.
+        self._writer.writelines((_LENGTH.pack(len(frame)), frame))
 
     async def receive(self) -> Message | None:
         """The next message; None when the other side has ended. Raises TransportError."""

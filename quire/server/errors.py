@@ -14,10 +14,10 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from quire.base.clip import MAX_ECHO_CHARS, clip
 from quire.base.errors import EngineDeadError, EngineError, RequestError
 
 MAX_MESSAGE_CHARS = 2000
-MAX_ECHO_CHARS = 200
 
 TYPES = {
     401: "authentication_error",
@@ -72,12 +72,6 @@ class ApiError(Exception):
 
 Refuse = Callable[[ApiError], Response]
 """Writes an error as an answer, in the form of one dialect."""
-
-
-def clip(text: str, chars: int = MAX_ECHO_CHARS) -> str:
-    """At most `chars` characters of `text`, without lone surrogates."""
-    text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= chars else text[: chars - 1] + "…"
 
 
 def unavailable(message: str, code: str, retry_after_s: int = 1) -> ApiError:

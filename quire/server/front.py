@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from quire.base.errors import ConfigError, QuireError
+from quire.base.event_loop import loop_factory
 from quire.base.logging import get_logger, setup
 from quire.chat.template import ChatTemplate
 from quire.config.fields import ServerConfig
@@ -40,12 +41,14 @@ from quire.messages.control import (
     Strike,
     ToFront,
 )
+from quire.messages.text import Setup
 from quire.server.app import create_app
 from quire.server.channel import Wire
 from quire.server.greeting import greeting
 from quire.server.listen import ApiServer
 from quire.server.peers import Family
 from quire.server.service import Service
+from quire.server.text.pool import TextPool
 
 log = get_logger(__name__)
 
@@ -68,7 +71,13 @@ class Front:
         self._config = born.config.server
         self._listener = socket.socket(fileno=born.listener)
         connect = partial(CoreClient, name=born.name, secret=born.secret)
-        self._engine = AsyncLLM(FrontEnd(born.config.engine, born.model), born.facts, Pulse(born.pulse), connect)
+        front = FrontEnd(born.config.engine, born.model)
+        self._engine = AsyncLLM(front, born.facts, Pulse(born.pulse), connect)
+        source = _template_source(self._config)
+        self._template = front.chat_template if source is None else ChatTemplate(source, front.tokenizer)
+        source = None if self._template is None else self._template.source
+        said = born.config.engine.log
+        self._pool = TextPool(Setup(front.tokenizer_path, source, said.log_level, said.log_format))
         self._engine.on_death = lambda reason: log.error("requests are refused until there is an engine: %s", reason)
         self._family = Family(wire, born.count)
         self._known = asyncio.Event()
@@ -92,12 +101,14 @@ class Front:
         await self._engine.close()
 
     async def _serve(self) -> None:
-        source = _template_source(self._config)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._known.wait(), self._wait_s)
+        async with self._pool:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._known.wait(), self._wait_s)
+            await self._answer_clients()
+
+    async def _answer_clients(self) -> None:
         engine = self._engine
-        template = engine.chat_template if source is None else ChatTemplate(source, engine.tokenizer)
-        app = create_app(engine, self._config, template, self._family)
+        app = create_app(engine, self._config, self._template, self._family, self._pool.run)
         self._service = service = app.state.service
 
         def on_ready() -> None:
@@ -177,9 +188,7 @@ def main() -> int:
     folders: list[str] = []
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     threading.Thread(target=_end_with_supervisor, args=[folders], daemon=True).start()
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, contextlib.suppress(KeyboardInterrupt):
+    with asyncio.Runner(loop_factory=loop_factory()) as runner, contextlib.suppress(KeyboardInterrupt):
         return runner.run(_main(int(sys.argv[-1]), folders))
     return 0
 

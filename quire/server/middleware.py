@@ -9,8 +9,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from quire.base.clip import clip
 from quire.base.logging import get_logger
-from quire.server.errors import ApiError, Refuse, as_api_error, clip
+from quire.server.errors import ApiError, Refuse, as_api_error
 from quire.server.metrics import Metrics
 from quire.server.watch import ClientGoneError
 

@@ -7,10 +7,11 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 from starlette.requests import Request
 
+from quire.base.clip import clip
 from quire.base.logging import get_logger, warn_once
 from quire.chat.formats.base import ReasoningFormat, ToolFormat
 from quire.checkpoint.facts import ModelFacts
@@ -21,10 +22,11 @@ from quire.messages.params import SamplingParams
 from quire.messages.pooling import PoolingParams
 from quire.messages.wire import EngineFacts, Stats
 from quire.server.admission import Admission
-from quire.server.errors import clip
 from quire.server.metrics import Metrics
 from quire.server.peers import Alone, Peers
 from quire.server.store import Store
+from quire.server.text import desk
+from quire.server.text.texts import Texts
 from quire.server.tracing import NoTracer, Tracer
 from quire.server.watch import Watch
 
@@ -36,7 +38,7 @@ STALL_S = 120.0
 MAX_WARNED_FIELDS = 100
 
 
-class Tokenizer(Protocol):
+class Tokenizer(desk.Tokenizer, Protocol):
     """What the server needs of a tokenizer."""
 
     @property
@@ -47,44 +49,11 @@ class Tokenizer(Protocol):
     def special_ids(self) -> frozenset[int]:
         """Ids that are left out of texts."""
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Text to ids."""
-
-    def encode_within(self, text: str, most: int) -> list[int]:
-        """Text to at most so many ids."""
-
-    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
-        """Two texts put together, and where the second begins."""
-
-    def encode_plain(self, text: str) -> list[int]:
-        """Text to ids, of which none is special whatever the text spells."""
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        """Ids to text."""
-
     def token_text(self, token_id: int, /) -> str:
         """One token as text."""
 
     def token_bytes(self, token_id: int, /) -> bytes:
         """One token as bytes."""
-
-
-class Template(Protocol):
-    """A chat template."""
-
-    @property
-    def source(self) -> str:
-        """Its text."""
-
-    def render(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        **kwargs: Any,
-    ) -> list[int]:
-        """A conversation as token ids. Raises RequestError."""
 
 
 class TokensPrompt(TypedDict):
@@ -160,7 +129,8 @@ class Service:
 
     Attributes:
         engine, config, metrics, admission: what endpoints work with.
-        template: of the chat endpoint, if the model can chat.
+        template: of the chat endpoint, if the model can chat; it is looked at here, and run by `texts`.
+        texts: does what takes long, or runs code of strangers.
         model_name: the model's name in the API.
         responses: of /v1/responses, to be fetched or gone on from.
         tool_format, reasoning_format: how the model writes calls of tools and thoughts, if it does.
@@ -174,7 +144,8 @@ class Service:
     config: ServerConfig
     metrics: Metrics
     admission: Admission
-    template: Template | None
+    template: desk.Template | None
+    texts: Texts
     model_name: str
     responses: Store
     tool_format: ToolFormat | None = None

@@ -24,7 +24,8 @@ from tests.server.fake_engine import EMBEDDING_ROWS, byte_tokens
 CONTEXT = 256
 CANARY_TOKENS = 120
 SETTLE_S = 20.0
-JUDGE = "quire.structured.judge"
+HELPERS = {"quire.structured.judge", "quire.server.text.worker"}
+"""Whoever is stopped for what it is given, and begun again."""
 
 TEMPLATE = (
     "{#- <tool_call> -#}{%- for message in messages -%}{{ message.role }}: {{ message.content or '' }}\n{% endfor %}"
@@ -77,19 +78,19 @@ def watched(served: Served) -> Iterator[Watched]:
 
 
 def settled(served: Served) -> dict[str, object]:
-    """Pages in use, sequences, and descriptors of each process, but of the judges, who come and go."""
+    """Pages in use, sequences, and descriptors of each process, but of the helpers, who come and go."""
     gauges = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
     wait_until(lambda: not any(served.metric(name) for name in gauges), lambda: "the engine is not idle")
     return {"descriptors": {process.pid: process.num_fds() for process in family(served)}}
 
 
 def family(served: Served) -> list[psutil.Process]:
-    """The server's processes, without judges of grammars."""
+    """The server's processes, without helpers."""
     first = psutil.Process(served.process.pid)
     found = []
     for process in (first, *first.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if JUDGE not in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            if not HELPERS & set(process.cmdline()) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 

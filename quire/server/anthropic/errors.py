@@ -3,7 +3,8 @@
 import msgspec
 from starlette.responses import Response
 
-from quire.server.errors import MAX_MESSAGE_CHARS, ApiError, clip
+from quire.base.clip import clip
+from quire.server.errors import MAX_MESSAGE_CHARS, ApiError
 from quire.server.sse import named_event
 
 OVERLOADED = 529

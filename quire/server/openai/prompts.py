@@ -1,22 +1,21 @@
 """Prompts as token ids: the four forms of `prompt`, the rendered chat, and text of any length without blocking others.
 
-Encoding takes long for long texts; it then runs in a thread, where the tokenizer lets other work go on.
+What takes long, and the template, which is code of strangers, runs in text workers (`server/text`).
 """
 
-import asyncio
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
+
+import msgspec
 
 from quire.base.errors import RequestError
 from quire.chat.messages import Message, parse_messages
+from quire.messages.text import Encode
 from quire.server.openai.middle import middle_prompt
 from quire.server.openai.schema import ChatRequest, TokenizeRequest
 from quire.server.service import Service
 
 MAX_PROMPTS = 1024
-LONG_TEXT_CHARS = 8_000
-"""Longer texts are encoded in a thread: from here on it takes milliseconds."""
-
 MAX_TEXT_CHARS = 8_000_000
 """More text than this is refused before it is encoded: no context holds it."""
 
@@ -31,16 +30,9 @@ async def read_middles(
 ) -> tuple[list[list[int]], list[int]]:
     """Token ids of prompts for what goes between each prompt and `suffix`, and tokens that end it."""
     check_length(len(suffix), "suffix")
-    ids: list[list[int]] = []
-    ends: list[int] = []
-    for one in _listed(prompt):
-        if isinstance(one, str):
-            check_length(len(one), "prompt")
-            work = partial(service.engine.tokenizer.encode_plain, one)
-            one = await asyncio.to_thread(work) if len(one) > LONG_TEXT_CHARS else work()
-        made, ends = middle_prompt(one, suffix, service, add_special_tokens=add_special_tokens)
-        ids.append(made)
-    return ids, ends
+    befores, _ = await encoded(_listed(prompt), "prompt", Encode([], plain=True), service)
+    made = [middle_prompt(before, suffix, service, add_special_tokens=add_special_tokens) for before in befores]
+    return [ids for ids, _ in made], made[0][1]
 
 
 async def read_prompts(
@@ -51,20 +43,30 @@ async def read_prompts(
     Args:
         prompt: a string, a list of strings, a list of token ids or a list of such lists.
     """
-    listed = _listed(prompt)
-    ids: list[list[int]] = []
-    texts: list[str | None] = []
-    for one in listed:
-        texts.append(one if isinstance(one, str) else None)
-        ids.append(await encode(one, add_special_tokens, service) if isinstance(one, str) else one)
-    return ids, texts
+    return await encoded(_listed(prompt), "prompt", Encode([], special=add_special_tokens), service)
 
 
 async def encode(text: str, add_special_tokens: bool, service: Service) -> list[int]:
     """`text` as token ids."""
-    check_length(len(text), "prompt")
-    work = partial(service.engine.tokenizer.encode, text, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(work) if len(text) > LONG_TEXT_CHARS else work()
+    [ids], _ = await read_prompts(text, add_special_tokens, service)
+    return ids
+
+
+async def encoded(
+    listed: Sequence[str | list[int]], param: str, how: Encode, service: Service
+) -> tuple[list[list[int]], list[str | None]]:
+    """Token ids of each of several inputs, and its text if it came as text.
+
+    Args:
+        listed: texts, or token ids.
+        param: the field that they came in.
+        how: to encode texts.
+    """
+    texts = [one if isinstance(one, str) else None for one in listed]
+    given = [text for text in texts if text is not None]
+    check_length(max(map(len, given), default=0), param)
+    found = iter(await service.texts.encode(msgspec.structs.replace(how, texts=given)))
+    return [next(found) if isinstance(one, str) else one for one in listed], texts
 
 
 async def render_chat(
@@ -86,17 +88,14 @@ async def render_chat(
         raise RequestError(
             "continue_final_message and add_generation_prompt exclude each other.", "continue_final_message"
         )
-    work = partial(
-        template.render,
-        messages,
+    options = {
         **({} if tools is None else {"tools": tools}),
-        add_generation_prompt=not continued if asked.add_generation_prompt is None else asked.add_generation_prompt,
-        continue_final_message=continued,
+        "add_generation_prompt": not continued if asked.add_generation_prompt is None else asked.add_generation_prompt,
+        "continue_final_message": continued,
         **_template_kwargs(asked.chat_template_kwargs or {}),
-    )
-    chars = sum(map(_chars, messages))
-    check_length(chars, "messages")
-    return await asyncio.to_thread(work) if chars > LONG_TEXT_CHARS else work()
+    }
+    check_length(sum(map(_chars, messages)), "messages")
+    return await service.texts.render(messages, options)
 
 
 def _template_kwargs(kwargs: dict[str, object]) -> dict[str, object]:
@@ -124,6 +123,9 @@ def _listed(prompt: object) -> list[str | list[int]]:
         raise RequestError("prompt must be a string, a list of strings or token ids.", "prompt", "invalid_type")
     if not prompt:
         raise RequestError("prompt must hold at least one token.", "prompt", "empty_prompt")
+    if type(prompt[0]) is int and len(prompt) > MAX_PROMPTS:
+        # A million token ids take long to look at; the validator does so, if there is room for them at all.
+        return [prompt]
     kinds = set(map(type, prompt))
     if kinds == {int}:
         return [prompt]

@@ -8,13 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from quire.base.clip import clip
 from quire.base.errors import RequestError
 from quire.base.logging import get_logger
 from quire.messages.outputs import RequestOutput
 from quire.server.auth import owner_of
 from quire.server.blocks import Blocks
 from quire.server.body import read_json
-from quire.server.errors import ApiError, as_api_error, clip
+from quire.server.errors import ApiError, as_api_error
 from quire.server.generation import Job, admitted, check, collect
 from quire.server.openai.chat import chat_job
 from quire.server.openai.responses_answer import Answer

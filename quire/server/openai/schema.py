@@ -9,11 +9,13 @@ from typing import TypeVar
 
 import msgspec
 
+from quire.base.clip import clip
 from quire.base.errors import RequestError
 from quire.chat.messages import check_count
-from quire.server.body import Json, to_struct
-from quire.server.errors import ApiError, clip
+from quire.server.body import to_struct
+from quire.server.errors import ApiError
 from quire.server.service import Service
+from quire.server.text.strict_json import Json
 
 
 class StreamOptions(msgspec.Struct):

@@ -1,7 +1,5 @@
 """POST /tokenize and /detokenize, in vLLM's dialect: what a text is in tokens, and back."""
 
-import asyncio
-
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,8 +13,6 @@ from quire.server.service import service_of
 
 MOST_TOKENS = 1 << 19
 """Of a text to be read, where the context is not longer."""
-
-LONG_TOKENS = 5_000
 
 
 async def tokenize(request: Request) -> Response:
@@ -48,10 +44,6 @@ async def detokenize(request: Request) -> Response:
     most = max(MOST_TOKENS, service.engine.facts.max_model_len)
     if len(asked.tokens) > most:
         raise RequestError(f"tokens takes at most {most} ids.", "tokens")
-    tokenizer = service.engine.tokenizer
     check_token_ids("tokens", asked.tokens, service.engine.facts.vocab_size)
-    if len(asked.tokens) > LONG_TOKENS:
-        text = await asyncio.to_thread(tokenizer.decode, asked.tokens, skip_special_tokens=False)
-    else:
-        text = tokenizer.decode(asked.tokens, skip_special_tokens=False)
+    text = await service.texts.decode(asked.tokens)
     return Response(msgspec.json.encode({"prompt": text}), media_type="application/json")

@@ -4,7 +4,6 @@ import asyncio
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -14,12 +13,13 @@ from starlette.responses import Response
 from quire.base.errors import RequestError
 from quire.messages.outputs import RequestOutput
 from quire.messages.pooling import PoolingParams
+from quire.messages.text import Encode
 from quire.messages.validate_pooling import SAMPLING, kept_tokens
 from quire.server.auth import caller_of
 from quire.server.body import read_json
 from quire.server.errors import ApiError
 from quire.server.generation import Job, collect
-from quire.server.openai.prompts import LONG_TEXT_CHARS, check_length
+from quire.server.openai.prompts import check_length, encoded
 from quire.server.openai.sampling import label_of
 from quire.server.openai.schema import check_model, read
 from quire.server.pooling.schema import Pooled
@@ -89,37 +89,16 @@ async def read_inputs(
 ) -> Prompts:
     """Token ids of `input`: a text, token ids, or a list of those; `prompt` goes before each text."""
     service, listed = call.service, _listed(given)
-    chars = sum(len(one) for one in listed if isinstance(one, str))
-    check_length(chars, "input")
-    tokenizer, most = service.engine.tokenizer, kept_tokens(params, service.engine.facts)
-    encode = partial(tokenizer.encode, add_special_tokens=special is not False)
-    if most is not None and special is not False:
-        encode = partial(tokenizer.encode_within, most=most)
-
-    def work() -> list[list[int]]:
-        return [encode(prompt + one) if isinstance(one, str) else one for one in listed]
-
-    return Prompts(await _aside(work, chars))
+    special = special is not False
+    how = Encode([], special=special, within=kept_tokens(params, service.engine.facts) if special else None)
+    ids, _ = await encoded([prompt + one if isinstance(one, str) else one for one in listed], "input", how, service)
+    return Prompts(ids)
 
 
 async def read_pairs(pairs: Sequence[tuple[str, str]], service: Service) -> Prompts:
     """Token ids of pairs of texts, each put together."""
-    chars = sum(len(a) + len(b) for a, b in pairs)
-    check_length(chars, "documents")
-
-    def work() -> Prompts:
-        made = [service.engine.tokenizer.encode_pair(a, b) for a, b in pairs]
-        return Prompts([ids for ids, _ in made], [second for _, second in made])
-
-    return await _aside(work, chars)
-
-
-R = TypeVar("R")
-
-
-async def _aside(work: Callable[[], R], chars: int) -> R:
-    """Long work in a thread, so that other requests get their turns."""
-    return await asyncio.to_thread(work) if chars > LONG_TEXT_CHARS else work()
+    check_length(sum(len(a) + len(b) for a, b in pairs), "documents")
+    return Prompts(*await service.texts.encode_pairs(pairs))
 
 
 def usage_of(outputs: Sequence[RequestOutput]) -> dict[str, object]:

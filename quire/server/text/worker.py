@@ -1,0 +1,78 @@
+"""A text worker: `python -m quire.server.text.worker FD`, started by `pool.py`; one job at a time, with limits.
+
+A template that takes too much time or memory ends this process and nothing else; whoever waits for it is told so by the
+other side. It imports no more than it must: there are several of them.
+"""
+
+import resource
+import signal
+import socket
+import sys
+
+import psutil
+
+from quire.base import logging
+from quire.base.lifeline import die_with_parent
+from quire.chat.template import ChatTemplate
+from quire.messages.codec import Codec
+from quire.messages.frames import receive, send
+from quire.messages.text import Failed, FromWorker, Job, Ready, Refused, Render, Setup, ToWorker
+from quire.server.text.desk import Desk
+from quire.tokenizer.tokenizer import Tokenizer
+
+RENDER_CPU_S = 4.0
+"""Of processor time; the template's own limit (`chat/sandbox.py`) is shorter, and kinder where it gets its turn."""
+
+MEMORY_BYTES = 2 << 30
+"""Beyond what the tokenizer takes."""
+
+INTEGERS = "The body holds an integer beyond 64 bits."
+
+
+def main() -> int:
+    """Work until the other side ends."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    codec: Codec[ToWorker] = Codec(ToWorker)
+    with socket.socket(fileno=int(sys.argv[-1])) as channel:
+        while (frame := receive(channel)) is not None:
+            job = codec.decode(frame)
+            if isinstance(job, Setup):
+                desk = _furnished(job)
+                send(channel, codec.encode(Ready()))
+            else:
+                send(channel, _encoded(codec, _done(desk, job)))
+    return 0
+
+
+def _furnished(setup: Setup) -> Desk:
+    logging.setup(setup.log_level, setup.log_format)
+    tokenizer = Tokenizer.load(setup.tokenizer)
+    desk = Desk(tokenizer, None if setup.template is None else ChatTemplate(setup.template, tokenizer))
+    most = psutil.Process().memory_info().vms + MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    return desk
+
+
+def _done(desk: Desk, job: Job) -> FromWorker:
+    if not isinstance(job, Render):
+        return desk.do(job)
+    # The default action of this signal is to end the process: no computation can hold it up.
+    signal.setitimer(signal.ITIMER_PROF, RENDER_CPU_S)
+    try:
+        return desk.do(job)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _encoded(codec: Codec[ToWorker], answer: FromWorker) -> bytes:
+    try:
+        return codec.encode(answer)
+    except OverflowError:
+        return codec.encode(Refused(INTEGERS, None, "invalid_json"))
+    except MemoryError:
+        return codec.encode(Failed("The text is too long to be worked on."))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Text workers: what they answer, and what becomes of a template that hangs or eats the memory."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from quire.base.errors import RequestError
+from quire.messages.text import Encode, Setup
+from quire.server.errors import ApiError
+from quire.server.text import pool as pool_module
+from quire.server.text.desk import Desk
+from quire.server.text.pool import WORKERS, TextPool
+from quire.server.text.texts import Run, Texts, in_threads
+from quire.tokenizer.tokenizer import Tokenizer
+from tests.server.fake_engine import byte_tokenizer, byte_tokens
+
+HI = [{"role": "user", "content": "hi"}]
+SQUARES = "{% set ns = namespace(x=9) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x }}"
+HOSTILE = (
+    "{% if messages[0].content == 'hang' %}" + SQUARES + "{% elif messages[0].content == 'eat' %}"
+    "{{ 'x' | center(10 ** 11) }}{% else %}{{ messages[0].content }}{% endif %}"
+)
+"""Numbers squared again and again: no loop, no output, and one multiplication takes longer than anybody waits."""
+
+
+@asynccontextmanager
+async def pooled(folder: Path) -> AsyncIterator[Texts]:
+    byte_tokens().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>"}))
+    async with TextPool(Setup(str(folder), HOSTILE, "warning")) as pool:
+        yield Texts(pool.run, Tokenizer.load(folder))
+
+
+def run(folder: Path, play: Callable[[Texts], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with pooled(folder) as texts:
+            await play(texts)
+
+    asyncio.run(whole())
+    assert not workers(), "they end with their pool"
+
+
+def workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "quire.server.text.worker" in child.cmdline()]
+
+
+async def check_answers(texts: Texts) -> None:
+    """Long and short, the answers are the tokenizer's own."""
+    tokenizer = byte_tokenizer()
+    for text in ("short", "wörld 😀 <eos> " * 3000):
+        assert await texts.encode(Encode([text, "b"])) == [tokenizer.encode(text), tokenizer.encode("b")]
+        assert await texts.encode(Encode([text], plain=True)) == [tokenizer.encode_plain(text)]
+        assert await texts.encode(Encode([text], within=3)) == [tokenizer.encode_within(text, 3)]
+        pair, second = tokenizer.encode_pair(text, "b")
+        assert await texts.encode_pairs([(text, "b")]) == ([pair], [second])
+        assert await texts.decode(tokenizer.encode(text)) == text
+    assert await texts.parse([b'{"a": ', b"[1, null]}"]) == {"a": [1, None]}
+    with pytest.raises(RequestError) as refused:
+        await texts.parse([b'{"a": 1, "a": 2}'])
+    assert (refused.value.code, refused.value.param) == ("duplicate_key", "a")
+
+
+@pytest.mark.plain
+def test_threads_answer_as_workers_do() -> None:
+    tokenizer = byte_tokenizer()
+    run: Run = in_threads(Desk(tokenizer, None))
+    asyncio.run(check_answers(Texts(run, tokenizer)))
+
+
+@pytest.mark.multi
+def test_workers_answer(tmp_path: Path) -> None:
+    async def play(texts: Texts) -> None:
+        await check_answers(texts)
+        assert await texts.render(HI, {}) == byte_tokenizer().encode("hi")
+        with pytest.raises(RequestError, match="beyond 64 bits"):
+            await texts.parse([b'{"seed": 1', b"0" * 30, b"}"])
+
+    run(tmp_path, play)
+
+
+@pytest.mark.multi
+def test_a_template_that_hangs_or_eats_is_stopped_and_others_go_on(tmp_path: Path) -> None:
+    async def play(texts: Texts) -> None:
+        before = None
+        hanging = asyncio.create_task(texts.render([{"role": "user", "content": "hang"}], {}))
+        while len(before := workers()) < WORKERS:
+            await asyncio.sleep(0.05)
+        assert await texts.render(HI, {}) == byte_tokenizer().encode("hi")
+        with pytest.raises(RequestError) as stopped:
+            await hanging
+        assert (stopped.value.param, stopped.value.code) == ("chat_template", "template_timeout")
+        with pytest.raises(RequestError) as eaten:
+            await texts.render([{"role": "user", "content": "eat"}], {})
+        assert eaten.value.code == "template_error"
+        assert await texts.render(HI, {}) == byte_tokenizer().encode("hi")
+        while len(workers()) < WORKERS:
+            await asyncio.sleep(0.05)
+        assert {one.pid for one in workers()} != {one.pid for one in before}, "another one has begun"
+
+    run(tmp_path, play)
+
+
+@pytest.mark.multi
+def test_a_job_goes_on_when_its_client_has_left_and_nobody_waits_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "PATIENCE_S", 0.5)
+    hang = [{"role": "user", "content": "hang"}]
+
+    async def play(texts: Texts) -> None:
+        while True:
+            try:
+                await texts.render(HI, {})
+                break
+            except ApiError:
+                pass  # none is ready yet
+        both = [asyncio.create_task(texts.render(hang, {})) for _ in range(WORKERS)]
+        with pytest.raises(ApiError) as full:
+            while True:
+                await texts.render(HI, {})
+        assert (full.value.status, full.value.code) == (503, "queue_full")
+        for task in both:
+            task.cancel()
+        await asyncio.gather(*both, return_exceptions=True)
+        assert len(workers()) == WORKERS, "they have not been stopped for it"
+
+    run(tmp_path, play)
