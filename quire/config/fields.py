@@ -138,6 +138,9 @@ class ServerConfig:
     api_key_file: str | None = setting(
         None, "YAML list of keys, each a text or {key, name, priority}; only keys with priority: true may set it."
     )
+    allow_unauthenticated: bool = setting(
+        False, "Serve without a key where other machines can reach the server: anybody on the network may ask."
+    )
     api_server_count: int = setting(
         1, "Processes that answer HTTP for the one engine; more than one where a single one is short of processor time."
     )

@@ -7,9 +7,8 @@ import msgspec
 from quire.config.fields import ServerConfig
 from quire.messages.params import SamplingParams
 from quire.server.service import Service
+from quire.server.sockets import is_own
 from quire.version import __version__
-
-LOOPBACK = ("127.", "::1", "localhost")
 
 
 def greeting(service: Service, listener: socket.socket) -> str:
@@ -63,7 +62,7 @@ def _warnings(service: Service, listener: socket.socket) -> list[str]:
     if service.config.uds is not None:
         return []
     host = str(listener.getsockname()[0])
-    if not _guarded(service) and not host.startswith(LOOPBACK):
+    if not _guarded(service) and not is_own(host):
         return [f"  WARNING   {host} can be reached from other machines and no key is asked for; set --api-key"]
     return []
 

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import ssl
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -48,7 +49,12 @@ class ApiServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(Wire, most=connections_allowed(), write_timeout_s=config.stream_write_timeout_s),  # type: ignore[arg-type]
+                http=partial(  # type: ignore[arg-type]
+                    Wire,
+                    most=connections_allowed(),
+                    addresses=Counter(),
+                    write_timeout_s=config.stream_write_timeout_s,
+                ),
                 ws="none",
                 lifespan="off",
                 timeout_keep_alive=KEEP_ALIVE_S,

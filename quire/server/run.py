@@ -13,7 +13,7 @@ from quire.checkpoint.read import read_facts
 from quire.config.fields import Config
 from quire.server.keys import keys_of
 from quire.server.notify import notify
-from quire.server.sockets import bind_all, check_certificates
+from quire.server.sockets import bind_all, check_certificates, check_guard
 from quire.server.supervisor import OURS, Commands, Supervisor
 
 
@@ -28,6 +28,7 @@ def serve(config: Config, commands: Commands = OURS) -> int:
     listeners = bind_all(config.server)
     try:
         keys_of(config.server)
+        check_guard(config.server, listeners[0])
         check_certificates(config.server)
         tool_format(config.server.tool_call_parser, "")
         reasoning_format(config.server.reasoning_parser, "")

@@ -3,6 +3,7 @@
 Called by the supervisor, so nothing here knows of HTTP.
 """
 
+import ipaddress
 import os
 import socket
 import ssl
@@ -95,6 +96,25 @@ def _bind_port(host: str, port: int) -> socket.socket:
             f"cannot listen on {host} port {port}: {error.strerror}; choose others with --host and --port (0: any free)"
         ) from error
     return listener
+
+
+def is_own(host: str) -> bool:
+    """Whether an address is this machine's own, which no other machine can use."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_guard(config: ServerConfig, listener: socket.socket) -> None:
+    """Raise ConfigError if other machines can reach the server without a key, and nobody has said that they may."""
+    guarded = (config.uds, config.api_key, config.api_key_file, config.ssl_ca_certs) != (None,) * 4
+    host = str(listener.getsockname()[0])
+    if not guarded and not config.allow_unauthenticated and not is_own(host):
+        raise ConfigError(
+            f"host: other machines can reach {host} and no key is asked for; set --api-key-file (or --api-key), or say "
+            "--allow-unauthenticated if anybody may ask"
+        )
 
 
 def check_certificates(config: ServerConfig) -> None:

@@ -7,11 +7,13 @@ or by opening connections without number. Known to `ApiServer` only; it sees byt
 import asyncio
 import resource
 import uuid
+from collections import Counter
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quire.server.errors import ApiError, unavailable
+from quire.server.sockets import is_own
 
 HEAD_TIMEOUT_S = 10.0
 """From the first byte of a request to the end of its headers."""
@@ -38,14 +40,17 @@ class Wire(HttpToolsProtocol):
     """One connection; see the module.
 
     Args:
-        most: connections at a time; one more is turned away.
+        most: connections at a time; one more is turned away. Another machine may have half of them.
+        addresses: connections by address, the same object for all.
         write_timeout_s: a client that has taken nothing for so long, while there is something to take, has gone.
         given: what uvicorn hands over.
     """
 
-    def __init__(self, *, most: int, write_timeout_s: float, **given: Any) -> None:
+    def __init__(self, *, most: int, addresses: Counter[str], write_timeout_s: float, **given: Any) -> None:
         super().__init__(**given)
         self._most = most
+        self._addresses = addresses
+        self._address = ""
         self._write_timeout_s = write_timeout_s
         self._reads_head = False
         self._head_bytes = 0
@@ -55,7 +60,10 @@ class Wire(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected; one too many is told so."""
         super().connection_made(transport)
-        if len(self.connections) > self._most:
+        if self.client is not None and not is_own(self.client[0]):
+            self._address = self.client[0]
+            self._addresses[self._address] += 1
+        if len(self.connections) > self._most or self._addresses[self._address] > self._most // 2:
             self._refuse(unavailable("Too many connections are open; try again later.", "too_many_connections"))
             return
         # Until its first byte a connection is idle.
@@ -65,6 +73,10 @@ class Wire(HttpToolsProtocol):
         """It is over."""
         self._stop(self._head_timer)
         self._stop(self._write_timer)
+        if self._address:
+            self._addresses[self._address] -= 1
+            if not self._addresses[self._address]:
+                del self._addresses[self._address]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -10,8 +10,9 @@ import httpx
 import pytest
 
 from quire.base.errors import ConfigError
-from quire.config.fields import ServerConfig
-from quire.server.sockets import bind, check_certificates
+from quire.config.fields import Config, ServerConfig
+from quire.server.run import serve
+from quire.server.sockets import bind, check_certificates, check_guard
 from tests.server.serving import Serving
 
 pytestmark = pytest.mark.plain
@@ -32,6 +33,23 @@ def test_a_unix_socket_for_its_owner_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no socket"):
         bind(ServerConfig(uds=str(plain)))
     assert plain.read_text() == "keep me"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1"])
+def test_this_machine_needs_no_key(host: str) -> None:
+    with bind(ServerConfig(host=host, port=0)) as listener:
+        check_guard(ServerConfig(), listener)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_whoever_lets_others_in_asks_for_a_key_or_says_so(host: str, tmp_path: Path) -> None:
+    with bind(ServerConfig(host=host, port=0)) as listener:
+        with pytest.raises(ConfigError, match=r"--api-key-file.*--allow-unauthenticated"):
+            check_guard(ServerConfig(), listener)
+        with pytest.raises(ConfigError, match="--api-key-file"):
+            serve(Config(server=ServerConfig(host=host, port=0)))
+        for fields in ({"api_key": "secret-key"}, {"ssl_ca_certs": "ca.pem"}, {"allow_unauthenticated": True}):
+            check_guard(ServerConfig(**fields), listener)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Limits on connections: what a client may hold, and for how long."""
 
+import contextlib
 import socket
 import time
 
@@ -55,6 +56,26 @@ def test_one_connection_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> 
         assert b" 200 " in talk(running, b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         for one in held:
             one.close()
+
+
+def test_another_machine_may_have_half_of_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 6)
+    with Serving() as running, contextlib.ExitStack() as held:
+        own = [held.enter_context(connect(running)) for _ in range(2)]
+        wait_for(lambda: len(running.server.server_state.connections) == 2)
+        monkeypatch.setattr(wire, "is_own", lambda host: False)
+        theirs = [held.enter_context(connect(running)) for _ in range(3)]
+        wait_for(lambda: len(running.server.server_state.connections) == 5)
+        with connect(running) as surplus:
+            assert error_of(said(surplus))[1]["code"] == "too_many_connections"
+        theirs[0].close()
+        wait_for(lambda: len(running.server.server_state.connections) == 4)
+        assert b" 200 " in talk(running, b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        monkeypatch.setattr(wire, "is_own", lambda host: True)
+        # This machine's own are not counted: there may be a proxy on it.
+        more = [held.enter_context(connect(running)) for _ in range(2)]
+        wait_for(lambda: len(running.server.server_state.connections) == 6)
+        assert own and more
 
 
 def test_a_client_that_reads_nothing_is_given_up() -> None:
