@@ -4,7 +4,7 @@ A page's content is worth keeping after its last owner has left exactly when the
 resource of the scheduler.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from quire.kvcache.hits import GroupHits
 from quire.kvcache.pool import PagePool
@@ -13,9 +13,18 @@ from quire.kvcache.retention import most_held, needed_pages
 from quire.kvcache.table import PageTable
 from quire.messages.state import GroupLayout
 
+ENDLESS = 1 << 62
+"""Tokens of a sequence whose length nothing bounds."""
+
 
 class CacheGroup:
-    """Pages of all layers that keep the same kind of state."""
+    """Pages of all layers that keep the same kind of state.
+
+    Attributes:
+        recurrent: whether a page holds one state in place of those of its tokens.
+    """
+
+    recurrent = False
 
     def __init__(self, layout: GroupLayout) -> None:
         self.rule = layout.spec.retention
@@ -30,6 +39,20 @@ class CacheGroup:
     def most_held(self, tokens: int) -> int:
         """Pages that a sequence of `tokens` tokens holds at most while it advances token by token."""
         return most_held(self.rule, tokens, self.page_size)
+
+    def reach(self, table: PageTable, shared: Sequence[int]) -> int:
+        """How long the sequence of this table can become, if it also gets the `shared` pages of its hit."""
+        return table.room + (len(shared) + self._free(shared)) * self.page_size
+
+    def extend(self, table: PageTable, end: int) -> list[int]:
+        """Give the table pages for `end` tokens; returns what is new."""
+        pages = self.take(max(0, -(-(end - table.room) // self.page_size)))
+        table.pages += pages
+        return pages
+
+    def trim(self, table: PageTable, computed: int, checkpoints: Collection[int] = (), interval: int = 1) -> None:
+        """Let go of what no token from `computed` on needs. Checkpoints are for recurrent state."""
+        self.release(table.trim(computed))
 
     def take(self, count: int) -> list[int]:
         """`count` pages for one owner; forgets the oldest cached content where there is nothing blank."""
@@ -85,6 +108,10 @@ class CacheGroup:
     def keeps_all(self) -> bool:
         """Whether every token is kept, so that what tables have in common stays in common."""
         return self.rule.window is None and self.rule.chunk is None
+
+    def _free(self, shared: Sequence[int]) -> int:
+        """Pages that can be given out beside those `shared` ones that nobody holds yet."""
+        return self.pool.available - sum(not self.pool.references[page] for page in shared if page)
 
     def check(self, tables: Iterable[PageTable]) -> None:
         """Assert that pool, index and the tables of all sequences agree."""

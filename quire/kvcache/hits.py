@@ -23,10 +23,17 @@ class GroupHits(NamedTuple):
 
 @dataclass(slots=True)
 class Hit:
-    """A prefix found in the cache: its length in tokens, and per group the pages by position (0: not needed)."""
+    """A prefix found in the cache.
+
+    Attributes:
+        tokens: its length.
+        pages: per group by position; 0 where none is needed.
+        beyond: its length if recurrent state were kept everywhere: others may begin alike up to there.
+    """
 
     tokens: int = 0
     pages: list[list[int]] = field(default_factory=list)
+    beyond: int = 0
 
 
 def longest_hit(groups: list[GroupHits], limit: int) -> int:

@@ -24,7 +24,7 @@ class Group:
     @property
     def page_bytes(self) -> int:
         """Bytes of one page over all layers of the group."""
-        return self.spec.bytes_per_token * self.page_size * self.layers
+        return self.spec.page_bytes(self.page_size) * self.layers
 
     def most_held(self, tokens: int) -> int:
         """Pages that a sequence of `tokens` tokens holds at most."""

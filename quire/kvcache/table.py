@@ -32,9 +32,13 @@ class PageTable:
         """The pages that are really held, last first: leaves of the prefix tree are released before their parents."""
         return [page for page in reversed(self.pages) if page]
 
+    def first_kept(self, computed: int) -> int:
+        """The first page, sinks aside, that `trim` leaves."""
+        return first_page(self.rule, computed, self.page_size)
+
     def trim(self, computed: int) -> list[int]:
         """Let go of pages that no token from `computed` on needs; returns them, last first."""
-        keep = first_page(self.rule, computed, self.page_size)
+        keep = self.first_kept(computed)
         start = max(self.kept_from, sink_pages(self.rule, self.rule.sink, self.page_size))
         if keep <= start:
             return []

@@ -11,7 +11,7 @@ class Retention(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         window: None keeps everything; W keeps the last W - 1 tokens before the one being computed (sliding window);
-            2 is recurrent state, where only the state after the previous token matters.
+            2 (see RECURRENT) is recurrent state, where only the state after the previous token matters.
         sink: tokens at the start that are never dropped.
         chunk: attention never looks past the last multiple of `chunk` (chunked-local attention).
     """
@@ -33,10 +33,26 @@ class StateSpec(msgspec.Struct, frozen=True):
     Attributes:
         bytes_per_token: paged state of one token on one rank (K and V together), in bytes.
         retention: which past tokens are needed.
+        bytes_per_state: of recurrent state, which does not grow with its tokens; 0 for state that is kept by token. A
+            page then holds one state: that after the last computed token of those that the page stands for.
     """
 
     bytes_per_token: int
     retention: Retention = Retention()
+    bytes_per_state: int = 0
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether all past tokens are folded into one state."""
+        return self.bytes_per_state > 0
+
+    def page_bytes(self, page_size: int) -> int:
+        """Bytes that one layer keeps in a page of so many tokens."""
+        return self.bytes_per_token * page_size + self.bytes_per_state
+
+
+RECURRENT = Retention(window=2)
+"""Of recurrent state: to compute a token, that after the token before it."""
 
 
 class GroupLayout(msgspec.Struct, frozen=True):

@@ -1,10 +1,11 @@
-"""RMS norm and layer norm, alone and with the residual addition that always comes before them."""
+"""RMS norm and layer norm, alone and with the residual addition that always comes before them; RMS norm with a gate."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quire.ops.registry import op
@@ -120,3 +121,53 @@ def add_layer_norm(
     total = residual + delta
     normed: Tensor = layer_norm(total, weight, bias, spec)
     return normed, total
+
+
+@dataclass(frozen=True, slots=True)
+class GatedNormSpec:
+    """RMS norms over `size` neighbouring values each, of what is multiplied with silu of a gate.
+
+    Attributes:
+        groups: norms in a row.
+        gate_first: whether the gate comes before the norm.
+    """
+
+    size: int
+    groups: int
+    eps: float
+    gate_first: bool
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+def _gated_samples() -> Iterator[tuple[GatedNormSpec, dict[str, Any]]]:
+    for dtype in FLOATS:
+        for rows, size, groups, gate_first in ((1, 8, 1, True), (5, 96, 3, True), (3, 64, 4, False), (0, 16, 2, False)):
+            spec = GatedNormSpec(size, groups, 1e-6, gate_first, dtype)
+            width = groups * size
+            yield (
+                spec,
+                {
+                    "x": normal(dtype, rows, width),
+                    "gate": normal(dtype, rows, width + 8, seed=1)[:, 8:],
+                    "weight": normal(dtype, width if gate_first else size, seed=2),
+                    "spec": spec,
+                },
+            )
+
+
+@op(samples=_gated_samples)
+def gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, spec: GatedNormSpec) -> Tensor:
+    """norm(x) * weight * silu(gate), or norm(x * silu(gate)) * weight; computed in float32.
+
+    Args:
+        x, gate: (tokens, groups * size); rows of the gate may lie apart.
+        weight: (groups * size,), or (size,) for all groups.
+
+    Returns: like `x`.
+    """
+    wide, open_ = (y.float().reshape(len(y), spec.groups, spec.size) for y in (x, F.silu(gate.float())))
+    if spec.gate_first:
+        wide = wide * open_
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + spec.eps) * weight.float().view(-1, spec.size)
+    return (wide if spec.gate_first else wide * open_).flatten(1).to(x.dtype)

@@ -19,6 +19,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         chain: whether the device may feed its own sample into the next plan (not across pipeline stages).
         look_past: waiting sequences that are tried, per plan, after one that does not fit.
         max_passed: how often a waiting sequence may be overtaken because it did not fit; then it blocks the others.
+        checkpoint_tokens: recurrent state is kept every so many tokens, and at the ends of prompts and turns.
         itl_target_s: seconds that a step may take while sequences stream: prompts get no more tokens than that allows.
         shared_rows, shared_tokens: ranks are told of so many rows that begin with so many tokens alike; reading fewer
             once for all costs more than it saves.
@@ -34,6 +35,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     chain: bool = True
     look_past: int = 4
     max_passed: int = 64
+    checkpoint_tokens: int = 2048
     itl_target_s: float | None = None
     shared_rows: int = 4
     shared_tokens: int = 256

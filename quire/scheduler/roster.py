@@ -12,6 +12,7 @@ from quire.scheduler.order import ORDERS
 from quire.scheduler.pace import Pace
 from quire.scheduler.queue import Queue
 from quire.scheduler.resource import Resource
+from quire.scheduler.resources.checkpoints import Checkpoints
 from quire.scheduler.resources.grammar import Grammars
 from quire.scheduler.resources.pages import Pages
 from quire.scheduler.resources.rows import Rows
@@ -67,6 +68,11 @@ class Roster:
         self.tokens = Tokens(limits.max_num_batched_tokens, self.pace)
         self.pages = Pages(layout, limits, hash_key)
         self.resources: tuple[Resource, ...] = (self.grammars, self.rows, self.tokens, self.pages)
+        if self.pages.state_sizes:
+            self.resources = (
+                *self.resources,
+                Checkpoints(self.pages.state_sizes, self.pages.step, self.pages.interval),
+            )
         if limits.whole:
             self.resources = (*self.resources, Whole())
         self.order = ORDERS[limits.policy]()

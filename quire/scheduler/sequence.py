@@ -51,6 +51,7 @@ class Sequence:
         passed: how often others were admitted before it because it did not fit.
         unconfirmed: pages it filled since its last finite sample: (step, group, page).
         pooled: it brings a vector, and no token.
+        checkpoints: numbers of tokens after which its recurrent state is kept, ascending.
         fresh: pages taken for the plan that is being made, per group.
         steady_grant: the grant of a steady step, made once per row.
     """
@@ -89,6 +90,7 @@ class Sequence:
     tables: list[PageTable] = field(default_factory=list)
     chains: dict[int, HashChain] = field(default_factory=dict)
     registered: int = 0
+    checkpoints: list[int] = field(default_factory=list)
     fresh: list[list[int]] = field(default_factory=list)
 
     @property

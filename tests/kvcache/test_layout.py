@@ -10,7 +10,7 @@ from quire.checkpoint.facts import ModelFacts
 from quire.config.spec import PlatformFacts, RunSpec
 from quire.kvcache.layout import fit, longest_sequence, shrunk
 from quire.kvcache.retention import most_held
-from quire.messages.state import Capacity, Retention, StateSpec
+from quire.messages.state import RECURRENT, Capacity, Retention, StateSpec
 
 pytestmark = pytest.mark.plain
 
@@ -68,7 +68,7 @@ def with_(spec, **changes):
 
 def spent(layout):
     """Bytes of all pages."""
-    return sum(g.pages * g.page_size * g.spec.bytes_per_token * g.layers for g in layout.groups)
+    return sum(g.pages * g.spec.page_bytes(g.page_size) * g.layers for g in layout.groups)
 
 
 def test_layers_with_equal_state_form_a_group_in_order_of_the_first(spec):
@@ -156,3 +156,15 @@ def test_any_memory_is_used_well_or_refused(states, free, wanted, seqs):
     assert longest_sequence(layout) == layout.max_model_len
     # What is left over would not make one more page in every group.
     assert free - spent(layout) < sum(g.page_size * g.spec.bytes_per_token * g.layers for g in layout.groups)
+
+
+def test_recurrent_state_costs_the_same_whatever_the_length(spec):
+    state = StateSpec(0, RECURRENT, 50_000)
+    layout = fit(with_(spec, max_model_len=1600), Capacity(10_000_000, [FULL, state, state, FULL]))
+    attention, recurrent = layout.groups
+    assert (recurrent.spec, recurrent.layers) == (state, 2)
+    # 16 tokens of two layers of 100 bytes each; two layers of one state each.
+    assert spent(layout) == attention.pages * 3200 + recurrent.pages * 100_000 <= 10_000_000
+    assert longest_sequence(layout) == 1600 and recurrent.pages >= 3
+    with pytest.raises(ConfigError, match="does not hold one page"):
+        fit(with_(spec, fit_max_model_len=True), Capacity(2 * 3200 + 2 * 100_000 - 1, [FULL, state, state, FULL]))

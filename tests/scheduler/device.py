@@ -61,9 +61,21 @@ class Device:
         result = StepResult(plan.step, [], [], [], {}, {}, {})
         for grant in plan.grants:
             self._append_pages(grant)
+        self._check_states(plan)
         for grant in plan.grants:
             self._compute(grant, result, poisoned.get(grant.row))
         return result
+
+    def _check_states(self, plan: StepPlan) -> None:
+        """Rows run side by side: no page of recurrent state is written while another row begins with it."""
+        for number, group in enumerate(self.groups):
+            if group.spec.recurrent:
+                rows = [(self.rows[grant.row], grant) for grant in plan.grants]
+                ends = [row.tables[number][(row.computed + g.tokens - 1) // group.page_size] for row, g in rows]
+                assert len(set(ends)) == len(ends), "two rows leave their state in one page"
+                for (row, _), end in zip(rows, ends, strict=True):
+                    begin = row.tables[number][(row.computed - 1) // group.page_size] if row.computed else 0
+                    assert begin == end or begin not in ends, "a state is overwritten while another row reads it"
 
     def _begin(self, new: NewRow) -> None:
         assert new.row not in self.rows, "a row is reused before it was released"
@@ -85,7 +97,9 @@ class Device:
     def _append_pages(self, grant: Grant) -> None:
         row = self.rows[grant.row]
         for table, pages, group in zip(row.tables, grant.new_pages, self.groups, strict=True):
-            assert all(0 < page < group.pages for page in pages)
+            # Positions that a step passes over get no page of recurrent state.
+            given = pages[-1:] if group.spec.recurrent else pages
+            assert all(0 < page < group.pages for page in given) and not any(pages[: len(pages) - len(given)])
             table += pages
 
     def _compute(self, grant: Grant, result: StepResult, poison: Poison | None) -> None:
@@ -94,7 +108,7 @@ class Device:
         assert grant.tokens > 0
         assert end <= len(row.tokens), "a token is computed before it is known"
         assert grant.samples == (end == len(row.tokens))
-        states = [self._write(row, position, poison) for position in range(start, end)]
+        states = self._states(row, (start, end), poison)
         row.computed = end
         params, prompt = row.new.params, row.new.prompt_len
         if params.prompt_logprobs is not None and start < prompt - 1:
@@ -124,24 +138,31 @@ class Device:
                 result.bad.append(row)
                 self.blame[result.step, row] = state
 
-    def _write(self, row: Row, position: int, poison: Poison | None) -> State:
-        past = [
-            self._read(number, row, at)
-            for number, group in enumerate(self.groups)
-            for at in visible(group.spec.retention, position)
-        ]
-        state = poison or state_of(row.tokens[position], position, past)
-        for number, group in enumerate(self.groups):
-            page = row.tables[number][position // group.page_size]
-            assert page, "written to page 0"
-            self.memory[number, page, position % group.page_size] = state
-        return state
+    def _states(self, row: Row, span: tuple[int, int], poison: Poison | None) -> list[State]:
+        """The states of these positions. Recurrent ones reach memory at the end of the step only."""
+        states: list[State] = []
+        for position in range(*span):
+            past = []
+            for number, group in enumerate(self.groups):
+                if group.spec.recurrent and states:
+                    past.append(states[-1])
+                else:
+                    past += [self._read(number, row, at) for at in visible(group.spec.retention, position)]
+            states.append(poison or state_of(row.tokens[position], position, past))
+            for number, group in enumerate(self.groups):
+                if not group.spec.recurrent or position == span[1] - 1:
+                    self.memory[self._place(number, row, position)] = states[-1]
+        return states
 
     def _read(self, number: int, row: Row, position: int) -> State:
-        size = self.groups[number].page_size
-        page = row.tables[number][position // size]
-        assert page, "read from page 0"
-        return self.memory[number, page, position % size]
+        return self.memory[self._place(number, row, position)]
+
+    def _place(self, number: int, row: Row, position: int) -> tuple[int, int, int]:
+        """Where the state of a position lies. A page of recurrent state has one place."""
+        group = self.groups[number]
+        page = row.tables[number][position // group.page_size]
+        assert page, "page 0 is nobody's"
+        return number, page, 0 if group.spec.recurrent else position % group.page_size
 
 
 def _describe(state: State, token: int) -> TokenLogprobs:

@@ -19,18 +19,19 @@ from quire.kvcache.retention import most_held
 from quire.messages.params import SamplingParams
 from quire.messages.plan import StepResult
 from quire.messages.request import Request
-from quire.messages.state import GroupLayout, Layout, Retention, StateSpec
+from quire.messages.state import RECURRENT, GroupLayout, Layout, Retention, StateSpec
 from quire.scheduler.limits import Limits
 from tests.scheduler.engine import EOS, VOCAB, Engine
 
 pytestmark = pytest.mark.plain
 
 RULES = [
-    Retention(),
-    Retention(window=2),  # recurrent state: only what the previous token left
-    Retention(window=5),
-    Retention(window=4, sink=3),
-    Retention(chunk=6),
+    StateSpec(8),
+    StateSpec(9, Retention(window=2)),
+    StateSpec(0, RECURRENT, 10),
+    StateSpec(11, Retention(window=5)),
+    StateSpec(12, Retention(window=4, sink=3)),
+    StateSpec(13, Retention(chunk=6)),
 ]
 PROMPTS = [[i % 7 for i in range(24)], [1] * 24, [i * i % 11 for i in range(24)]]
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
@@ -44,10 +45,10 @@ def layouts(draw):
     longest = draw(st.integers(16, 36))
     spare = draw(st.sampled_from([0.0, 0.2, 0.5, 1.0, 3.0]))
     groups = []
-    for i, retention in enumerate(rules):
+    for i, spec in enumerate(rules):
         page_size = sizes[i % len(sizes)]
-        pages = 1 + ceil((1 + spare) * most_held(retention, longest, page_size))
-        groups.append(GroupLayout(StateSpec(8 + i, retention), 1, page_size, pages))
+        pages = 1 + ceil((1 + spare) * most_held(spec.retention, longest, page_size))
+        groups.append(GroupLayout(spec, 1, page_size, pages))
     return Layout(groups, longest + draw(st.sampled_from([0, 0, 8])))
 
 
@@ -66,6 +67,7 @@ def limits(chain):
         max_passed=st.integers(1, 8),
         shared_rows=st.integers(2, 4),
         shared_tokens=st.sampled_from([1, 4, 9]),
+        checkpoint_tokens=st.sampled_from([2048, 6]),
     )
 
 

@@ -11,14 +11,20 @@ import pytest
 from quire.kvcache.retention import most_held
 from quire.messages.params import SamplingParams
 from quire.messages.request import Request
-from quire.messages.state import GroupLayout, Layout, Retention, StateSpec
+from quire.messages.state import RECURRENT, GroupLayout, Layout, Retention, StateSpec
 from quire.scheduler.events import RecordedScheduler, replay
 from quire.scheduler.limits import Limits
 from tests.scheduler.engine import EOS, VOCAB, Engine
 
 pytestmark = pytest.mark.plain
 
-RULES = [Retention(), Retention(window=2), Retention(window=7), Retention(window=5, sink=2), Retention(chunk=6)]
+RULES = [
+    StateSpec(8),
+    StateSpec(0, RECURRENT, 9),
+    StateSpec(10, Retention(window=7)),
+    StateSpec(11, Retention(window=5, sink=2)),
+    StateSpec(12, Retention(chunk=6)),
+]
 LOOPS = {"plain": (1, True), "overlapped": (2, True), "pipelined": (4, False)}
 RUNS = 400 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 24
 PROMPTS = [[i % 5 for i in range(30)], [i * i % 13 for i in range(30)]]
@@ -29,8 +35,8 @@ def crowded_layout(rng):
     """Room for one longest sequence and a little more."""
     size = rng.choice([1, 2, 3, 4, 8])
     rules = rng.sample(RULES, rng.randint(1, 3))
-    pages = [1 + int(most_held(rule, 40, size) * rng.choice([1.2, 1.6, 2.5])) for rule in rules]
-    groups = [GroupLayout(StateSpec(i, rule), 1, size, n) for i, (rule, n) in enumerate(zip(rules, pages, strict=True))]
+    pages = [1 + int(most_held(rule.retention, 40, size) * rng.choice([1.2, 1.6, 2.5])) for rule in rules]
+    groups = [GroupLayout(rule, 1, size, n) for rule, n in zip(rules, pages, strict=True)]
     return Layout(groups, 40)
 
 
@@ -43,6 +49,7 @@ def crowded_limits(rng, chain):
         watermark=rng.choice([0.0, 0.05]),
         policy=rng.choice(["fcfs", "priority", "lpm"]),
         prefix_caching=rng.random() < 0.7,
+        checkpoint_tokens=rng.choice([4, 2048]),
         chain=chain,
     )
 

@@ -6,17 +6,15 @@ sequence; nobody else changes them.
 
 from math import ceil, lcm
 
-from quire.kvcache.group import CacheGroup
+from quire.kvcache.group import ENDLESS, CacheGroup
 from quire.kvcache.hits import Hit, longest_hit
 from quire.kvcache.prefix import HashChain
 from quire.kvcache.shared import SharedPrefixes
+from quire.kvcache.states import StateGroup
 from quire.messages.plan import SharedPages
 from quire.messages.state import Layout
 from quire.scheduler.limits import Limits
 from quire.scheduler.sequence import Sequence, State
-
-ENDLESS = 1 << 62
-"""Room in tokens of a model without any paged state."""
 
 
 class Pages:
@@ -24,14 +22,18 @@ class Pages:
 
     Attributes:
         step: the hit lengths are multiples of this many tokens.
+        state_sizes: tokens per page of the groups that keep recurrent state.
+        interval: such state is kept for others at multiples of this many tokens.
         holders: sequences that hold pages.
         promised: keys of the pages that the plan being made fills.
         trees: per group, which sequences begin alike; None where that does not last.
     """
 
     def __init__(self, layout: Layout, limits: Limits, hash_key: bytes) -> None:
-        self.groups = [CacheGroup(group) for group in layout.groups]
+        self.groups = [StateGroup(g) if g.spec.recurrent else CacheGroup(g) for g in layout.groups]
         self.step = lcm(*(group.page_size for group in self.groups))
+        self.state_sizes = [group.page_size for group in self.groups if group.recurrent]
+        self.interval = -(-limits.checkpoint_tokens // self.step) * self.step
         self.holders: set[Sequence] = set()
         self.promised: set[bytes] = set()
         self.trees = [
@@ -58,6 +60,9 @@ class Pages:
         self._open(seq)
         seq.hit = self._find(seq) if self._shares(seq) and not seq.computes_all else None
         seq.computed = seq.hit.tokens if seq.hit else 0
+        if self.state_sizes and self._shares(seq):
+            ends = {(len(seq.tokens) - 1) // self.step * self.step}
+            seq.checkpoints = sorted(ends | {seq.hit.tokens, seq.hit.beyond} if seq.hit else ends)
 
     def offer(self, seq: Sequence, tokens: int) -> int:
         """As many tokens as there are pages for; to a waiting sequence only if all of it fits, with headroom."""
@@ -65,8 +70,7 @@ class Pages:
             return 0
         for number, (group, table) in enumerate(zip(self.groups, seq.tables, strict=True)):
             shared = seq.hit.pages[number] if seq.hit and seq.state is State.WAITING else ()
-            free = group.pool.available - sum(not group.pool.references[page] for page in shared if page)
-            tokens = min(tokens, table.room + (len(shared) + free) * group.page_size - seq.computed)
+            tokens = min(tokens, group.reach(table, shared) - seq.computed)
         return max(0, tokens)
 
     def take(self, seq: Sequence, tokens: int) -> None:
@@ -74,11 +78,7 @@ class Pages:
         if seq.state is State.WAITING:
             self._start(seq)
         end = seq.computed + tokens
-        seq.fresh = []
-        for group, table in zip(self.groups, seq.tables, strict=True):
-            pages = group.take(max(0, -(-(end - table.room) // group.page_size)))
-            table.pages += pages
-            seq.fresh.append(pages)
+        seq.fresh = [group.extend(table, end) for group, table in zip(self.groups, seq.tables, strict=True)]
         if self._shares(seq):
             self._promise(seq, end)
 
@@ -103,7 +103,7 @@ class Pages:
         Earlier plans may still read these pages, but ranks run plans in order: whoever gets one writes to it later.
         """
         for group, table in zip(self.groups, seq.tables, strict=True):
-            group.release(table.trim(seq.computed))
+            group.trim(table, seq.computed, seq.checkpoints, self.interval)
 
     def room(self, seq: Sequence) -> int:
         """Tokens of the sequence that have pages in every group."""
@@ -202,8 +202,12 @@ class Pages:
         keys = [self._keys(seq, group.page_size) for group in self.groups]
         found = [group.hits(hashes) for group, hashes in zip(self.groups, keys, strict=True)]
         # The last known token is always computed: its logits bring the next one.
-        tokens = longest_hit(found, len(seq.tokens) - 1) if found else 0
-        return Hit(tokens, [g.pages_of_hit(hashes, tokens) for g, hashes in zip(self.groups, keys, strict=True)])
+        limit = len(seq.tokens) - 1
+        tokens = longest_hit(found, limit) if found else 0
+        pages = [g.pages_of_hit(hashes, tokens) for g, hashes in zip(self.groups, keys, strict=True)]
+        lasting = [hits for g, hits in zip(self.groups, found, strict=True) if not g.recurrent]
+        beyond = longest_hit(lasting, limit) // self.step * self.step if self.state_sizes and lasting else tokens
+        return Hit(tokens, pages, beyond)
 
     def _admits(self, seq: Sequence) -> bool:
         """Room for the whole sequence and a watermark, or the pool would thrash; alone it needs no watermark."""
