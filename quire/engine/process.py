@@ -6,7 +6,6 @@ write its stacks, whatever it does.
 """
 
 import faulthandler
-import gc
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ import msgspec
 import psutil
 import zmq
 
+from quire.base.collector import keep_what_lives
 from quire.base.errors import QuireError
 from quire.base.lifeline import die_with_parent
 from quire.base.logging import get_logger, setup
@@ -125,9 +125,7 @@ def main(make_executor: MakeExecutor = executor_for) -> int:
         server.fail(str(error))
         server.close()
         return 2
-    # What lives now lives for ever: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
+    keep_what_lives()
     try:
         server.run(core)
         return 0

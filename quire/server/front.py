@@ -16,6 +16,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
+from quire.base.collector import keep_what_lives
 from quire.base.errors import ConfigError, QuireError
 from quire.base.event_loop import loop_factory
 from quire.base.logging import get_logger, setup
@@ -115,6 +116,7 @@ class Front:
             self._wire.send(Serving(greeting(service, self._listener), engine.facts))
 
         self._server = ApiServer(app, self._config, on_ready)
+        keep_what_lives()
         await self._server.serve([self._listener])
         service.tracer.close()
 
