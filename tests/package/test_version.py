@@ -68,12 +68,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, source)
     build = "import sys; from setuptools import build_meta as b; {}(sys.argv[1])"
     in_source = [sys.executable, "-c", build.format("b.build_sdist"), str(folder)]
-    subprocess.run(in_source, cwd=source, check=True, capture_output=True, timeout=120)
+    subprocess.run(in_source, cwd=source, check=True, capture_output=True, timeout=600)
     with tarfile.open(next(folder.glob("*.tar.gz"))) as tarball:
         tarball.extractall(folder / "unpacked", filter="data")
     unpacked = next((folder / "unpacked").iterdir())
     in_unpacked = [sys.executable, "-c", build.format("b.build_wheel"), str(folder)]
-    subprocess.run(in_unpacked, cwd=unpacked, check=True, capture_output=True, timeout=120)
+    subprocess.run(in_unpacked, cwd=unpacked, check=True, capture_output=True, timeout=600)
     return next(folder.glob("*.whl"))
 
 
