@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "models.md"
 MODELS, TESTS = ROOT / "quire" / "models", (ROOT / "tests" / "models", ROOT / "tests" / "pooling")
-TABLES = ("FAMILY", "EXPERTS", "ENCODERS")
+TABLES = ("FAMILY", "EXPERTS", "HYBRIDS", "ENCODERS")
 """Names of the tables of tiny checkpoints, all of which run on two ranks."""
 FOR_TESTS = "toy"
 

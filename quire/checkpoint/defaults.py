@@ -13,6 +13,7 @@ _GEMMA3 = {
     "rope_theta": 1e6,
     "rope_local_base_freq": 1e4,
 }
+_QWEN3_NEXT = {"max_position_embeddings": 32768, "partial_rotary_factor": 0.25}
 _GPT_OSS = {
     "rope_theta": 1.5e5,
     "rope_scaling": {
@@ -34,9 +35,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 0.25},
     "gpt_oss": _GPT_OSS,
     "llama4_text": {"rope_theta": 5e5},
+    # Its state has no end; Codestral Mamba was tried on so much.
+    "mamba2": {"max_position_embeddings": 262144},
     "mixtral": {"rope_theta": 1e6},
     "phi3": {"original_max_position_embeddings": 4096},
     "phi": {"partial_rotary_factor": 0.5},
+    "qwen3_5_moe_text": _QWEN3_NEXT,
+    "qwen3_5_text": _QWEN3_NEXT,
+    "qwen3_next": _QWEN3_NEXT,
     "smollm3": {"rope_theta": 2e6},
     "stablelm": {"partial_rotary_factor": 0.25},
 }

@@ -53,6 +53,7 @@ class AttentionPlan:
         qkv_bias, out_bias: whether the projections have biases.
         names: of the modules that make queries, keys and values; the same name thrice for one fused module.
         out_name: of the module that projects back.
+        gated: whether results are weighed by the sigmoid of gates, which lie beside the queries, head by head.
         woven: the fused module has the queries of a KV head, its key and its value beside each other, head by head.
         transposed: whether the checkpoint holds matrices as (inputs, outputs).
     """
@@ -79,6 +80,7 @@ class AttentionPlan:
     out_bias: bool = False
     names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
     out_name: str = "o_proj"
+    gated: bool = False
     woven: bool = False
     transposed: bool = False
 
@@ -115,6 +117,7 @@ class Attention(nn.Module):
             device=str(b.device),
             kv_dtype=None if b.kv_dtype is None else str(b.kv_dtype).removeprefix("torch."),
         )
+        self.gated = plan.gated
         self.state = b.state(kv_heads, plan.head_dim, self.spec.retention)
         self.q_norm, self.k_norm = (self._head_norm(b / name, plan) for name in ("q_norm", "k_norm"))
         self.sinks = b.weight(Part("sinks", (plan.heads,), 0)) if plan.sinks else None
@@ -129,13 +132,19 @@ class Attention(nn.Module):
 
     def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
         """All of `forward` but the first product."""
+        gate: Tensor | None = None
+        if self.gated:
+            qkv, gate = qkv.tensor_split([sum(self.spec.parts) * self.spec.head_dim], dim=-1)
+            qkv = qkv.contiguous()
         if self.before is not None:
             qkv = self.before.forward(qkv, step.positions)
         if not self._parts or not step.singles or step.singles == len(step.seq_lens):
-            return self.out.forward(self._mixed(qkv, step))
-        # What decodes best is not what reads prompts best.
-        cuts = qkv[: step.singles], qkv[step.singles :]
-        return self.out.forward(torch.cat([self._mixed(*both) for both in zip(cuts, step.parts(), strict=True)]))
+            mixed = self._mixed(qkv, step)
+        else:
+            # What decodes best is not what reads prompts best.
+            cuts = qkv[: step.singles], qkv[step.singles :]
+            mixed = torch.cat([self._mixed(*both) for both in zip(cuts, step.parts(), strict=True)])
+        return self.out.forward(mixed if gate is None else mixed * torch.sigmoid(gate))
 
     def _mixed(self, qkv: Tensor, step: StepInputs) -> Tensor:
         return self._mixers[class_of(step)](qkv, self.head_weights, self.state.pages, step, self.spec)
@@ -157,6 +166,10 @@ def _matrices(plan: AttentionPlan, copies: int) -> list[Matrix]:
     every = (per + 2) * size
     weaves = Weave(every, 0, per, size), Weave(every, per * size, 1, size), Weave(every, (per + 1) * size, 1, size)
     heads, halves = (plan.heads, plan.kv_heads, plan.kv_heads), (plan.halves, plan.halves, None)
+    if plan.gated:
+        query, gate = (Matrix(plan.names[0], heads[0] * size, weave=Weave(2 * size, at, 1, size)) for at in (0, size))
+        others = [Matrix(name, plan.kv_heads * size, copies) for name in plan.names[1:]]
+        return [query, *others, gate]
     return [
         Matrix(
             plan.names[i],

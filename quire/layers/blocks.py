@@ -7,15 +7,19 @@ from torch import Tensor, nn
 
 from quire.layers.attention import Attention
 from quire.layers.build import Build
+from quire.layers.delta_net import GatedDeltaNet
 from quire.layers.joint import Joint, Stream
 from quire.layers.latent import LatentAttention
+from quire.layers.mamba import Mamba
 from quire.layers.mlp import MLP, GatedMLP
-from quire.layers.moe import MoE
+from quire.layers.moe import MoE, Together
 from quire.layers.norm import Norm, RMSNorm
 from quire.layers.whole import Whole, whole_layer
 from quire.ops.step import StepInputs
 
-FeedForward = GatedMLP | MLP | MoE
+FeedForward = GatedMLP | MLP | MoE | Together
+Mixer = Attention | LatentAttention | GatedDeltaNet | Mamba
+"""Where tokens of a sequence learn of each other: `qkv` is the first product, `mix` the rest."""
 
 
 class Block(nn.Module):
@@ -37,7 +41,7 @@ class PreNorm(Block):
         self,
         b: Build,
         norms: tuple[Norm, Norm],
-        attention: Attention | LatentAttention,
+        attention: Mixer,
         mlp: FeedForward,
         scale: float = 1.0,
     ) -> None:
@@ -68,6 +72,25 @@ class PreNorm(Block):
 
     def _scaled(self, delta: Tensor) -> Tensor:
         return delta if self.scale == 1.0 else delta * self.scale
+
+
+class Single(Block):
+    """x + part(norm(x)): a layer that mixes tokens or feeds forward, and does not do both."""
+
+    def __init__(self, b: Build, norm: Norm, part: Mixer | FeedForward) -> None:
+        super().__init__()
+        self.mesh, self.norm, self.part = b.mesh, norm, part
+        self._qkv = None if isinstance(part, FeedForward) else Joint(b, norm, part.qkv)
+
+    def forward(self, stream: Stream, step: StepInputs) -> Stream:
+        """The stream after the layer."""
+        part = self.part
+        if isinstance(part, FeedForward):
+            x, residual = stream.join(self.norm, self.mesh)
+            return Stream(residual, part.forward(x), partial=True)
+        assert self._qkv is not None, "what mixes tokens has a joint"
+        qkv, residual = stream.enter(self._qkv, self.mesh)
+        return Stream(residual, part.mix(qkv, step), partial=True)
 
 
 class Sandwich(Block):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
-from quire.layers.state import LayerState
+from quire.layers.state import LayerState, RecurrentState
 from quire.loading.quantized import Place, place
 from quire.loading.recipe import Part, Recipe, Weight
 from quire.messages.state import Retention
@@ -59,7 +59,7 @@ class Build:
     checkpoint: Quantized | None = None
     kv_dtype: torch.dtype | None = None
     path: str = ""
-    states: list[LayerState] = field(default_factory=list)
+    states: list[LayerState | RecurrentState] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     tables: dict[object, Tensor] = field(default_factory=dict)
 
@@ -171,6 +171,12 @@ class Build:
         """
         dims = head_dim, value_dim or head_dim
         made = LayerState(kv_heads, dims, retention, self.kv_dtype or self.dtype, self.device)
+        self.states.append(made)
+        return made
+
+    def recurrent(self, conv: tuple[int, int], state: tuple[int, ...]) -> RecurrentState:
+        """A recurrent state of these shapes on this rank, entered into the list of states. See `RecurrentState`."""
+        made = RecurrentState(conv, state, self.dtype, self.device)
         self.states.append(made)
         return made
 

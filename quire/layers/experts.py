@@ -35,6 +35,11 @@ class Sizes(Protocol):
         ...
 
     @property
+    def fused(self) -> tuple[str, str]:
+        """Tensors of gates and ups, and of downs, of all experts."""
+        ...
+
+    @property
     def names(self) -> tuple[str, str, str]:
         """Modules of gate, up and down, where each expert has its own."""
         ...
@@ -78,11 +83,11 @@ def _fused_gate_up(plan: Sizes) -> tuple[Part, ...]:
     """One tensor for all experts, (experts, 2 * inner, hidden), as transformers holds them."""
     inner, count = plan.inner, 2 * plan.experts
     shape = (count * inner, plan.hidden)
-    return tuple(Part("gate_up_proj", shape, 0, first=i * inner, rows=inner, stacked=True) for i in range(count))
+    return tuple(Part(plan.fused[0], shape, 0, first=i * inner, rows=inner, stacked=True) for i in range(count))
 
 
 def _fused_down(plan: Sizes) -> tuple[Part, ...]:
-    return (Part("down_proj", (plan.experts * plan.hidden, plan.inner), 1, stacked=True),)
+    return (Part(plan.fused[1], (plan.experts * plan.hidden, plan.inner), 1, stacked=True),)
 
 
 def _turned(plan: Sizes) -> list[Part]:

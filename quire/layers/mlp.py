@@ -32,12 +32,12 @@ class GatedMLP(nn.Module):
         inner: int,
         activation: Activation = "silu",
         bias: bool = False,
-        names: tuple[str, str] = ("gate_proj", "up_proj"),
+        names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
     ) -> None:
-        """`names` are the modules that make gate and up; the same name twice for one fused module."""
+        """`names` are the modules of gate, up and down; the first two alike for one fused module."""
         super().__init__()
-        self.gate_up = column(b, hidden, [Matrix(name, inner) for name in names], bias)
-        self.down = row(b / "down_proj", inner, hidden, bias)
+        self.gate_up = column(b, hidden, [Matrix(name, inner) for name in names[:2]], bias)
+        self.down = row(b / names[2], inner, hidden, bias)
         self.spec = GateSpec(b.mesh.split(inner, "intermediate_size"), activation, b.dtype_name, str(b.device))
         self._gate = b.op(gated_activation, self.spec)
 

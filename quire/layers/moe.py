@@ -49,6 +49,8 @@ class MoePlan:
         bias: whether experts have biases; they are woven.
         arrangement: of the experts' tensors.
         names: of the modules of gate, up and down, where each expert has its own.
+        module: above the experts' tensors.
+        fused: tensors of gates and ups, and of downs, where one holds those of all experts.
         shared: experts for all tokens, added up with the chosen ones.
     """
 
@@ -71,6 +73,8 @@ class MoePlan:
     bias: bool = False
     arrangement: Arrangement = "single"
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    module: str | None = "experts"
+    fused: tuple[str, str] = ("gate_up_proj", "down_proj")
     shared: SharedPlan | None = None
 
 
@@ -90,8 +94,9 @@ class MoE(nn.Module):
         if plan.choice_bias:
             part = Part("e_score_correction_bias", (plan.experts,))
             self.choice_bias = (b / plan.router).weight(part, dtype=torch.float32)
-        self.gate_up, self.down = matrices(b / "experts", plan, plan.arrangement)
-        self.biases = nn.ParameterList(biases(b / "experts", plan) if plan.bias else [])
+        at = b if plan.module is None else b / plan.module
+        self.gate_up, self.down = matrices(at, plan, plan.arrangement)
+        self.biases = nn.ParameterList(biases(at, plan) if plan.bias else [])
         self.spec = MoeSpec(
             _route(b, plan), plan.hidden, inner, b.dtype_name, str(b.device), plan.gate, plan.bias, plan.weigh_input
         )
@@ -139,6 +144,18 @@ class Shared(nn.Module):
         """(tokens, hidden) to this rank's share of (tokens, hidden)."""
         made = self.mlp.forward(x)
         return made if self.weight is None else made * torch.sigmoid(self.weight.forward(x))
+
+
+class Together(nn.Module):
+    """Two feed-forward parts that read the same, added up."""
+
+    def __init__(self, first: MoE, second: GatedMLP) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
+        return self.first.forward(x) + self.second.forward(x)
 
 
 def _stored(spec: MoeSpec, gate_up: Weight, down: Weight) -> StoredMoeSpec | None:

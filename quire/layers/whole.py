@@ -42,7 +42,8 @@ def whole_layer(b: Build, norms: tuple[RMSNorm, RMSNorm], attention: Attention, 
     products = attention.qkv, attention.out, mlp.gate_up, mlp.down
     specs = [product.spec for product in products]
     qkv, out, gate_up, down = (spec if isinstance(spec, StoredSpec) else None for spec in specs)
-    if attention.before is not None or b.mesh.size > 1 or qkv is None or out is None or gate_up is None or down is None:
+    changed = attention.before is not None or attention.gated
+    if changed or b.mesh.size > 1 or qkv is None or out is None or gate_up is None or down is None:
         return None
     spec = LayerSpec(norms[0].spec, qkv, attention.spec, out, norms[1].spec, gate_up, mlp.spec, down)
     if choose(pre_norm_layer, spec, b.providers).provider == REFERENCE:

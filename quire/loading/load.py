@@ -40,6 +40,8 @@ IGNORED_ENDINGS = (
 )
 # Scales of 8-bit pages: pages keep keys and values as they are.
 CACHE_ENDINGS = (".k_scale", ".v_scale", ".kv_scale", ".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point")
+OTHER_HEADS = ("mtp.",)
+"""Beginnings of what guesses tokens further ahead, beside the model: nobody asks for it."""
 SHOWN = 6
 MAX_READERS = 8
 """Threads that read: as many as it takes to copy from the page cache as fast as a GPU takes it in."""
@@ -197,7 +199,9 @@ def _check_names(weights: list[Weight], entries: dict[str, TensorEntry], path: s
     again |= {name for scheme in schemes for name in scheme.unused}
     missing = sorted(wanted - entries.keys())
     left = sorted(
-        name for name in entries.keys() - wanted - again if not name.endswith(IGNORED_ENDINGS + CACHE_ENDINGS)
+        name
+        for name in entries.keys() - wanted - again
+        if not name.endswith(IGNORED_ENDINGS + CACHE_ENDINGS) and not name.startswith(OTHER_HEADS)
     )
     problems = [
         f"{len(names)} {kind}: {_some(names)}" for kind, names in (("missing", missing), ("left over", left)) if names

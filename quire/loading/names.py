@@ -20,6 +20,7 @@ PREFIXES = (
 """What names begin with in such checkpoints, and in those that the families know."""
 OTHER_PARTS = (
     "vision_tower.",
+    "visual.",
     "multi_modal_projector.",
     "vision_model.",
     "audio_tower.",

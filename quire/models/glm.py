@@ -32,7 +32,7 @@ class Glm(Decoder):
 
     def mlp(self, b: Build) -> GatedMLP:
         """Gate and up from one module."""
-        fused = ("gate_up_proj", "gate_up_proj")
+        fused = ("gate_up_proj", "gate_up_proj", "down_proj")
         return GatedMLP(b, self.config.hidden_size, self.config.intermediate_size, names=fused)
 
 

@@ -27,7 +27,7 @@ SETTINGS = {
 }
 
 
-THOROUGH = ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma2"]
+THOROUGH = ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma2", "qwen3_5_text", "granitemoehybrid"]
 # What a setting changes has nothing to do with the family; the others are held to one that cuts, shares and mixes.
 PAIRS = [(family, name) for family in THOROUGH for name in SETTINGS]
 PAIRS += [(family, "chunks of 5") for family in FAMILY if family not in THOROUGH]

@@ -11,6 +11,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.models.experts import EXPERTS
+from tests.models.hybrids import HYBRIDS
 
 # Odd sizes on purpose: head_dim is not hidden / heads, heads share keys, and the vocabulary does not divide by 2.
 BASE: dict[str, Any] = {
@@ -96,7 +97,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "smollm3": {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "head_dim": 12},
 }
 
-FAMILY |= EXPERTS
+FAMILY |= EXPERTS | HYBRIDS
 
 
 def make(model_type: str, folder: Path, **overrides: Any) -> Path:

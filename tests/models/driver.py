@@ -76,9 +76,9 @@ class Driver:
         for index, spec in enumerate(self.groups):
             for state in self.build.states:
                 if state.spec == spec:
-                    k, v = state.allocate(pages, page_size)
+                    first, second = state.allocate(pages, page_size)
                     # Nobody may read what nobody wrote.
-                    state.bind(k.fill_(torch.nan), v.fill_(torch.nan), index)
+                    state.bind(first.fill_(torch.nan), second.fill_(torch.nan), index)
             shuffled = torch.randperm(pages - 1, generator=torch.Generator().manual_seed(index)) + 1
             self.free.append(shuffled.tolist())
         self.users: list[Counter[int]] = [Counter() for _ in self.groups]
@@ -134,16 +134,19 @@ class Driver:
             self.free[group].insert(0, page)
             for state in self.build.states:
                 if state.group == group:
-                    state.k[page], state.v[page] = torch.nan, torch.nan
+                    for pool in state.pools:
+                        pool[page] = torch.nan
 
     def generate(self, texts: list[list[int]], new: int) -> list[Sequence]:
         """Greedy continuations of three texts, and of one that begins with 8 tokens of the first.
 
         Chunks of different sizes, a late arrival, shared pages and decoding share the steps.
         """
+        # Recurrent state can be shared where a step has ended.
+        first = 4 if any(spec.recurrent for spec in self.groups) else 5
         sequences = [self.begin(text) for text in texts]
         goals = [len(text) + new for text in texts]
-        plan = list(zip(sequences, goals, (5, 100, 8), (0, 2, 0), strict=True))
+        plan = list(zip(sequences, goals, (first, 100, 8), (0, 2, 0), strict=True))
         for step in range(1000):
             if step == 2:
                 sequences.append(self.fork(sequences[0], min(8, sequences[0].computed), texts[1]))
