@@ -1,0 +1,221 @@
+"""Measures `quire serve` on a GPU over HTTP, beside what vLLM 0.24.0 reached under the same load on one H200.
+
+    python benchmarks/serving.py [--models qwen3-0.6b,llama-8b] [--rows 256,60/s,...] [--api-server-count 4]
+        [--clients 4] [--itl-target-ms 10] [--budget-s 60] [--ledger FILE]
+
+Streamed completions of token ids, random weights, a vocabulary of 32,000, greedy. `itl` is a row of its own: streams
+run under --itl-target-ms while prompts of 30,000 tokens come. `tiny` is a model for trying this script on a CPU.
+"""
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from lib import ledger, shapes
+from tokenizers import Tokenizer, decoders, models
+
+from quire.base.event_loop import loop_factory
+from quire.cli.bench import percentile
+from quire.cli.load import drive
+from quire.cli.load.client import Sample
+from quire.cli.load.report import report
+from quire.cli.load.traffic import Traffic
+
+NAME = "default"
+VOCABULARY = 32_000
+FIELDS = ("output_throughput", *(f"p{p}_{name}_ms" for name in ("ttft", "tpot", "itl") for p in (50, 99)))
+LONG_TOKENS, BESIDE = 30_000, 32
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A row.
+
+    Attributes:
+        rate, concurrency: open loop, requests a second; or closed, streams at once.
+        vllm: its figures, in the order of FIELDS.
+    """
+
+    requests: int
+    prompt: int
+    vllm: tuple[float, ...]
+    rate: float | None = None
+    concurrency: int | None = None
+    output: int = 128
+
+
+LOADS: dict[str, dict[str, Load]] = {
+    "qwen3-0.6b": {
+        "256": Load(1024, 128, (27_817, 179, 219, 8.07, 8.77, 7.6, 21.8), concurrency=256),
+        "60/s": Load(480, 512, (7_152, 18.6, 55.1, 2.55, 3.52, 2.0, 10.7), rate=60),
+        "64": Load(512, 128, (24_044, 65.6, 100, 2.20, 2.61, 2.2, 5.4), concurrency=64),
+        "512": Load(2048, 128, (30_458, 313, 829, 15.4, 17.2, 14.4, 45), concurrency=512),
+    },
+    "llama-8b": {
+        "256": Load(1024, 512, (7_267, 960, 2_660, 29.3, 35.1, 13.1, 196), concurrency=256),
+        "24/s": Load(240, 512, (2_823, 19.0, 44.0, 5.35, 6.81, 5.3, 12.3), rate=24),
+        "16/s": Load(160, 512, (1_818, 20.3, 44.3, 5.35, 6.76, 5.2, 12.6), rate=16),
+        "8/s": Load(80, 512, (812, 25.4, 43.7, 5.14, 5.93, 4.9, 11.9), rate=8),
+    },
+}
+LOADS["tiny"] = LOADS["qwen3-0.6b"]
+TINY = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+
+
+def write(name: str, parent: Path) -> Path:
+    """A checkpoint of model `name` without weights, in which every token is a word."""
+    folder = shapes.write("qwen3-0.6b" if name == "tiny" else name, parent)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
+    config |= {**TINY, "intermediate_size": 128} if name == "tiny" else {}
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(models.BPE({f"Ġw{number}": number for number in range(VOCABULARY)}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+@contextmanager
+def serving(folder: Path, *flags: str) -> Iterator[str]:
+    """The address of a server over the checkpoint."""
+    words = [
+        sys.executable,
+        "-m",
+        "quire.cli",
+        "serve",
+        "--model",
+        str(folder),
+        "--load-format",
+        "dummy",
+        "--port",
+        "0",
+    ]
+    words += ["--served-model-name", NAME, "--disable-access-log", "--max-num-seqs", "512", *flags]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if "start-up" in line:
+                    print(line.strip(), flush=True)
+                if "ready at" in line:
+                    yield line.split()[-1]
+                    return
+            raise RuntimeError("the server did not start; its log is above")
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def job(url: str, load: Load, scale: float, **more: Any) -> drive.Job:
+    """A row as the job of `quire bench serve`."""
+    traffic = Traffic(
+        kind="random",
+        requests=max(8, round(load.requests * scale)),
+        input_len=load.prompt,
+        output_len=load.output,
+        range_ratio=0.5,
+        vocab_size=VOCABULARY,
+        # Prompts vary, answers do not.
+        extra={"max_tokens": load.output},
+        **more,
+    )
+    return drive.Job(url=url, model=NAME, traffic=traffic, rate=load.rate, concurrency=load.concurrency)
+
+
+def row(url: str, load: Load, scale: float, clients: int) -> dict[str, float]:
+    """Figures of a row, behind a short one that warms everything up."""
+    drive.run(job(url, load, 0.1 * scale, seed=1), clients)
+    found = report(drive.run(job(url, load, scale), clients), {}, (50, 99))
+    assert not found["failed"], found["errors"]
+    return {field: found[field] for field in (*FIELDS, "max_itl_ms", "chunks_per_second")}
+
+
+def long_prompts(url: str, tokens: int) -> dict[str, float]:
+    """Gaps of streams while long prompts are computed, one after the other; and without."""
+    streams = job(url, Load(BESIDE, 128, (), output=1500), 1.0)
+    prompts = job(url, Load(8, tokens, (), concurrency=1, output=1), 1.0)
+
+    async def both() -> tuple[list[Sample], list[Sample]]:
+        begins = time.perf_counter() + drive.HEAD_START_S
+        jobs = (msgspec.structs.replace(streams, begins=begins), msgspec.structs.replace(prompts, begins=begins + 1))
+        running, asked = await asyncio.gather(*map(drive.drive, jobs))
+        return running, asked
+
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        running, asked = runner.run(both())
+    assert not any(sample.error for sample in (*running, *asked)), {sample.error for sample in (*running, *asked)}
+    from_s, to_s = min(one.due for one in asked), max(one.ended for one in asked)
+    stretches = {"alone": (0.0, from_s), "beside": (from_s, to_s)}
+    found = {f"p99_gap_{name}_ms": percentile(list(_gaps(running, *when)), 99) for name, when in stretches.items()}
+    prompt_s = (to_s - from_s) / len(asked)
+    return {**found, "long_prompt_s": prompt_s, "gaps": float(len(list(_gaps(running, from_s, to_s))))}
+
+
+def _gaps(samples: Sequence[Sample], from_s: float, to_s: float) -> Iterator[float]:
+    for sample in samples:
+        for before, after in pairwise(sample.stamps):
+            if from_s <= before and after <= to_s:
+                yield 1000 * (after - before)
+
+
+def measure(model: str, args: argparse.Namespace, deadline: float) -> Iterator[tuple[str, dict[str, float]]]:
+    """Rows of a model, as long as there is time."""
+    with tempfile.TemporaryDirectory(prefix="quire-serving-") as parent:
+        folder = write(model, Path(parent))
+        wanted = [name for name in LOADS[model] if not args.rows or name in args.rows]
+        if wanted:
+            with serving(folder, "--api-server-count", str(args.api_server_count)) as url:
+                for name in wanted:
+                    if time.monotonic() < deadline:
+                        yield name, row(url, LOADS[model][name], args.scale, args.clients)
+        if (not args.rows or "itl" in args.rows) and time.monotonic() < deadline:
+            target = str(args.itl_target_ms)
+            with serving(folder, "--itl-target-ms", target, "--no-enable-prefix-caching") as url:
+                yield f"itl {target} ms", long_prompts(url, round(LONG_TOKENS * min(1.0, args.scale)))
+
+
+def main() -> int:
+    """Measure, print, record."""
+
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--models", type=names, default=["qwen3-0.6b"], help="of " + ", ".join(LOADS))
+    parser.add_argument("--rows", type=names, default=[], help="of those of the model, and itl; all by default")
+    parser.add_argument("--api-server-count", type=int, default=4)
+    parser.add_argument("--clients", type=int, default=4, help="processes that send")
+    parser.add_argument("--itl-target-ms", type=float, default=10.0)
+    parser.add_argument("--budget-s", type=float, default=3600.0, help="begin no row after these seconds")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the requests, and of the long prompts")
+    parser.add_argument("--ledger", type=Path)
+    parser.add_argument("--commit", default=ledger.commit(), help="what is measured, where git cannot tell")
+    args = parser.parse_args()
+    deadline = time.monotonic() + args.budget_s
+    for model in args.models:
+        for name, found in measure(model, args, deadline):
+            load = LOADS[model].get(name)
+            peer = dict(zip(FIELDS, load.vllm, strict=True)) if load else {}
+            print(f"{model} {name}", flush=True)
+            for field, value in found.items():
+                print(f"  {field:22} {value:10,.2f}  vLLM {peer.get(field, '-')}", flush=True)
+            if args.ledger:
+                line = {"commit": args.commit, "model": model, "row": name, **found, "vllm": peer}
+                ledger.append(args.ledger, {**line, "runs": 1, "command": ledger.command()})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
