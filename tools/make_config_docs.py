@@ -54,7 +54,7 @@ def _section(name: str, cls: type) -> str:
 def _row(section: str, field: "Field[Any]") -> str:
     kind = kind_of(field)
     flags = ", ".join(f"`{spelling}`" for spelling in spellings(field, kind))
-    takes = {str: "text", int: "whole number", float: "number", bool: "switch"}[kind.base]
+    takes = {str: "text", int: "whole number", float: "number", bool: "switch", dict: "JSON object"}[kind.base]
     if kind.choices:
         takes = ", ".join(f"`{choice}`" for choice in kind.choices)
     default = "unset" if field.default is None else f"`{show(field.default)}`"

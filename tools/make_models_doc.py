@@ -15,7 +15,9 @@ DOCUMENT = ROOT / "docs" / "models.md"
 MODELS, TESTS = ROOT / "quire" / "models", (ROOT / "tests" / "models", ROOT / "tests" / "pooling")
 TABLES = ("FAMILY", "EXPERTS", "HYBRIDS", "ENCODERS")
 """Names of the tables of tiny checkpoints, all of which run on two ranks."""
-FOR_TESTS = "toy"
+NO_FAMILIES = ("__init__", "toy", "transformers")
+OTHERS = {"OTHER_DECODERS": "Decoders", "OTHER_ENCODERS": "Encoders"}
+"""Tables of tiny checkpoints that run through transformers."""
 
 HEAD = """# Models
 
@@ -35,6 +37,23 @@ processes over gloo give the same as one.
 """
 
 
+FOOT = """## Models without a file
+
+What has no file here runs through the library transformers, if it is installed (`pip install "quire[transformers]"`):
+`quire/models/transformers.py` takes its modules, gives them our attention over pages, and leaves scheduling, prefix
+cache, loading and serving to the engine. `--model-impl quire` forbids that, `--model-impl transformers` asks for it
+also where there is a file, such as to tell whose mistake it is.
+
+It runs on one device, without quantization, and records no graphs. When a model is made and again when its weights are
+there, it is asked what it does, and refused with the reason if pages cannot serve it: recurrent state, attention that
+is not the library's own or adds to scores, masks that are neither a window nor a chunk, positions counted within a
+batch, heads that need more than a state, rope that turns with the longest text of a batch. Code that came with the
+checkpoint runs with `--trust-remote-code` only.
+
+Proven in the same way as families, with torch's kernels (`tests/models/test_others.py`):
+"""
+
+
 def render() -> str:
     """The whole document."""
     cases, ranks = _cases(), set(_tables())
@@ -44,12 +63,13 @@ def render() -> str:
         "|---|---|---|---|---|---|",
         *rows,
     ]
-    return "\n".join([HEAD, *table, ""])
+    others = [f"{kind}: {', '.join(f'`{name}`' for name in _keys(table))}." for table, kind in OTHERS.items()]
+    return "\n".join([HEAD, *table, "", FOOT, *others, ""])
 
 
 def families() -> list[Path]:
     """The files of the families."""
-    return [file for file in sorted(MODELS.glob("*.py")) if file.stem not in ("__init__", FOR_TESTS)]
+    return [file for file in sorted(MODELS.glob("*.py")) if file.stem not in NO_FAMILIES]
 
 
 def unproven() -> list[str]:
@@ -105,10 +125,17 @@ def _cases() -> dict[str, int]:
 
 def _tables() -> Iterator[str]:
     """The model types that have a tiny checkpoint."""
+    for table in TABLES:
+        yield from (name.replace("-", "_") for name in _keys(table))
+
+
+def _keys(table: str) -> list[str]:
+    """The model types in a table of the tests."""
     for node in _nodes("*.py"):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id in TABLES:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:
             assert isinstance(node.value, ast.Dict)
-            yield from (str(key.value).replace("-", "_") for key in node.value.keys if isinstance(key, ast.Constant))
+            return [str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)]
+    raise KeyError(table)
 
 
 def _nodes(pattern: str) -> Iterator[ast.AST]:

@@ -47,6 +47,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "stablelm": {"partial_rotary_factor": 0.25},
 }
 OLD_NAMES = {
+    "dim": "hidden_size",
+    "n_embd": "hidden_size",
     "n_positions": "max_position_embeddings",
     "rotary_emb_base": "rope_theta",
     "rotary_pct": "partial_rotary_factor",

@@ -1,10 +1,13 @@
 """`ModelFacts`: what is known about a checkpoint before anything is loaded."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from quire.checkpoint.pooling import PoolerFacts
+
+Implementation = Literal["auto", "quire", "transformers"]
+"""Whose code computes a model."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,9 +19,16 @@ Method = Literal["cls", "last", "mean"]
 Head = Literal["none", "sequence", "token"]
 Activation = Literal["none", "sigmoid", "softmax"]
 
-ENCODERS = frozenset({"bert", "camembert", "gte", "modernbert", "nomic_bert", "roberta", "xlm-roberta"})
+ENCODERS = frozenset({
+    "bert", "camembert", "gte", "modernbert", "nomic_bert", "roberta", "xlm-roberta",
+    # Through transformers:
+    "albert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert", "roberta-prelayernorm",
+    "xlm-roberta-xl", "xmod",
+})  # fmt: skip
 """Model types whose attention looks both ways: they read a text as a whole and generate none."""
-OFFSET = frozenset({"camembert", "roberta", "xlm-roberta"})
+OFFSET = frozenset({
+    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+})  # fmt: skip
 """Those whose positions count from the padding token's id on."""
 
 MODES: dict[str, Method] = {

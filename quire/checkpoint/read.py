@@ -14,7 +14,7 @@ from quire.base.errors import CheckpointError
 from quire.checkpoint.defaults import completed
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.pooling import Method, PoolerFacts, Runner, is_encoder, pooler_facts, position_offset
-from quire.checkpoint.rope import is_per_layer, rope_facts
+from quire.checkpoint.rope import KINDS, is_per_layer, rope_facts, rope_kind
 
 Config = TypeVar("Config", bound=msgspec.Struct)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,14 +29,21 @@ class _Core(msgspec.Struct, frozen=True):
     max_position_embeddings: int
 
 
-def read_facts(name: str, path: str | Path, runner: Runner = "auto", pooling: Method | None = None) -> ModelFacts:
+def read_facts(
+    name: str,
+    path: str | Path,
+    runner: Runner = "auto",
+    pooling: Method | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> ModelFacts:
     """The facts of the checkpoint in folder `path`, which the user called `name`.
 
-    `runner` says whether it is to generate or to pool, `pooling` how; unset, the checkpoint does.
-    Raises CheckpointError naming the file and field that is missing, unreadable or of the wrong type.
+    `runner` says whether it is to generate or to pool, `pooling` how; unset, the checkpoint does. `overrides` replace
+    fields of config.json. Raises CheckpointError naming the file and field that is missing, unreadable or of the wrong
+    type.
     """
     folder = Path(path)
-    config = completed(text_part(_read_json(folder / "config.json")))
+    config = completed(text_part(overridden(_read_json(folder / "config.json"), overrides or {})))
     generation = _read_json(folder / "generation_config.json", required=False)
     core = typed(config, _Core, str(folder / "config.json"))
     for field, value in (("vocab_size", core.vocab_size), ("max_position_embeddings", core.max_position_embeddings)):
@@ -72,6 +79,24 @@ def typed(config: dict[str, Any], kind: type[Config], source: str) -> Config:
         raise CheckpointError(
             f"{source}: {error}; the checkpoint's configuration is damaged or of another kind"
         ) from None
+
+
+def overridden(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`config` with `values` in it, objects merged. Raises CheckpointError where a value is of another type."""
+    made = dict(config)
+    for key, value in values.items():
+        old = config.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            made[key] = overridden(old, value)
+            continue
+        if None not in (old, value) and _type(old) is not _type(value):
+            raise CheckpointError(f"hf_overrides: {key} is {value!r}, config.json has {old!r}; give one like it")
+        made[key] = value
+    return made
+
+
+def _type(value: object) -> type:
+    return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
 
 
 def text_part(config: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +143,9 @@ def _positions(config: dict[str, Any], positions: int) -> int:
     """
     if is_encoder(config):
         return positions - position_offset(config)
+    if rope_kind(config) not in KINDS:
+        # Whoever runs the model may understand it, or refuses it.
+        return positions
     rope = rope_facts(config)
     if rope.kind == "linear" and not is_per_layer(config):
         return int(positions * rope.factor)

@@ -55,8 +55,7 @@ def rope_facts(config: dict[str, Any], layer_type: str = "full_attention") -> Ro
     Raises CheckpointError for a kind or value that is not understood.
     """
     values = {"max_positions": config.get("max_position_embeddings", 0), **_spelled(config, layer_type)}
-    kind = str(values.pop("rope_type", None) or values.pop("type", None) or "default")
-    kind = OLD_NAMES.get(kind, kind)
+    kind = _kind(values)
     if kind not in KINDS:
         raise CheckpointError(f"config.json: rope type {kind!r} is not supported; known: {', '.join(KINDS)}")
     # None stands for "not given": the struct's default applies.
@@ -69,6 +68,17 @@ def rope_facts(config: dict[str, Any], layer_type: str = "full_attention") -> Ro
     if "factor" not in given and facts.original_context:
         return msgspec.structs.replace(facts, factor=facts.max_positions / facts.original_context)
     return facts
+
+
+def rope_kind(config: dict[str, Any]) -> str:
+    """How frequencies are stretched, as the config calls it: one of KINDS, or a name that only others understand."""
+    return _kind(_spelled(config, "full_attention"))
+
+
+def _kind(values: dict[str, Any]) -> str:
+    """Takes the kind out of spelled values."""
+    kind = str(values.pop("rope_type", None) or values.pop("type", None) or "default")
+    return OLD_NAMES.get(kind, kind)
 
 
 def is_per_layer(config: dict[str, Any]) -> bool:

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from quire.base.errors import ConfigError
 from quire.base.registry import load
 from quire.checkpoint.facts import ModelFacts
-from quire.checkpoint.names import resolve
-from quire.checkpoint.read import read_facts
 from quire.cli.parser import Parser
 from quire.config.fields import EngineConfig
+from quire.config.model import facts_of
 
 Measure = Callable[[EngineConfig, ModelFacts, int, int, int], list[dict[str, object]]]
 
@@ -30,7 +29,7 @@ def kernels(args: Namespace, config: EngineConfig, measure: Measure | None = Non
     if args.rows < 1 or args.tokens < 1 or args.context < 0:
         raise ConfigError("--rows and --tokens must be at least 1, and --context at least 0")
     settings = config.model
-    facts = read_facts(settings.model, resolve(settings.model, settings.revision))
+    facts = facts_of(settings)
     measure = measure or load("quire.engine.kernel_times:measure")
     ops = measure(config, facts, args.rows, args.tokens, args.context)
     return {

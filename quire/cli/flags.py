@@ -108,7 +108,7 @@ def _add_flag(group: argparse._ActionsContainer, field: "Field[Any]") -> None:
 def _metavar(kind: Kind) -> str:
     if kind.choices:
         return "{" + ",".join(kind.choices) + "}"
-    return {int: "N", float: "X", str: "TEXT"}[kind.base]
+    return {int: "N", float: "X", str: "TEXT", dict: "JSON"}[kind.base]
 
 
 def _find(name: str) -> "tuple[str, Field[Any]]":

@@ -3,6 +3,7 @@
 Pure text from a configuration and its provenance. Called by the command line.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -58,4 +59,6 @@ def as_json(config: Config, provenance: Provenance) -> dict[str, dict[str, dict[
 
 def show(value: Value) -> str:
     """A value as one would write it in a file."""
+    if isinstance(value, dict):
+        return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -10,6 +10,7 @@ all sections, so that flags need no prefix.
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
+from quire.checkpoint.facts import Implementation
 from quire.checkpoint.pooling import Method, Runner
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -55,6 +56,17 @@ class ModelConfig:
     )
     pooling: Method | None = setting(
         None, "How tokens become one vector (cls, last, mean), instead of the checkpoint's own way."
+    )
+    model_impl: Implementation = setting(
+        "auto",
+        "Whose code computes the model: quire's file of its type, or the library transformers (with "
+        "quire[transformers]); auto takes quire's where there is one.",
+    )
+    trust_remote_code: bool = setting(
+        False, "Run Python code that came with the checkpoint, where transformers does not know the model otherwise."
+    )
+    hf_overrides: dict[str, Any] | None = setting(
+        None, "JSON object of fields that replace those of config.json; objects in it are merged."
     )
     max_logprobs: int = setting(20, "Most logprobs that a request may ask for per token.")
     allow_long_max_model_len: bool = setting(False, "Permit max_model_len beyond what the model was made for.")

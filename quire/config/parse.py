@@ -4,6 +4,7 @@ The same rules serve flags, environment, files and keywords. Knows nothing of ra
 from (`sources`); called by both, and by the command line for the look of its flags.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from quire.base.errors import ConfigError
 
-Value = str | int | float | bool | None
+Value = str | int | float | bool | dict[str, Any] | None
 
 # As in vLLM: small letters count in thousands, capital ones in 1024s.
 MULTIPLIERS: dict[str, int] = {"": 1} | {
@@ -45,12 +46,13 @@ class Kind:
             int: "a whole number such as 4096, 4k (4000) or 4K (4096)",
             float: "a number such as 0.9",
             str: "a text",
+            dict: 'a JSON object such as {"rope_theta": 1000000}',
         }[self.base]
-        return f"{words}, or auto" if self.optional and self.base is not str else words
+        return f"{words}, or auto" if self.optional and self.base not in (str, dict) else words
 
 
 def kind_of(field: "Field[Any]") -> Kind:
-    """What `field` takes, by its annotation: str, int, float, bool or a Literal of texts, with or without None."""
+    """What `field` takes, by its annotation: str, int, float, bool, dict or Literal of texts, with or without None."""
     annotation = field.type
     members = get_args(annotation)
     optional = NoneType in members
@@ -58,6 +60,7 @@ def kind_of(field: "Field[Any]") -> Kind:
         annotation = next(m for m in members if m is not NoneType)
     if get_origin(annotation) is Literal:
         return Kind(str, get_args(annotation), optional)
+    annotation = get_origin(annotation) or annotation
     if not isinstance(annotation, type):
         raise TypeError(f"{field.name}: a setting cannot have the type {annotation}")
     return Kind(annotation, (), optional)
@@ -98,7 +101,10 @@ def _from_typed(kind: Kind, value: object) -> Value:
             return value
     elif isinstance(value, int) and kind.base in (int, float):
         return value if kind.base is int else float(value)
-    elif isinstance(value, float) and kind.base is float and math.isfinite(value):
+    elif isinstance(value, float) and kind.base is float:
+        if math.isfinite(value):
+            return value
+    elif isinstance(value, dict) and kind.base is dict:
         return value
     remedy = "; put it in quotes" if kind.base is str and value is not None else ""
     raise ValueError(f"{value!r} is not {kind.accepts}{remedy}")
@@ -140,4 +146,14 @@ def _truth(kind: Kind, text: str) -> bool:
     return TRUTH[text.lower()]
 
 
-_READERS: dict[type, Callable[[Kind, str], Value]] = {int: _whole, float: _number, bool: _truth}
+def _object(kind: Kind, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{text!r} is not {kind.accepts}")
+    return value
+
+
+_READERS: dict[type, Callable[[Kind, str], Value]] = {int: _whole, float: _number, bool: _truth, dict: _object}

@@ -65,6 +65,8 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
         kv_cache_dtype=KV_DTYPES.get(cache.kv_cache_dtype, dtype),
         quantization=model.quantization,
         load_format="dummy" if model.load_format == "dummy" else "safetensors",
+        model_impl=model.model_impl,
+        trust_remote_code=model.trust_remote_code,
         seed=model.seed,
         max_model_len=max_model_len,
         fit_max_model_len=model.max_model_len is None,

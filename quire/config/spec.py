@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.facts import Implementation, ModelFacts
 
 
 class PlatformFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +40,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kv_cache_dtype: of keys and values in pages, as torch calls it: "bfloat16", ..., "float8_e4m3fn", "float8_e5m2".
+        model_impl, trust_remote_code: whose code computes the model, and whether the checkpoint's own may.
         quantization: what matrices of full precision become while they load, or the name of the checkpoint's format;
             None takes the checkpoint as it is.
         max_model_len: wanted; `fit_max_model_len` says whether it may shrink to what fits.
@@ -60,6 +61,8 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     platform: PlatformFacts
     dtype: str
     kv_cache_dtype: str
+    model_impl: Implementation
+    trust_remote_code: bool
     quantization: str | None
     load_format: Literal["safetensors", "dummy"]
     seed: int

@@ -13,8 +13,8 @@ from quire.chat.messages import parse_messages
 from quire.chat.template import ChatTemplate
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.names import resolve
-from quire.checkpoint.read import read_facts
 from quire.config.fields import EngineConfig
+from quire.config.model import facts_of
 from quire.messages.params import SamplingParams
 from quire.messages.pooling import PoolingParams
 from quire.messages.request import Request
@@ -80,9 +80,7 @@ class FrontEnd:
 
     def __init__(self, config: EngineConfig, model: ModelFacts | None = None) -> None:
         settings = config.model
-        self.model = model or read_facts(
-            settings.model, resolve(settings.model, settings.revision), settings.runner, settings.pooling
-        )
+        self.model = model or facts_of(settings)
         self.tokenizer_path = (
             str(resolve(settings.tokenizer, None)) if settings.tokenizer is not None else self.model.path
         )

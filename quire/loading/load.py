@@ -181,7 +181,9 @@ def _read(pieces: list[Slice], quantized: list[Job], device: torch.device, progr
 
 
 def _settle(weights: list[Weight], entries: dict[str, TensorEntry]) -> None:
-    """Choose the recipes that fit the checkpoint's names, and see stacks of matrices as one matrix."""
+    """Choose the recipes that fit the checkpoint's names; see stacks of matrices as one matrix, numbers as vectors."""
+    for name in [name for name, entry in entries.items() if not entry.shape]:
+        entries[name] = msgspec.structs.replace(entries[name], shape=(1,))
     for weight in weights:
         weight.recipe = weight.recipe.fitting(entries)
         stacks = {part.name: len(part.shape) for part in weight.recipe.parts if part.stacked}

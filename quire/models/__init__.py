@@ -1,7 +1,8 @@
 """Model families, one file each, named as config.json's `model_type` ("_" for "-"): the file's name is the registry.
 
 `build` is all that the runner needs. A file has a typed config, a class that says what the family does differently, and
-`build(facts, build) -> Model`. Files never import each other.
+`build(facts, build) -> Model`. Files never import each other. One is no family: `transformers.py` runs what that
+library defines.
 """
 
 import importlib
@@ -11,11 +12,17 @@ from difflib import get_close_matches
 from typing import Protocol
 
 from quire.base.errors import CheckpointError
-from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.facts import Implementation, ModelFacts
 from quire.layers.build import Build
 from quire.layers.model import Model
 
 __all__ = ["Model", "build", "supported"]
+
+
+OTHERS = "transformers"
+"""The file for models that have none of their own."""
+CLOSE = 0.5
+"""How alike names are that an error lists, of 1."""
 
 
 class _Family(Protocol):
@@ -26,23 +33,43 @@ class _Family(Protocol):
         ...
 
 
+class _Others(Protocol):
+    """What the file for all others offers."""
+
+    def build(self, facts: ModelFacts, build: Build, trust_remote_code: bool) -> Model:
+        """The model of a checkpoint."""
+        ...
+
+
 def supported() -> list[str]:
-    """The model types that can be built."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The model types that have a file."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != OTHERS)
 
 
-def build(facts: ModelFacts, build: Build) -> Model:
+def build(facts: ModelFacts, build: Build, impl: Implementation = "auto", *, trust_remote_code: bool = False) -> Model:
     """The model of checkpoint `facts`, its parameters still empty.
+
+    Args:
+        impl: whose code runs: "quire" is a file of this folder, "transformers" that library; "auto" takes the file if
+            there is one.
+        trust_remote_code: whether code that came with the checkpoint may run.
 
     Raises CheckpointError for an unknown model_type or a config that does not fit.
     """
-    known = supported()
-    name = facts.model_type.replace("-", "_")
-    if name not in known:
-        close = get_close_matches(name, known, 5, 0.5)
-        named = f"names close to it: {', '.join(close)}" if close else f"supported: {', '.join(known)}"
-        raise CheckpointError(
-            f"{facts.path}: model_type {facts.model_type!r} is not supported; {named} (all are in docs/models.md)"
-        )
-    family: _Family = importlib.import_module(f"{__name__}.{name}")
-    return family.build(facts, replace(build, max_model_len=build.max_model_len or facts.context_len))
+    known, name = supported(), facts.model_type.replace("-", "_")
+    build = replace(build, max_model_len=build.max_model_len or facts.context_len)
+    if impl != OTHERS and name in known:
+        family: _Family = importlib.import_module(f"{__name__}.{name}")
+        return family.build(facts, build)
+    close = get_close_matches(name, known, 5, CLOSE)
+    named = f"names close to it: {', '.join(close)}" if close else f"there are: {', '.join(known)}"
+    unknown = f"{facts.path}: model_type {facts.model_type!r} has no file of quire's; {named} (all: docs/models.md)"
+    if impl == "quire":
+        raise CheckpointError(f"{unknown}. What transformers defines runs with --model-impl transformers")
+    try:
+        others: _Others = importlib.import_module(f"{__name__}.{OTHERS}")
+        return others.build(facts, build, trust_remote_code)
+    except CheckpointError as error:
+        if impl == OTHERS:
+            raise
+        raise CheckpointError(f"{unknown}, and it does not run through transformers: {error}") from None

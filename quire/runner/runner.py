@@ -112,7 +112,8 @@ class Runner:
         self.kernels = choose_kernels(self.spec.platform.providers)
         self.append_tokens = self.build.op(append_tokens, None)
         build, quantized = self._quantized()
-        self.model = models.build(self.spec.facts, build)
+        impl, trusted = self.spec.model_impl, self.spec.trust_remote_code
+        self.model = models.build(self.spec.facts, build, impl, trust_remote_code=trusted)
         sizes = Sizes(self.spec.max_num_batched_tokens, self.spec.max_model_len, self.spec.page_size)
         started = start_kernels(self.build.choices, sizes)
         if self.spec.load_format == "dummy":

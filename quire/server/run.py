@@ -8,9 +8,8 @@ from pathlib import Path
 
 from quire.base.errors import ConfigError
 from quire.chat.formats.recognise import reasoning_format, tool_format
-from quire.checkpoint.names import resolve
-from quire.checkpoint.read import read_facts
 from quire.config.fields import Config
+from quire.config.model import facts_of
 from quire.server.keys import keys_of
 from quire.server.notify import notify
 from quire.server.sockets import bind_all, check_certificates, check_guard
@@ -33,9 +32,7 @@ def serve(config: Config, commands: Commands = OURS) -> int:
         tool_format(config.server.tool_call_parser, "")
         reasoning_format(config.server.reasoning_parser, "")
         _check_template(config.server.chat_template)
-        model = read_facts(
-            settings.model, resolve(settings.model, settings.revision), settings.runner, settings.pooling
-        )
+        model = facts_of(settings)
     except BaseException:
         for listener in listeners:
             listener.close()

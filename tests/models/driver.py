@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quire import loading, models
+from quire.checkpoint.facts import Implementation
 from quire.checkpoint.headers import read_headers
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
@@ -41,6 +42,7 @@ class Driver:
         page_size: tokens per page.
         quantization: as the user gives it.
         providers: kernel folders to try before the reference.
+        impl: whose code computes the model.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Driver:
         max_model_len: int | None = None,
         pages: int = 64,
         quantization: str | None = None,
+        impl: Implementation = "auto",
     ) -> None:
         self.page_size = page_size
         providers = providers or []
@@ -69,7 +72,7 @@ class Driver:
             providers=providers,
             max_model_len=max_model_len,
         )
-        self.model = models.build(facts, self.build)
+        self.model = models.build(facts, self.build, impl)
         loading.load(self.model, facts, self.mesh, None, quantized)
         self.groups = list(dict.fromkeys(state.spec for state in self.build.states))
         self.free: list[list[int]] = []

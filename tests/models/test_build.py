@@ -65,9 +65,14 @@ def test_the_families_of_the_first_release_are_there() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "blip"}, r"'blip' is not supported; supported: .*llama"),
-        ({"model_type": "qwen2_5"}, r"'qwen2_5' is not supported; names close to it: .*qwen2"),
-        ({"model_type": "../llama"}, "is not supported"),
+        (
+            {"model_type": "blip"},
+            r"'blip' has no file .* there are: .*llama.* and it does not run through transformers",
+        ),
+        ({"model_type": "qwen2_5"}, r"'qwen2_5' has no file of quire's; names close to it: .*qwen2"),
+        ({"model_type": "../llama"}, "has no file of quire's"),
+        ({"rope_scaling": {"type": "mrope"}}, "rope type 'mrope' is not supported"),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, "is not supported"),
         ({"hidden_size": None}, "hidden_size"),
         ({"hidden_size": "8"}, "hidden_size"),
         ({"hidden_size": -8}, "hidden_size"),

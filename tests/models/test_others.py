@@ -1,0 +1,279 @@
+"""Models without a file of ours, through transformers' own modules: decoders and encoders, and what is refused."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from quire import LLM, SamplingParams, models
+from quire.base.errors import CheckpointError
+from quire.checkpoint.read import read_facts
+from quire.layers.build import Build
+from quire.parallel.mesh import Mesh
+from tests.models import checkpoints
+from tests.models.driver import Driver
+from tests.pooling import checkpoints as pooled
+from tests.pooling.test_families import RAW, TASKS, expected, texts
+
+pytestmark = pytest.mark.torch
+
+NEW = 6
+TOLERANCE = 1e-4
+WINDOWS: dict[str, Any] = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+LOCAL_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 12}
+LATENT: dict[str, Any] = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "num_key_value_heads": 4,
+}
+OTHER_DECODERS: dict[str, dict[str, Any]] = {
+    "afmoe": {**EXPERTS, "sliding_window": 8},
+    "apertus": {},
+    "arcee": {},
+    "biogpt": checkpoints.PLAIN,
+    "bitnet": {"head_dim": 12},
+    "ctrl": checkpoints.PLAIN,
+    "cwm": WINDOWS,
+    "diffllama": {},
+    "dots1": {
+        **WINDOWS,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 20,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "n_shared_experts": 1,
+    },
+    "ernie4_5": {},
+    "ernie4_5_moe": {
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_intermediate_size": 20,
+        "moe_layer_start_index": 0,
+        "moe_layer_end_index": 1,
+        "moe_num_shared_experts": 1,
+    },
+    "exaone4": WINDOWS,
+    "exaone_moe": {**EXPERTS, "sliding_window": 8},
+    "flex_olmo": {**EXPERTS, "head_dim": 12},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 1,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", *["full_attention"] * 3],
+        "sliding_window": 8,
+        "vocab_size_per_layer_input": 97,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "intermediate_size": [56] * 4,
+    },
+    "gemma4_text": {
+        "num_hidden_layers": 3,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 97,
+        "global_head_dim": 24,
+        "num_global_key_value_heads": 2,
+    },
+    "gpt_bigcode": {**checkpoints.PLAIN, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "granitemoe": LOCAL_EXPERTS,
+    "granitemoeshared": {**LOCAL_EXPERTS, "shared_intermediate_size": 24},
+    "helium": {"head_dim": 12},
+    "hunyuan_v1_dense": {},
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "moe_intermediate_size": 20},
+    "jais2": {},
+    "jetmoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 16},
+    "minicpm3": LATENT,
+    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "nanochat": {},
+    "nemotron": {},
+    "olmo3": WINDOWS,
+    "persimmon": checkpoints.PLAIN,
+    "phimoe": LOCAL_EXPERTS,
+    "seed_oss": {},
+    "solar_open": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20},
+    "vaultgemma": {**WINDOWS, "query_pre_attn_scalar": 24},
+}
+"""Decoders, and what their configs have beside BASE; no file of ours reads them."""
+OURS = ("gemma2", "gpt_oss", "qwen3_moe")
+"""Families of ours that both implementations run: soft caps, sinks, experts."""
+OTHER_ENCODERS: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 24},
+    "data2vec-text": {},
+    "distilbert": {},
+    "electra": {"embedding_size": 24},
+    "ernie": {},
+    "eurobert": {"num_key_value_heads": 2},
+    "roberta-prelayernorm": {},
+    "xlm-roberta-xl": {},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+}
+HEADS_OF_THEIR_OWN = ("albert", "eurobert")
+"""Whose heads for texts pool in a way that no single state gives."""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The checkpoint of a model type, made when it is first wanted."""
+    folder = tmp_path_factory.mktemp("others")
+
+    def make(name: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(checkpoints.FAMILY, name, OTHER_DECODERS.get(name) or checkpoints.FAMILY.get(name, {}))
+            return checkpoints.make(name, folder / name)
+
+    return cache(make)
+
+
+def refused(path: Path, build: Build | None = None, **given: Any) -> str:
+    empty = build or Build(mesh=Mesh(), dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(CheckpointError) as error:
+        models.build(read_facts("tiny", path), empty, "transformers", **given)
+    return str(error.value)
+
+
+def changed(path: Path, to: Path, **fields: Any) -> Path:
+    """The config of another checkpoint, changed, without weights."""
+    to.mkdir()
+    config = json.loads((path / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**config, **fields}))
+    return to
+
+
+@pytest.mark.parametrize("name", [*OTHER_DECODERS, *OURS])
+def test_logits_and_greedy_tokens_are_those_of_transformers(name: str, made: Callable[[str], Path]) -> None:
+    path = made(name)
+    judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    driver = Driver(path, 4, ["torch_native"], impl="transformers" if name in OURS else "auto")
+    generator = torch.Generator().manual_seed(3)
+    prompts = [torch.randint(3, 97, (n,), generator=generator).tolist() for n in (13, 7, 21)]
+    for sequence in driver.generate(prompts, NEW):
+        with torch.no_grad():
+            want = judge(torch.tensor([sequence.tokens]), use_cache=False).logits[0][:-1]
+        assert (sequence.all_logits() - want).abs().max() < TOLERANCE
+        assert sequence.tokens[-NEW:] == want[-NEW:].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("name", ["gemma4_text", "minicpm3", "exaone4"])
+def test_the_reference_gives_the_same(name: str, made: Callable[[str], Path]) -> None:
+    prompts = [[5, 9, 3] * 4, [7] * 6, list(range(3, 20))]
+    first, second = (Driver(made(name), 3, providers).generate(prompts, NEW) for providers in ([], ["torch_native"]))
+    assert [sequence.tokens for sequence in first] == [sequence.tokens for sequence in second]
+
+
+@pytest.mark.parametrize("kind", ["bare", "sequence", "token"])
+@pytest.mark.parametrize("name", OTHER_ENCODERS)
+def test_encoders_equal_transformers(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(pooled.ENCODERS, name, OTHER_ENCODERS[name])
+    path = pooled.make(name, tmp_path, kind)
+    if kind == "sequence" and name in HEADS_OF_THEIR_OWN:
+        with pytest.raises(CheckpointError, match=r"head of .* needs more"):
+            LLM(str(path), threads=1)
+        return
+    with LLM(str(path), threads=1) as llm:
+        outputs = llm.encode(texts(), RAW, pooling_task=TASKS[kind], use_tqdm=False)
+    for tokens, output in zip(texts(), outputs, strict=True):
+        assert (torch.tensor(output.outputs.data) - expected(path, kind, tokens)).abs().max() < TOLERANCE
+
+
+def test_an_engine_serves_both_implementations_alike(made: Callable[[str], Path]) -> None:
+    """With few pages, so that sequences are preempted, and prompts that begin alike."""
+    prompts = [[5, 9, 3, 8] * 5 + [i] * (i + 1) for i in range(3, 11)]
+    greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    found = []
+    for impl in ("quire", "transformers"):
+        with LLM(str(made("gemma2")), model_impl=impl, block_size=4, num_gpu_blocks_override=40, threads=1) as llm:
+            outputs = [llm.generate(prompts, greedy, use_tqdm=False) for _ in range(2)]
+        assert all(output.num_cached_tokens for output in outputs[1])
+        found.append([[output.outputs[0].token_ids for output in run] for run in outputs])
+    assert found[0] == found[1]
+
+
+def test_dummy_weights_need_no_files(made: Callable[[str], Path], tmp_path: Path) -> None:
+    bare = changed(made("arcee"), tmp_path / "bare")
+    (bare / "tokenizer.json").write_bytes((made("arcee") / "tokenizer.json").read_bytes())
+    with LLM(str(bare), load_format="dummy", threads=1, max_model_len=32) as llm:
+        output = llm.generate([[5, 6, 7]], SamplingParams(max_tokens=4, ignore_eos=True), use_tqdm=False)
+    assert len(output[0].outputs[0].token_ids) == 4
+
+
+def test_tensors_that_nobody_knows_are_told(made: Callable[[str], Path], tmp_path: Path) -> None:
+    path = changed(made("arcee"), tmp_path / "more", num_hidden_layers=1)
+    for file in made("arcee").glob("*.safetensors*"):
+        (path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(CheckpointError, match=r"left over: model.layers.1"):
+        Driver(path, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model_type": "mamba2", "num_heads": 12, "head_dim": 8, "time_step_limit": [0.0, 1.0]}, "recurrent state"),
+        ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "kinds conv keep state"),
+        ({"model_type": "bart"}, "takes no positions"),
+        ({"model_type": "doge"}, "changes the mask"),
+        (
+            {"model_type": "gpt_neo", "attention_types": [[["global"], 2]], "num_layers": 2},
+            "cannot make gpt_neo with attention over pages",
+        ),
+        ({"model_type": "strange"}, "not known to transformers"),
+        ({"model_type": "strange", "auto_map": {"AutoConfig": "code.C"}}, "allow it with --trust-remote-code"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, None),
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_size": 1 << 40}, "hidden_size"),
+    ],
+)
+def test_what_cannot_run_is_refused(
+    changes: dict[str, Any], says: str | None, made: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = changed(made("arcee"), tmp_path / "changed", **changes)
+    if says is None:
+        build = Build(mesh=Mesh(), dtype=torch.float32, device=torch.device("cpu"), max_model_len=256)
+        assert "set max_model_len to 128 at most" in refused(path, build)
+    else:
+        assert says in refused(path)
+
+
+def test_positions_that_a_model_counts_by_itself_are_found(made: Callable[[str], Path]) -> None:
+    """Llama 4 weighs queries by their place in the batch."""
+    with pytest.raises(CheckpointError, match="other means than attention"):
+        Driver(made("llama4_text"), 4, impl="transformers").generate([[5] * 9, [6] * 7, [7] * 4], 2)
+
+
+def test_what_ranks_and_quantization_need_is_refused(made: Callable[[str], Path]) -> None:
+    two = Build(mesh=Mesh(0, 2), dtype=torch.float32, device=torch.device("cpu"))
+    assert "tensor_parallel_size must be 1" in refused(made("arcee"), two)
+    packed = Build(mesh=Mesh(), dtype=torch.float32, device=torch.device("cpu"), quantization="int8")
+    assert "weights cannot be quantized" in refused(made("arcee"), packed)
+
+
+def test_code_of_a_checkpoint_runs_when_it_is_trusted(made: Callable[[str], Path], tmp_path: Path) -> None:
+    path = changed(
+        made("arcee"),
+        tmp_path / "own",
+        model_type="strange",
+        auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    )
+    code = [
+        "from transformers import ArceeConfig, ArceeForCausalLM",
+        "class OwnConfig(ArceeConfig):",
+        "    model_type = 'strange'",
+        "class OwnModel(ArceeForCausalLM):",
+        "    config_class = OwnConfig",
+    ]
+    (path / "own.py").write_text("\n".join(code))
+    facts = read_facts("tiny", path)
+    build = Build(mesh=Mesh(), dtype=torch.float32, device=torch.device("cpu"))
+    assert len(list(models.build(facts, build, trust_remote_code=True).parameters())) > 10
+    assert len(build.states) == 2
