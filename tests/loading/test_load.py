@@ -113,7 +113,11 @@ def test_many_names_are_counted(tmp_path: Path) -> None:
 
 
 def test_known_extras_are_ignored(tmp_path: Path) -> None:
-    extras = {"head": torch.zeros(5, 4), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}
+    extras = {
+        "head": torch.zeros(5, 4),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2),
+        "mtp.layers.0.norm.weight": torch.zeros(2),
+    }
     load(Tiny(Mesh()), write(tmp_path, {**tensors(), **extras}), Mesh())
 
 

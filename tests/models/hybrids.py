@@ -3,6 +3,8 @@
 from typing import Any
 
 DELTA: dict[str, Any] = {
+    # A head whose result is next to nothing is normed all the same: with 1e-6 that would bring rounding into the open.
+    "rms_norm_eps": 1e-3,
     "num_hidden_layers": 3,
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     "linear_num_key_heads": 2,
