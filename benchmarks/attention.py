@@ -270,10 +270,8 @@ def variants() -> list[tuple[str, object]]:
 
     decodes = [
         DecodeShape(*v)
-        for v in ((True, 64, 32, 64, 5, 4), (True, 64, 32, 128, 5, 8), (True, 64, 16, 64, 7, 4),
-                  (False, 512, 32, 64, 5, 4, 3, 168), (False, 1024, 32, 64, 5, 4, 2), (False, 2048, 32, 64, 5, 4, 2),
-                  (False, 2048, 32, 64, 5, 4, 3, 168), (False, 2048, 32, 64, 7, 4, 2), (False, 4096, 32, 64, 5, 4, 2),
-                  (False, 2048, 32, 32, 9, 4, 3, 168))
+        for v in ((True, 32, 64, 5, 4), (True, 32, 128, 5, 8), (True, 16, 64, 7, 4), (False, 32, 64, 5, 4, 3, 168),
+                  (False, 32, 64, 5, 4, 2), (False, 32, 64, 7, 4, 2), (False, 32, 32, 9, 4, 3, 168))
     ]  # fmt: skip
     prefills = [PrefillShape(*v) for v in ((128, 64, 5, 8, True), (64, 64, 5, 4, True), (128, 64, 7, 8, True),
                                            (128, 64, 5, 8, False), (64, 64, 5, 4, False))]  # fmt: skip

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import importlib.util
 import os
+from itertools import accumulate, pairwise
 
 import pytest
 import torch
@@ -33,9 +34,9 @@ def long_samples(op, **wanted):
     "shape",
     [
         {},
-        {"chunk": 64, "splits": 2},
-        {"chunk": 64, "tile": 32},
-        {"chunk": 128, "tile": 128, "resident": 4},
+        {"resident": 6},
+        {"tile": 32, "resident": 9},
+        {"tile": 128, "resident": 40},
         {"early": True, "splits": 4, "tile": 32},
         {"early": True, "splits": 2, "tile": 64},
         {"early": True, "splits": 1, "tile": 32},
@@ -74,12 +75,41 @@ def test_prompts_by_the_copy_engine(lines, monkeypatch):
     assert compared
 
 
-def test_only_the_size_of_the_batch_cuts_a_row():
+@pytest.mark.parametrize("runs", [1, 2, 3, 7, 64])
+def test_every_run_has_as_many_tiles(runs):
+    load_providers(["triton"])
+    from quire.kernels.triton.attention import listing
+    from quire.ops.samples import step_over
+
+    spec = next(iter(long_samples(attend, step="decode", window=None)))["spec"]
+    lengths = [1, 40, 0, 170, 16, 17, 18, 300, 33]
+    tables = [list(range(1, 2 + length // 16)) for length in lengths]
+    step = step_over([1] * len(lengths), lengths, tables, 16)
+    work = listing.make(step.seq_lens, step.groups[0], listing.Cut(16, 1, runs), spec, None)
+    tiles = [max(1, -(-(length - 1) // 16)) for length in lengths]
+    begins = work.runs[:, 0].tolist()
+    assert begins[0] == 0 and begins[-1] == sum(tiles)
+    some = [later - earlier for earlier, later in pairwise(begins)]
+    assert max(some) - min(filter(None, some)) <= 1
+    splits = work.splits[: int(work.total)].tolist()
+    assert [sum(entry[2] for entry in splits if entry[0] == row) for row in range(len(lengths))] == tiles
+    assert [entry[1] for entry in splits] == list(accumulate((entry[2] for entry in splits[:-1]), initial=0))
+    starts = {entry[1]: at for at, entry in enumerate(splits)}
+    assert all(starts[tile] == split for tile, split in work.runs.tolist() if tile < sum(tiles))
+    marks = work.tiles[: sum(tiles)].tolist()
+    assert {i for i, mark in enumerate(marks) if mark & listing.FIRST.value} == set(starts)
+    assert {i + 1 for i, mark in enumerate(marks) if mark & listing.LAST.value} == {*list(starts)[1:], sum(tiles)}
+    cut = sorted({entry[4] for entry in splits if entry[3] > 1})
+    assert [split for split in work.firsts.tolist() if split >= 0] == cut
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_small_batch_is_cut_by_the_length_of_each_row(rows):
     load_providers(["triton"])
     kwargs = next(iter(long_samples(attend, step="decode", window=None)))
     step = kwargs["step"]
     shorter = dataclasses.replace(step, seq_lens=step.seq_lens.clone(), derived={})
-    shorter.seq_lens[1] = 3
+    shorter.seq_lens[1] = rows
     function = attend.providers["triton"].function
     both = [function(**{**kwargs, "step": s})[0] for s in (step, shorter)]
     assert torch.equal(*both)

@@ -25,8 +25,7 @@ class Shape:
 
     Attributes:
         early: a program takes one split and fetches its first tile before it waits, instead of a run of splits.
-        chunk: tokens of a split, where the batch alone makes enough of them.
-        splits: most of one row; bounds the memory for what is left to be merged.
+        splits: of one row, where programs take one each; bounds the memory for what is left to be merged.
         tile: tokens read at once.
         stages: of the loop over tiles, one of which fetches where they are.
         warps: of a program.
@@ -35,7 +34,6 @@ class Shape:
     """
 
     early: bool = False
-    chunk: int = 2048
     splits: int = 32
     tile: int = 64
     stages: int = 5
@@ -110,7 +108,7 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
         splits.early[grid](*given, *listed, work.arrived, *parts, *numbers, **constants, **merging)
     else:
         splits.run_of_splits[(runs * spec.kv_heads,)](*given, *listed, *parts, *numbers, **constants)
-        splits.merge_rows[(rows, spec.kv_heads)](out, work.splits, work.firsts, *parts, **common, **merging)
+        splits.merge_rows[(len(work.firsts), spec.kv_heads)](out, work.splits, work.firsts, *parts, **common, **merging)
     return out
 
 
@@ -130,8 +128,7 @@ def _constants(spec: AttentionSpec, shape: Shape, work: listing.Work) -> dict[st
 def _list(
     qkv: Tensor, step: StepInputs, where: GroupInputs, spec: AttentionSpec, shape: Shape, runs: int
 ) -> tuple[listing.Work, cascade.Beginnings | None]:
-    even = shape.splits if shape.early else max(1, runs // len(qkv))
-    cut = listing.Cut(shape.tile, max(1, shape.chunk // shape.tile), even, shape.splits, runs)
+    cut = listing.Cut(shape.tile, shape.splits, runs)
     shared = None
     if where.shared is not None and spec.window is None:
         shared = cascade.listed(where.shared, spec, qkv.dtype.itemsize)

@@ -1,7 +1,7 @@
 """The list of what a decode step's attention reads, made on the device once per step and shared by all layers.
 
-The tokens that a row has in pages are counted in tiles. A row is cut into splits of whole tiles whose borders depend on
-its own length and on the size of the batch, never on what its batch mates hold. Called by `decode`.
+The tokens that a row has in pages are counted in tiles, and rows are cut into splits of whole tiles: for small batches
+by their own length alone, for large ones so that all programs get as many tiles. Called by `decode`.
 """
 
 from dataclasses import dataclass
@@ -28,15 +28,11 @@ class Cut:
 
     Attributes:
         tile: tokens read at once.
-        chunk: tiles of a split, unless the row has more than `splits` of that.
-        even: splits that a row should have at least, if it has the tiles.
-        splits: most of one row, a power of two; bounds the memory for what is left to be merged.
-        runs: runs of splits, alike in tiles, that the whole list is divided into; 0 if nobody asks for runs.
+        splits: of each row that has the tiles, a power of two; where there are no runs.
+        runs: programs for each KV head, which get as many tiles each; 0 where each program takes one split.
     """
 
     tile: int
-    chunk: int
-    even: int
     splits: int
     runs: int
 
@@ -63,7 +59,7 @@ class Work:
     Attributes:
         splits: (most splits, FIELDS) int32.
         total: (1,) int32, splits in all.
-        firsts: (rows,) int32, each row's first split.
+        firsts: (n,) int32, the first split of each row that has parts to be merged, -1 in between.
         first_parts: (rows,) int32, each row's first part: those of what it shares come before those of its splits.
         tiles: (most tiles,) int32, what is seen of each, and FIRST and LAST.
         places: (most tiles, pieces) int32, where in the pools each piece of a tile begins.
@@ -86,13 +82,23 @@ class Work:
 
 
 @triton.jit
-def _cut(length, begin, TILE: tl.constexpr, CHUNK: tl.constexpr, EVEN: tl.constexpr, SPLITS: tl.constexpr):
-    """Of rows of these lengths, read from token `begin` on: first tile, tiles, splits and tiles of all but the last."""
+def _tiles(length, begin, TILE: tl.constexpr):
+    """Of rows of these lengths, read from token `begin` on: first tile, and tiles."""
     low = begin // TILE
-    tiles = tl.maximum((length - 1 + TILE - 1) // TILE - low, 1)
-    count = tl.minimum(tl.minimum(tl.maximum((tiles + CHUNK - 1) // CHUNK, EVEN), SPLITS), tiles)
-    width = (tiles + count - 1) // count
-    return low, tiles, (tiles + width - 1) // width, width
+    return low, tl.maximum((length - 1 + TILE - 1) // TILE - low, 1)
+
+
+@triton.jit
+def _width(tiles, SPLITS: tl.constexpr):
+    """Tiles of all splits but the last, of rows that are cut by their own length."""
+    count = tl.minimum(SPLITS, tl.maximum(tiles, 1))
+    return (tiles + count - 1) // count
+
+
+@triton.jit
+def _run_from(tile, tiles, runs):
+    """The first of `runs` that begins at `tile` or later; run r begins at tile r * tiles // runs."""
+    return (tile * runs + tiles - 1) // tiles
 
 
 @triton.jit
@@ -102,32 +108,46 @@ def _seen(token, begin, length, TILE: tl.constexpr):
 
 
 @triton.jit
-def _store_runs(runs, split, start, tiles, before, here, all_tiles, last, RUNS: tl.constexpr, RUNS_P: tl.constexpr):
-    """The runs that begin with splits (n,) of `tiles` tiles from `start` on; the one before the first has `before`."""
-    # A split belongs to the run that its middle lies in.
-    mine = (2 * start + tiles) * RUNS // (2 * all_tiles)
-    previous = tl.where(start > 0, (2 * start - before) * RUNS // (2 * all_tiles), -1)
-    run = tl.arange(0, RUNS_P)[None, :]
-    begins = (run > previous[:, None]) & (run <= mine[:, None]) & here[:, None]
-    tl.store(runs + 2 * run + 0 * start[:, None], start[:, None] + 0 * run, mask=begins)
-    tl.store(runs + 2 * run + 1 + 0 * start[:, None], split[:, None] + 0 * run, mask=begins)
-    ends = (run > mine[:, None]) & (run <= RUNS) & last[:, None]
-    tl.store(runs + 2 * run + 0 * start[:, None], all_tiles + 0 * run + 0 * start[:, None], mask=ends)
+def _store_runs(
+    runs, firsts, split, start, end, all_tiles, count, is_last, MERGES: tl.constexpr, RUNS: tl.constexpr,
+    RUNS_P: tl.constexpr,
+):  # fmt: skip
+    """The runs that begin in a row whose tiles are `start` to `end` and whose first split is `split`.
+
+    `firsts` gets the row at the first run that cuts it, unless all rows are merged (`MERGES`).
+    """
+    used = tl.minimum(RUNS, all_tiles)
+    first, cuts = _run_from(start, all_tiles, used), _run_from(start + 1, all_tiles, used)
+    run = tl.arange(0, RUNS_P)
+    begins = (run >= first) & (run < _run_from(end, all_tiles, used))
+    beyond = is_last & (run >= used)
+    stored = begins | beyond & (run <= RUNS)
+    tl.store(runs + 2 * run, tl.where(beyond, all_tiles, run * all_tiles // used), mask=stored)
+    tl.store(runs + 2 * run + 1, tl.where(beyond, 0, split + run - cuts + 1), mask=stored)
+    if not MERGES:
+        cut = (run == cuts) & (count > 1) & begins
+        tl.store(firsts + run, tl.where(cut, split, -1), mask=begins | beyond & (run < RUNS))
 
 
 @triton.jit
 def _store_tiles(
-    marks, places, table, low, tiles, width, begin, length,
-    TILE: tl.constexpr, PAGE: tl.constexpr, PIECE: tl.constexpr, AT_ONCE: tl.constexpr,
+    marks, places, table, low, tiles, begin, length, start, all_tiles,
+    RUNS: tl.constexpr, TILE: tl.constexpr, PAGE: tl.constexpr, PIECE: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """What is seen of a row's tiles, where its splits begin and end, and where its pages, at `table`, lie."""
     pieces = tl.arange(0, TILE // PIECE)
+    marks += start
+    places += start * (TILE // PIECE)
     for some in range(0, tiles, AT_ONCE):
         tile = some + tl.arange(0, AT_ONCE)
         token = (low + tile) * TILE
         seen = _seen(token, begin, length, TILE)
-        ends = (tile % width == width - 1) | (tile == tiles - 1)
-        seen |= tl.where(tile % width == 0, FIRST, 0) | tl.where(ends, LAST, 0)
+        if RUNS:
+            used = tl.minimum(RUNS, all_tiles)
+            at, after = _run_from(start + tile, all_tiles, used), _run_from(start + tile + 1, all_tiles, used)
+            seen |= tl.where((tile == 0) | (after > at), FIRST, 0)
+            later = _run_from(start + tile + 2, all_tiles, used)
+            seen |= tl.where((tile == tiles - 1) | (later > after), LAST, 0)
         tl.store(marks + tile, seen, mask=tile < tiles)
         token = token[:, None] + pieces[None, :] * PIECE
         kept = (tile < tiles)[:, None] & (token < length - 1)
@@ -140,9 +160,8 @@ def _store_tiles(
 def _list(
     lengths, shared, other_parts, table, table_stride, splits, total, firsts, first_parts, tiles_out, places, runs,
     rows,
-    WINDOW: tl.constexpr, SHARED: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, EVEN: tl.constexpr,
-    SPLITS: tl.constexpr, RUNS: tl.constexpr, RUNS_P: tl.constexpr, PAGE: tl.constexpr, PIECE: tl.constexpr,
-    BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
+    WINDOW: tl.constexpr, SHARED: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, RUNS: tl.constexpr,
+    PAGE: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
@@ -152,47 +171,58 @@ def _list(
     if SHARED:
         begin = tl.load(shared + at, mask=at < rows, other=0)
         others = tl.load(other_parts + at, mask=at < rows, other=0)
-    low, tiles, count, width = _cut(length, begin, TILE, CHUNK, EVEN, SPLITS)
-    tiles, count = tl.where(at < rows, tiles, 0), tl.where(at < rows, count, 0)
-    all_tiles = tl.sum(tiles, 0)
+    low, tiles = _tiles(length, begin, TILE)
+    tiles = tl.where(at < rows, tiles, 0)
+    ends, all_tiles = tl.cumsum(tiles, 0), tl.sum(tiles, 0)
+    if RUNS:
+        used = tl.minimum(RUNS, all_tiles)
+        count = 1 + _run_from(ends, all_tiles, used) - _run_from(ends - tiles + 1, all_tiles, used)
+    else:
+        count = (tiles + _width(tiles, SPLITS) - 1) // tl.maximum(_width(tiles, SPLITS), 1)
+    count = tl.where(at < rows, count, 0)
     first_split = tl.sum(tl.where(at < row, count, 0), 0)
-    first_tile = tl.sum(tl.where(at < row, tiles, 0), 0)
     first_part = first_split + tl.sum(tl.where(at < row, others, 0), 0)
-    others = tl.sum(tl.where(at == row, others, 0), 0)
-    # How many tiles the split before this row's first has.
-    before = tl.sum(tl.where(at == row - 1, tiles - (count - 1) * width, 0), 0)
-    length = tl.sum(tl.where(at == row, length, 0), 0)
-    begin = tl.sum(tl.where(at == row, begin, 0), 0)
-    low, tiles, count, width = _cut(length, begin, TILE, CHUNK, EVEN, SPLITS)
+    first_tile = tl.sum(tl.where(at < row, tiles, 0), 0)
+    mine = at == row
+    others, count = tl.sum(tl.where(mine, others, 0), 0), tl.sum(tl.where(mine, count, 0), 0)
+    length, begin = tl.sum(tl.where(mine, length, 0), 0), tl.sum(tl.where(mine, begin, 0), 0)
+    low, tiles = _tiles(length, begin, TILE)
     split = tl.arange(0, SPLITS)
     here = split < count
-    start = first_tile + split * width
-    own = tl.minimum(width, tiles - split * width)
+    if RUNS:
+        border = _run_from(first_tile + 1, all_tiles, used) + split
+        start = tl.where(split == 0, first_tile, (border - 1) * all_tiles // used)
+        end = tl.where(split == count - 1, first_tile + tiles, border * all_tiles // used)
+    else:
+        width = _width(tiles, SPLITS)
+        start = first_tile + split * width
+        end = tl.minimum(start + width, first_tile + tiles)
     entry = splits + (first_split + split) * FIELDS
     tl.store(entry, row + 0 * split, mask=here)
     tl.store(entry + 1, start, mask=here)
-    tl.store(entry + 2, own, mask=here)
+    tl.store(entry + 2, end - start, mask=here)
     tl.store(entry + 3, others + count + 0 * split, mask=here)
     tl.store(entry + 4, first_part + 0 * split, mask=here)
     tl.store(entry + 5, length + 0 * split, mask=here)
     tl.store(entry + 6, (split == count - 1).to(tl.int32), mask=here)
     tl.store(entry + 7, first_part + others + split, mask=here)
-    opening = (low + split * width) * TILE
+    opening = (low + start - first_tile) * TILE
     tl.store(entry + 8, _seen(opening, begin, length, TILE), mask=here)
     table += row.to(tl.int64) * table_stride
     page = tl.load(table + opening // PAGE, mask=here & (opening < length - 1), other=0)
     tl.store(entry + 9, page * PAGE + opening % PAGE, mask=here)
-    tl.store(firsts + row, first_split)
     tl.store(first_parts + row, first_part)
     tl.store(total, first_split + count, mask=row == rows - 1)
+    if SHARED:
+        tl.store(firsts + row, first_split)
     if RUNS:
-        before = tl.where(split == 0, before, width)
-        last = (split == count - 1) & (row == rows - 1)
-        _store_runs(runs, first_split + split, start, own, before, here, all_tiles, last, RUNS, RUNS_P)
+        _store_runs(
+            runs, firsts, first_split, first_tile, first_tile + tiles, all_tiles, count, row == rows - 1, SHARED, RUNS,
+            SPLITS,
+        )  # fmt: skip
     _store_tiles(
-        tiles_out + first_tile, places + first_tile * (TILE // PIECE), table, low, tiles, width, begin, length,
-        TILE, PAGE, PIECE, AT_ONCE,
-    )  # fmt: skip
+        tiles_out, places, table, low, tiles, begin, length, first_tile, all_tiles, RUNS, TILE, PAGE, PIECE, AT_ONCE
+    )
 
 
 def make(lengths: Tensor, where: GroupInputs, cut: Cut, spec: AttentionSpec, elsewhere: Elsewhere | None) -> Work:
@@ -212,12 +242,15 @@ def make(lengths: Tensor, where: GroupInputs, cut: Cut, spec: AttentionSpec, els
     piece = 1
     while piece < cut.tile and page_size % (2 * piece) == 0:
         piece *= 2
-    parts = rows * (cut.splits + (elsewhere.most if elsewhere else 0))
+    # A border between runs cuts one row at most.
+    most = rows + cut.runs if cut.runs else rows * cut.splits
+    parts = most + rows * (elsewhere.most if elsewhere else 0)
     tiles = rows * (triton.cdiv(table.shape[1] * page_size, cut.tile) + 1)
     work = Work(
-        splits=empty(rows * cut.splits, FIELDS.value),
+        # Programs look one entry ahead.
+        splits=empty(most + 1, FIELDS.value),
         total=empty(1),
-        firsts=empty(rows),
+        firsts=empty(rows if elsewhere else cut.runs),
         first_parts=empty(rows),
         tiles=empty(tiles),
         places=empty(tiles, cut.tile // piece),
@@ -230,8 +263,8 @@ def make(lengths: Tensor, where: GroupInputs, cut: Cut, spec: AttentionSpec, els
     _list[(rows,)](
         lengths, *others, table, table.stride(0), work.splits, work.total, work.firsts, work.first_parts, work.tiles,
         work.places, work.runs, rows, WINDOW=spec.window or 0, SHARED=elsewhere is not None, TILE=cut.tile,
-        CHUNK=cut.chunk, EVEN=cut.even, SPLITS=cut.splits, RUNS=cut.runs,
-        RUNS_P=triton.next_power_of_2(cut.runs + 1), PAGE=page_size, PIECE=piece,
+        SPLITS=triton.next_power_of_2(cut.runs + 1) if cut.runs else cut.splits, RUNS=cut.runs, PAGE=page_size,
+        PIECE=piece,
         BLOCK=max(16, triton.next_power_of_2(rows)), AT_ONCE=max(16, 256 * piece // cut.tile), num_warps=4,
     )  # fmt: skip
     work.arrived.zero_()

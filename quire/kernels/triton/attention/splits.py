@@ -124,10 +124,12 @@ def _add(
     """Attend to one tile."""
     DOT: tl.constexpr = tl.float32 if WIDE else queries.dtype
     keys = widened(keys, FORMAT, CONVERTS)
-    scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee") * scale
+    scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
     if CAP > 0.0:
-        scores = bounded(scores, CAP)
-    scores = tl.where(seen[None, :], scores * LOG2E, float("-inf"))
+        scores = bounded(scores * scale, CAP) * LOG2E
+    else:
+        scores *= scale * LOG2E
+    scores = tl.where(seen[None, :], scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
     # From -inf, where nothing has been seen yet, nothing may be subtracted.
     base = tl.where(new_top == float("-inf"), 0.0, new_top)
@@ -184,13 +186,11 @@ def _merge(
 
 @triton.jit
 def _leave(
-    acc, odd, top, weight, out, partial, logs, splits, split, head, v_scale,
+    acc, odd, top, weight, out, partial, logs, row, parts, part, head, v_scale,
     HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     FORMAT: tl.constexpr,
 ):  # fmt: skip
-    """Store a split's result: as the row's, if it has no other, else to be merged. Its row, parts and first part."""
-    entry = splits + split * FIELDS
-    row, count, first = tl.load(entry), tl.load(entry + 3), tl.load(entry + 4)
+    """Store a split's result: as the row's, if that has no other `parts`, else as number `part`, to be merged."""
     d, g = tl.arange(0, DP)[None, :], tl.arange(0, ROWS)
     heads = head * GROUP + g
     mine = (g < GROUP)[:, None] & (d < D)
@@ -198,13 +198,19 @@ def _leave(
     if FORMAT != 0:
         acc = tl.join(acc, odd).reshape((ROWS, DP))
     result = acc / weight[:, None] * v_scale
-    if count == 1:
+    if parts == 1:
         tl.store(out + (row.to(tl.int64) * HEADS + heads)[:, None] * D + d, result, mask=mine)
     else:
-        part = tl.load(entry + 7).to(tl.int64) * HEADS + heads
-        tl.store(partial + part[:, None] * D + d, result, mask=mine)
-        tl.store(logs + part, top + tl.log2(weight), mask=g < GROUP)
-    return row, count, first
+        at = part.to(tl.int64) * HEADS + heads
+        tl.store(partial + at[:, None] * D + d, result, mask=mine)
+        tl.store(logs + at, top + tl.log2(weight), mask=g < GROUP)
+
+
+@triton.jit
+def _entry(splits, split):
+    """Of a split: row, length of the row, whether it ends there, parts of the row, and which of them it is."""
+    entry = splits + split * FIELDS
+    return tl.load(entry), tl.load(entry + 5), tl.load(entry + 6) != 0, tl.load(entry + 3), tl.load(entry + 7)
 
 
 # Arguments of the kernels: qkv (rows, HEADS + 2 * KV_HEADS, D), queries, keys, values; out (rows, HEADS, D); pools
@@ -224,8 +230,8 @@ def early(
     head, split = tl.program_id(0) % KV_HEADS, tl.program_id(0) // KV_HEADS
     # Entries beyond the last hold anything.
     entry = splits + split * FIELDS
-    row, tile, count, length = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 5)
-    newest, marks = tl.load(entry + 6) != 0, tl.load(entry + 8)
+    row, length, newest, parts, part = _entry(splits, split)
+    tile, count, first, marks = tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 4), tl.load(entry + 8)
     there = split < tl.load(total)
     row, length, marks = tl.where(there, row, 0), tl.where(there, length, 0), tl.where(there, marks, 0)
     if PIECES == 1:
@@ -252,15 +258,16 @@ def early(
             acc, odd, top, weight = _add(
                 acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS
             )
-        row, count, first = _leave(
-            acc, odd, top, weight, out, partial, logs, splits, split, head, v_scale, HEADS, D, DP, GROUP, ROWS, FORMAT
+        _leave(
+            acc, odd, top, weight, out, partial, logs, row, parts, part, head, v_scale,
+            HEADS, D, DP, GROUP, ROWS, FORMAT,
         )  # fmt: skip
-        if count > 1:
+        if parts > 1:
             # Every thread's stores before the count, and the count before the loads of whoever comes last.
             tl.debug_barrier()
             arrived += row * KV_HEADS + head
-            if tl.atomic_add(arrived, 1, sem="acq_rel") == count - 1:
-                _merge(partial, logs, out, row, first, count, head, HEADS, D, DP, GROUP, GROUP_P, AT_ONCE)
+            if tl.atomic_add(arrived, 1, sem="acq_rel") == parts - 1:
+                _merge(partial, logs, out, row, first, parts, head, HEADS, D, DP, GROUP, GROUP_P, AT_ONCE)
                 tl.store(arrived, 0)
 
 
@@ -277,7 +284,10 @@ def run_of_splits(
     release(PDL)
     head = tl.program_id(0) % KV_HEADS
     run = runs + tl.program_id(0) // KV_HEADS * 2
-    begin, end, split = tl.load(run), tl.load(run + 2), tl.load(run + 1) - 1
+    begin, end, split = tl.load(run), tl.load(run + 2), tl.load(run + 1)
+    # What is known of a split comes while the one before it is read.
+    row, length, newest, parts, part = _entry(splits, split)
+    next_row, next_length, next_newest, next_parts, next_part = row, length, newest, parts, part
     wait(PDL)
     queries = halved(tl.zeros((ROWS, DP), qkv.dtype.element_ty), FORMAT)
     top, weight = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
@@ -289,9 +299,9 @@ def run_of_splits(
         marks, place = _find(t, tiles, places, TILE, PIECES)
         keys, values, seen = _fetch(marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES)
         if marks & FIRST:
+            row, length, newest, parts, part = next_row, next_length, next_newest, next_parts, next_part
             split += 1
-            entry = splits + split * FIELDS
-            row, length, newest = tl.load(entry), tl.load(entry + 5), tl.load(entry + 6) != 0
+            next_row, next_length, next_newest, next_parts, next_part = _entry(splits, split)
             q_turns = _turns(angles, q_norm, length, D, DP, ROTARY, NORM)
             k_turns = _turns(angles, k_norm, length, D, DP, ROTARY, NORM)
             queries, acc, odd, top, weight = _start(
@@ -303,7 +313,7 @@ def run_of_splits(
         )
         if marks & LAST:
             _leave(
-                acc, odd, top, weight, out, partial, logs, splits, split, head, v_scale,
+                acc, odd, top, weight, out, partial, logs, row, parts, part, head, v_scale,
                 HEADS, D, DP, GROUP, ROWS, FORMAT,
             )  # fmt: skip
 
@@ -314,10 +324,12 @@ def merge_rows(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     GROUP_P: tl.constexpr, AT_ONCE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """The rows that `firsts` names, one a program and KV head."""
     release(PDL)
-    row, head = tl.program_id(0), tl.program_id(1)
-    entry = splits + tl.load(firsts + row) * FIELDS
-    count, first = tl.load(entry + 3), tl.load(entry + 4)
+    first_split, head = tl.load(firsts + tl.program_id(0)), tl.program_id(1)
+    entry = splits + tl.maximum(first_split, 0) * FIELDS
+    row, first = tl.load(entry), tl.load(entry + 4)
+    count = tl.where(first_split < 0, 0, tl.load(entry + 3))
     wait(PDL)
     if count > 1:
         _merge(partial, logs, out, row, first, count, head, HEADS, D, DP, GROUP, GROUP_P, AT_ONCE)
