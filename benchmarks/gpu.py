@@ -72,6 +72,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=3, help=f"repetitions; {' and '.join(ONCE)} run once [3]")
     parser.add_argument("--budget-s", type=float, default=3600.0, help="skip what does not fit in these seconds")
     parser.add_argument("--profile", action="store_true", help="show kernels and host times of decode steps, too")
+    parser.add_argument(
+        "--steps", action="store_true", help="serve each workload once more and tell of its steps by kind"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the engine")
     parser.add_argument("--ledger", type=Path, default=ledger.LEDGER / "gpu.jsonl", help="file that gets the figures")
     parser.add_argument("--commit", default=ledger.commit(), help="what is measured, where git cannot tell")
@@ -124,6 +127,8 @@ def measure_model(session: Session, model: str, folder: Path) -> None:
         session.experts = count_experts(session, engine, model) if chosen else None
         for name in chosen:
             measure(session, engine, model, name)
+        if args.steps and isinstance(engine, Quire):
+            show_steps(session, engine, model, chosen)
         if args.profile and isinstance(engine, Quire):
             show_profile(session, engine, model)
 
@@ -156,7 +161,7 @@ def measure(session: Session, engine: Engine, model: str, name: str) -> None:
     values: list[float] = []
     try:
         time_works(engine, warmup(name), time.perf_counter)
-        for seed in range(1 if name in ONCE else session.args.repeat):
+        for seed in range(min(1, session.args.repeat) if name in ONCE else session.args.repeat):
             if values and targets.VLLM_WALL_S[model][name] * session.slowness * 1.2 > session.left_s:
                 break
             timed = time_works(engine, workload(name, seed), time.perf_counter)
@@ -208,17 +213,29 @@ def measure_ready(session: Session, model: str, folder: Path) -> None:
         report(session, Figure(model, name, result["engine"], [result["ready_at"] - started]))
 
 
+def show_steps(session: Session, engine: Quire, model: str, names: list[str]) -> None:
+    """What the steps of these workloads cost."""
+    from lib import steps
+
+    engine.stop_at(session.started + session.args.budget_s)
+    for name in names:
+        try:
+            print(f"{model}: steps of {name}: " + steps.by_kind(engine, workload(name, "steps")), flush=True)
+        except OutOfTimeError:
+            print(f"{model}: steps of {name}: the time is over", flush=True)
+
+
 def show_profile(session: Session, engine: Quire, model: str) -> None:
     """Kernels of decode steps at 64 and 1 running and of stretches of workloads; the host's part of steps."""
     from lib import profiling
 
     engine.stop_at(session.started + session.args.budget_s)
     try:
-        for running in (1, 64, 256):
+        for running in (running for running in (1, 64, 256, 1024) if running <= engine.rows):
             times = profiling.host_times(engine, running)
             phases = ", ".join(f"{name} {us:.0f}" for name, us in times.items())
             print(f"{model}: host us a step with {running} running: {phases}", flush=True)
-        for running, prompt in ((64, 1024), (1, 128)):
+        for running, prompt in ((64, 1024), (1, 128), (256, 640)):
             print(f"{model}: kernels of a step, {running} running on {prompt} tokens", flush=True)
             print(profiling.kernels(engine, running, prompt), flush=True)
         for name, (first, count) in STRETCHES.items():

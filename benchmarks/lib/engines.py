@@ -56,6 +56,7 @@ class Quire:
         self.name = f"quire {quire.__version__} (torch {torch.__version__})"
         given = {"load_format": "dummy", "max_model_len": CONTEXT, "log_level": "warning", **settings}
         self.llm = quire.LLM(str(folder), **given)
+        self.rows = self.llm.facts.max_num_seqs
         self._deadline = float("inf")
         # The core is not public; a benchmark that may not overrun has to stop it between two steps.
         self.core: Any = self.llm._running()
