@@ -40,14 +40,15 @@ def framed(
     held = offer.required or offer.strict
     if not (held or limited or (form is not None and (thinks or offer.listed))):
         return form
-    if form is not None and form.grammar is not None and not (thinks or offer.listed):
+    own = form is not None and (form.grammar is not None or form.structural_tag is not None)
+    if own and not (thinks or offer.listed):
         return form
     rules = Rules(lambda text: _special(service, text), markers_of(service, offer), _source(service))
     body = _body(rules, service, offer, form)
     if thinks:
         body = f"{_thoughts(rules, service, thinking, budget)} {body}"
     source = rules.source(body)
-    if form is not None and form.grammar is not None:
+    if form is not None and own and not offer.required:
         return msgspec.structs.replace(form, frame=source)
     return StructuredOutputsParams(grammar=source)
 
@@ -60,7 +61,7 @@ def limits_thoughts(service: Service) -> bool:
 def _body(rules: Rules, service: Service, offer: Offer, form: StructuredOutputsParams | None) -> str:
     """What follows the thoughts."""
     lead = service.reasoning_format.lead if service.reasoning_format else ""
-    content = f"{rules.literal(lead)} {_content(rules, form, offer)}" if form is not None else None
+    content = f"{rules.literal(lead)} {_content(rules, form)}" if form is not None else None
     format = service.tool_format
     if not offer.listed or format is None:
         return content or _free(rules, service, offer)
@@ -127,16 +128,12 @@ def _thoughts(rules: Rules, service: Service, thinking: Thinking, budget: int | 
     return f"{space} ( {rules.literal(format.start)} {inner} {after} )?"
 
 
-def _content(rules: Rules, form: StructuredOutputsParams, offer: Offer) -> str:
+def _content(rules: Rules, form: StructuredOutputsParams) -> str:
     if form.regex is not None:
         return "/" + form.regex.replace("/", r"\/") + "/"
     if form.choice is not None:
         return rules.one_of([json.dumps(text, ensure_ascii=False) for text in form.choice])
     if form.grammar is not None or form.structural_tag is not None:
-        if offer.listed:
-            raise _cannot(
-                "tools", "tools together with a grammar or a structural tag cannot be enforced; leave one out."
-            )
         return "@form"
     schema = {"type": "object"} if form.json is None else form.json
     if isinstance(schema, str):
