@@ -1,6 +1,7 @@
 """`Keys`: who may ask. Keys come from `--api-key`, the environment, or a file; only their digests are kept.
 
 A file is YAML: a list of keys, each a text or {key, name, priority}; whoever may set `priority` has `priority: true`.
+Keys of one name are one tenant: they wait together and share cached prefixes.
 """
 
 import hashlib
@@ -34,10 +35,12 @@ class Caller:
     Attributes:
         name: for fairness and logs; never the key itself.
         may_prioritize: whether its requests may set `priority`.
+        tenant: who shares cached prefixes; nothing where there is only one.
     """
 
     name: str = ""
     may_prioritize: bool = True
+    tenant: str = ""
 
 
 ANYBODY = Caller()
@@ -52,7 +55,11 @@ class Keys:
     """
 
     def __init__(self, entries: Iterable[Entry]) -> None:
-        self._callers = {digest(e.key.encode()): Caller(e.name or _name(e.key), e.priority) for e in entries}
+        named = {digest(e.key.encode()): (e.name or _name(e.key), e.priority) for e in entries}
+        several = len({name for name, _ in named.values()}) > 1
+        self._callers = {
+            key: Caller(name, priority, name if several else "") for key, (name, priority) in named.items()
+        }
 
     def find(self, sent: Iterable[bytes]) -> Caller | None:
         """Whose one of the keys in `sent` is. All are hashed and all are compared, so that time tells nothing."""

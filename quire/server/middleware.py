@@ -20,6 +20,7 @@ access = get_logger("quire.server.access")
 
 MAX_URL_BYTES = 8 << 10
 MAX_HEADER_BYTES = 64 << 10
+MAX_HEADERS = 100
 CLIENT_GONE = 499
 """Status in log and metrics, never sent."""
 
@@ -108,5 +109,6 @@ class Visit:
 def _check_sizes(scope: Scope) -> None:
     if len(scope.get("raw_path", b"")) + len(scope["query_string"]) > MAX_URL_BYTES:
         raise ApiError(414, "The URL is too long.", "uri_too_long", headers={"Connection": "close"})
-    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+    headers = scope["headers"]
+    if len(headers) > MAX_HEADERS or sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
         raise ApiError(431, "The headers are too large.", "headers_too_large", headers={"Connection": "close"})

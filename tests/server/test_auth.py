@@ -153,7 +153,7 @@ def test_what_keys_allow(key_file: str) -> None:
     assert keys is not None
     found = [keys.find([key.encode()]) for key in (KEY, "plain-key-1", "named-key-2")]
     assert [caller and caller.may_prioritize for caller in found] == [True, False, True]
-    assert found[2] == Caller("team", True)
+    assert found[2] == Caller("team", True, "team")
     assert found[1] is not None and "plain" not in found[1].name
     assert keys_of(ServerConfig()) is None
 

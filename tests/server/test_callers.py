@@ -32,6 +32,27 @@ def test_every_entrance_names_the_caller_and_guards_priorities(path: str, tmp_pa
         assert running.engine.priorities == [0, 0, 3]
 
 
+@pytest.mark.parametrize("path", BODIES)
+def test_tenants_share_no_prefixes_unless_they_have_one_name(path: str, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(
+        "- {key: key-of-team-a, name: a}\n- {key: key-of-team-b, name: b}\n- {key: key-two-of-b, name: b}\n"
+    )
+    with Serving(api_key_file=str(keys)) as running, running.http() as http:
+        for salt in ({}, {"cache_salt": "x"}):
+            for key in ("key-of-team-a", "key-of-team-b", "key-two-of-b"):
+                headers = {"Authorization": f"Bearer {key}"}
+                assert http.post(path, json=BODIES[path] | salt, headers=headers).status_code == 200
+        too_long = BODIES[path] | {"cache_salt": "x" * 129}
+        assert http.post(path, json=too_long, headers={"Authorization": "Bearer key-of-team-a"}).status_code == 400
+    a, b, b_too, a_salted, b_salted, _ = running.engine.salts
+    assert b == b_too
+    assert len({a, b, a_salted, b_salted, ""}) == 5
+    with Serving(api_key="the-only-key") as running, running.http() as http:
+        http.post(path, json=BODIES[path], headers={"Authorization": "Bearer the-only-key"})
+    assert running.engine.salts == [""]
+
+
 def test_without_keys_everybody_is_one_caller_and_may() -> None:
     with Serving() as running, running.http() as http:
         body = BODIES["/v1/completions"] | {"priority": 3}

@@ -115,6 +115,8 @@ def test_a_long_url_and_large_headers(serving: Serving) -> None:
     assert (status, error["code"]) == (414, "uri_too_long")
     status, error = error_of(talk(serving, b"GET /live HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"))
     assert (status, error["code"]) == (431, "headers_too_large")
+    status, error = error_of(talk(serving, b"GET /live HTTP/1.1\r\nHost: x\r\n" + b"X: a\r\n" * 100 + b"\r\n"))
+    assert (status, error["code"]) == (431, "headers_too_large")
 
 
 def test_two_lengths_are_no_request(serving: Serving) -> None:

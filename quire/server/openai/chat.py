@@ -14,10 +14,11 @@ from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
 from quire.server.body import read_json
 from quire.server.generation import Item, Job, Usage, admitted, collect
+from quire.server.jobs import job_of
 from quire.server.openai.frame import framed
 from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from quire.server.openai.prompts import render_chat
-from quire.server.openai.sampling import answer_id, check_best_of, make_job, model_max_tokens, sampling_params
+from quire.server.openai.sampling import answer_id, check_best_of, model_max_tokens, sampling_params
 from quire.server.openai.schema import ChatRequest, StreamOptions, check_model, check_stream_options, read
 from quire.server.openai.speech import Delta, Ear, Voice, ear_for, shown_token_ids
 from quire.server.openai.structured import own_field
@@ -65,7 +66,7 @@ async def chat_job(request: Request, asked: ChatRequest, offer: Offer) -> Job:
     params = msgspec.structs.replace(
         params, structured_outputs=form, shown_token_ids=shown_token_ids(service, offer) or params.shown_token_ids
     )
-    return make_job(request, asked, [prompt], params)
+    return job_of(request, asked, [prompt], params)
 
 
 def _params(asked: ChatRequest, service: Service) -> SamplingParams:

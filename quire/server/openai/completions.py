@@ -14,9 +14,10 @@ from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
 from quire.server.body import read_json
 from quire.server.generation import Item, Usage, admitted, collect
+from quire.server.jobs import job_of
 from quire.server.openai.logprobs import CompletionLogprobs, joined, prompt_logprobs
 from quire.server.openai.prompts import read_middles, read_prompts
-from quire.server.openai.sampling import answer_id, check_best_of, make_job, model_max_tokens, sampling_params
+from quire.server.openai.sampling import answer_id, check_best_of, model_max_tokens, sampling_params
 from quire.server.openai.schema import CompletionRequest, StreamOptions, check_model, check_stream_options, read
 from quire.server.openai.structured import own_field
 from quire.server.service import Service, service_of
@@ -45,7 +46,7 @@ async def completions(request: Request) -> Response:
         else:
             prompts, texts = await read_prompts(asked.prompt, bos, service)
         _check_choices(len(prompts) * params.n)
-        job = make_job(request, asked, prompts, params)
+        job = job_of(request, asked, prompts, params)
         answer = Completion(answer_id("cmpl", asked), service, asked, texts)
         try:
             if asked.stream:

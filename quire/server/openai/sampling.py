@@ -7,13 +7,9 @@ import re
 import uuid
 
 import msgspec
-from starlette.requests import Request
 
 from quire.base.errors import RequestError
 from quire.messages.params import RequestOutputKind, SamplingParams
-from quire.server.auth import caller_of
-from quire.server.errors import ApiError
-from quire.server.generation import Job
 from quire.server.openai.schema import Generating
 from quire.server.openai.structured import structured_of
 from quire.server.service import Service
@@ -67,29 +63,6 @@ def check_best_of(asked: Generating) -> None:
         raise RequestError(
             "best_of is not supported, except equal to n; leave it out.", "best_of", "unsupported_parameter"
         )
-
-
-def make_job(request: Request, asked: Generating, prompts: list[list[int]], params: SamplingParams) -> Job:
-    """What is asked of the engine. Its id is a key for the engine, never chosen by a client.
-
-    Raises:
-        RequestError: a salt is empty, or tenants would share by accident.
-        ApiError: 403, the key of the request may not set priorities.
-    """
-    if asked.cache_salt == "":
-        raise RequestError("cache_salt must not be empty; leave it out to share cached prefixes.", "cache_salt")
-    caller = caller_of(request.scope)
-    if asked.priority and not caller.may_prioritize:
-        raise ApiError(403, "This key may not set priority; leave it out.", "priority_not_allowed", "priority")
-    return Job(
-        id=uuid.uuid4().hex,
-        prompts=prompts,
-        params=params,
-        priority=asked.priority or 0,
-        cache_salt=asked.cache_salt or "",
-        owner=caller.name,
-        headers=request.headers,
-    )
 
 
 def answer_id(prefix: str, asked: Generating) -> str:

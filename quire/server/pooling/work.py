@@ -1,9 +1,8 @@
 """What endpoints that pool share: inputs as token ids, the engine's work, usage, answers."""
 
 import asyncio
-import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
@@ -15,10 +14,9 @@ from quire.messages.outputs import RequestOutput
 from quire.messages.pooling import PoolingParams
 from quire.messages.text import Encode
 from quire.messages.validate_pooling import SAMPLING, kept_tokens
-from quire.server.auth import caller_of
 from quire.server.body import read_json
-from quire.server.errors import ApiError
-from quire.server.generation import Job, collect
+from quire.server.generation import collect
+from quire.server.jobs import job_of
 from quire.server.openai.prompts import check_length, encoded
 from quire.server.openai.sampling import label_of
 from quire.server.openai.schema import check_model, read
@@ -50,23 +48,8 @@ class Call:
 
     async def run(self, prompts: Prompts, params: PoolingParams) -> list[RequestOutput]:
         """Pool all prompts; outputs in their order. Raises RequestError, EngineError."""
-        asked = self.asked
-        caller = caller_of(self.request.scope)
-        if asked.priority and not caller.may_prioritize:
-            raise ApiError(403, "This key may not set priority; leave it out.", "priority_not_allowed", "priority")
-        if asked.cache_salt == "":
-            raise RequestError("cache_salt must not be empty; leave it out to share cached prefixes.", "cache_salt")
-        job = Job(
-            id=uuid.uuid4().hex,
-            prompts=prompts.ids,
-            params=SAMPLING,
-            priority=asked.priority or 0,
-            cache_salt=asked.cache_salt or "",
-            owner=caller.name,
-            headers=self.request.headers,
-            pooling=params,
-            seconds=prompts.seconds,
-        )
+        job = job_of(self.request, self.asked, prompts.ids, SAMPLING)
+        job = replace(job, pooling=params, seconds=prompts.seconds)
         async with Watch(self.request.receive, self.service.open_watches):
             return await collect(self.service, job)
 
