@@ -63,3 +63,6 @@ CONVERSATIONS = [
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": 'tell {{ me }} "x" & <b>'}],
     [{"role": "user", "content": "a"}, {"role": "user", "content": "skip"}],
 ]
+
+HANGING = "{% set ns = namespace(x=9) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x }}"
+"""Numbers squared again and again: no long loop, no output, and one multiplication takes longer than anybody waits."""

@@ -17,6 +17,7 @@ import httpx
 import psutil
 
 from tests.acceptance.serving import Served, serve
+from tests.chat.samples import HANGING
 from tests.engine.toy import make_toy, oracle
 from tests.server.cases import MODEL
 from tests.server.fake_engine import EMBEDDING_ROWS, byte_tokens
@@ -28,7 +29,8 @@ HELPERS = {"quire.structured.judge", "quire.server.text.worker"}
 """Whoever is stopped for what it is given, and begun again."""
 
 TEMPLATE = (
-    "{#- <tool_call> -#}{%- for message in messages -%}{{ message.role }}: {{ message.content or '' }}\n{% endfor %}"
+    "{#- <tool_call> -#}{%- if messages[0].content == 'hang' -%}" + HANGING + "{%- endif -%}"
+    "{%- for message in messages -%}{{ message.role }}: {{ message.content or '' }}\n{% endfor %}"
     "{%- if add_generation_prompt -%}assistant:{%- endif -%}"
 )
 

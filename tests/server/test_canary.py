@@ -72,6 +72,18 @@ def test_bad_forms_a_bomb_and_a_dead_end(served):
     assert ask(served, json.loads(DEAD_END.raw), CHAT).headers["x-should-retry"] == "false"
 
 
+def test_asserts_keep_nothing_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    with toy_server(tmp_path / "optimized") as optimized, watched(optimized):
+        send_all(optimized, [*ALL, *FORMATS, DEAD_END])
+
+
+def test_a_template_that_hangs_is_stopped(served):
+    hang = chat("hang", "chat_template", code="template_timeout", messages=[{"role": "user", "content": "hang"}])
+    with watched(served):
+        send_all(served, [hang, chat("and on it goes", status=200), hang])
+
+
 def test_more_schemas_than_anybody_has_leave_nothing(served):
     def schemas(first: int) -> Iterable[Case]:
         for number in range(first, first + SCHEMAS):

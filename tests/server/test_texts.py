@@ -17,15 +17,14 @@ from quire.server.text.desk import Desk
 from quire.server.text.pool import WORKERS, TextPool
 from quire.server.text.texts import Run, Texts, in_threads
 from quire.tokenizer.tokenizer import Tokenizer
+from tests.chat.samples import HANGING
 from tests.server.fake_engine import byte_tokenizer, byte_tokens
 
 HI = [{"role": "user", "content": "hi"}]
-SQUARES = "{% set ns = namespace(x=9) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}{{ ns.x }}"
 HOSTILE = (
-    "{% if messages[0].content == 'hang' %}" + SQUARES + "{% elif messages[0].content == 'eat' %}"
+    "{% if messages[0].content == 'hang' %}" + HANGING + "{% elif messages[0].content == 'eat' %}"
     "{{ 'x' | center(10 ** 11) }}{% else %}{{ messages[0].content }}{% endif %}"
 )
-"""Numbers squared again and again: no loop, no output, and one multiplication takes longer than anybody waits."""
 
 
 @asynccontextmanager
