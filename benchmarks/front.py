@@ -25,7 +25,8 @@ from pathlib import Path
 import httpx
 import msgspec
 from lib import ledger
-from lib.null_server import MODEL, Server, limit_descriptors, null_server, peer_server
+from lib.null_server import MODEL, Server, limit_descriptors, null_server
+from lib.peer_server import peer_server
 
 from quire.cli.bench import percentile
 from quire.cli.load import drive

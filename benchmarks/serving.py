@@ -23,7 +23,6 @@ from typing import Any
 
 import msgspec
 from lib import ledger, shapes
-from tokenizers import Tokenizer, decoders, models
 
 from quire.base.event_loop import loop_factory
 from quire.cli.bench import percentile
@@ -80,10 +79,7 @@ def write(name: str, parent: Path) -> Path:
     config |= {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
     config |= {**TINY, "intermediate_size": 128} if name == "tiny" else {}
     (folder / "config.json").write_text(json.dumps(config))
-    tokenizer = Tokenizer(models.BPE({f"Ġw{number}": number for number in range(VOCABULARY)}, []))
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text("{}")
+    shapes.write_words(folder, VOCABULARY)
     return folder
 
 

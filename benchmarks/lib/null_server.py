@@ -1,4 +1,4 @@
-"""Servers whose front ends are measured: ours over a core without a model, a peer's over the smallest model it takes.
+"""A server whose front ends are measured: over a core without a model.
 
     python benchmarks/lib/null_server.py serve STEP_MS STREAMS FRONT_ENDS [ticking]      (what `null_server` starts)
     python benchmarks/lib/null_server.py front [ticking] FD                              (what that starts)
@@ -24,7 +24,6 @@ import psutil
 NULL_CORE = str(Path(__file__).parents[1] / "null_core.py")
 MODEL = "default"
 TICKING = "ticking"
-PEER_START_S = 180
 
 
 @dataclass(frozen=True)
@@ -75,59 +74,6 @@ def null_server(step_ms: float, streams: int, front_ends: int = 1, *, ticking: b
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(20)
-
-
-@contextmanager
-def peer_server(python: str, port: int) -> Iterator[Server]:
-    """vLLM's server of the environment of `python`, over a model of one layer with random weights."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(SMALLEST))
-        flags = ["--served-model-name", MODEL, "--load-format", "dummy", "--enforce-eager", "--max-model-len", "1024"]
-        words = ["-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--skip-tokenizer-init", "--port", port]
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
-        command = [python, *map(str, words), *flags, "--disable-log-stats", "--max-num-seqs", "256"]
-        with subprocess.Popen(command, env=os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1"}) as process:
-            try:
-                url = f"http://127.0.0.1:{port}"
-                _wait_for(url, process)
-                yield Server(url, [psutil.Process(process.pid)])
-            finally:
-                process.terminate()
-                process.wait(30)
-
-
-SMALLEST = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "vocab_size": 4096,
-    "max_position_embeddings": 1024,
-    "hidden_act": "silu",
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": True,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-
-
-def _wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
-    import httpx
-
-    deadline = time.monotonic() + PEER_START_S
-    while True:
-        try:
-            if httpx.get(f"{url}/health").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError("the peer's server did not start; its log is above")
-        time.sleep(0.5)
 
 
 class Ticks:

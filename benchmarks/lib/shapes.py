@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
+from tokenizers.decoders import ByteLevel
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 COMMON: dict[str, Any] = {
@@ -138,6 +139,14 @@ def count(config: dict[str, Any]) -> Counts:
         query_width=heads * head_dim,
         state_width=2 * kv_heads * head_dim,
     )
+
+
+def write_words(folder: Path, size: int) -> None:
+    """Put a tokenizer into `folder` in which each of `size` ids is a word, so that every token is text."""
+    tokenizer = Tokenizer(BPE({f"Ġw{number}": number for number in range(size)}, []))
+    tokenizer.decoder = ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
 
 
 def write(name: str, parent: Path) -> Path:

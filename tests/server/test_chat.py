@@ -30,6 +30,7 @@ def test_a_plain_answer(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=HI)
     choice = answer.choices[0]
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", ANSWER, "stop")
+    assert "refusal" in choice.message.model_fields_set and choice.message.refusal is None
     assert answer.object == "chat.completion"
     assert answer.id.startswith("chatcmpl-")
     assert answer.model == MODEL
