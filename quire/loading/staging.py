@@ -30,16 +30,31 @@ class Stage(Protocol):
 
 
 class HostStage:
-    """Parameters in host memory: read in place, unless values must be converted."""
+    """Parameters in host memory: read in place, unless values must be converted or packed.
+
+    Those are read into memory that the threads hand on to each other: new pages cost more than reading does.
+    """
+
+    def __init__(self) -> None:
+        self._spare: list[Tensor] = []
 
     def take(self, piece: Slice, files: Files) -> None:
         """See Stage."""
         if _as_is(piece):
             files.read(piece, piece.target)
-        else:
-            block = torch.empty(piece.target.shape, dtype=piece.dtype)
-            files.read(piece, block)
-            _store(piece, block)
+            return
+        memory = self._memory(piece.nbytes)
+        block = memory[: piece.nbytes].view(piece.dtype).view(piece.target.shape)
+        files.read(piece, block)
+        _store(piece, block)
+        self._spare.append(memory)
+
+    def _memory(self, size: int) -> Tensor:
+        try:
+            memory = self._spare.pop()
+        except IndexError:
+            memory = torch.empty(0, dtype=torch.uint8)
+        return memory if len(memory) >= size else torch.empty(max(size, BLOCK_BYTES), dtype=torch.uint8)
 
     def finish(self) -> None:
         """See Stage."""

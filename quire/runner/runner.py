@@ -396,5 +396,5 @@ class Runner:
         entries: list[TokenLogprobs] = []
         for first in range(0, len(targets), HEAD_SLICE):
             logits = self.model.logits(hidden[first : first + HEAD_SLICE])
-            entries += prompt_logprobs(logits, targets[first : first + HEAD_SLICE], top)
+            entries += prompt_logprobs(logits, targets[first : first + HEAD_SLICE], top, self.kernels)
         return entries
