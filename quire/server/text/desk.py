@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from quire.base.errors import EngineError, RequestError
 from quire.base.logging import get_logger
+from quire.chat.messages import check_count
 from quire.messages.text import (
     Answer,
     Decode,
@@ -85,7 +86,10 @@ class Desk:
     def _do(self, job: Job) -> Answer:
         match job:
             case Parse():
-                return Parsed(parse_object(b"".join(job.parts)))
+                value = parse_object(b"".join(job.parts))
+                # Whoever waits for the object need not make a hundred thousand messages of it to refuse them.
+                check_count(value.get("messages"))
+                return Parsed(value)
             case Render():
                 assert self._template is not None, "whoever has no template renders nothing"
                 return Encoded([pack(self._template.render(job.messages, **job.options))])
