@@ -22,7 +22,7 @@ help:
 	@echo 'make demo          install, and stream an answer of the model that ships with quire'
 	@echo 'make test          install, and run the tests'
 	@echo 'make setup         make $(VENV) with quire and what its tests need'
-	@echo 'make test-long     the tests with 20,000 examples per property; takes an hour'
+	@echo 'make test-long     the tests with 20,000 examples per property and 100,000 simulated lives; takes hours'
 	@echo 'make check         format, lint, types, import contracts, sizes, plain tests with coverage'
 	@echo 'make check-extras  core install alone, page and deploy/ by the tools of Debian'
 	@echo 'make sizes         lines per folder, the change against main, and the hard stops'

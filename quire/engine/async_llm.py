@@ -31,6 +31,7 @@ from quire.messages.pooling import PoolingParams
 from quire.messages.request import Request
 from quire.messages.validate_pooling import SAMPLING
 from quire.messages.wire import (
+    FAILED,
     Abort,
     Delta,
     Deltas,
@@ -40,7 +41,6 @@ from quire.messages.wire import (
     Refused,
     ResetPrefixCache,
     Stats,
-    Submit,
     ToClient,
 )
 from quire.tokenizer.tokenizer import Tokenizer
@@ -269,7 +269,8 @@ class AsyncLLM:
         Returns:
             What is held against which request from now on.
         """
-        self._part(reason, retry_after_s)
+        if not self._part(reason, retry_after_s):
+            return []  # nothing was being served; or this is told for the second time
         strikes = []
         for request_id, stream in list(self._streams.items()):
             if stream.failed:
@@ -318,20 +319,23 @@ class AsyncLLM:
             except RequestError as error:
                 stream.fail(error)
 
-    def _part(self, reason: str, retry_after_s: int) -> None:
+    def _part(self, reason: str, retry_after_s: int) -> bool:
+        """No core serves this front end any more; whether one did."""
         alive, self.dead, self.retry_after_s = self.dead is None, reason, retry_after_s
         if self._receiver is not None:
             self._receiver.cancel()
+        served = self._client is not None
         if self._client is not None:
             self._client.close()
         self._receiver = self._client = None
         if alive:
             self.on_death(reason)
+        return served
 
     def _submit(self, stream: Stream) -> None:
-        trial = self.suspects.trial(stream.request)
+        submit = self.suspects.submit(stream.request)
         self._processor.add(stream.request, stream.prompt, stream.params)
-        self._send(Submit(stream.request, trial))
+        self._send(submit)
 
     def _send(self, message: FromClient) -> None:
         """Tell the core, if there is one; another one would not know what this is about."""
@@ -356,7 +360,10 @@ class AsyncLLM:
             self._processor.abort(message.id)
             stream = self._streams.get(message.id)
             if stream is not None:
-                stream.fail(RequestError(message.message, message.param, message.code))
+                ours = message.code == FAILED
+                stream.fail(
+                    EngineError(message.message) if ours else RequestError(message.message, message.param, message.code)
+                )
         elif isinstance(message, Failed):
             if self._process is not None:
                 self.end(message.message)

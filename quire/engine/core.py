@@ -122,7 +122,7 @@ class EngineCore:
         if plan is not None:
             self.in_flight.append((plan, self.executor.step(plan), self._clock()))
         if not self.in_flight:
-            return None
+            return self.scheduler.failures() or None
         if plan is not None and len(self.in_flight) < self.depth:
             return []
         _, pending, launched = self.in_flight.popleft()

@@ -14,6 +14,7 @@ from quire.engine.pulse import Pulse
 from quire.engine.trials import Trials
 from quire.messages.codec import Codec
 from quire.messages.wire import (
+    FAILED,
     Abort,
     Delta,
     Deltas,
@@ -27,6 +28,7 @@ from quire.messages.wire import (
     Submit,
     ToClient,
 )
+from quire.scheduler.roster import OWN_FAULT
 from quire.version import __version__
 
 log = get_logger("quire.engine")
@@ -63,7 +65,7 @@ class Router:
     @property
     def open(self) -> int:
         """Requests that have not ended."""
-        return len(self._owners)
+        return len(self._owners) + self._trials.waiting
 
     def turn(self) -> bool:
         """One turn of the core, and its news to those whom they concern. Whether it is worth turning again at once."""
@@ -125,17 +127,13 @@ class Router:
 
     def _heed(self, client: bytes, message: Submit | Abort | Finish | ResetPrefixCache) -> None:
         if isinstance(message, Submit):
-            if message.trial:
-                self._trials.add(client, message)
-            else:
-                self._begin(client, message)
+            self._trials.add(client, message)
         elif isinstance(message, Finish):
             # No delta will end this sequence any more, unless one already has.
             if self._owns(client, message.id) and self._core.scheduler.finish(
                 message.id, message.index, message.tokens
             ):
                 self._count_end(message.id)
-                self._trials.gone([message.id])
         elif isinstance(message, Abort):
             self._abort([each for each in message.ids if self._owns(client, each)])
             self._trials.gone(message.ids)
@@ -161,6 +159,12 @@ class Router:
         except RequestError as error:
             self._send(client, Refused(request.id, error.message, error.param, error.code))
             return False
+        except Exception:
+            # Whatever it is, it belongs to this request: the others must go on.
+            log.exception("request %s: the engine failed to take it in", request.id)
+            self._core.abort([request.id])
+            self._send(client, Refused(request.id, OWN_FAULT, None, FAILED))
+            return False
         self._owners[request.id] = (client, request.params.n)
         return True
 
@@ -178,9 +182,12 @@ class Router:
 
     def _count_end(self, request_id: str) -> None:
         """One of a request's sequences has ended; with the last one the request is forgotten."""
-        owner = self._owners.pop(request_id, None)
-        if owner is not None and owner[1] > 1:
-            self._owners[request_id] = (owner[0], owner[1] - 1)
+        client, left = self._owners[request_id]
+        if left > 1:
+            self._owners[request_id] = (client, left - 1)
+            return
+        del self._owners[request_id]
+        self._trials.gone([request_id])
 
     def _tell_all(self, message: ToClient) -> None:
         for client in self._clients:

@@ -1,20 +1,22 @@
 """`Suspects`: which requests were being served when a core died, and which are served no more.
 
 A request is known by what it asks, not by its id: whoever sends it again is recognised. The first death makes a
-suspect, which is served as a trial from then on: the core runs trials one by one, so that a second death has one cause.
-That one is quarantined. Everything is forgotten after a while. Pure bookkeeping; front ends tell each other the news.
+suspect, which is served as a trial from then on: the core runs trials one by one, so that a death has one cause, which
+is quarantined. Everything is forgotten after a while. Pure bookkeeping; front ends tell each other the news.
 """
 
 import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
 from quire.base.errors import RequestError
 from quire.messages.control import Strike
 from quire.messages.request import Request
+from quire.messages.wire import Submit
 
 MEMORY_S = 600.0
 MOST = 1024
@@ -28,6 +30,16 @@ def fingerprint(request: Request) -> bytes:
     return hashlib.blake2b(msgspec.msgpack.encode((request.token_ids, request.params)), digest_size=16).digest()
 
 
+@dataclass(slots=True)
+class _Known:
+    """What is held against a request: when a core died last, how often, what it had made, whether it was the cause."""
+
+    since: float = 0.0
+    deaths: int = 0
+    tokens: int = 0
+    condemned: bool = False
+
+
 class Suspects:
     """See the module.
 
@@ -37,39 +49,39 @@ class Suspects:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._known: OrderedDict[bytes, tuple[Strike, float]] = OrderedDict()
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
 
     def __len__(self) -> int:
         """How many are remembered."""
         return len(self._known)
 
     def learn(self, strike: Strike) -> None:
-        """Take news in; what is condemned stays so."""
-        before = self._known.pop(strike.print, None)
-        if before is not None:
-            condemned = strike.condemned or before[0].condemned
-            strike = Strike(strike.print, max(strike.tokens, before[0].tokens), condemned)
-        self._known[strike.print] = strike, self._clock()
+        """Take news of a death in; what is condemned stays so."""
+        known = self._known.pop(strike.print, None) or _Known()
+        known.since = self._clock()
+        known.deaths += 1
+        known.tokens = max(known.tokens, strike.tokens)
+        known.condemned |= strike.condemned
+        self._known[strike.print] = known
         while len(self._known) > MOST:
             self._known.popitem(last=False)
 
-    def trial(self, request: Request) -> int:
-        """How many tokens `request` must make as a trial; 0 if nothing is held against it.
+    def submit(self, request: Request) -> Submit:
+        """What to ask of the core: `request`, as a trial if a core has died while it was served.
 
         Raises RequestError if a core has died of it.
         """
-        if not self._known:
-            return 0
-        self._forget()
-        known = self._known.get(fingerprint(request))
+        if self._known:
+            self._forget()
+        known = self._known.get(fingerprint(request)) if self._known else None
         if known is None:
-            return 0
-        if known[0].condemned:
+            return Submit(request)
+        if known.condemned:
             raise RequestError(
                 "the engine failed twice while it served this request, so it is refused for ten minutes; change it",
                 code="poison_request",
             )
-        return known[0].tokens + MARGIN
+        return Submit(request, known.tokens + MARGIN, known.deaths > 1)
 
     def clear(self, request: Request) -> None:
         """`request` was served to its end: nothing is held against it any more."""
@@ -78,7 +90,7 @@ class Suspects:
     def _forget(self) -> None:
         now = self._clock()
         while self._known:
-            print, (_, since) = next(iter(self._known.items()))
-            if now - since <= MEMORY_S:
+            print, known = next(iter(self._known.items()))
+            if now - known.since <= MEMORY_S:
                 return
             del self._known[print]

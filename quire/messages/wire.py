@@ -33,10 +33,12 @@ class Submit(msgspec.Struct, tag=True):
         request: what to serve.
         trial: an earlier core died while it served this request: serve it as the only such one until it has made so
             many tokens. 0 is any other request.
+        alone: two cores died while they served it: serve nothing else meanwhile that might be the cause.
     """
 
     request: Request
     trial: int = 0
+    alone: bool = False
 
 
 class Abort(msgspec.Struct, tag=True):
@@ -146,6 +148,10 @@ class Deltas(msgspec.Struct, tag=True):
 
     deltas: list[Delta]
     stats: Stats | None = None
+
+
+FAILED = "engine_error"
+"""The code of a refusal that is the engine's fault, not the request's."""
 
 
 class Refused(msgspec.Struct, tag=True):

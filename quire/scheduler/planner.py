@@ -37,7 +37,10 @@ class Planner:
                     budget.left -= 1
                     advance(seq)
             elif seq.state is State.RUNNING and not seq.yielding and seq.may_advance():
-                self._advance(seq, draft)
+                try:
+                    self._advance(seq, draft)
+                except Exception:
+                    self._roster.fail(seq)
         for seq in self._yielding:
             seq.yielding = False
         self._yielding.clear()
@@ -96,7 +99,12 @@ class Planner:
         for seq in roster.order.candidates(roster.waiting.items, roster.pages.hit_tokens, now):
             if roster.grammars.holds(seq):
                 continue  # nothing that others give back would help it, so it stands in nobody's way
-            if self._admit(seq, draft):
+            try:
+                admitted = self._admit(seq, draft)
+            except Exception:
+                roster.fail(seq, told=any(new.row == seq.row for new in draft.new))
+                continue
+            if admitted:
                 for other in refused:
                     other.passed += 1
             else:

@@ -6,7 +6,9 @@ gives back all it has when it leaves. It decides nothing: the planner and the se
 
 from dataclasses import dataclass
 
+from quire.base.logging import get_logger
 from quire.messages.state import Layout
+from quire.messages.wire import Delta
 from quire.scheduler.limits import Limits
 from quire.scheduler.order import ORDERS
 from quire.scheduler.pace import Pace
@@ -20,6 +22,10 @@ from quire.scheduler.resources.tokens import Tokens
 from quire.scheduler.resources.whole import Whole
 from quire.scheduler.sequence import Sequence, State
 from quire.scheduler.turns import Turns
+
+log = get_logger(__name__)
+
+OWN_FAULT = "the engine failed on this request, and on no other; its log says why"
 
 
 @dataclass(slots=True)
@@ -58,6 +64,7 @@ class Roster:
         waiting, running: sorted, who is served first stands first.
         leaving: ended, or returning to the queue, but still held by plans in flight.
         alive: per request id the sequences that have not ended.
+        failures: news of sequences that have ended because something was raised while they were looked at.
     """
 
     def __init__(self, limits: Limits, layout: Layout, hash_key: bytes) -> None:
@@ -80,6 +87,7 @@ class Roster:
         self.running = Queue(self.seniority)
         self.leaving: set[Sequence] = set()
         self.alive: dict[str, list[Sequence]] = {}
+        self.failures: list[Delta] = []
         self.counters = Counters()
         self.turns = Turns()
 
@@ -135,6 +143,23 @@ class Roster:
             return
         self._start_followers(seq)
         self._depart(seq, State.LEAVING)
+
+    def fail(self, seq: Sequence, told: bool = True) -> None:
+        """An exception is being handled that was raised while `seq` was looked at: it ends, and nobody else does.
+
+        Args:
+            seq: whose it is.
+            told: whether the ranks know its row, or will with the plan that is being made.
+        """
+        log.exception("request %s, sequence %d: the scheduler failed on it", seq.id, seq.index)
+        if seq.state not in (State.WAITING, State.RUNNING):
+            return  # it has ended already, and all that is left is to give back what it holds
+        row = seq.row
+        self.failures.append(Delta(seq.id, seq.index, [], finish_reason="error", error=OWN_FAULT))
+        self.counters.failed += 1
+        self.end(seq)
+        if not told and row in self.rows.left:
+            self.rows.left.remove(row)
 
     def leave(self, seq: Sequence) -> None:
         """Give everything back, unless a plan in flight still holds the sequence."""

@@ -90,7 +90,10 @@ class Scheduler:
         # Ranks run plans in order: from here on, later plans may read the pages that this one fills. Those that a
         # steady sequence fills are registered at commit, when its sample is known.
         for seq in draft.caught_up:
-            self.roster.register(seq, draft.step)
+            try:
+                self.roster.register(seq, draft.step)
+            except Exception:
+                self.roster.fail(seq)
         return draft.plan(self.roster.rows.drain(), self.roster.pages.shared())
 
     def commit(self, result: StepResult, seconds: float | None = None) -> list[Delta]:
@@ -106,7 +109,13 @@ class Scheduler:
         self._step_tokens = flight.tokens
         if self.roster.pace is not None and seconds is not None:
             self.roster.pace.observe(flight.prompt_tokens, flight.prompt_pairs, seconds)
-        return settle(self.roster, flight, result, self._steps)
+        deltas = settle(self.roster, flight, result, self._steps)
+        return [*self.failures(), *deltas] if self.roster.failures else deltas
+
+    def failures(self) -> list[Delta]:
+        """News of sequences that have ended for a fault in looking at them; to be asked where no plan is committed."""
+        failures, self.roster.failures = self.roster.failures, []
+        return failures
 
     def abort(self, id: str) -> None:
         """End a request at any moment; nothing more is said about it. An unknown id is only counted."""

@@ -37,8 +37,11 @@ def settle(roster: Roster, flight: Draft, result: StepResult, last_step: int) ->
         if seq.plain and len(tokens) < seq.alarm and token not in seq.stops:
             deltas.append(Delta(seq.request.id, seq.index, [token]))
         else:
-            roster.register(seq, last_step)
-            deltas.append(_news(roster, seq, result))
+            try:
+                roster.register(seq, last_step)
+                deltas.append(_news(roster, seq, result))
+            except Exception:
+                roster.fail(seq)
             if seq.row in result.complete and seq.state is running:
                 deltas.append(_complete(roster, seq))
     for seq in flight.pooled:

@@ -60,20 +60,28 @@ class Clock:
         return self.now
 
 
+def asked(suspects: Suspects, number: int, id: str = "a") -> tuple[int, bool]:
+    """Of how many tokens a trial it is, and whether it is tried alone."""
+    submit = suspects.submit(request(number, id))
+    return submit.trial, submit.alone
+
+
 def test_a_suspect_is_known_by_what_it_asks() -> None:
     clock = Clock()
     suspects = Suspects(clock)
-    assert suspects.trial(request(1)) == 0
+    assert asked(suspects, 1) == (0, False)
     suspects.learn(Strike(fingerprint(request(1)), 7))
-    assert suspects.trial(request(1, id="another")) == 7 + MARGIN
-    assert suspects.trial(request(2)) == 0
+    assert asked(suspects, 1, id="another") == (7 + MARGIN, False)
+    assert asked(suspects, 2) == (0, False)
+    suspects.learn(Strike(fingerprint(request(1)), 3))
+    assert asked(suspects, 1) == (7 + MARGIN, True), "two cores have died"
     suspects.learn(Strike(fingerprint(request(1)), 0, condemned=True))
     suspects.learn(Strike(fingerprint(request(1)), 0))
     with pytest.raises(RequestError) as refused:
-        suspects.trial(request(1))
+        suspects.submit(request(1))
     assert refused.value.code == "poison_request"
     clock.now += MEMORY_S + 1
-    assert suspects.trial(request(1)) == 0
+    assert asked(suspects, 1) == (0, False)
     assert not suspects
 
 
@@ -81,7 +89,7 @@ def test_who_is_served_is_no_suspect_any_more() -> None:
     suspects = Suspects()
     suspects.learn(Strike(fingerprint(request(1)), 7))
     suspects.clear(request(1))
-    assert suspects.trial(request(1)) == 0
+    assert asked(suspects, 1) == (0, False)
 
 
 def test_suspects_are_bounded() -> None:
@@ -110,15 +118,40 @@ def test_one_trial_at_a_time_and_all_have_their_turn(data: st.DataObject) -> Non
         assert len(begun) == int(pulse.tried) + 1, "nothing else was begun"
         id = pulse.tried
         running.add(id)
-        match data.draw(st.sampled_from(["step", "end", "gone"])):
-            case "step":
-                trials.saw([Delta("other", 0, [1]), Delta(id, 0, [1])])
-            case "end":
-                trials.saw([Delta(id, 0, [], finish_reason="stop")])
-            case "gone":
-                trials.gone([id])
+        if data.draw(st.booleans()):
+            trials.saw([Delta("other", 0, [1]), Delta(id, 0, [1])])
+        else:
+            trials.gone([id])
     assert begun == [str(number) for number in range(10)]
     assert running == {str(number) for number in range(10)} - {str(number) for number in refused}
+
+
+def tried(trial: int = 0, alone: bool = False, id: str = "") -> Submit:
+    return Submit(request(1, id), trial, alone)
+
+
+def test_a_trial_is_named_only_while_no_other_could_be_the_cause() -> None:
+    pulse, begun = Pulse(), []
+    trials = Trials(pulse, lambda client, submit: begun.append(submit.request.id) is None)
+    trials.add(b"", tried(5, id="suspect"))
+    assert pulse.tried == "suspect"
+    trials.add(b"", tried(id="new"))
+    assert (begun, pulse.tried) == (["suspect", "new"], "")
+    trials.gone(["new"])
+    assert pulse.tried == "suspect"
+
+
+def test_who_was_there_twice_is_tried_alone() -> None:
+    pulse, begun = Pulse(), []
+    trials = Trials(pulse, lambda client, submit: begun.append(submit.request.id) is None)
+    trials.add(b"", tried(id="old"))
+    trials.add(b"", tried(5, alone=True, id="suspect"))
+    trials.add(b"", tried(id="new"))
+    assert (begun, trials.waiting) == (["old"], 2)
+    trials.gone(["old"])
+    assert (begun, pulse.tried) == (["old", "suspect"], "suspect")
+    trials.saw([Delta("suspect", 0, [1] * 5)])
+    assert (begun, pulse.tried, trials.waiting) == (["old", "suspect", "new"], "", 0)
 
 
 def test_the_pulse_is_read_by_another() -> None:
