@@ -11,7 +11,6 @@ process of its own which loads the model from files: what it ever had beyond tor
 
 import argparse
 import ctypes
-import os
 import random
 import statistics
 import subprocess
@@ -29,7 +28,6 @@ become_computing()
 import torch  # noqa: E402
 
 import quire  # noqa: E402
-from quire.platforms.host import look  # noqa: E402
 
 LEDGER = ledger.LEDGER / "cpu.jsonl"
 MODEL = "qwen3-0.6b"
@@ -154,12 +152,11 @@ def show(found: dict[str, dict[str, list[float]]]) -> None:
 
 def record(found: dict[str, dict[str, list[float]]], runs: int) -> None:
     """Append a line per figure to the ledger."""
-    host = look()
     for kernels, metrics in found.items():
         for metric, values in metrics.items():
             line = {
                 "commit": ledger.commit(),
-                "machine": f"{host.cpu}, {os.cpu_count()} threads, {host.memory_bytes / 2**30:.0f} GiB",
+                "machine": ledger.machine(),
                 "engine": f"quire {quire.__version__}, kernels {kernels} (torch {torch.__version__})",
                 "model": f"{MODEL}, random weights",
                 "dtype": "bfloat16",

@@ -271,8 +271,8 @@ def main() -> int:
         for metric, value, unit in ROWS[row]():
             print(f"{row:8} {metric:34} {value:12,.1f} {unit}", flush=True)
             if args.ledger:
-                line = {"commit": ledger.commit(), "metric": metric, "value": value, "unit": unit, "runs": 1}
-                ledger.append(args.ledger, {**line, "command": ledger.command()})
+                about = {"commit": ledger.commit(), "machine": ledger.machine(), "command": ledger.command()}
+                ledger.append(args.ledger, {**about, "metric": metric, "value": value, "unit": unit, "runs": 1})
     return 0
 
 

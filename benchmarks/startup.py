@@ -6,18 +6,14 @@ Prints medians (20 runs unless told) and appends them to benchmarks/ledger/start
 measured beside them, because it is most of the figure.
 """
 
-import json
-import os
 import statistics
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-from quire.platforms.host import look
+from lib import ledger
 
-LEDGER = Path(__file__).parent / "ledger" / "startup.jsonl"
 QUIRE = str(Path(sys.executable).parent / "quire")
 COMMANDS = {
     "python starts": [sys.executable, "-c", "pass"],
@@ -52,30 +48,9 @@ def median_s(command: list[str], runs: int) -> float:
 
 def record(metric: str, seconds: float, runs: int) -> None:
     """Append one line to the ledger."""
-    host = look()
-    entry = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": f"{host.cpu}, {os.cpu_count()} threads, {host.memory_bytes / 2**30:.0f} GiB",
-        "metric": metric,
-        "value": round(seconds, 4),
-        "unit": "s",
-        "runs": runs,
-        "command": "python benchmarks/startup.py",
-    }
-    LEDGER.parent.mkdir(exist_ok=True)
-    with LEDGER.open("a") as ledger:
-        ledger.write(json.dumps(entry) + "\n")
-
-
-def commit() -> str:
-    """The commit that is measured, with a plus sign if files have changed since; "unknown" without git."""
-    folder = Path(__file__).parent
-    words = ["git", "-C", str(folder), "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True).stdout.strip() or "unknown"
-    except FileNotFoundError:
-        return "unknown"
+    about = {"commit": ledger.commit(), "machine": ledger.machine(), "command": "python benchmarks/startup.py"}
+    figure = {"metric": metric, "value": round(seconds, 4), "unit": "s", "runs": runs}
+    ledger.append(ledger.LEDGER / "startup.jsonl", {**about, **figure})
 
 
 if __name__ == "__main__":

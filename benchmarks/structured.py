@@ -15,7 +15,6 @@ from lib import ledger
 
 from quire import LLM, SamplingParams
 from quire.messages.structured import StructuredOutputsParams
-from quire.platforms.host import look
 from quire.sampling.masks import Masks
 
 SCHEMA = {
@@ -72,12 +71,11 @@ def main(rows: int = 64) -> int:
         steps = steps[len(steps) // 4 :]  # the first ones compute prompts
     step, mask = (statistics.median(times) for times in zip(*steps, strict=True))
     print(f"{rows} rows: step {step * 1e3:.2f} ms, of it masks {mask * 1e3:.2f} ms ({mask / step:.1%})")
-    host = look()
     ledger.append(
         ledger.LEDGER / "structured.jsonl",
         {
             "commit": ledger.commit(),
-            "machine": f"{host.cpu}, {os.cpu_count()} threads, {host.memory_bytes / 2**30:.0f} GiB",
+            "machine": ledger.machine(),
             "model": "default",
             "metric": "masks per decode step, every row with a JSON schema",
             "rows": rows,

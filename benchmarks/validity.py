@@ -8,7 +8,6 @@ counts and appends them to benchmarks/ledger/structured.jsonl. Ends with 1 if an
 """
 
 import json
-import os
 import re
 import sys
 from collections import Counter
@@ -24,7 +23,6 @@ from quire.chat.formats.recognise import tool_format
 from quire.chat.grammar import Rules, Tool
 from quire.chat.splitter import StreamSplitter
 from quire.messages.structured import StructuredOutputsParams
-from quire.platforms.host import look
 
 PLACE = {
     "type": "object",
@@ -151,12 +149,11 @@ def main(samples: str = "3000", *models: str) -> int:
         counts, bad = sample(int(samples), **MODELS[model])
         failed = failed or bool(bad)
         print(model, dict(counts), bad[:3])
-        host = look()
         ledger.append(
             ledger.LEDGER / "structured.jsonl",
             {
                 "commit": ledger.commit(),
-                "machine": f"{host.cpu}, {os.cpu_count()} threads, {host.memory_bytes / 2**30:.0f} GiB",
+                "machine": ledger.machine(),
                 "model": model,
                 "metric": f"texts that keep to their form, over {len(forms())} forms",
                 **{kind: counts[kind] for kind in ("valid", "cut", "invalid")},

@@ -25,6 +25,15 @@ def commit() -> str:
         return "unknown"
 
 
+def machine() -> str:
+    """The processor, its threads and memory, as lines of a ledger name it."""
+    # Peers are measured in environments of their own, which have no quire.
+    from quire.platforms.host import look
+
+    host = look()
+    return f"{host.cpu}, {os.cpu_count()} threads, {host.memory_bytes / 2**30:.0f} GiB"
+
+
 def command(without: tuple[str, ...] = ("--ledger", "--commit")) -> str:
     """This process's command line, less flags (with their values) that say only where results go."""
     words = [f"benchmarks/{Path(sys.argv[0]).name}"]
