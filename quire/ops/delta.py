@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire.ops.recurrent import STEPS, StatePages, state_step, visits
+from quire.ops.recurrent import CHUNKED, STEPS, StatePages, state_step, visits
 from quire.ops.registry import DEFAULT_TOLERANCE, op
 from quire.ops.samples import FLOATS, normal
 from quire.ops.step import StepInputs
@@ -93,10 +93,9 @@ def delta_inputs(
     return q * spec.key_dim**-0.5, k, v.reshape(len(v), spec.value_heads, -1), rate.sigmoid(), decay
 
 
-# Providers sum a chunk's corrections in another order.
 @op(
     samples=_samples,
-    tolerance=DEFAULT_TOLERANCE | {"float32": (1e-4, 1e-4), "bfloat16": (2e-2, 2e-2)},
+    tolerance=DEFAULT_TOLERANCE | CHUNKED,
     capturable=False,
 )
 def gated_delta_rule(

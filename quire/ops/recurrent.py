@@ -84,6 +84,8 @@ class ConvSpec:
     device: str = "cpu"
 
 
+CHUNKED = {"float32": (1e-4, 1e-4), "bfloat16": (2e-2, 2e-2), "bfloat16 float32": (4e-2, 4e-2)}
+"""Tolerance of recurrences: providers take tokens by chunks, whose products are rounded like all of the dtype."""
 STEPS = (
     # queries, lengths, page size
     ([7], [7], 4),

@@ -65,7 +65,8 @@ class Op:
         name: the reference function's name.
         reference: plain PyTorch; the definition.
         samples: makes the list of sample inputs `(spec, kwargs)`; kwargs go to the function, spec to `refuses`.
-        tolerance: (relative, absolute) per dtype name, for other providers against the reference.
+        tolerance: (relative, absolute) per dtype name, for other providers against the reference; under
+            "bfloat16 float32" that of float32 tensors where the spec's dtype is bfloat16, if it is another.
         providers: by name; the reference is one of them.
     """
 

@@ -1,0 +1,90 @@
+"""Cutting the sequences of a step into chunks of tokens, on the device; what kernels that go by chunks share."""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.ops.recurrent import state_slots
+from quire.ops.step import StepInputs
+
+CHUNK = 16 if triton.knobs.runtime.interpret else 64
+"""Tokens. The interpreter takes its time for every turn of a loop."""
+WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
+"""The interpreter multiplies no bfloat16 matrices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The chunks of all sequences, one after another; there may be fewer than there is room for.
+
+    Attributes:
+        owner: (room,) int32, the sequence of each chunk; as many as sequences where there is no chunk.
+        first: (sequences,) int32, each one's first chunk.
+        counts: (sequences,) int32, how many it has.
+        slots: (3, sequences) int32: pages to begin with, pages to end with, whether there is nothing to begin with.
+    """
+
+    owner: Tensor
+    first: Tensor
+    counts: Tensor
+    slots: Tensor
+
+    @property
+    def room(self) -> int:
+        """How many chunks there can be."""
+        return len(self.owner)
+
+
+def chunks_of(step: StepInputs, group: int) -> Chunks:
+    """The chunks of `step`; worked out once."""
+
+    def make() -> Chunks:
+        tokens = step.query_start[1:] - step.query_start[:-1]
+        counts = (tokens + (CHUNK - 1)) // CHUNK
+        ends = counts.cumsum(0)
+        # Every sequence wastes less than one chunk.
+        room = len(step.token_ids) // CHUNK + min(len(tokens), len(step.token_ids))
+        owner = torch.searchsorted(ends, torch.arange(room, device=ends.device), right=True, out_int32=True)
+        return Chunks(owner, (ends - counts).int(), counts.int(), slots_of(step, group))
+
+    return step.once(("chunks", group), make)
+
+
+def slots_of(step: StepInputs, group: int) -> Tensor:
+    """`state_slots` as one tensor, (3, sequences) int32: begin, end, fresh."""
+
+    def make() -> Tensor:
+        slots = state_slots(step, group)
+        return torch.stack([slots.begin, slots.end, slots.fresh.long()]).int()
+
+    return step.once(("slots", group), make)
+
+
+def block_of(size: int) -> int:
+    """Values of a tile that holds `size` of them and can be multiplied as a matrix."""
+    return max(16, int(triton.next_power_of_2(size)))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), which is x where that is large."""
+    return tl.where(x > 20.0, x, tl.log(1.0 + tl.exp(tl.minimum(x, 20.0))))
+
+
+@triton.jit
+def left_of(total, CHUNK: tl.constexpr):
+    """What is left at a chunk's token (rows) of an earlier one or itself (columns); 0 for later ones."""
+    at = tl.arange(0, CHUNK)
+    reach = total[:, None] - total[None, :]
+    return tl.where(at[:, None] >= at[None, :], tl.exp(tl.minimum(reach, 0.0)), 0.0)
+
+
+@triton.jit
+def times(a, b):
+    """a @ b in float32; of float32 without rounding."""
+    if WIDEN:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
