@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quire.base.errors import CheckpointError
+from quire.layers.attention import apart
 from quire.layers.build import Build
 from quire.ops.attention import AttentionSpec, StepClass, class_of, paged_attention, write_pages
 from quire.ops.ragged import RaggedSpec, ragged_attention
@@ -122,7 +123,7 @@ class AdoptedAttention:
         pages = self.state.pages
         self._write(k, v, pages, step)
         given = () if sinks is None else (sinks,)
-        out = self._attend[class_of(step)](q, pages, step, self.spec, *given)
+        out = apart(q, step, lambda q, step: self._attend[class_of(step)](q, pages, step, self.spec, *given))
         return out[..., : self.call.value_dim].contiguous()
 
 

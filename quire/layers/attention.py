@@ -138,12 +138,7 @@ class Attention(nn.Module):
             qkv = qkv.contiguous()
         if self.before is not None:
             qkv = self.before.forward(qkv, step.positions)
-        if not self._parts or not step.singles or step.singles == len(step.seq_lens):
-            mixed = self._mixed(qkv, step)
-        else:
-            # What decodes best is not what reads prompts best.
-            cuts = qkv[: step.singles], qkv[step.singles :]
-            mixed = torch.cat([self._mixed(*both) for both in zip(cuts, step.parts(), strict=True)])
+        mixed = apart(qkv, step, self._mixed) if self._parts else self._mixed(qkv, step)
         return self.out.forward(mixed if gate is None else mixed * torch.sigmoid(gate))
 
     def _mixed(self, qkv: Tensor, step: StepInputs) -> Tensor:
@@ -158,6 +153,17 @@ class Attention(nn.Module):
         # A weight of 16 bits would lose most of its own digits in the sum with the offset.
         part = Part("weight", (plan.head_dim,), halves=plan.halves, plus=plan.head_norm_offset)
         return b.weight(part, center=1.0, dtype=torch.float32 if plan.head_norm_offset else None)
+
+
+def apart(x: Tensor, step: StepInputs, compute: Callable[[Tensor, StepInputs], Tensor]) -> Tensor:
+    """`compute` of a step's tokens: where some sequences compute one and others more, of these and of those by itself.
+
+    What decodes best is not what reads prompts best.
+    """
+    if not step.singles or step.singles == len(step.seq_lens):
+        return compute(x, step)
+    cuts = x[: step.singles], x[step.singles :]
+    return torch.cat([compute(*both) for both in zip(cuts, step.parts(), strict=True)])
 
 
 def _matrices(plan: AttentionPlan, copies: int) -> list[Matrix]:

@@ -4,18 +4,21 @@ Heads are cut over the mesh; latents are not: every rank keeps all of them.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from quire.checkpoint.rope import RopeFacts
+from quire.layers.attention import apart
 from quire.layers.build import Build
 from quire.layers.linear import Linear, Matrix, column, row
 from quire.layers.norm import RMSNorm
 from quire.layers.rope import rope_table
 from quire.loading.recipe import Part
 from quire.messages.state import Retention
+from quire.ops.attention import StepClass, class_of
 from quire.ops.latent import LatentSpec, LatentWeights, latent_attention, latent_prepare
 from quire.ops.step import StepInputs
 
@@ -90,7 +93,8 @@ class LatentAttention(nn.Module):
         norm = (b / "kv_a_layernorm").weight(Part("weight", (plan.rank,)), center=1.0)
         self.norm, self.weights = norm, LatentWeights(rope_table(b, plan.rope, plan.turned), norm)
         self.state = b.state(1, plan.rank, Retention(), plan.turned)
-        self._prepare, self._attend = b.op(latent_prepare, self.spec), b.op(latent_attention, self.spec)
+        self._prepare = b.op(latent_prepare, self.spec)
+        self._attend = {step: b.op(latent_attention, replace(self.spec, step=step)) for step in get_args(StepClass)}
 
     def forward(self, x: Tensor, step: StepInputs) -> Tensor:
         """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
@@ -103,5 +107,9 @@ class LatentAttention(nn.Module):
             q = self.q_up.forward(self.q_norm.forward(q))
         pages = self.state.pages
         q = self._prepare(q, kv, self.weights, pages, step, self.spec)
+        return self.out.forward(apart(q, step, self._attended))
+
+    def _attended(self, q: Tensor, step: StepInputs) -> Tensor:
         up = self.up.view(self.spec.heads, -1, self.spec.rank)
-        return self.out.forward(self._attend(q, up, pages, step, self.spec))
+        out: Tensor = self._attend[class_of(step)](q, up, self.state.pages, step, self.spec)
+        return out

@@ -6,13 +6,13 @@ in another order. DeepSeek-AI, "DeepSeek-V2", 2024, section 2.1.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from quire.ops.attention import KVPages, write_pages
+from quire.ops.attention import KVPages, StepClass, write_pages
 from quire.ops.narrow import widened
 from quire.ops.norm import NormSpec, rms_norm
 from quire.ops.registry import DEFAULT_TOLERANCE, op
@@ -35,6 +35,7 @@ class LatentSpec:
         neighbours: whether values 2i and 2i + 1 are rotated together, and not i and i + half.
         dtype: of queries and of the result.
         kv_dtype: of the pools; None is `dtype`.
+        step: for which steps a provider is wanted, as of `AttentionSpec`.
     """
 
     heads: int
@@ -48,6 +49,7 @@ class LatentSpec:
     dtype: str = "float32"
     device: str = "cpu"
     kv_dtype: str | None = None
+    step: StepClass = "eager"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,10 @@ def _attention_samples() -> Iterator[tuple[LatentSpec, dict[str, Any]]]:
     for spec, inputs in _samples():
         q = inputs["q"].view(-1, spec.heads, spec.plain + spec.turned)
         up = normal(spec.dtype, spec.heads, spec.plain + spec.value, spec.rank, seed=3) * spec.rank**-0.5
-        yield spec, {"q": q, "up": up, "pages": inputs["pages"], "step": inputs["step"], "spec": spec}
+        classes: tuple[StepClass, ...] = ("eager", "decode") if inputs["step"].max_query == 1 else ("eager",)
+        for step_class in classes:
+            wanted = replace(spec, step=step_class)
+            yield wanted, {"q": q, "up": up, "pages": inputs["pages"], "step": inputs["step"], "spec": wanted}
 
 
 def _poisoned(counts: tuple[list[int], list[int]], page_size: int, spec: LatentSpec) -> tuple[StepInputs, KVPages]:

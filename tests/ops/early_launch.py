@@ -29,7 +29,17 @@ GEMV = {
 SKINNY = {"K": 1024, "N": 256, "OUTPUTS": 64, "DEPTH": 128, "STAGES": 3, "BIAS": True, "WIDEN": False, "PDL": True}
 HEADS = {"HEADS": 8, "KV_HEADS": 2, "D": 128, "DP": 128, "NORM": True, "ROTARY": 128, "PDL": True}
 HEADS |= {"FORMAT": 0, "CONVERTS": False}
-DECODE = {**HEADS, "v_pairs": None, "GROUP": 4, "ROWS": 16, "TILE": 64, "STAGES": 5, "CAP": 0.0, "WIDE": False}
+DECODE = {
+    **HEADS,
+    "v_pairs": None,
+    "sinks": None,
+    "GROUP": 4,
+    "ROWS": 16,
+    "TILE": 64,
+    "STAGES": 5,
+    "CAP": 0.0,
+    "WIDE": False,
+}
 MERGE = {"GROUP_P": 4, "AT_ONCE": 8}
 MERGE_ROWS = {name: HEADS[name] for name in ("HEADS", "KV_HEADS", "D", "DP", "PDL")} | {"GROUP": 4, **MERGE}
 LISTED = {"splits", "total", "firsts", "tiles", "places", "runs"}

@@ -61,11 +61,14 @@ def shape_of(pairs: int, group: int, size: tuple[int, int], shares: bool, device
 def _refuses(spec: AttentionSpec) -> str | None:
     if spec.step != "decode":
         return "only for steps in which every sequence computes one token"
-    if spec.special is not None:
-        return f"has no {spec.special}"
     if spec.head_dim > 256:
         return f"heads of {spec.head_dim} values do not fit; at most 256 do"
     return None
+
+
+def _shares(where: GroupInputs, spec: AttentionSpec) -> bool:
+    """Whether rows begin with pages that are read for all of them at once: what windows and chunks drop is no one's."""
+    return where.shared is not None and spec.window is None and spec.chunk is None
 
 
 @provide("triton", attend, _refuses)
@@ -77,7 +80,7 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
         return out
     device, dim = device_of(qkv.device), triton.next_power_of_2(spec.head_dim)
     width = max(dim, 16 if spec.kept == spec.dtype else 32)
-    shares = where.shared is not None and spec.window is None
+    shares = _shares(where, spec)
     pairs, group = rows * spec.kv_heads, spec.heads // spec.kv_heads
     itemsize = pages.k.itemsize if qkv.itemsize == 2 else max(qkv.itemsize, pages.k.itemsize)
     shape = shape_of(pairs, group, (dim, itemsize), shares, qkv.device)
@@ -86,7 +89,7 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
         shape = replace(shape, early=False)
     runs = 0 if shape.early else max(1, shape.resident * device.processors // spec.kv_heads)
     work, shared = step.once(
-        ("splits", pages.group, spec.window, spec.heads, spec.kv_heads, spec.head_dim),
+        ("splits", pages.group, spec.window, spec.chunk, spec.heads, spec.kv_heads, spec.head_dim),
         lambda: _list(qkv, step, where, spec, shape, runs),
     )
     qkv = qkv.contiguous()
@@ -100,14 +103,15 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
     merging = {"GROUP_P": group, "AT_ONCE": max(1, min(16, 8192 // (group * dim)))}
     v_pairs = v_pool.view(torch.uint16) if form["FORMAT"] else None
     given = qkv, out, k_pool, v_pool, v_pairs, where.slots, weights.table, weights.q_norm, weights.k_norm
+    sinks = weights.sinks if spec.sinks else None
     numbers = spec.scale * k_scale, v_scale, 1.0 / k_scale, 1.0 / v_scale, spec.norm_eps or 0.0
     parts = work.partial, work.logs
     listed = work.splits, work.total if shape.early else work.runs, work.tiles, work.places
     if shape.early:
         grid = (rows * shape.splits * spec.kv_heads,)
-        splits.early[grid](*given, *listed, work.arrived, *parts, *numbers, **constants, **merging)
+        splits.early[grid](*given, sinks, *listed, work.arrived, *parts, *numbers, **constants, **merging)
     else:
-        splits.run_of_splits[(runs * spec.kv_heads,)](*given, *listed, *parts, *numbers, **constants)
+        splits.run_of_splits[(runs * spec.kv_heads,)](*given, sinks, *listed, *parts, *numbers, **constants)
         splits.merge_rows[(len(work.firsts), spec.kv_heads)](out, work.splits, work.firsts, *parts, **common, **merging)
     return out
 
@@ -130,6 +134,6 @@ def _list(
 ) -> tuple[listing.Work, cascade.Beginnings | None]:
     cut = listing.Cut(shape.tile, shape.splits, runs)
     shared = None
-    if where.shared is not None and spec.window is None:
+    if where.shared is not None and _shares(where, spec):
         shared = cascade.listed(where.shared, spec, qkv.dtype.itemsize)
     return listing.make(step.seq_lens, where, cut, spec, shared.elsewhere if shared else None), shared

@@ -160,13 +160,15 @@ def _store_tiles(
 def _list(
     lengths, shared, other_parts, table, table_stride, splits, total, firsts, first_parts, tiles_out, places, runs,
     rows,
-    WINDOW: tl.constexpr, SHARED: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, RUNS: tl.constexpr,
-    PAGE: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, SHARED: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
+    RUNS: tl.constexpr, PAGE: tl.constexpr, PIECE: tl.constexpr, BLOCK: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     length = tl.load(lengths + at, mask=at < rows, other=0)
     begin = tl.maximum(length - WINDOW, 0) if WINDOW else 0 * length
+    if CHUNK:
+        begin = tl.maximum(begin, tl.maximum(length - 1, 0) // CHUNK * CHUNK)
     others = 0 * length
     if SHARED:
         begin = tl.load(shared + at, mask=at < rows, other=0)
@@ -262,9 +264,9 @@ def make(lengths: Tensor, where: GroupInputs, cut: Cut, spec: AttentionSpec, els
     others = (None, None) if elsewhere is None else (elsewhere.tokens, elsewhere.parts)
     _list[(rows,)](
         lengths, *others, table, table.stride(0), work.splits, work.total, work.firsts, work.first_parts, work.tiles,
-        work.places, work.runs, rows, WINDOW=spec.window or 0, SHARED=elsewhere is not None, TILE=cut.tile,
-        SPLITS=triton.next_power_of_2(cut.runs + 1) if cut.runs else cut.splits, RUNS=cut.runs, PAGE=page_size,
-        PIECE=piece,
+        work.places, work.runs, rows, WINDOW=spec.window or 0, CHUNK=spec.chunk or 0, SHARED=elsewhere is not None,
+        TILE=cut.tile, SPLITS=triton.next_power_of_2(cut.runs + 1) if cut.runs else cut.splits, RUNS=cut.runs,
+        PAGE=page_size, PIECE=piece,
         BLOCK=max(16, triton.next_power_of_2(rows)), AT_ONCE=max(16, 256 * piece // cut.tile), num_warps=4,
     )  # fmt: skip
     work.arrived.zero_()

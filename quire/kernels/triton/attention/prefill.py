@@ -13,14 +13,14 @@ import triton.language as tl
 from torch import Tensor
 
 from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
-from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, bounded, bulk_of, device_of
+from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, bulk_of, device_of, weigh
 from quire.ops.attention import AttentionSpec, KVPages, paged_attention
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _list_blocks(
+def _write_blocks(
     query_start,  # (rows + 1,) int32
     lengths,  # (rows,) int32
     blocks,  # out (blocks, 4) int32: row, first query of the sequence in the block, its queries, position of the first
@@ -55,40 +55,33 @@ def _list_blocks(
 
 
 @triton.jit
-def _weigh(scores, top, weight, scale, CAP: tl.constexpr):
-    """What a tile's scores make of the highest score so far (in powers of 2) and the sum of weights.
-
-    Returns the tile's weights, both of these, and the factor by which all before must shrink. `scale` is above 0.
-    """
-    if CAP > 0.0:
-        # The bound of -inf, which nobody sees, is none.
-        scores = tl.where(scores == float("-inf"), scores, bounded(scores * scale, CAP))
-        factor = LOG2E
-    else:
-        factor = scale * LOG2E
-    new_top = tl.maximum(top, tl.max(scores, 1) * factor)
-    # A query that has seen nothing yet keeps -inf, from which nothing may be subtracted.
-    base = tl.where(new_top == float("-inf"), 0.0, new_top)
-    p = tl.exp2(scores * factor - base[:, None])
-    shrink = tl.exp2(top - base)
-    return p, new_top, weight * shrink + tl.sum(p, 1), shrink
+def _first_seen(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+    """From which token on queries at these positions see; no more than 0 where nothing bounds them."""
+    first = 0 * position
+    if WINDOW > 0:
+        first = position - WINDOW + 1
+    if CHUNK > 0:
+        first = tl.maximum(first, position // CHUNK * CHUNK)
+    return first
 
 
 @triton.jit
 def _walk(
     acc, top, weight, queries, begin, end, position, length, k_pool, v_pool, table, head, scale,
     KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr,
-    CONVERTS: tl.constexpr, MASKED: tl.constexpr,
+    STAGES: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr,
+    FORMAT: tl.constexpr, CONVERTS: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Attend to the tokens begin to end, both multiples of TILE. Not MASKED: every query sees every one of them."""
     DOT: tl.constexpr = tl.float32 if WIDE else queries.dtype
+    BOUND: tl.constexpr = MASKED and (WINDOW > 0 or CHUNK > 0)
     d = tl.arange(0, DP)
+    first = _first_seen(position, WINDOW, CHUNK)
     for t in tl.range(begin, end, TILE, num_stages=STAGES):
         at = t + tl.arange(0, TILE)
         there = at < length
-        if MASKED and WINDOW > 0:
-            there = there & (at > tl.min(position, 0) - WINDOW)
+        if BOUND:
+            there = there & (at >= tl.min(first, 0))
         kept = there[:, None] & (d < D)[None, :]
         if PAGE % TILE == 0:
             slot = tl.load(table + t // PAGE).to(tl.int64) * PAGE + t % PAGE + tl.arange(0, TILE)
@@ -99,10 +92,10 @@ def _walk(
         scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
         if MASKED:
             seen = at[None, :] <= position[:, None]
-            if WINDOW > 0:
-                seen = seen & (at[None, :] > position[:, None] - WINDOW)
+            if BOUND:
+                seen = seen & (at[None, :] >= first[:, None])
             scores = tl.where(seen, scores, float("-inf"))
-        p, top, weight, shrink = _weigh(scores, top, weight, scale, CAP)
+        p, top, weight, shrink = weigh(scores, top, weight, scale, CAP)
         values = widened(tl.load(v_pool + where, mask=kept, other=0.0), FORMAT, CONVERTS)
         acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
     return acc, top, weight
@@ -129,14 +122,14 @@ def _stream(
     scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
     scores = tl.where(some, scores, float("-inf"))
     top = tl.full((ROWS,), float("-inf"), tl.float32)
-    p, top, weight, shrink = _weigh(scores, top, tl.zeros((ROWS,), tl.float32), scale, CAP)
+    p, top, weight, shrink = weigh(scores, top, tl.zeros((ROWS,), tl.float32), scale, CAP)
     for t in tl.range(begin + TILE, end, TILE, num_stages=STAGES):
         next_slot = tl.load(table + t // PAGE) * PAGE + t % PAGE
         keys = widened(k_bulk.load([next_slot, head * D]), FORMAT, CONVERTS)
         scores = tl.dot(queries.to(DOT), tl.trans(keys.to(DOT)), input_precision="ieee")
         values = widened(v_bulk.load([slot, head * D]), FORMAT, CONVERTS)
         acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
-        p, top, weight, shrink = _weigh(scores, top, weight, scale, CAP)
+        p, top, weight, shrink = weigh(scores, top, weight, scale, CAP)
         slot = next_slot
     values = widened(v_bulk.load([slot, head * D]), FORMAT, CONVERTS)
     acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
@@ -146,10 +139,11 @@ def _stream(
 # q and out (tokens, HEADS, D); pools [pages, PAGE, KV_HEADS, D]; table (rows, table_stride) int32.
 @triton.jit(do_not_specialize=["table_stride"])
 def _prefill(
-    q, out, k_pool, v_pool, k_bulk, v_bulk, table, table_stride, lengths, blocks, total, scale, v_scale,
+    q, out, k_pool, v_pool, k_bulk, v_bulk, sinks, table, table_stride, lengths, blocks, total, scale, v_scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     GROUP_P: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
-    WINDOW: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr, CONVERTS: tl.constexpr,
+    WINDOW: tl.constexpr, CHUNK: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr,
+    CONVERTS: tl.constexpr,
 ):  # fmt: skip
     block, head = tl.program_id(1), tl.program_id(0)
     if block >= tl.load(total):
@@ -166,12 +160,12 @@ def _prefill(
     position = start + index
     table += row * table_stride
     stop = tl.minimum(start + count, length)
-    # Tokens below `clear` come before every query of the block; those from `inner` on lie in every query's window.
+    # Tokens below `clear` come before every query of the block; those from `inner` on are seen by every query.
     begin, inner = 0, 0
     clear = (start + 1) // TILE * TILE
-    if WINDOW > 0:
-        begin = tl.maximum(start - WINDOW + 1, 0) // TILE * TILE
-        inner = tl.maximum(start + count - WINDOW + TILE - 1, 0) // TILE * TILE
+    if WINDOW > 0 or CHUNK > 0:
+        begin = tl.maximum(_first_seen(start, WINDOW, CHUNK), 0) // TILE * TILE
+        inner = tl.maximum(_first_seen(start + count - 1, WINDOW, CHUNK) + TILE - 1, 0) // TILE * TILE
         inner = tl.minimum(inner, tl.maximum(clear, begin))
         clear = tl.maximum(clear, inner)
     if k_bulk is not None:
@@ -185,17 +179,23 @@ def _prefill(
         weight = tl.zeros((ROWS,), tl.float32)
         acc, top, weight = _walk(
             acc, top, weight, queries, inner, clear, position, length, k_pool, v_pool, table, head, scale,
-            KV_HEADS, D, DP, PAGE, TILE, STAGES, 0, CAP, WIDE, FORMAT, CONVERTS, False,
+            KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CHUNK, CAP, WIDE, FORMAT, CONVERTS, False,
         )  # fmt: skip
-    if WINDOW > 0:
+    if WINDOW > 0 or CHUNK > 0:
         acc, top, weight = _walk(
             acc, top, weight, queries, begin, inner, position, length, k_pool, v_pool, table, head, scale,
-            KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, FORMAT, CONVERTS, True,
+            KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CHUNK, CAP, WIDE, FORMAT, CONVERTS, True,
         )  # fmt: skip
     acc, top, weight = _walk(
         acc, top, weight, queries, clear, stop, position, length, k_pool, v_pool, table, head, scale,
-        KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CAP, WIDE, FORMAT, CONVERTS, True,
+        KV_HEADS, D, DP, PAGE, TILE, STAGES, WINDOW, CHUNK, CAP, WIDE, FORMAT, CONVERTS, True,
     )  # fmt: skip
+    if sinks is not None:
+        sink = tl.load(sinks + head * GROUP + tl.minimum(member, GROUP - 1)).to(tl.float32) * LOG2E
+        # The highest of both, so that neither grows beyond bounds.
+        highest = tl.maximum(top, sink)
+        acc *= tl.exp2(top - highest)[:, None]
+        weight = weight * tl.exp2(top - highest) + tl.exp2(sink - highest)
     result = acc / tl.where(weight > 0, weight, 1.0)[:, None] * v_scale
     tl.store(out + at, result, mask=mine)
 
@@ -234,13 +234,13 @@ def shape_of(dim: int, dtype: torch.dtype, most_lines: int, engine: bool) -> Sha
 
 
 def _refuses(spec: AttentionSpec) -> str | None:
-    if spec.special is not None:
-        return f"has no {spec.special}"
     return f"heads of {spec.head_dim} values do not fit; at most 256 do" if spec.head_dim > 256 else None
 
 
 @provide("triton", paged_attention, _refuses)
-def triton_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
+def triton_paged_attention(
+    q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec, sinks: Tensor | None = None
+) -> Tensor:
     """See `paged_attention`."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not len(q):
@@ -254,24 +254,24 @@ def triton_paged_attention(q: Tensor, pages: KVPages, step: StepInputs, spec: At
     shape = shape_of(dim, widest, group_p * step.max_query, bulk[0] is not None)
     queries = max(1, shape.lines // group_p)
     bulk = bulk if shape.bulk else (None, None)
-    blocks, total = step.once(("blocks", queries), lambda: _list(step, queries))
+    blocks, total = step.once(("blocks", queries), lambda: list_blocks(step, queries))
     _prefill[(spec.kv_heads, len(blocks))](
-        q, out, k_pool, v_pool, *bulk, page_table, page_table.stride(0), step.seq_lens, blocks, total,
+        q, out, k_pool, v_pool, *bulk, sinks, page_table, page_table.stride(0), step.seq_lens, blocks, total,
         spec.scale * k_scale, v_scale,
         HEADS=spec.heads, KV_HEADS=spec.kv_heads, D=spec.head_dim, DP=dim, GROUP=group, GROUP_P=group_p,
         ROWS=queries * group_p, PAGE=pages.k.shape[1], TILE=shape.tile,
-        STAGES=device_of(q.device).stages(shape.stages), WINDOW=spec.window or 0, CAP=spec.soft_cap or 0.0,
-        WIDE=INTERPRETED, **form, num_warps=shape.warps,
+        STAGES=device_of(q.device).stages(shape.stages), WINDOW=spec.window or 0, CHUNK=spec.chunk or 0,
+        CAP=spec.soft_cap or 0.0, WIDE=INTERPRETED, **form, num_warps=shape.warps,
     )  # fmt: skip
     return out
 
 
-def _list(step: StepInputs, queries: int) -> tuple[Tensor, Tensor]:
+def list_blocks(step: StepInputs, queries: int) -> tuple[Tensor, Tensor]:
     """(blocks, 4) int32 with room for as many blocks as there can be, and (1,) int32 how many there are."""
     rows, device = len(step.seq_lens), step.seq_lens.device
     blocks = torch.empty(len(step.positions) // queries + rows, 4, dtype=torch.int32, device=device)
     total = torch.empty(1, dtype=torch.int32, device=device)
-    _list_blocks[(rows,)](
+    _write_blocks[(rows,)](
         step.query_start, step.seq_lens, blocks, total, rows, QUERIES=queries,
         BLOCK=128, AT_ONCE=32, num_warps=1,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the attention kernels share: rotating heads, bounding scores, and how kernels are launched on a device.
+"""What the attention kernels share: rotating heads, weighing scores, and how kernels are launched on a device.
 
 Kernels launched before their predecessor has ended (programmatic dependent launch) release their own dependents first
 and read nothing before their one wait.
@@ -113,3 +113,23 @@ def rotated(x, y, d, angles, ROTARY: tl.constexpr):
 def bounded(scores, CAP: tl.constexpr):
     """CAP * tanh(scores / CAP), made of exp so that it is exact at both ends."""
     return CAP * (1.0 - 2.0 / (tl.exp(2.0 * scores / CAP) + 1.0))
+
+
+@triton.jit
+def weigh(scores, top, weight, scale, CAP: tl.constexpr):
+    """What a tile's scores make of the highest score so far (in powers of 2) and the sum of weights.
+
+    Returns the tile's weights, both of these, and the factor by which all before must shrink. `scale` is above 0.
+    """
+    if CAP > 0.0:
+        # The bound of -inf, which nobody sees, is none.
+        scores = tl.where(scores == float("-inf"), scores, bounded(scores * scale, CAP))
+        factor = LOG2E
+    else:
+        factor = scale * LOG2E
+    new_top = tl.maximum(top, tl.max(scores, 1) * factor)
+    # A query that has seen nothing yet keeps -inf, from which nothing may be subtracted.
+    base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    p = tl.exp2(scores * factor - base[:, None])
+    shrink = tl.exp2(top - base)
+    return p, new_top, weight * shrink + tl.sum(p, 1), shrink

@@ -76,12 +76,13 @@ def _turned(x, y, turns, eps, D: tl.constexpr, NORM: tl.constexpr):
 
 @triton.jit
 def _start(
-    qkv, row, head, length, newest, slot, q_turns, k_turns, k_pool, v_pool, scale, k_inverse, v_inverse, eps,
+    qkv, row, head, length, newest, slot, q_turns, k_turns, k_pool, v_pool, sinks, scale, k_inverse, v_inverse, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, CAP: tl.constexpr, NORM: tl.constexpr, ROTARY: tl.constexpr, FORMAT: tl.constexpr,
     CONVERTS: tl.constexpr,
 ):  # fmt: skip
-    """Begin a split: its queries (ROWS, DP), and sums over nothing or, in the row's last split, over its new token.
+    """Begin a split: its queries (ROWS, DP), and sums over nothing or, in the row's last split, over its new token and
+    the heads' sinks.
 
     The new key and value go to their page and, from registers, into the sums: nobody reads that slot in this step.
     """
@@ -109,6 +110,13 @@ def _start(
     top = tl.where(counts, score * LOG2E, float("-inf"))
     weight = tl.where(counts, 1.0, 0.0 * score)
     acc = tl.where(counts, widened(value, FORMAT, CONVERTS).to(tl.float32), 0.0)
+    if sinks is not None:
+        sink = tl.load(sinks + head * GROUP + tl.minimum(g, GROUP - 1)).to(tl.float32) * LOG2E
+        highest = tl.maximum(score * LOG2E, sink)
+        share = tl.exp2(score * LOG2E - highest)
+        top = tl.where(counts, highest, top)
+        weight = tl.where(counts, share + tl.exp2(sink - highest), weight)
+        acc *= share[:, None]
     if FORMAT == 0:
         odd = 0
     else:
@@ -217,7 +225,7 @@ def _entry(splits, split):
 # [slots, KV_HEADS, D]; new_slots (rows,) int64; angles (positions, ROTARY) float32; the rest as in `listing.Work`.
 @triton.jit
 def early(
-    qkv, out, k_pool, v_pool, v_pairs, new_slots, angles, q_norm, k_norm,
+    qkv, out, k_pool, v_pool, v_pairs, new_slots, angles, q_norm, k_norm, sinks,
     splits, total, tiles, places, arrived, partial, logs, scale, v_scale, k_inverse, v_inverse, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     GROUP_P: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
@@ -246,7 +254,7 @@ def early(
     wait(PDL)
     if there:
         queries, acc, odd, top, weight = _start(
-            qkv, row, head, length, newest, slot, q_turns, k_turns, k_pool, v_pool, scale,
+            qkv, row, head, length, newest, slot, q_turns, k_turns, k_pool, v_pool, sinks, scale,
             k_inverse, v_inverse, eps, HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY, FORMAT, CONVERTS,
         )  # fmt: skip
         acc, odd, top, weight = _add(
@@ -273,7 +281,7 @@ def early(
 
 @triton.jit
 def run_of_splits(
-    qkv, out, k_pool, v_pool, v_pairs, new_slots, angles, q_norm, k_norm,
+    qkv, out, k_pool, v_pool, v_pairs, new_slots, angles, q_norm, k_norm, sinks,
     splits, runs, tiles, places, partial, logs, scale, v_scale, k_inverse, v_inverse, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
@@ -305,8 +313,9 @@ def run_of_splits(
             q_turns = _turns(angles, q_norm, length, D, DP, ROTARY, NORM)
             k_turns = _turns(angles, k_norm, length, D, DP, ROTARY, NORM)
             queries, acc, odd, top, weight = _start(
-                qkv, row, head, length, newest, tl.load(new_slots + row), q_turns, k_turns, k_pool, v_pool, scale,
-                k_inverse, v_inverse, eps, HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY, FORMAT, CONVERTS,
+                qkv, row, head, length, newest, tl.load(new_slots + row), q_turns, k_turns, k_pool, v_pool, sinks,
+                scale, k_inverse, v_inverse, eps, HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY, FORMAT,
+                CONVERTS,
             )  # fmt: skip
         acc, odd, top, weight = _add(
             acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS

@@ -1,0 +1,173 @@
+"""Triton attention over latents for steps in which every sequence computes one token: absorbed, so that a token's
+latent is read once for all heads and no key or value is ever made.
+
+A program takes a block of heads of one row and a part of its tokens; what the parts of a row leave is merged by a
+second kernel. The products with `up` on both sides are batched matrix products of torch's.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
+from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, device_of
+from quire.ops.attention import KVPages
+from quire.ops.latent import LatentSpec, latent_attention
+from quire.ops.registry import provide
+from quire.ops.step import StepInputs
+
+
+# inner, out (HEADS, rows, RANK); q (rows, HEADS, PLAIN + TURNED); pools [pages, PAGE, RANK] and [pages, PAGE, TURNED];
+# partial (SPLITS, HEADS, rows, RANK) and logs (SPLITS, HEADS, rows) float32.
+@triton.jit(do_not_specialize=["rows", "table_stride"])
+def _part(
+    inner, q, latents, keys, table, table_stride, lengths, out, partial, logs, rows, scale, key_scale, out_scale,
+    HEADS: tl.constexpr, RANK: tl.constexpr, RANK_P: tl.constexpr, PLAIN: tl.constexpr, TURNED: tl.constexpr,
+    TURNED_P: tl.constexpr, BLOCK: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
+    STAGES: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr, CONVERTS: tl.constexpr,
+):  # fmt: skip
+    row, block, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head = block * BLOCK + tl.arange(0, BLOCK)
+    r, d = tl.arange(0, RANK_P), tl.arange(0, TURNED_P)
+    mine = (head < HEADS)[:, None]
+    at = (head * rows + row).to(tl.int64)[:, None] * RANK + r[None, :]
+    wide = halved(tl.load(inner + at, mask=mine & (r < RANK)[None, :], other=0.0), FORMAT)
+    turned_at = (row.to(tl.int64) * HEADS + head)[:, None] * (PLAIN + TURNED) + PLAIN + d[None, :]
+    turned = tl.load(q + turned_at, mask=mine & (d < TURNED)[None, :], other=0.0)
+    turned = halved((turned.to(tl.float32) * key_scale).to(q.dtype.element_ty), FORMAT)
+    DOT: tl.constexpr = tl.float32 if WIDE else wide.dtype
+    length = tl.load(lengths + row)
+    width = tl.cdiv(tl.cdiv(length, TILE), SPLITS) * TILE
+    begin = split * width
+    end = tl.minimum(begin + width, length)
+    table += row.to(tl.int64) * table_stride
+    acc = tl.zeros((BLOCK, RANK_P), tl.float32)
+    top = tl.full((BLOCK,), float("-inf"), tl.float32)
+    weight = tl.zeros((BLOCK,), tl.float32)
+    for t in tl.range(begin, end, TILE, num_stages=STAGES):
+        token = t + tl.arange(0, TILE)
+        there = token < end
+        if PAGE % TILE == 0:
+            slot = tl.load(table + t // PAGE).to(tl.int64) * PAGE + t % PAGE + tl.arange(0, TILE)
+        else:
+            slot = tl.load(table + token // PAGE, mask=there, other=0).to(tl.int64) * PAGE + token % PAGE
+        mask = there[:, None] & (r < RANK)[None, :]
+        latent = widened(tl.load(latents + slot[:, None] * RANK + r[None, :], mask=mask, other=0.0), FORMAT, CONVERTS)
+        mask = there[:, None] & (d < TURNED)[None, :]
+        key = widened(tl.load(keys + slot[:, None] * TURNED + d[None, :], mask=mask, other=0.0), FORMAT, CONVERTS)
+        scores = tl.dot(wide.to(DOT), tl.trans(latent.to(DOT)), input_precision="ieee")
+        scores = tl.dot(turned.to(DOT), tl.trans(key.to(DOT)), scores, input_precision="ieee")
+        # The first token of a tile is there, so the highest score is a number.
+        scores = tl.where(there[None, :], scores * (scale * LOG2E), float("-inf"))
+        highest = tl.maximum(top, tl.max(scores, 1))
+        shrink = tl.exp2(top - highest)
+        p = tl.exp2(scores - highest[:, None])
+        weight = weight * shrink + tl.sum(p, 1)
+        acc = tl.dot(p.to(wide.dtype).to(DOT), latent.to(DOT), acc * shrink[:, None], input_precision="ieee")
+        top = highest
+    total = tl.where(weight > 0, weight, 1.0)
+    result = acc / total[:, None] * out_scale
+    if SPLITS == 1:
+        tl.store(out + at, result, mask=mine & (r < RANK)[None, :])
+    else:
+        place = ((split * HEADS + head) * rows + row).to(tl.int64)
+        tl.store(partial + place[:, None] * RANK + r[None, :], result, mask=mine & (r < RANK)[None, :])
+        tl.store(logs + place, top + tl.log2(total), mask=head < HEADS)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _merge(
+    partial, logs, out, rows, HEADS: tl.constexpr, RANK: tl.constexpr, RANK_P: tl.constexpr, SPLITS: tl.constexpr
+):
+    """Add up the parts of a row and head; those of a row without tokens leave zeros."""
+    line = tl.program_id(0).to(tl.int64)
+    r, split = tl.arange(0, RANK_P), tl.arange(0, SPLITS)
+    log = tl.load(logs + split * (HEADS * rows) + line)
+    top = tl.max(log, 0)
+    share = tl.exp2(log - tl.where(top == float("-inf"), 0.0, top))
+    total = tl.sum(share, 0)
+    share = share / tl.where(total > 0, total, 1.0)
+    acc = tl.zeros((RANK_P,), tl.float32)
+    for i in tl.static_range(SPLITS):
+        part = tl.load(partial + (i * HEADS * rows + line) * RANK + r, mask=r < RANK, other=0.0)
+        acc += part * tl.sum(tl.where(split == i, share, 0.0), 0)
+    tl.store(out + line * RANK + r, acc, mask=r < RANK)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How the work is cut.
+
+    Attributes:
+        block: heads of a program.
+        tile: tokens read at once.
+        stages, warps: of a program.
+        resident: programs that a multiprocessor holds.
+    """
+
+    block: int
+    tile: int
+    stages: int
+    warps: int
+    resident: int
+
+
+MOST_SPLITS = 32
+
+
+def shape_of(heads: int, itemsize: int) -> Shape:
+    """For so many heads on this rank, and values of so many bytes."""
+    if itemsize > 2:
+        return Shape(16, 16, 2, 4, 1)
+    if heads <= 16:
+        return Shape(16, 32, 3, 4, 2)
+    return Shape(64, 32, 2, 8, 1)
+
+
+def splits_of(programs: int, shape: Shape, device: torch.device) -> int:
+    """In how many parts each row is read, where one part each makes so many programs: all multiprocessors get work.
+
+    It does not depend on how long rows are, so that nothing compiles when they grow.
+    """
+    if INTERPRETED:
+        return 2
+    wanted = triton.cdiv(device_of(device).processors * shape.resident, programs)
+    return int(min(triton.next_power_of_2(wanted), MOST_SPLITS))
+
+
+def _refuses(spec: LatentSpec) -> str | None:
+    if spec.step != "decode":
+        return "only for steps in which every sequence computes one token"
+    return f"latents of {spec.rank} values do not fit; at most 512 do" if spec.rank > 512 else None
+
+
+@provide("triton", latent_attention, _refuses)
+def triton_latent_attention(q: Tensor, up: Tensor, pages: KVPages, step: StepInputs, spec: LatentSpec) -> Tensor:
+    """See `latent_attention`. Every sequence has one token."""
+    rows, device = len(q), q.device
+    if not rows:
+        return q.new_empty(0, spec.heads * spec.value)
+    table, q = step.groups[pages.group].page_table, q.contiguous()
+    (latents, keys, form), (latent_scale, key_scale) = kept(pages), scales(pages)
+    inner = torch.bmm(q[..., : spec.plain].transpose(0, 1), up[:, : spec.plain])
+    shape = shape_of(spec.heads, q.itemsize)
+    blocks = triton.cdiv(spec.heads, shape.block)
+    splits = splits_of(rows * blocks, shape, device)
+    out = torch.empty_like(inner)
+    partial = torch.empty(splits if splits > 1 else 0, *inner.shape, dtype=torch.float32, device=device)
+    logs = torch.empty(partial.shape[:-1], dtype=torch.float32, device=device)
+    sizes = {"HEADS": spec.heads, "RANK": spec.rank, "RANK_P": max(16, triton.next_power_of_2(spec.rank))}
+    _part[(rows, blocks, splits)](
+        inner, q, latents, keys, table, table.stride(0), step.seq_lens, out, partial, logs, rows,
+        spec.scale * latent_scale, key_scale / latent_scale, latent_scale,
+        **sizes, PLAIN=spec.plain, TURNED=spec.turned, TURNED_P=max(16, triton.next_power_of_2(spec.turned)),
+        BLOCK=shape.block, PAGE=pages.k.shape[1], TILE=shape.tile, SPLITS=splits,
+        STAGES=device_of(device).stages(shape.stages), WIDE=INTERPRETED, **form, num_warps=shape.warps,
+    )  # fmt: skip
+    if splits > 1:
+        _merge[(spec.heads * rows,)](partial, logs, out, rows, **sizes, SPLITS=splits, num_warps=4)
+    made = torch.bmm(out, up[:, spec.plain :].transpose(1, 2))
+    return made.transpose(0, 1).reshape(rows, -1)
