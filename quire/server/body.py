@@ -57,13 +57,14 @@ def to_struct(kind: type[T], body: Json) -> T:
 
 
 def _check_headers(request: Request, max_bytes: int) -> None:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
+    headers = dict(request.headers.raw)
+    kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if kind != b"application/json":
         raise ApiError(415, "Send the header 'Content-Type: application/json'.", "unsupported_content_type")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise ApiError(415, "Send the body uncompressed.", "unsupported_content_encoding")
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length[:20]) > max_bytes:
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and int(length[:20]) > max_bytes:
         raise _too_large(max_bytes)
 
 

@@ -50,7 +50,9 @@ class Detokenizer:
         shown: Collection[int] = (),
     ) -> None:
         self._tokenizer = tokenizer
-        self._hidden = tokenizer.special_ids.difference(shown) if skip_special_tokens else frozenset()
+        # Not a copy per sequence: some vocabularies have a thousand special tokens.
+        special = tokenizer.special_ids.difference(shown) if shown else tokenizer.special_ids
+        self._hidden = special if skip_special_tokens else frozenset()
         self._stream: _Stream
         match tokenizer.rules.kind:
             case "bytes":
