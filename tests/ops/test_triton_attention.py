@@ -122,7 +122,7 @@ def test_every_block_of_many_prompts_is_listed_once():
 
     counts = [(3 * i) % 41 + 1 for i in range(140)]
     step = step_over(counts, [count + 7 for count in counts], [[1 + i] for i in range(140)], 64)
-    blocks, total = prefill._list(step, 16)
+    blocks, total = prefill.list_blocks(step, 16)
     starts = step.query_start.tolist()
     wanted = [
         [row, starts[row] + at, min(16, count - at), 7 + at]
