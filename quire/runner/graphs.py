@@ -24,11 +24,12 @@ class Recorder:
 
     Args:
         device: with a type other than cuda nothing is recorded: playing runs the function.
+        rehearses: nothing is recorded either.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, rehearses: bool = False) -> None:
         self._device = device
-        self.records = device.type == "cuda"
+        self.records = device.type == "cuda" and not rehearses
         self._pool = torch.cuda.graph_pool_handle() if self.records else None
 
     def record(self, work: Play) -> Play:

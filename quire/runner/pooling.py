@@ -18,6 +18,8 @@ from quire.runner.upload import upload
 class PoolingRunner(Runner):
     """Computes prompts to their ends and pools them; of several ranks the first one does."""
 
+    rehearses = False
+
     def allocate(self, layout: Layout) -> None:
         """Take pages, if the model has any, and rows."""
         self._take_pages(layout)

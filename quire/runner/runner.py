@@ -31,6 +31,7 @@ from quire.quantization.checkpoint import Quantized, settle
 from quire.runner.graphs import DecodeGraphs, DecodeWork, Recorder
 from quire.runner.memory import memory_of
 from quire.runner.ragged import RaggedGraphs, Room
+from quire.runner.rehearsal import Rehearsal
 from quire.runner.rows import Rows
 from quire.runner.start import start_kernels
 from quire.runner.upload import upload
@@ -80,10 +81,15 @@ def _finite(entry: TokenLogprobs) -> bool:
 class Runner:
     """The model, rows and pages of one rank.
 
+    Attributes:
+        rehearses: whether `_rehearse` takes all kernels that will be compiled.
+
     Args:
         spec: everything decided.
         mesh: this rank among those that share the model.
     """
+
+    rehearses = True
 
     def __init__(self, spec: RunSpec, mesh: Mesh) -> None:
         self.spec = spec
@@ -91,6 +97,7 @@ class Runner:
         self.device = torch.device(spec.platform.device)
         self.memory = memory_of(self.device)
         self.grammars = GrammarStore()
+        self.rehearsal: Rehearsal | None = None
         self.build = Build(
             mesh=mesh,
             dtype=getattr(torch, spec.dtype),
@@ -111,6 +118,8 @@ class Runner:
         self.draw_greedy = self.build.op(greedy_sample, None)
         self.kernels = choose_kernels(self.spec.platform.providers)
         self.append_tokens = self.build.op(append_tokens, None)
+        if self.rehearses and self.spec.warm_tokens:
+            self.rehearsal = Rehearsal(self.spec, self.mesh.size)
         build, quantized = self._quantized()
         impl, trusted = self.spec.model_impl, self.spec.trust_remote_code
         self.model = models.build(self.spec.facts, build, impl, trust_remote_code=trusted)
@@ -135,15 +144,20 @@ class Runner:
     def measure(self) -> Capacity:
         """Run the largest step on scratch pages and report what memory is left for real ones.
 
-        Nothing is run where the user has fixed the size of the pages.
+        It is not run where the user has fixed the size of the pages.
         """
         specs = [state.spec for state in self.build.states]
+        # Two pages per group are enough: every entry of the page tables names page 1.
+        scratch = [GroupLayout(spec, 1, self.spec.page_size, 2) for spec in dict.fromkeys(specs)]
+        layout = Layout(scratch, self.spec.max_model_len)
+        if self.rehearsal is not None and self.rehearsal.wanted:
+            self.allocate(layout)
+            self.rehearsal.play(self._rehearse)
+            self.release()
         free, recorded = self.memory.free_bytes(), 0
         with self.memory.peak() as needed:
             if self.spec.num_pages is None and self.spec.kv_cache_memory_bytes is None:
-                # Two pages per group are enough: every entry of the page tables names page 1.
-                scratch = [GroupLayout(spec, 1, self.spec.page_size, 2) for spec in dict.fromkeys(specs)]
-                self.allocate(Layout(scratch, self.spec.max_model_len))
+                self.allocate(layout)
                 self.launch(self._largest(len(scratch))).result()
                 recorded = self._recorded_bytes()
                 self.release()
@@ -223,13 +237,21 @@ class Runner:
 
         After `allocate`: recordings hold the addresses of pages.
         """
+        self._run_all(Recorder(self.device))
+
+    @torch.inference_mode()
+    def _rehearse(self) -> None:
+        self.launch(self._largest(len(self.layout.groups))).result()
+        self._begin(StepPlan(0, list(self.rows.host), [], []))
+        self._run_all(Recorder(self.device, rehearses=True))
+
+    def _run_all(self, recorder: Recorder) -> None:
         most = self.layout.max_model_len - 1
         for tokens in self.spec.warm_tokens:
             self._warm([min(tokens, most)], DRAWS[0])
         if self.spec.warm_tokens:
             self._warm_mixtures(most)
         if self._recordable:
-            recorder = Recorder(self.device)
             self.ragged.record(recorder)
             self.graphs.record(recorder)
 
