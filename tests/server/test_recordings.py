@@ -1,5 +1,5 @@
 """What IDE agents send, replayed: long prompts, tools natively and as XML in the prompt, streams, unknown fields,
-cancelling in the middle. The exchanges in `recordings/` are written after what the agents named there send; none was captured.
+cancelling in the middle. The exchanges in `recordings/` are written after what these agents send; none was captured.
 """
 
 import json

@@ -1,6 +1,7 @@
 """Text workers: what they answer, and what becomes of a template that hangs or eats the memory."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -45,7 +46,12 @@ def run(folder: Path, play: Callable[[Texts], Awaitable[None]]) -> None:
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "quire.server.text.worker" in child.cmdline()]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ends just now
+            if "quire.server.text.worker" in child.cmdline():
+                found.append(child)
+    return found
 
 
 async def check_answers(texts: Texts) -> None:

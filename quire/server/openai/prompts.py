@@ -14,11 +14,9 @@ from quire.messages.text import Encode
 from quire.server.openai.middle import middle_prompt
 from quire.server.openai.schema import ChatRequest, TokenizeRequest
 from quire.server.service import Service
+from quire.server.text.lengths import check_length
 
 MAX_PROMPTS = 1024
-MAX_TEXT_CHARS = 8_000_000
-"""More text than this is refused before it is encoded: no context holds it."""
-
 RESERVED = frozenset(
     {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
 )
@@ -107,12 +105,6 @@ def _template_kwargs(kwargs: dict[str, object]) -> dict[str, object]:
 def _chars(message: Message) -> int:
     content = message["content"]
     return sum(len(part["text"]) for part in content) if isinstance(content, list) else len(content or "")
-
-
-def check_length(chars: int, param: str) -> None:
-    """Refuse more text than any context holds."""
-    if chars > MAX_TEXT_CHARS:
-        raise RequestError(f"{param} holds more than {MAX_TEXT_CHARS} characters.", param, "context_length_exceeded")
 
 
 def _listed(prompt: object) -> list[str | list[int]]:

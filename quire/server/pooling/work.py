@@ -17,11 +17,12 @@ from quire.messages.validate_pooling import SAMPLING, kept_tokens
 from quire.server.body import read_json
 from quire.server.generation import collect
 from quire.server.jobs import job_of
-from quire.server.openai.prompts import check_length, encoded
+from quire.server.openai.prompts import encoded
 from quire.server.openai.sampling import label_of
 from quire.server.openai.schema import check_model, read
 from quire.server.pooling.schema import Pooled
 from quire.server.service import Service, service_of
+from quire.server.text.lengths import check_length
 from quire.server.watch import Watch
 
 MAX_INPUTS = 2048

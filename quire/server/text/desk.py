@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from quire.base.errors import EngineError, RequestError
 from quire.base.logging import get_logger
-from quire.chat.messages import check_count
 from quire.messages.text import (
     Answer,
     Decode,
@@ -24,6 +23,7 @@ from quire.messages.text import (
     Render,
     pack,
 )
+from quire.server.text.lengths import check_body
 from quire.server.text.strict_json import parse_object
 
 log = get_logger(__name__)
@@ -87,8 +87,7 @@ class Desk:
         match job:
             case Parse():
                 value = parse_object(b"".join(job.parts))
-                # Whoever waits for the object need not make a hundred thousand messages of it to refuse them.
-                check_count(value.get("messages"))
+                check_body(value)
                 return Parsed(value)
             case Render():
                 assert self._template is not None, "whoever has no template renders nothing"
