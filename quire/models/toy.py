@@ -2,7 +2,8 @@
 
 Any wrong page, row, position, order or stale entry changes the output, and a step takes microseconds per sequence, so
 the real scheduler, rows, pages, transport and server are tested with it. `config.json` needs `"model_type": "toy"`,
-`vocab_size`, and may have `window` (a second cache group that keeps only the last tokens).
+`vocab_size`, and may have `window` (a second cache group that keeps only the last tokens) and `recurrent` (another one,
+of recurrent state).
 """
 
 import msgspec
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from quire.checkpoint.facts import ModelFacts
 from quire.layers.build import Build
-from quire.layers.state import LayerState
+from quire.layers.state import LayerState, RecurrentState
 from quire.messages.state import Retention
+from quire.ops.recurrent import visits
 from quire.ops.step import StepInputs
 
 MODULUS = 1 << 19
@@ -23,6 +25,7 @@ class ToyConfig(msgspec.Struct, frozen=True):
 
     vocab_size: int
     window: int | None = None
+    recurrent: bool = False
 
 
 def weight(position: Tensor) -> Tensor:
@@ -31,19 +34,22 @@ def weight(position: Tensor) -> Tensor:
 
 
 class Toy(nn.Module):
-    """Hashes the tokens within its retention; full attention always, a window beside it if the config has one."""
+    """Hashes the tokens within its retention; full attention always, a window and a fold if the config has them."""
 
     def __init__(self, config: ToyConfig, build: Build) -> None:
         super().__init__()
         self.config = config
         windows = [None] if config.window is None else [None, config.window]
         self.states = [build.state(kv_heads=1, head_dim=1, retention=Retention(w)) for w in windows]
+        self.fold = build.recurrent((1, 1), (1,)) if config.recurrent else None
 
     def forward(self, step: StepInputs) -> Tensor:
         """The hash at every token of the step: (tokens, 1) float32, a token id."""
         total = torch.zeros_like(step.positions)
         for state in self.states:
             total = total + self._read(state, step)
+        if self.fold is not None:
+            total = total + self._folded(self.fold, step)
         return (total % MODULUS * 31 % self.config.vocab_size).float()[:, None]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -67,6 +73,16 @@ class Toy(nn.Module):
             return upto
         before = step.positions - window  # the last position that is out of sight
         return upto - torch.where(before < 0, 0, summed[sequence, before.clamp(min=0)])
+
+    def _folded(self, state: RecurrentState, step: StepInputs) -> Tensor:
+        total = torch.zeros_like(step.positions)
+        for tokens, begin, end in visits(step, state.group):
+            value = 0 if begin is None else int(state.pages.state[begin])
+            for t in range(tokens.start, tokens.stop):
+                value = (value * 31 + int(step.token_ids[t]) + 1) % MODULUS
+                total[t] = value
+            state.pages.state[end] = value
+        return total
 
 
 def build(facts: ModelFacts, build: Build) -> Toy:

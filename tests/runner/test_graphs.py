@@ -26,10 +26,10 @@ def recorded(sizes):
 
 @pytest.mark.parametrize("sizes", [[1, 2, 4, 8], [5], [3, 8]])
 @pytest.mark.parametrize("overlapped", [False, True])
-@pytest.mark.parametrize("window", [None, 9])
-def test_padding_changes_nothing(tmp_path, monkeypatch, sizes, overlapped, window):
+@pytest.mark.parametrize("state", [{}, {"window": 9}, {"recurrent": True}], ids=str)
+def test_padding_changes_nothing(tmp_path, monkeypatch, sizes, overlapped, state):
     monkeypatch.setattr(core, "resolve", recorded(sizes))
-    folder = make_toy(tmp_path, window=window)
+    folder = make_toy(tmp_path, **state)
     prompts = [[i, i + 1, i + 2] * (i + 1) for i in range(8)]
     params = [SamplingParams(max_tokens=5 + 3 * i, temperature=0.0, ignore_eos=True) for i in range(8)]
     settings = {"num_gpu_blocks_override": 100, "block_size": 4, "max_num_seqs": 8, "async_scheduling": overlapped}
@@ -39,7 +39,7 @@ def test_padding_changes_nothing(tmp_path, monkeypatch, sizes, overlapped, windo
         outputs = llm.generate(prompts, params)
         assert runner.graphs._playing is not None, "nothing was played"
     for prompt, p, output in zip(prompts, params, outputs, strict=True):
-        assert output.outputs[0].token_ids == oracle(prompt, p.max_tokens, window=window)
+        assert output.outputs[0].token_ids == oracle(prompt, p.max_tokens, **state)
 
 
 def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monkeypatch):
