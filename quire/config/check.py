@@ -45,7 +45,7 @@ RANGES = {
     "cpu_memory_utilization": _share("0.3 takes three tenths of the free memory"),
     "kv_cache_memory_bytes": Range(1, MOST_BYTES, "give bytes, such as 4G, or leave it unset"),
     "num_gpu_blocks_override": Range(2, MOST_COUNT, "one page is never given out, so 2 is the least"),
-    "max_num_seqs": Range(1, MOST_COUNT, "64 is good on CPUs, 256 on GPUs"),
+    "max_num_seqs": Range(1, MOST_COUNT, "64 is good on CPUs, 256 on GPUs, 1024 on those with 64 GiB"),
     "max_num_batched_tokens": Range(1, MOST_COUNT, "512 is good on CPUs, 8192 on GPUs"),
     "max_preemptions": Range(0, MOST_COUNT, "0 pins every sequence from the start"),
     "itl_target_ms": Range(1, 60_000, "50 keeps running streams at 20 tokens a second beside prompts"),

@@ -91,8 +91,12 @@ class CacheConfig:
 class SchedulerConfig:
     """Who runs, and how much per step."""
 
-    max_num_seqs: int | None = setting(None, "Most sequences that run at once; unset is 64 on CPUs, 256 on GPUs.")
-    max_num_batched_tokens: int | None = setting(None, "Most tokens per step; unset is 256 on CPUs, 8192 on GPUs.")
+    max_num_seqs: int | None = setting(
+        None, "Most sequences that run at once; unset is 64 on CPUs, 256 on GPUs, 1024 from 64 GiB."
+    )
+    max_num_batched_tokens: int | None = setting(
+        None, "Most tokens per step; unset is 256 on CPUs, 8192 on GPUs, 16384 offline from 64 GiB."
+    )
     scheduling_policy: Policy = setting(
         "fcfs", "Order of waiting requests: arrival, priority, or longest prefix hit (lpm)."
     )

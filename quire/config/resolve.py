@@ -39,12 +39,18 @@ KV_DTYPES = {
 """What keys and values are kept in, by `kv_cache_dtype`; auto keeps the model's dtype. Every device can do all: where
 it has no instruction for a conversion, kernels convert by whole numbers."""
 DEFAULTS = {"cpu": CPU, "cuda": GPU, "rocm": GPU, "xpu": replace(GPU, graphs=False)}
+LARGE_BYTES, LARGE_ROWS, LARGE_TOKENS = 64 << 30, 1024, 16384
+"""A GPU with so much memory has room for the pages of so many sequences, and reads weights once for all of them; and
+for so many tokens of a step, which take it half a second for 8 billion weights: nobody should wait for each token."""
 
 
-def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) -> RunSpec:
-    """Decide everything that can be decided before loading. Raises ConfigError, and nothing else."""
+def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts, streams: bool = True) -> RunSpec:
+    """Decide everything that can be decided before loading. Raises ConfigError, and nothing else.
+
+    `streams`: somebody waits for each token, not for the whole.
+    """
     check_engine(engine)
-    defaults = DEFAULTS[platform.name]
+    defaults = _defaults(platform, streams)
     model, cache, scheduler = engine.model, engine.cache, engine.scheduler
     dtype, notes = _dtype(model, facts, platform)
     max_num_seqs = scheduler.max_num_seqs or defaults.max_num_seqs
@@ -63,10 +69,10 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
         platform=platform,
         dtype=dtype,
         kv_cache_dtype=KV_DTYPES.get(cache.kv_cache_dtype, dtype),
-        quantization=model.quantization,
-        load_format="dummy" if model.load_format == "dummy" else "safetensors",
         model_impl=model.model_impl,
         trust_remote_code=model.trust_remote_code,
+        quantization=model.quantization,
+        load_format="dummy" if model.load_format == "dummy" else "safetensors",
         seed=model.seed,
         max_model_len=max_model_len,
         fit_max_model_len=model.max_model_len is None,
@@ -94,6 +100,14 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts) ->
     )
 
 
+def _defaults(platform: PlatformFacts, streams: bool) -> PlatformDefaults:
+    defaults = DEFAULTS[platform.name]
+    if platform.name == "cpu" or platform.total_bytes < LARGE_BYTES:
+        return defaults
+    tokens = defaults.max_num_batched_tokens if streams else LARGE_TOKENS
+    return replace(defaults, max_num_seqs=LARGE_ROWS, max_num_batched_tokens=tokens)
+
+
 def graph_rows(rows: int) -> list[int]:
     """Batch sizes worth recording: dense where a row more or less counts, sparse above; the last one is `rows`.
 
@@ -112,7 +126,7 @@ them."""
 
 def graph_singles(rows: int) -> list[int]:
     """Numbers of decoding sequences beside which prompts are recorded."""
-    return sorted({0, rows // 4, rows})
+    return sorted({0, min(64, rows // 4), min(256, rows), rows})
 
 
 def warm_tokens(budget: int) -> list[int]:

@@ -59,6 +59,7 @@ class EngineCore:
         timeline: began when the process did; otherwise it begins now.
         make_executor: makes the ranks.
         clock: seconds; never goes back.
+        streams: somebody waits for each token, not for the whole.
 
     Attributes:
         patience_s: how long a step may take before the engine counts as hung; 0 has no opinion.
@@ -76,6 +77,7 @@ class EngineCore:
         timeline: "Timeline | None" = None,
         make_executor: MakeExecutor = executor_for,
         clock: Callable[[], float] = time.monotonic,
+        streams: bool = True,
     ) -> None:
         self._clock = clock
         timeline = timeline or Timeline()
@@ -83,7 +85,7 @@ class EngineCore:
         platform = detect(config.device.device, config.device.kernels)
         for warning in platform.warnings:
             log.warning("%s", warning)
-        spec = resolve(config, model, platform)
+        spec = resolve(config, model, platform, streams)
         for note in spec.notes:
             log.info("%s", note)
         self.executor = make_executor(spec)

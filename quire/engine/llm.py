@@ -48,7 +48,8 @@ class LLM(PoolingCalls):
         config = engine_config(model=model, **settings)
         self._front = FrontEnd(config)
         with weights_progress(self._front.model.name) as progress:
-            self._core: EngineCore | None = load("quire.engine.core:EngineCore")(config, self._front.model, progress)
+            make = load("quire.engine.core:EngineCore")
+            self._core: EngineCore | None = make(config, self._front.model, progress, streams=False)
         self._processor = OutputProcessor(self._front.tokenizer)
         self._ready: dict[str, deque[RequestOutput]] = {}
         self._single_rank = config.parallel.tensor_parallel_size == 1

@@ -33,6 +33,14 @@ def test_a_gpu_gets_large_defaults(name: str) -> None:
     assert spec.memory_fraction == CacheConfig().gpu_memory_utilization
 
 
+@pytest.mark.parametrize(("streams", "tokens"), [(True, 8192), (False, 16384)])
+def test_a_large_gpu_runs_more_at_once_and_larger_steps_where_nobody_waits(streams: bool, tokens: int) -> None:
+    large = msgspec.structs.replace(GPU, total_bytes=80 << 30)
+    spec = resolve(EngineConfig(), model(), large, streams)
+    assert (spec.max_num_seqs, spec.max_num_batched_tokens) == (1024, tokens)
+    assert spec.graph_rows[-1] == spec.graph_singles[-1] == 1024
+
+
 def test_what_the_user_says_stands() -> None:
     engine = EngineConfig(
         model=ModelConfig(max_model_len=100, load_format="dummy", seed=5),
