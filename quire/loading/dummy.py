@@ -60,14 +60,14 @@ def _fill(target: Tensor, parts: list[Part], spans: list[Span], seed: int) -> No
         if span.zeros:
             target.narrow(dim, span.length, span.zeros).zero_()
             target = target.narrow(dim, 0, span.length)
-    matrix = target if target.dim() == 2 else target[:, None]
+    matrix = target[:, None] if target.dim() == 1 else target.flatten(1)
     # Unit variance in gives unit variance out; vectors (norms, biases) scatter a little.
     first = parts[0]
     inputs = first.shape[-1] if first.columns is None else first.columns[1]
-    deviation = inputs**-0.5 if len(first.shape) == 2 else 0.05
+    deviation = inputs**-0.5 if len(first.shape) > 1 else 0.05
     keys = torch.tensor([_key(seed, part.name) for part in parts], dtype=torch.int32, device=target.device)
     rows = (keys[:, None] + _hashes(spans[0], _ROWS, target.device)).view(-1, 1)
-    columns = _hashes(spans[1] if len(spans) == 2 else Span(0, 1), _COLUMNS, target.device)
+    columns = _hashes(spans[1] if len(spans) == 2 else Span(0, matrix.shape[1]), _COLUMNS, target.device)
     step = max(1, BLOCK_ITEMS // max(1, len(columns)))
     for begin in range(0, len(rows), step):
         values = _mix(rows[begin : begin + step] + columns)

@@ -35,7 +35,7 @@ def case(queries, lengths, page_size, spec):
         for _ in range(2)
     ]
     for table, query, length in zip(tables, queries, lengths, strict=True):
-        first = 0 if spec.window is None else max(0, length - query + 1 - spec.window)
+        first = spec.retention.first_needed(max(0, length - query))
         at = torch.arange(first, length)
         where = torch.tensor(table, dtype=torch.int64)[at // page_size], at % page_size
         for pool in pools:
@@ -96,6 +96,28 @@ def test_providers_equal_the_reference(name, heads, extra, dtype, page_size):
             compared += 1
     if not compared:
         pytest.skip("refused")
+
+
+@pytest.mark.parametrize("extra", [{"sinks": True, "window": 128}, {"sinks": True}, {"chunk": 300}], ids=str)
+@pytest.mark.parametrize("heads", [(64, 8, 64), (40, 8, 128)], ids=str)
+def test_sinks_and_chunks_equal_the_reference(heads, extra):
+    torch.manual_seed(0)
+    for kind, (queries, lengths) in (("decode", DECODE), ("eager", RAGGED), ("prompts", RAGGED)):
+        given = {"rotary_dim": heads[2], "dtype": "bfloat16", "device": "cuda", "step": kind} | extra
+        spec = AttentionSpec(*heads, heads[2] ** -0.5, **given)
+        step, pages = case(queries, lengths, 64, spec)
+        sinks = torch.randn(spec.heads).bfloat16().cuda() if spec.sinks else None
+        weights = HeadWeights(torch.rand(5001, spec.rotary_dim).cuda(), None, None, sinks)
+        qkv = torch.randn(sum(queries), sum(spec.parts) * spec.head_dim).bfloat16().cuda()
+        exact, wide_pages = dataclasses.replace(spec, dtype="float32"), wide(pages)
+        want = attend(qkv.float(), wide(weights), wide_pages, step, exact)
+        if kind == "decode":
+            got = attend.providers["triton"].function(qkv, weights, pages, step, spec)
+        else:
+            q = prepare.providers["triton"].function(qkv, weights, pages, step, spec)
+            more = (sinks,) if spec.sinks else ()
+            got = paged_attention.providers["triton"].function(q, pages, step, spec, *more).flatten(1)
+        assert_close(got, want, spec)
 
 
 def decoding(rows, lengths, page_size=16):

@@ -1,8 +1,9 @@
 """Steps a model by hand, without scheduler and runner: any mix of chunks over shuffled pages, some of them shared."""
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,9 +16,11 @@ from quire.layers.build import Build
 from quire.loading.source import FileSource
 from quire.ops.registry import load_providers
 from quire.ops.samples import step_over
-from quire.ops.step import GroupInputs
+from quire.ops.step import GroupInputs, StepInputs
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import settle
+
+Made = TypeVar("Made", StepInputs, GroupInputs)
 
 
 @dataclass
@@ -34,6 +37,18 @@ class Sequence:
         return torch.cat(self.logits)[: len(self.tokens) - 1]
 
 
+def moved(step: Made, device: torch.device) -> Made:
+    """A step, or what is within one, with its tensors on `device`."""
+    values = {}
+    for each in fields(step):
+        value = getattr(step, each.name)
+        if isinstance(value, Tensor):
+            values[each.name] = value.to(device)
+        elif isinstance(value, tuple):
+            values[each.name] = tuple(moved(part, device) for part in value)
+    return replace(step, **values)
+
+
 class Driver:
     """One rank's model with its pages.
 
@@ -43,6 +58,8 @@ class Driver:
         quantization: as the user gives it.
         providers: kernel folders to try before the reference.
         impl: whose code computes the model.
+        device, dtype: where and in what it runs.
+        seed: of random weights; None loads those of the checkpoint.
     """
 
     def __init__(
@@ -55,25 +72,32 @@ class Driver:
         pages: int = 64,
         quantization: str | None = None,
         impl: Implementation = "auto",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        seed: int | None = None,
     ) -> None:
         self.page_size = page_size
+        self.device = torch.device(device)
         providers = providers or []
         load_providers(providers)
         self.mesh = mesh or Mesh()
         facts = read_facts("tiny", path)
-        device = torch.device("cpu")
-        quantized, online = settle(facts.quantization, FileSource(read_headers(path), device), quantization)
+        entries = read_headers(path) if seed is None else {}
+        quantized, online = settle(facts.quantization, FileSource(entries, self.device), quantization)
         self.build = Build(
             mesh=self.mesh,
-            dtype=torch.float32,
-            device=device,
+            dtype=dtype,
+            device=self.device,
             quantization=online,
             checkpoint=quantized,
             providers=providers,
             max_model_len=max_model_len,
         )
         self.model = models.build(facts, self.build, impl)
-        loading.load(self.model, facts, self.mesh, None, quantized)
+        if seed is None:
+            loading.load(self.model, facts, self.mesh, None, quantized)
+        else:
+            loading.fill_dummy(self.model, seed, self.mesh)
         self.groups = list(dict.fromkeys(state.spec for state in self.build.states))
         self.free: list[list[int]] = []
         for index, spec in enumerate(self.groups):
@@ -113,7 +137,7 @@ class Driver:
             inputs += made.groups
         ids = [t for sequence, count in work for t in sequence.tokens[sequence.computed : sequence.computed + count]]
         step = replace(made, token_ids=torch.tensor(ids), groups=tuple(inputs))
-        logits = self.model.logits(self.model(step))
+        logits = self.model.logits(self.model(moved(step, self.device)))
         for (sequence, count), share in zip(work, logits.split(queries), strict=True):
             sequence.logits.append(share)
             sequence.computed += count

@@ -17,7 +17,9 @@ from quire.layers.build import Build
 from quire.parallel.mesh import Mesh
 from tests.models import checkpoints
 from tests.models.driver import Driver
+from tests.models.families import FAMILY, PLAIN
 from tests.pooling import checkpoints as pooled
+from tests.pooling.encoders import ENCODERS
 from tests.pooling.test_families import RAW, TASKS, expected, texts
 
 pytestmark = pytest.mark.torch
@@ -39,9 +41,9 @@ OTHER_DECODERS: dict[str, dict[str, Any]] = {
     "afmoe": {**EXPERTS, "sliding_window": 8},
     "apertus": {},
     "arcee": {},
-    "biogpt": checkpoints.PLAIN,
+    "biogpt": PLAIN,
     "bitnet": {"head_dim": 12},
-    "ctrl": checkpoints.PLAIN,
+    "ctrl": PLAIN,
     "cwm": WINDOWS,
     "diffllama": {},
     "dots1": {
@@ -86,7 +88,7 @@ OTHER_DECODERS: dict[str, dict[str, Any]] = {
         "global_head_dim": 24,
         "num_global_key_value_heads": 2,
     },
-    "gpt_bigcode": {**checkpoints.PLAIN, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt_bigcode": {**PLAIN, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128},
     "granitemoe": LOCAL_EXPERTS,
     "granitemoeshared": {**LOCAL_EXPERTS, "shared_intermediate_size": 24},
     "helium": {"head_dim": 12},
@@ -99,7 +101,7 @@ OTHER_DECODERS: dict[str, dict[str, Any]] = {
     "nanochat": {},
     "nemotron": {},
     "olmo3": WINDOWS,
-    "persimmon": checkpoints.PLAIN,
+    "persimmon": PLAIN,
     "phimoe": LOCAL_EXPERTS,
     "seed_oss": {},
     "solar_open": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20},
@@ -130,7 +132,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def make(name: str) -> Path:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(checkpoints.FAMILY, name, OTHER_DECODERS.get(name) or checkpoints.FAMILY.get(name, {}))
+            patch.setitem(FAMILY, name, OTHER_DECODERS.get(name) or FAMILY.get(name, {}))
             return checkpoints.make(name, folder / name)
 
     return cache(make)
@@ -175,7 +177,7 @@ def test_the_reference_gives_the_same(name: str, made: Callable[[str], Path]) ->
 @pytest.mark.parametrize("kind", ["bare", "sequence", "token"])
 @pytest.mark.parametrize("name", OTHER_ENCODERS)
 def test_encoders_equal_transformers(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(pooled.ENCODERS, name, OTHER_ENCODERS[name])
+    monkeypatch.setitem(ENCODERS, name, OTHER_ENCODERS[name])
     path = pooled.make(name, tmp_path, kind)
     if kind == "sequence" and name in HEADS_OF_THEIR_OWN:
         with pytest.raises(CheckpointError, match=r"head of .* needs more"):
