@@ -33,7 +33,7 @@ static inline void parallel_for(long parts, const F& body) {
 
 // Scratch memory, at least `bytes`, aligned to 64, undefined at first; valid until the same slot is asked for again.
 // Only the master asks, outside of jobs.
-enum Slot { LINEAR_INPUT, LINEAR_SUMS, ATTENTION, ROWS, SAMPLING, SLOTS };
+enum Slot { LINEAR_INPUT, LINEAR_SUMS, ATTENTION, ROWS, EXPERTS, SAMPLING, SLOTS };
 void* scratch(Slot slot, long bytes);
 
 }  // namespace qcpu

@@ -6,8 +6,11 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
 #define LANES 16
 #define REGISTERS 32
 #elif defined(__AVX2__)
@@ -50,6 +53,17 @@ INLINE vf splat(float f) { return f - vf{}; }
 INLINE vi splat_int(int32_t i) { return i - vi{}; }
 INLINE vf pick(vi mask, vf a, vf b) { return mask ? a : b; }
 INLINE vf larger(vf a, vf b) { return a > b ? a : b; }
+
+// Whether one lane of a mask is set.
+INLINE bool any(vi mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#elif defined(__AVX2__)
+    return _mm256_movemask_ps((__m256)mask);
+#else
+    return mask[0] | mask[1] | mask[2] | mask[3];
+#endif
+}
 
 // 0, 1, 2, ...
 INLINE vi ramp() {

@@ -36,17 +36,30 @@ inline long column_offset(int c, long panel) {
     return C < V ? c * T::vector_bytes : c / V * panel + c % V * T::vector_bytes;
 }
 
+// What is fetched while a tile is worked on: its own weights so far ahead (0: nothing), or where several tiles share
+// weights, `stride` bytes a step of what comes behind them.
+struct Fetched {
+    long ahead;
+    const uint8_t* next;
+    long stride;
+};
+
 template <class T, int C>
-inline void fetch_columns(const uint8_t* w, long panel, long ahead) {
+inline void fetch_step(const uint8_t* w, long panel, Fetched& f) {
+    if (f.next) {
+        fetch(f.next);
+        f.next += f.stride;
+        return;
+    }
     for (int c = 0; c < C; c++)
-        if (c * T::vector_bytes % 64 == 0) fetch(w + column_offset<T, C>(c, panel) + ahead);
+        if (c * T::vector_bytes % 64 == 0) fetch(w + column_offset<T, C>(c, panel) + f.ahead);
 }
 
 // Steps of a tile: R rows against C vectors of weights.
 template <class T, int R, int C>
-inline void add_steps(typename T::Sum (&sums)[R][C], const uint8_t* w, long panel, const uint8_t* x, long steps, long ahead) {
+inline void add_steps(typename T::Sum (&sums)[R][C], const uint8_t* w, long panel, const uint8_t* x, long steps, Fetched& f) {
     for (long step = 0; step < steps; step++, w += T::step_bytes, x += R * T::x_bytes) {
-        fetch_columns<T, C>(w, panel, ahead);
+        fetch_step<T, C>(w, panel, f);
         if (R <= 3) {
             typename T::X spread[R];
             for (int r = 0; r < R; r++) spread[r] = T::spread(x + r * T::x_bytes);
@@ -67,12 +80,12 @@ inline void add_steps(typename T::Sum (&sums)[R][C], const uint8_t* w, long pane
 
 // All steps of panels of `steps` steps. Near their end, what comes next lies behind the last of these C columns.
 template <class T, int R, int C>
-inline void add_panel(typename T::Sum (&sums)[R][C], const uint8_t* w, long panel, const uint8_t* x, long steps, bool first) {
+inline void add_panel(typename T::Sum (&sums)[R][C], const uint8_t* w, long panel, const uint8_t* x, long steps, Fetched f) {
     constexpr int V = vectors_per_panel<T>();
     const long last = AHEAD / T::step_bytes < steps ? steps - AHEAD / T::step_bytes : 0;
-    const long jump = C > V ? (C / V - 1) * panel : 0;
-    add_steps<T, R, C>(sums, w, panel, x, last, first ? AHEAD : 0);
-    add_steps<T, R, C>(sums, w + last * T::step_bytes, panel, x + last * R * T::x_bytes, steps - last, first ? AHEAD + jump : 0);
+    add_steps<T, R, C>(sums, w, panel, x, last, f);
+    if (f.ahead && C > V) f.ahead += (C / V - 1) * panel;
+    add_steps<T, R, C>(sums, w + last * T::step_bytes, panel, x + last * R * T::x_bytes, steps - last, f);
 }
 
 inline void store_output(const Product& p, long row, long output, Floats v) {
@@ -105,7 +118,7 @@ inline void store_output(const Product& p, long row, long output, Floats v) {
 struct Place {
     const uint8_t* x;
     long row, vector;
-    bool first;
+    Fetched fetched;
 };
 
 template <class T, int R, int C>
@@ -116,7 +129,7 @@ void float_tile(const Product& p, const Place& at) {
     typename T::Sum sums[R][C];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) sums[r][c] = T::zero();
-    add_panel<T, R, C>(sums, w, panel, at.x, steps, at.first);
+    add_panel<T, R, C>(sums, w, panel, at.x, steps, at.fetched);
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) store_output(p, at.row + r, (at.vector + c) * LANES, sums[r][c]);
 }
@@ -132,7 +145,7 @@ void int8_tile(const Product& p, const Place& at) {
         const typename T::Sum start = T::x_unsigned ? T::load_sum((const int32_t*)(head + 64)) : T::zero();
         for (int r = 0; r < R; r++) sums[r][c] = start;
     }
-    add_panel<T, R, C>(sums, w + INT8_HEAD + at.vector % V * T::vector_bytes, panel, at.x, steps, at.first);
+    add_panel<T, R, C>(sums, w + INT8_HEAD + at.vector % V * T::vector_bytes, panel, at.x, steps, at.fetched);
     for (int c = 0; c < C; c++) {
         const uint8_t* head = p.weight.data + (at.vector + c) / V * panel + (at.vector + c) % V * LANES * 4;
         const Floats scale = floats_load((const float*)head);
@@ -156,14 +169,15 @@ void int4_tile(const Product& p, const Place& at) {
     Floats totals[R][C];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) totals[r][c] = floats_zero();
+    Fetched f = at.fetched;
     for (long g = 0; g < groups; g++, w += block, factors += R, starts += R) {
-        const long ahead = !at.first ? 0 : (groups - g) * block > AHEAD + block ? AHEAD : AHEAD + jump;
+        if (f.ahead) f.ahead = (groups - g) * block > AHEAD + block ? AHEAD : AHEAD + jump;
         typename T::Sum sums[R][C];
         for (int r = 0; r < R; r++)
             for (int c = 0; c < C; c++) sums[r][c] = T::start(starts + r);
         const uint8_t* rows = w + INT4_HEAD + lane * T::vector_bytes;
         for (long step = 0; step < steps; step++, rows += T::step_bytes, x += 2 * next) {
-            fetch_columns<T, C>(rows, panel, ahead);
+            fetch_step<T, C>(rows, panel, f);
             typename T::Weight weights[C];
             for (int c = 0; c < C; c++) weights[c] = T::load(rows + column_offset<T, C>(c, panel));
             for (int r = 0; r < R; r++) {
@@ -231,13 +245,38 @@ long row_bytes(const Matrix& m) {
     return (panel_bytes(m) - head) / T::step_bytes * T::x_bytes;
 }
 
+// Tiles up to which each panel meets all of them before the next: their rows stay in the first cache, and what is
+// computed for one panel hides that the next is read.
+const long FEW_TILES = 4;
+
+template <class T>
+void multiply_few(const Product& p, long first, long last, long tile, long last_tile) {
+    constexpr int V = vectors_per_panel<T>();
+    const long bytes = row_bytes<T>(p.weight), panel = panel_bytes(p.weight);
+    // As many panels as the columns of the widest tile.
+    const long columns = T::columns(int(p.first_row(tile + 1) - p.first_row(tile)));
+    const long step = columns > V ? columns / V : 1, block = step * panel;
+    // Steps that a tile makes for a block; two tiles fetch the next.
+    const long steps = panel / T::step_bytes * (columns < V ? V / columns : 1), each = divided_up(block / 2, steps);
+    for (long at = first; at < last; at += step) {
+        const uint8_t* next = p.weight.data + at * panel + block;
+        for (long t = tile; t < last_tile; t++) {
+            const long row = p.first_row(t);
+            const Fetched fetched{0, t - tile < 2 ? next + (t - tile) * (block / 2) : nullptr, each};
+            const Place place{p.prepared + row * bytes, row, at * V, fetched};
+            tile_rows<T>(p, place, (at + step < last ? at + step : last) * V, int(p.first_row(t + 1) - row));
+        }
+    }
+}
+
 template <class T>
 void multiply_tiles(const Product& p, long first, long last, long tile, long last_tile) {
     constexpr int V = vectors_per_panel<T>();
-    const long bytes = row_bytes<T>(p.weight);
+    const long bytes = row_bytes<T>(p.weight), tiles = last_tile - tile;
+    if (tiles > 1 && tiles <= FEW_TILES) return multiply_few<T>(p, first, last, tile, last_tile);
     for (long t = tile; t < last_tile; t++) {
         const long row = p.first_row(t);
-        const Place at{p.prepared + row * bytes, row, first * V, t == tile};
+        const Place at{p.prepared + row * bytes, row, first * V, {t == tile ? AHEAD : 0, nullptr, 0}};
         tile_rows<T>(p, at, last * V, int(p.first_row(t + 1) - row));
     }
 }

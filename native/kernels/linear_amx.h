@@ -95,7 +95,7 @@ void amx_block(const Product& p, const uint8_t* panel, const Place& at, long row
     tile_zero(2);
     tile_zero(3);
     for (long step = 0; step < whole; step += 16, w += 16 * T::step_bytes, x += TILE_BYTES) {
-        for (long ahead = 0; at.first && ahead < 16 * T::step_bytes; ahead += 64) {
+        for (long ahead = 0; at.fetched.ahead && ahead < 16 * T::step_bytes; ahead += 64) {
             fetch(w + AHEAD + ahead);
             if (T::step_bytes == 64) fetch(w + across + AHEAD + ahead);
         }
@@ -120,7 +120,7 @@ void amx_multiply(const Product& p, long first, long last, long tile, long last_
         if (rows != shaped) amx_shape(rows);
         shaped = rows;
         for (long panel = first; panel < last; panel += at_once) {
-            const Place at{p.prepared + row * row_bytes, row, panel * panel_outputs(p.weight) / 16, t == tile};
+            const Place at{p.prepared + row * row_bytes, row, panel * panel_outputs(p.weight) / 16, {t == tile ? AHEAD : 0, nullptr, 0}};
             const int halves = T::step_bytes == 128 || panel + 1 < last ? 2 : 1;
             amx_block<T>(p, p.weight.data + panel * panel_bytes(p.weight), at, rows, halves);
         }

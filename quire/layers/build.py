@@ -19,7 +19,7 @@ from quire.loading.recipe import Part, Recipe, Weight
 from quire.messages.state import Retention
 from quire.ops.linear import LinearSpec, linear
 from quire.ops.registry import Choice, Op, Provider, choose
-from quire.ops.stored import Bits, Storage, StoredSpec, Wanted, storage_for, stored_linear
+from quire.ops.stored import Bits, Storage, StoredSpec, Wanted, offered, storage_for, stored_linear
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import ONLINE, Quantized
 from quire.quantization.scaled import Form, Scaled
@@ -108,15 +108,19 @@ class Build:
         found = self._quantized(Recipe(self._named([part])), ())
         return self.weight(part) if found is None else found
 
-    def experts(self, parts: Sequence[Part], fused: Sequence[Part] = ()) -> Weight:
-        """The like for matrices of experts, one after another; `fused` as of `weight`. See `ops/stored_moe.py`."""
+    def experts(self, count: int, parts: Sequence[Part], fused: Sequence[Part] = ()) -> Weight:
+        """The like for `count` matrices of experts, one after another; `fused` as of `weight`. See `ops/moe.py`."""
         recipe = Recipe(self._named(parts), fused=self._named(fused))
         found = self._quantized(recipe, ())
         if found is not None:
             return found
+        outputs, inputs = recipe.shape(self.mesh.rank, self.mesh.size)
+        if self.quantization not in ONLINE:
+            packed = offered(self._wanted(outputs, inputs, self._bits(False), count), self.providers)
+            if packed is not None:
+                return Weight(self._taken(recipe, packed.allocate), recipe, packed)
         if self.quantization is None:
             return self.weight(*parts, fused=tuple(fused))
-        outputs, inputs = recipe.shape(self.mesh.rank, self.mesh.size)
         form = EXPERTS.get(self.quantization) or ONLINE[self.quantization]
         storage = Scaled.of(outputs, inputs, form, self.dtype_name, str(self.device))
         return Weight(self._taken(recipe, storage.allocate), recipe, storage)
@@ -139,8 +143,14 @@ class Build:
         dtype, device, online = self.dtype_name, str(self.device), self.quantization
         if online is not None and online in ONLINE:
             return Scaled.of(outputs, inputs, ONLINE["fp8" if head else online], dtype, device)
-        bits: Bits | None = None if online is None else 8 if head or online == "int8" else 4
-        return storage_for(Wanted(outputs, inputs, bits, INT4_GROUP, dtype, device), self.providers)
+        return storage_for(self._wanted(outputs, inputs, self._bits(head)), self.providers)
+
+    def _bits(self, head: bool) -> Bits | None:
+        """Of a matrix of full precision while it loads, where its form is not one with scales."""
+        return None if self.quantization is None else 8 if head or self.quantization == "int8" else 4
+
+    def _wanted(self, outputs: int, inputs: int, bits: Bits | None, parts: int = 1) -> Wanted:
+        return Wanted(outputs, inputs, bits, INT4_GROUP, self.dtype_name, str(self.device), parts)
 
     def product(self, weight: Weight, bias: bool) -> tuple[LinearSpec | StoredSpec, Callable[..., Any]]:
         """The op that multiplies with a `matrix`, called with (x, weight, bias or None, spec): `(spec, function)`."""

@@ -48,14 +48,16 @@ class Sizes(Protocol):
 def matrices(b: Build, plan: Sizes, arrangement: Arrangement) -> tuple[Weight, Weight]:
     """The parameters of gate and up, and of down. `b` stands above the experts' names."""
     if arrangement == "single":
-        return b.experts(_gate_up(plan), _fused_gate_up(plan)), b.experts(_down(plan), _fused_down(plan))
+        first = b.experts(2 * plan.experts, _gate_up(plan), _fused_gate_up(plan))
+        return first, b.experts(plan.experts, _down(plan), _fused_down(plan))
     if b.holds("gate_up_proj_blocks"):
-        return b.experts(_woven_blocks(plan, b.mesh.size)), b.experts(_fused_down(plan))
-    first = _woven(plan, b.mesh.size) if arrangement == "woven" else _turned(plan)
+        first = b.experts(2 * plan.experts, _woven_blocks(plan, b.mesh.size))
+        return first, b.experts(plan.experts, _fused_down(plan))
+    parts = _woven(plan, b.mesh.size) if arrangement == "woven" else _turned(plan)
     shape = (plan.hidden, plan.experts * plan.inner)
     columns = [(i * plan.inner, plan.inner) for i in range(plan.experts)]
     second = [Part("down_proj", shape, 1, stacked=True, transposed=True, columns=c) for c in columns]
-    return b.experts(first), b.experts(second)
+    return b.experts(2 * plan.experts, parts), b.experts(plan.experts, second)
 
 
 def biases(b: Build, plan: Sizes) -> tuple[Weight, Weight]:

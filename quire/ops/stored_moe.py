@@ -5,6 +5,7 @@ The reference turns the experts that a step needs back into values, one at a tim
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from quire.ops.moe import MoeBiases, MoeSpec, RouteSpec, gated, route
 from quire.ops.registry import op
 from quire.ops.samples import FLOATS, normal
-from quire.ops.stored import Storage
+from quire.ops.stored import BITS, OFFERS, Storage, Wanted
 from quire.quantization.scaled import Form, Scaled
 
 
@@ -43,20 +44,28 @@ FORMS = (Form("fp8_e4m3", None), Form("uint4b8", 32), Form("fp4_e2m1", 16, "floa
 def _samples() -> Iterator[tuple[StoredMoeSpec, dict[str, Any]]]:
     for dtype in FLOATS:
         for i, (tokens, experts, top_k, hidden, inner) in enumerate(
-            ((1, 8, 2, 64, 32), (9, 6, 2, 96, 48), (0, 4, 2, 32, 16))
+            ((1, 8, 2, 64, 32), (9, 6, 2, 96, 48), (0, 4, 2, 32, 16), (9, 8, 3, 96, 64))
         ):
-            form, route = FORMS[i % len(FORMS)], RouteSpec(experts, top_k, True, dtype)
-            up = Scaled.of(experts * 2 * inner, hidden, form, dtype, "cpu")
-            down = Scaled.of(experts * hidden, inner, form, dtype, "cpu")
-            spec = StoredMoeSpec(MoeSpec(route, hidden, inner, dtype), up, down)
-            weights = []
-            for seed, storage in ((2, up), (3, down)):
-                weights.append(storage.allocate())
-                storage.put(
-                    weights[-1], 0, normal(dtype, storage.outputs, storage.inputs, seed=seed) / storage.inputs**0.5
-                )
-            x, logits = normal(dtype, tokens, hidden), normal(dtype, tokens, experts, seed=1)
-            yield spec, {"x": x, "logits": logits, "gate_up": weights[0], "down": weights[1], "spec": spec}
+            moe = MoeSpec(RouteSpec(experts, top_k, True, dtype), hidden, inner, dtype)
+            shapes = (experts * 2 * inner, hidden), (experts * hidden, inner)
+            up, down = (Scaled.of(*shape, FORMS[i % 3], dtype, "cpu") for shape in shapes)
+            yield _sample(StoredMoeSpec(moe, up, down), tokens)
+            for bits, way in product(BITS, OFFERS.values()):
+                first = way(Wanted(*shapes[0], bits, 32, dtype, "cpu", 2 * experts))
+                second = way(Wanted(*shapes[1], bits, 32, dtype, "cpu", experts))
+                if first is not None and second is not None:
+                    yield _sample(StoredMoeSpec(moe, first, second), tokens)
+
+
+def _sample(spec: StoredMoeSpec, tokens: int) -> tuple[StoredMoeSpec, dict[str, Any]]:
+    weights = []
+    for seed, storage in ((2, spec.gate_up), (3, spec.down)):
+        weights.append(storage.allocate())
+        values = normal(spec.dtype, storage.outputs, storage.inputs, seed=seed) / storage.inputs**0.5
+        storage.put(weights[-1], 0, values)
+    x = normal(spec.dtype, tokens, spec.moe.hidden)
+    logits = normal(spec.dtype, tokens, spec.moe.route.experts, seed=1)
+    return spec, {"x": x, "logits": logits, "gate_up": weights[0], "down": weights[1], "spec": spec}
 
 
 @op(

@@ -13,7 +13,7 @@ from quire.config import environ
 from quire.platforms import cores
 
 PATH = Path(__file__).parents[1] / "kernels" / "cpu" / "libquire_cpu.so"
-ABI = 5
+ABI = 6
 """Raised with every change of a signature, there and here."""
 REMEDY = "reinstall quire, or run with --kernels torch_native"
 

@@ -1,19 +1,18 @@
 // Checks the compiled kernels without Python: against loops that say the same in the plainest way, for every set of
 // instructions that the processor has, on shapes drawn at random. Runs under sanitizers and under qemu-user. Products
-// are checked here, the rest of a step in step_checks.cpp.
+// are checked here, the rest of a step in step_checks.cpp, draws in draw_checks.cpp.
 //
 //     driver [rounds] [seed]      prints a line for each set and returns 1 where anything differs
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include <thread>
 #include <vector>
 
-#include "bfloat16.h"
 #include "linear.h"
+#include "values.h"
 
 using namespace qcpu;
 
@@ -31,45 +30,6 @@ namespace {
 
 const char* const SETS[] = {"avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_dotprod"};
 const char* const FORMATS[] = {"float32", "bfloat16", "int8", "int4"};
-int failures = 0;
-uint64_t state = 1;
-
-uint64_t next() {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return state >> 33;
-}
-long between(long low, long high) { return low + long(next() % uint64_t(high - low + 1)); }
-float normal() {
-    float sum = 0;
-    for (int i = 0; i < 4; i++) sum += float(next() % 65536) / 32768.0f - 1.0f;
-    return sum * 0.866f;
-}
-
-// Floats or bfloat16s, and what they are as floats.
-struct Values {
-    int dtype;
-    std::vector<uint8_t> bytes;
-    std::vector<float> floats;
-    Values(int dtype, long count) : dtype(dtype), bytes(size_t(count) * (dtype ? 2 : 4)), floats(size_t(count)) {
-        for (long i = 0; i < count; i++) set(i, normal());
-    }
-    void set(long i, float value) {
-        const uint16_t half = to_bfloat16(value);
-        if (dtype) memcpy(&bytes[size_t(i) * 2], &half, 2);
-        else memcpy(&bytes[size_t(i) * 4], &value, 4);
-        floats[size_t(i)] = dtype ? from_bfloat16(half) : value;
-    }
-    float at(long i) const {
-        if (!dtype) {
-            float value;
-            memcpy(&value, &bytes[size_t(i) * 4], 4);
-            return value;
-        }
-        uint16_t half;
-        memcpy(&half, &bytes[size_t(i) * 2], 2);
-        return from_bfloat16(half);
-    }
-};
 
 void fail(const char* set, const Matrix& m, long rows, const char* what, double got, double want) {
     if (failures++ < 20)
@@ -78,15 +38,17 @@ void fail(const char* set, const Matrix& m, long rows, const char* what, double 
 }
 
 // What a row of x is after quantization: with one scale, or one for each group.
-std::vector<double> rounded(const Matrix& m, const float* x) {
-    std::vector<double> made(x, x + m.inputs);
+std::vector<double> rounded(const Matrix& m, const Values& values, long at) {
+    std::vector<float> x;
+    for (long k = 0; k < m.inputs; k++) x.push_back(values.at(at + k));
+    std::vector<double> made(x.begin(), x.end());
     if (m.format < INT8) return made;
     const long group = m.format == INT8 ? m.inputs : m.group;
     for (long g = 0; g < m.inputs; g += group) {
         float high = 0;
-        for (long k = g; k < g + group && k < m.inputs; k++) high = fmaxf(high, fabsf(x[k]));
+        for (long k = g; k < g + group && k < m.inputs; k++) high = fmaxf(high, fabsf(x[size_t(k)]));
         for (long k = g; k < g + group && k < m.inputs && high > 0; k++)
-            made[size_t(k)] = nearbyintf(x[k] * (127.0f / high)) * (high / 127.0f);
+            made[size_t(k)] = nearbyintf(x[size_t(k)] * (127.0f / high)) * (high / 127.0f);
     }
     return made;
 }
@@ -101,8 +63,8 @@ void check(const char* set, int format) {
     const Values weight(dtype, m.outputs * m.inputs), x(dtype, rows * stride), bias(dtype, m.outputs);
     // In two goes, the second half first.
     const long half = between(0, m.outputs - 1);
-    qcpu_put(&m, half, m.outputs - half, &weight.bytes[size_t(half * m.inputs * (dtype ? 2 : 4))], m.inputs, dtype);
-    qcpu_put(&m, 0, half, weight.bytes.data(), m.inputs, dtype);
+    qcpu_put(&m, half, m.outputs - half, weight.from(half * m.inputs), m.inputs, dtype);
+    qcpu_put(&m, 0, half, weight.data, m.inputs, dtype);
 
     std::vector<int64_t> all;
     for (long n = 0; n < m.outputs; n++) all.push_back(n);
@@ -110,21 +72,22 @@ void check(const char* set, int format) {
     qcpu_get(&m, all.data(), m.outputs, kept.data(), FLOAT32);
     for (long n = 0; n < m.outputs; n++) {
         float high = 0;
-        for (long k = 0; k < m.inputs; k++) high = fmaxf(high, fabsf(weight.floats[size_t(n * m.inputs + k)]));
+        for (long k = 0; k < m.inputs; k++) high = fmaxf(high, fabsf(weight.at(n * m.inputs + k)));
         const float slack = format < INT8 ? 0 : format == INT8 ? high / 253 : high / 3.9f;
         for (long k = 0; k < m.inputs; k++) {
-            const size_t i = size_t(n * m.inputs + k);
-            if (!(fabsf(kept[i] - weight.floats[i]) <= slack)) fail(set, m, rows, "a kept value", kept[i], weight.floats[i]);
+            const long i = n * m.inputs + k;
+            const float got = kept[size_t(i)], want = weight.at(i);
+            if (!(fabsf(got - want) <= slack)) fail(set, m, rows, "a kept value", got, want);
         }
     }
 
     Values out(dtype, rows * m.outputs);
     const bool biased = next() % 2;
-    qcpu_linear(&m, x.bytes.data(), stride, rows, biased ? bias.bytes.data() : nullptr, out.bytes.data(), dtype);
+    qcpu_linear(&m, x.data, stride, rows, biased ? bias.data : nullptr, out.data, dtype);
     for (long r = 0; r < rows; r++) {
-        const std::vector<double> row = rounded(m, &x.floats[size_t(r * stride)]);
+        const std::vector<double> row = rounded(m, x, r * stride);
         for (long n = 0; n < m.outputs; n++) {
-            double sum = biased ? bias.floats[size_t(n)] : 0, size = fabs(sum);
+            double sum = biased ? bias.at(n) : 0, size = fabs(sum);
             for (long k = 0; k < m.inputs; k++) {
                 const double product = row[size_t(k)] * kept[size_t(n * m.inputs + k)];
                 sum += product;
@@ -149,8 +112,9 @@ void race() {
 
 }  // namespace
 
-// In step_checks.cpp.
-int check_step(const char* set, long rounds);
+// In step_checks.cpp and draw_checks.cpp.
+void check_step(const char* set, long rounds);
+void check_draws(const char* set, long rounds);
 
 int main(int count, char** words) {
     const int rounds = count > 1 ? atoi(words[1]) : 100;
@@ -164,7 +128,8 @@ int main(int count, char** words) {
             qcpu_set_threads(1 + i % 3);
             for (int format = FLOAT32; format <= INT4; format++) check(set, format);
         }
-        failures += check_step(set, 1 + rounds / 4);
+        check_step(set, 1 + rounds / 4);
+        check_draws(set, 1 + rounds / 4);
         printf("%s: %d shapes of each format, %d wrong\n", set, rounds, failures - before);
     }
     race();

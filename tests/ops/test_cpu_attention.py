@@ -1,6 +1,5 @@
 """Attention of the compiled CPU kernels on drawn shapes, for each set of instructions there is here."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire.base.errors import PlatformError
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend
 from quire.ops.registry import load_providers
 from quire.ops.samples import normal, step_over
@@ -19,24 +17,8 @@ pytestmark = [
     pytest.mark.torch,
     pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler"),
 ]
-INSTRUCTIONS = ("avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_dotprod")
 LONGEST = 1100
 ANGLES = torch.arange(LONGEST)[:, None] * (1.0 / 10 ** torch.linspace(0, 3, 64))
-
-
-@pytest.fixture(params=INSTRUCTIONS, scope="module")
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Has the kernels use these instructions, and two threads."""
-    load_providers(["cpu"])
-    library, best = native.load()
-    native.set_threads(2)
-    try:
-        yield native.start(library, request.param)
-    except PlatformError:
-        pytest.skip(f"this processor has no {request.param}")
-    finally:
-        native.start(library, best)
-        native.set_threads(torch.get_num_threads())
 
 
 @st.composite

@@ -1,17 +1,14 @@
 """Norms, gates and the greedy draw of the compiled CPU kernels, for each set of instructions there is here."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire.base.errors import PlatformError
 from quire.ops.activation import GateSpec, gated_activation
 from quire.ops.greedy import greedy_sample
 from quire.ops.norm import NormSpec, add_rms_norm, rms_norm
-from quire.ops.registry import DEFAULT_TOLERANCE, load_providers
+from quire.ops.registry import DEFAULT_TOLERANCE
 from quire.ops.samples import dtypes, normal
 from quire.platforms import native
 
@@ -19,23 +16,7 @@ pytestmark = [
     pytest.mark.torch,
     pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler"),
 ]
-INSTRUCTIONS = ("avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_dotprod")
 DTYPES = st.sampled_from(["float32", "bfloat16"])
-
-
-@pytest.fixture(params=INSTRUCTIONS, scope="module")
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Has the kernels use these instructions, and two threads."""
-    load_providers(["cpu"])
-    library, best = native.load()
-    native.set_threads(2)
-    try:
-        yield native.start(library, request.param)
-    except PlatformError:
-        pytest.skip(f"this processor has no {request.param}")
-    finally:
-        native.start(library, best)
-        native.set_threads(torch.get_num_threads())
 
 
 def same(got: torch.Tensor, want: torch.Tensor) -> None:

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from quire.kernels.torch_native import draw as native
 from quire.ops.draw import Group, Kind, RowTable, draw_tokens, sample_table
 from quire.ops.registry import load_providers
+from quire.platforms.native import is_built
 
 pytestmark = pytest.mark.torch
 
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
-load_providers(["torch_native", *(["triton"] if INTERPRETER else [])])
-PROVIDERS = [name for name in draw_tokens.providers if name in ("torch_native", "triton")]
+load_providers(["torch_native", *(["cpu"] if is_built() else []), *(["triton"] if INTERPRETER else [])])
+PROVIDERS = [name for name in draw_tokens.providers if name in ("torch_native", "cpu", "triton")]
 
 ROW = st.tuples(
     st.sampled_from([0.0, 1e-4, 0.3, 1.0, 2.0]),  # temperature
@@ -101,7 +102,7 @@ def test_what_is_kept_equals_the_reference(provider, line, setting, monkeypatch)
     """Many draws from the same logits: a token more or less in the set would be drawn, or missed, by some seed."""
     if provider == "triton" and line != "steps":
         pytest.skip("the interpreter is slow; a GPU tests more")
-    vocab, count = 61, 150 if provider == "torch_native" else 12
+    vocab, count = 61, 12 if provider == "triton" else 150
     shrink(monkeypatch, 64)
     top_k, top_p, min_p = setting
     table = sample_table(vocab, [2.0] * count, [top_k] * count, [top_p] * count, [min_p] * count)

@@ -19,6 +19,8 @@ DTYPES = {"float32": 0, "bfloat16": 1}
 FORMATS = {None: DTYPES, 8: dict.fromkeys(DTYPES, 2), 4: dict.fromkeys(DTYPES, 3)}
 GROUPS = (32, 64, 128, 256)
 HUGE_PAGE = 2 << 20
+PANEL = 32
+"""Outputs that share a panel, at most: what is read by itself is whole panels."""
 
 
 class Matrix(ctypes.Structure):
@@ -93,6 +95,8 @@ class Packed:
 @offer("cpu")
 def _packed(wanted: Wanted) -> Packed | None:
     if wanted.device != "cpu" or wanted.dtype not in DTYPES or wanted.group not in GROUPS:
+        return None
+    if wanted.parts > 1 and (wanted.outputs // wanted.parts % PANEL or wanted.inputs % PANEL):
         return None
     return Packed(wanted.outputs, wanted.inputs, wanted.bits, wanted.group, wanted.dtype)
 

@@ -1,0 +1,53 @@
+"""Draws at random, and log-probabilities, each in one call of the compiled library, without sorting a vocabulary."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from quire.kernels.cpu.rows import DTYPES
+from quire.ops.draw import Group, RowTable, draw_tokens
+from quire.ops.logprobs import Logprobs, token_logprobs
+from quire.ops.registry import provide
+from quire.platforms import native
+
+_library = native.load()[0]
+_draw, _describe = _library.qcpu_draw, _library.qcpu_describe
+_draw.restype = _describe.restype = None
+_pointer, _long, _int = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+_draw.argtypes = [_pointer, _long, _long, _long, _int, *[_pointer] * 5]
+_describe.argtypes = [_pointer, _long, _long, _long, _int, _pointer, _long, *[_pointer] * 3]
+
+
+@provide("cpu", draw_tokens)
+def cpu_draw_tokens(
+    logits: Tensor, rows: Tensor, known: Tensor, table: RowTable, groups: tuple[Group, ...] | None = None
+) -> Tensor:
+    """See `draw_tokens`. The table says all there is to know, so `groups` are not looked at."""
+    logits = _readable(logits)
+    rows, drawn = rows.contiguous(), torch.empty(2, len(logits), dtype=torch.int64)
+    assert known.is_contiguous() and table.numbers.is_contiguous() and table.integers.is_contiguous()
+    tables = (rows, known, table.numbers, table.integers, drawn)
+    _draw(*_described(logits), *(tensor.data_ptr() for tensor in tables))
+    return drawn
+
+
+@provide("cpu", token_logprobs)
+def cpu_token_logprobs(logits: Tensor, chosen: Tensor, top: int) -> Logprobs:
+    """See `token_logprobs`."""
+    logits, chosen = _readable(logits), chosen.contiguous()
+    count, vocab = logits.shape
+    top = min(top, vocab)
+    ids, ranks = torch.empty(count, 1 + top, dtype=torch.int64), torch.empty(count, dtype=torch.int64)
+    values = torch.empty(count, 1 + top, dtype=torch.float32)
+    found = (tensor.data_ptr() for tensor in (ids, values, ranks))
+    _describe(*_described(logits), chosen.data_ptr(), top, *found)
+    return Logprobs(ids, values, ranks)
+
+
+def _readable(logits: Tensor) -> Tensor:
+    return logits if logits.dtype in DTYPES and logits.stride(1) == 1 else logits.float().contiguous()
+
+
+def _described(logits: Tensor) -> tuple[int, int, int, int, int]:
+    return logits.data_ptr(), *logits.shape, logits.stride(0), DTYPES[logits.dtype]

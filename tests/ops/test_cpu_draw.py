@@ -1,0 +1,82 @@
+"""Draws of the compiled CPU kernels over vocabularies of many blocks, for each set of instructions there is here."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire.ops.draw import draw_tokens, sample_table
+from quire.ops.registry import load_providers
+from quire.platforms import native
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler"),
+]
+SETTING = st.tuples(
+    st.sampled_from([0.0, 0.3, 1.0]),  # temperature
+    st.sampled_from([0, 1, 7, 50, 600]),  # top_k
+    st.sampled_from([0.0, 0.3, 0.95, 1.0]),  # top_p
+    st.sampled_from([0.0, 0.02]),  # min_p
+)
+
+
+def drawn(logits: torch.Tensor, table, provider: str = "cpu", first: int = 0) -> torch.Tensor:
+    """The tokens of rows at positions from `first` on."""
+    rows = torch.arange(len(logits))
+    return draw_tokens.providers[provider].function(logits, rows, (rows + first).int(), table)
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(SETTING, min_size=1, max_size=4),
+    st.sampled_from([640, 5000, 12_345]),
+    st.sampled_from([0.1, 1.0, 8.0]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+    st.integers(0, 10_000),
+)
+def test_tokens_equal_those_of_the_reference(
+    instructions: str,
+    lines: list[tuple[float, int, float, float]],
+    vocab: int,
+    width: float,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    table = sample_table(vocab, *map(list, zip(*lines, strict=True)))
+    logits = torch.randn(len(lines), vocab, generator=torch.Generator().manual_seed(seed)) * width
+    logits = logits.to(dtype)
+    assert torch.equal(drawn(logits, table, "cpu", seed), drawn(logits, table, "reference", seed))
+
+
+def test_a_batch_changes_no_row(instructions: str) -> None:
+    """The threads share rows out; a row alone is drawn as among others, and one that is lost disturbs nobody."""
+    logits = torch.randn(9, 3000, generator=torch.Generator().manual_seed(1)) * 3
+    logits[4, 1234] = torch.nan
+    table = sample_table(3000, [0.8] * 9, [0, 20, 0] * 3, [1.0, 0.9, 0.9] * 3, [0.0] * 9)
+    known = torch.arange(9, dtype=torch.int32)
+    function = draw_tokens.providers["cpu"].function
+    whole = function(logits, torch.arange(9), known, table)
+    alone = [function(logits[i : i + 1], torch.tensor([i]), known, table) for i in range(9)]
+    assert torch.equal(whole, torch.cat(alone, 1))
+    assert whole[:, 4].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (12, 1.0), (0, 0.7)])
+def test_tokens_come_as_often_as_their_probability_says(top_k: int, top_p: float) -> None:
+    """A chi-square test over 40 tokens, spread over as many blocks; seeds are fixed, so it does not flicker."""
+    from scipy.stats import chisquare
+
+    load_providers(["cpu"])
+    count, places = 4000, torch.arange(40) * 300 + 17
+    logits = torch.full((12_100,), -30.0)
+    logits[places] = torch.linspace(2, -2, 40)
+    table = sample_table(len(logits), [0.9] * count, [top_k] * count, [top_p] * count, [0.0] * count)
+    tokens = drawn(logits.expand(count, -1), table)[0]
+    share = (logits[places] / 0.9).softmax(0).double()
+    kept = torch.arange(40) < (top_k or 40)
+    kept &= (share.cumsum(0) - share) < top_p
+    wanted = share[kept] / share[kept].sum() * count
+    found = torch.stack([(tokens == place).sum() for place in places[kept]])
+    assert int(found.sum()) == count
+    assert chisquare(found, wanted).pvalue > 0.001
