@@ -200,7 +200,7 @@ def test_a_client_that_does_not_read_is_dropped(two: Family) -> None:
 def test_all_children_die_with_the_supervisor(stopped: bool) -> None:
     with server("api_server_count=2") as family:
         everybody = family.all()
-        assert len(everybody) == 4
+        assert len(everybody) == 8, "supervisor, core, two front ends with two text workers each"
         addresses = {line.laddr for line in family.core.net_connections("unix") if "/quire-" in line.laddr}
         folder = Path(min(addresses)).parent
         assert folder.is_dir()
