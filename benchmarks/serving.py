@@ -131,8 +131,7 @@ def job(url: str, load: Load, scale: float, **more: Any) -> drive.Job:
 
 
 def row(url: str, load: Load, scale: float, clients: int) -> dict[str, float]:
-    """Figures of a row, behind a short one that warms everything up."""
-    drive.run(job(url, load, 0.1 * scale, seed=1), clients)
+    """Figures of a row."""
     found = report(drive.run(job(url, load, scale), clients), {}, (50, 99))
     assert not found["failed"], found["errors"]
     return {field: found[field] for field in (*FIELDS, "max_itl_ms", "chunks_per_second")}
@@ -173,6 +172,7 @@ def measure(model: str, args: argparse.Namespace, deadline: float) -> Iterator[t
         wanted = [name for name in LOADS[model] if not args.rows or name in args.rows]
         if wanted:
             with serving(folder, "--api-server-count", str(args.api_server_count)) as url:
+                drive.run(job(url, LOADS[model][wanted[0]], 0.1 * args.scale, seed=1), args.clients)
                 for name in wanted:
                     if time.monotonic() < deadline:
                         yield name, row(url, LOADS[model][name], args.scale, args.clients)
