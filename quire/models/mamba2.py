@@ -1,4 +1,7 @@
-"""Mamba 2: no attention, one recurrent state a layer; nothing but Mamba layers."""
+"""Mamba 2: no attention, one recurrent state a layer; nothing but Mamba layers.
+
+What layers add to is kept in the model's dtype, whatever `residual_in_fp32` says.
+"""
 
 from typing import Literal
 
