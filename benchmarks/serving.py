@@ -130,9 +130,9 @@ def job(url: str, load: Load, scale: float, **more: Any) -> drive.Job:
     return drive.Job(url=url, model=NAME, traffic=traffic, rate=load.rate, concurrency=load.concurrency)
 
 
-def row(url: str, load: Load, scale: float, clients: int) -> dict[str, float]:
+def row(asked: drive.Job, clients: int) -> dict[str, float]:
     """Figures of a row."""
-    found = report(drive.run(job(url, load, scale), clients), {}, (50, 99))
+    found = report(drive.run(asked, clients), {}, (50, 99))
     assert not found["failed"], found["errors"]
     return {field: found[field] for field in (*FIELDS, "max_itl_ms", "chunks_per_second")}
 
@@ -173,9 +173,10 @@ def measure(model: str, args: argparse.Namespace, deadline: float) -> Iterator[t
         if wanted:
             with serving(folder, "--api-server-count", str(args.api_server_count)) as url:
                 drive.run(job(url, LOADS[model][wanted[0]], 0.1 * args.scale, seed=1), args.clients)
-                for name in wanted:
+                # Other prompts in each row, or they would be cached.
+                for seed, name in enumerate(wanted, start=2):
                     if time.monotonic() < deadline:
-                        yield name, row(url, LOADS[model][name], args.scale, args.clients)
+                        yield name, row(job(url, LOADS[model][name], args.scale, seed=seed), args.clients)
         if (not args.rows or "itl" in args.rows) and time.monotonic() < deadline:
             target = str(args.itl_target_ms)
             with serving(folder, "--itl-target-ms", target, "--no-enable-prefix-caching") as url:
