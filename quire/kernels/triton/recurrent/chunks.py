@@ -10,7 +10,7 @@ from torch import Tensor
 from quire.ops.recurrent import state_slots
 from quire.ops.step import StepInputs
 
-CHUNK = 16 if triton.knobs.runtime.interpret else 64
+CHUNK = 32 if triton.knobs.runtime.interpret else 64
 """Tokens. The interpreter takes its time for every turn of a loop."""
 WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
 """The interpreter multiplies no bfloat16 matrices."""
