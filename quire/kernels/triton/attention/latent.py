@@ -80,21 +80,23 @@ def _part(
 
 @triton.jit(do_not_specialize=["rows"])
 def _merge(
-    partial, logs, out, rows, HEADS: tl.constexpr, RANK: tl.constexpr, RANK_P: tl.constexpr, SPLITS: tl.constexpr
-):
+    partial, logs, out, rows,
+    HEADS: tl.constexpr, RANK: tl.constexpr, RANK_P: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
     """Add up the parts of a row and head; those of a row without tokens leave zeros."""
     line = tl.program_id(0).to(tl.int64)
-    r, split = tl.arange(0, RANK_P), tl.arange(0, SPLITS)
-    log = tl.load(logs + split * (HEADS * rows) + line)
+    r = tl.arange(0, RANK_P)
+    log = tl.load(logs + tl.arange(0, SPLITS) * (HEADS * rows) + line)
     top = tl.max(log, 0)
-    share = tl.exp2(log - tl.where(top == float("-inf"), 0.0, top))
-    total = tl.sum(share, 0)
-    share = share / tl.where(total > 0, total, 1.0)
+    top = tl.where(top == float("-inf"), 0.0, top)
     acc = tl.zeros((RANK_P,), tl.float32)
-    for i in tl.static_range(SPLITS):
-        part = tl.load(partial + (i * HEADS * rows + line) * RANK + r, mask=r < RANK, other=0.0)
-        acc += part * tl.sum(tl.where(split == i, share, 0.0), 0)
-    tl.store(out + line * RANK + r, acc, mask=r < RANK)
+    for first in tl.range(0, SPLITS, AT_ONCE):
+        place = (first + tl.arange(0, AT_ONCE)) * (HEADS * rows) + line
+        share = tl.exp2(tl.load(logs + place) - top)
+        part = tl.load(partial + place[:, None] * RANK + r[None, :], mask=(r < RANK)[None, :], other=0.0)
+        acc += tl.sum(part * share[:, None], 0)
+    total = tl.sum(tl.exp2(log - top), 0)
+    tl.store(out + line * RANK + r, acc / tl.where(total > 0, total, 1.0), mask=r < RANK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +117,25 @@ class Shape:
     resident: int
 
 
-MOST_SPLITS = 32
+MOST_SPLITS = 64
 
 
 def shape_of(heads: int, itemsize: int) -> Shape:
     """For so many heads on this rank, and values of so many bytes."""
     if itemsize > 2:
         return Shape(16, 16, 2, 4, 1)
-    if heads <= 16:
-        return Shape(16, 32, 3, 4, 2)
-    return Shape(64, 32, 2, 8, 1)
+    return Shape(16, 64, 2, 4, 2) if heads <= 16 else Shape(64, 64, 2, 8, 2)
 
 
 def splits_of(programs: int, shape: Shape, device: torch.device) -> int:
-    """In how many parts each row is read, where one part each makes so many programs: all multiprocessors get work.
+    """In how many parts each row is read, where one part each makes so many programs: as many as run at once.
 
     It does not depend on how long rows are, so that nothing compiles when they grow.
     """
     if INTERPRETED:
         return 2
-    wanted = triton.cdiv(device_of(device).processors * shape.resident, programs)
-    return int(min(triton.next_power_of_2(wanted), MOST_SPLITS))
+    room = max(1, device_of(device).processors * shape.resident // programs)
+    return min(1 << room.bit_length() - 1, MOST_SPLITS)
 
 
 def _refuses(spec: LatentSpec) -> str | None:
@@ -168,6 +168,8 @@ def triton_latent_attention(q: Tensor, up: Tensor, pages: KVPages, step: StepInp
         STAGES=device_of(device).stages(shape.stages), WIDE=INTERPRETED, **form, num_warps=shape.warps,
     )  # fmt: skip
     if splits > 1:
-        _merge[(spec.heads * rows,)](partial, logs, out, rows, **sizes, SPLITS=splits, num_warps=4)
+        _merge[(spec.heads * rows,)](
+            partial, logs, out, rows, **sizes, SPLITS=splits, AT_ONCE=min(splits, 8), num_warps=4
+        )
     made = torch.bmm(out, up[:, spec.plain :].transpose(1, 2))
     return made.transpose(0, 1).reshape(rows, -1)
