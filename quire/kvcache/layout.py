@@ -12,6 +12,9 @@ from quire.config.spec import RunSpec
 from quire.kvcache.retention import most_held
 from quire.messages.state import Capacity, GroupLayout, Layout, StateSpec
 
+USUAL = 2048
+"""Tokens of a sequence as it may be expected, where memory does not hold as many as may run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -29,6 +32,10 @@ class Group:
     def most_held(self, tokens: int) -> int:
         """Pages that a sequence of `tokens` tokens holds at most."""
         return most_held(self.spec.retention, tokens, self.page_size)
+
+    def wanted(self, tokens: int) -> int:
+        """Pages for each of several sequences of so many tokens; of recurrent state also one that others may begin with."""
+        return self.most_held(tokens) + self.spec.recurrent
 
 
 def fit(spec: RunSpec, capacity: Capacity) -> Layout:
@@ -108,12 +115,18 @@ def _share(groups: list[Group], total: int, longest: int, sequences: int) -> lis
     One sequence of the longest length fits in any case. Beyond that the groups are balanced for `sequences` sequences
     of the longest length at which so many fit: balanced for the longest sequence instead, a short window would get so
     few pages that it would admit a handful of short requests. What is then left is shared in the same proportion.
+
+    Recurrent state costs as much for one token as for all of them, so that the sequences may not fit at any length: the
+    groups are then balanced for as many as fit with USUAL tokens.
     """
 
-    def wanted(tokens: int) -> list[int]:
-        return [max(group.most_held(longest), sequences * group.most_held(tokens)) for group in groups]
+    def wanted(tokens: int, several: int) -> list[int]:
+        return [max(group.most_held(longest), several * group.wanted(tokens)) for group in groups]
 
-    pages = wanted(_longest(lambda tokens: _cost(groups, wanted(tokens)) <= total, longest))
+    if any(group.spec.recurrent for group in groups):
+        usual = min(longest, USUAL)
+        sequences = _longest(lambda several: _cost(groups, wanted(usual, several)) <= total, sequences)
+    pages = wanted(_longest(lambda tokens: _cost(groups, wanted(tokens, sequences)) <= total, longest), sequences)
     zeros = _cost(groups, [0] * len(groups))
     used = _cost(groups, pages) - zeros
     # Whole numbers: a float quotient could round up and overrun the memory.
