@@ -34,7 +34,7 @@ class Group:
         return most_held(self.spec.retention, tokens, self.page_size)
 
     def wanted(self, tokens: int) -> int:
-        """Pages for each of several sequences of so many tokens; of recurrent state one more, that is kept for others."""
+        """Pages for each of several sequences of so many tokens; of recurrent state one more, kept for others."""
         return self.most_held(tokens) + self.spec.recurrent
 
 
