@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import triton
@@ -23,6 +25,18 @@ PATIENCE_S = 300.0
 """Nothing compiles for longer; then kernels are compiled as they are launched."""
 
 
+class _Skipped:
+    """Stands in Triton's memory for a kernel that is being compiled elsewhere: launching it does nothing."""
+
+    function = packed_metadata = None
+
+    def launch_metadata(self, *given: object) -> None:
+        """Nothing is launched."""
+
+    def run(self, *given: object) -> None:
+        """As a launch."""
+
+
 class Compiler:
     """See `quire.ops.ahead.Ahead`.
 
@@ -33,8 +47,9 @@ class Compiler:
     def __init__(self, workers: int) -> None:
         name_kernels()
         self._workers = workers
-        self._jobs: dict[tuple[str, str], str] = {}
         self._helper: subprocess.Popen[str] | None = None
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self._skipped: list[tuple[dict[str, Any], str]] = []
 
     def knows(self, run: str) -> bool:
         """See Ahead."""
@@ -42,8 +57,12 @@ class Compiler:
 
     def begin(self) -> None:
         """See Ahead."""
-        words = [sys.executable, "-m", "quire.kernels.triton.compiler"]
-        self._helper = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        words = [sys.executable, "-m", "quire.kernels.triton.compiler", str(self._workers)]
+        self._helper = helper = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        # It reads no further than it compiles.
+        Thread(target=_hand_over, args=(self._lines, helper), name="quire-ahead", daemon=True).start()
+        target = driver.active.get_current_target()
+        self._lines.put(json.dumps([target.backend, target.arch, target.warp_size]))
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -54,26 +73,41 @@ class Compiler:
             yield
         finally:
             runtime.jit_cache_hook = kept
+            for cache, key in self._skipped:
+                del cache[key]
+            self._skipped.clear()
 
     def compile(self, run: str) -> None:
         """See Ahead."""
         helper, self._helper = self._helper, None
         if helper is None:
             return
-        target = driver.active.get_current_target()
-        head = {"workers": self._workers, "target": [target.backend, target.arch, target.warp_size]}
-        with suppress(subprocess.TimeoutExpired, OSError):
-            helper.communicate("\n".join([json.dumps(head), *self._jobs.values()]), PATIENCE_S)
-        if helper.poll() is None:
+        self._lines.put(None)
+        try:
+            status = helper.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
             helper.kill()
-        if helper.wait() == 0:
+            status = helper.wait()
+        if status == 0:
             _mark(run).touch()
 
     def _note(self, *, key: str, fn: Any, compile: dict[str, Any], **rest: object) -> bool:
         """Triton calls this with what it lacks; True keeps it from compiling and launching."""
-        data = compile["specialization_data"]
-        self._jobs[fn.name, key] = json.dumps({"module": fn.module, "name": fn.name, "data": data})
+        self._lines.put(json.dumps({"module": fn.module, "name": fn.name, "data": compile["specialization_data"]}))
+        cache = fn.jit_function.device_caches[driver.active.get_current_device()][0]
+        cache[key] = _Skipped()
+        self._skipped.append((cache, key))
         return True
+
+
+def _hand_over(lines: "SimpleQueue[str | None]", helper: "subprocess.Popen[str]") -> None:
+    """Give `helper` all lines until None comes."""
+    assert helper.stdin is not None
+    # One that has ended compiles nothing: kernels are compiled as they are launched.
+    with suppress(OSError), helper.stdin as pipe:
+        while (line := lines.get()) is not None:
+            pipe.write(line + "\n")
+            pipe.flush()
 
 
 def name_kernels() -> None:

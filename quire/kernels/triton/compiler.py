@@ -1,16 +1,16 @@
-"""A process that compiles kernels into Triton's cache: `python -m quire.kernels.triton.compiler`.
+"""A process that compiles kernels into Triton's cache: `python -m quire.kernels.triton.compiler WORKERS`.
 
-Reads lines of JSON: first `{"workers", "target"}`, then one line a kernel, as `ahead` notes them. Everything is
-imported by the time that these come; then as many processes as were asked for are forked, each of which takes the next
-kernel until none is left. It never touches a GPU. Status 0: all were compiled.
+Reads lines of JSON: first the target, `[backend, arch, warp_size]`, then a line for each kernel, as `ahead` notes them,
+until there are no more. Everything is imported before processes are forked, each of which takes the next kernel as soon
+as it is idle. It never touches a GPU. Status 0: all were compiled.
 """
 
 import importlib
 import json
 import os
-import struct
 import sys
-from typing import Any
+import warnings
+from typing import IO, Any
 
 import triton
 import triton.language as tl
@@ -20,45 +20,49 @@ from triton.compiler import ASTSource, make_backend
 from quire.base.lifeline import die_with_parent
 from quire.ops.registry import load_providers
 
-NUMBER = struct.Struct("<I")
+MOST_WORKERS = 128
 
 
-def main() -> int:
+def main(workers: int) -> int:
     """Compile what standard input asks for."""
     die_with_parent()
+    # Threads of numerical libraries stay behind; children call none of these.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     load_providers(["triton"])
     importlib.import_module("quire.kernels.triton.ahead").name_kernels()
-    lines = [json.loads(line) for line in sys.stdin if line.strip()]
-    if not lines:
+    head = sys.stdin.readline()
+    if not head:
         return 0  # nobody needs it any more
-    head, *jobs = lines
-    # What takes most constants takes longest.
-    jobs.sort(key=lambda job: -len(job["data"]))
-    target, launcher = GPUTarget(*head["target"]), launchers()
-    source, sink = os.pipe()
-    children = []
-    for _ in range(min(head["workers"], len(jobs))):
+    target, launcher = GPUTarget(*json.loads(head)), launchers()
+    idle, says_idle = os.pipe()
+    children: list[tuple[int, IO[str]]] = []
+    for index in range(min(workers, MOST_WORKERS)):
+        source, sink = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(sink)
-            os._exit(work(source, jobs, target, launcher))
-        children.append(child)
-    os.close(source)
-    # Written while they read, for a pipe does not hold many; each number is read whole.
-    for number in range(len(jobs)):
-        os.write(sink, NUMBER.pack(number))
-    os.close(sink)
-    ended = [os.waitpid(child, 0)[1] for child in children]
+            for _, other in children:
+                other.close()
+            os._exit(work(index, says_idle, os.fdopen(source), target, launcher))
+        os.close(source)
+        children.append((child, os.fdopen(sink, "w")))
+    for line in sys.stdin:
+        sink_of = children[os.read(idle, 1)[0]][1]
+        sink_of.write(line)
+        sink_of.flush()
+    for _, pipe in children:
+        pipe.close()
+    ended = [os.waitpid(child, 0)[1] for child, _ in children]
     return int(any(ended))
 
 
-def work(source: int, jobs: list[dict[str, str]], target: GPUTarget, launcher: Any) -> int:
-    """Compile the jobs whose numbers come from `source`; how many failed."""
+def work(index: int, says_idle: int, lines: IO[str], target: GPUTarget, launcher: Any) -> int:
+    """Compile the kernels of `lines`, which come one by one as this process says that it is idle; how many failed."""
     die_with_parent()
     failed = 0
-    while number := os.read(source, NUMBER.size):
+    while os.write(says_idle, bytes([index])) and (line := lines.readline()):
         try:
-            compiled = compile_one(jobs[NUMBER.unpack(number)[0]], target)
+            compiled = compile_one(json.loads(line), target)
             if launcher is not None:
                 launcher(compiled.src, compiled.metadata)
         except Exception as error:  # whoever launches the kernel hears of it
@@ -100,4 +104,4 @@ def _tuples(kind: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(sys.argv[1])))
