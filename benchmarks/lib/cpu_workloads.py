@@ -73,6 +73,11 @@ WORKLOADS: dict[str, Callable[[int], Workload]] = {
 }
 
 
+def lower_is_better(label: str) -> bool:
+    """Whether the figure of a workload, or of E, is a time."""
+    return label not in WORKLOADS or WORKLOADS[label](0).metric == "seconds"
+
+
 def _rng(name: str, seed: int) -> random.Random:
     """Of its own for each workload: no two share a beginning."""
     return random.Random(f"{name} {seed}")

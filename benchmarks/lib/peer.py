@@ -10,12 +10,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 Prompts = list[list[int]]
 Generate = Callable[[Prompts, list[int]], int]
 CONTEXT, ROWS, CHUNK = 2048, 32, 512
+TOKENS = 16_384
+"""Of all sequences together: what the largest workload comes to. Several engines share the memory."""
+
+GIB = 2
+"""Of keys and values, which these tokens fill in bfloat16."""
 
 
 def quire(folder: str, precision: str, threads: int) -> Generate:
@@ -31,7 +35,7 @@ def quire(folder: str, precision: str, threads: int) -> Generate:
         dtype="bfloat16",
         threads=threads,
         max_model_len=CONTEXT,
-        kv_cache_memory_bytes=3 << 30,
+        kv_cache_memory_bytes=GIB << 30,
         quantization=None if precision == "bf16" else precision,
         log_level="warning",
     )
@@ -48,7 +52,7 @@ def quire(folder: str, precision: str, threads: int) -> Generate:
 
 def vllm(folder: str, precision: str, threads: int) -> Generate:
     """vLLM's CPU backend, its threads bound by hand. Precision: bf16."""
-    os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}", "VLLM_CPU_KVCACHE_SPACE": "3"}
+    os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}", "VLLM_CPU_KVCACHE_SPACE": str(GIB)}
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     import vllm as engine
 
@@ -93,9 +97,9 @@ def llama(folder: str, precision: str, threads: int) -> Generate:
 
     c.llama_backend_init()
     params = c.llama_model_default_params()
-    model = c.llama_model_load_from_file(str(gguf_of(Path(folder), precision)).encode(), params)
+    model = c.llama_model_load_from_file(f"{folder}/{precision}.gguf".encode(), params)
     settings = c.llama_context_default_params()
-    settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = CONTEXT * ROWS // 2, CHUNK, CHUNK, ROWS
+    settings.n_ctx, settings.n_batch, settings.n_ubatch, settings.n_seq_max = TOKENS, CHUNK, CHUNK, ROWS
     settings.n_threads = settings.n_threads_batch = threads
     settings.kv_unified = True
     context = c.llama_init_from_model(model, settings)
@@ -147,90 +151,31 @@ class Llama:
         return [int(self.numpy.ctypeslib.as_array(one, (self.vocab,)).argmax()) for one in logits]
 
 
-def gguf_of(folder: Path, precision: str) -> Path:
-    """The checkpoint in llama.cpp's format, written at the first call."""
-    import gguf
-    import llama_cpp as c
+def openvino(folder: str, precision: str, threads: int) -> Generate:
+    """OpenVINO GenAI with continuous batching, from the files of llama.cpp. Precisions: f16, q8_0, q4_0."""
     import numpy
+    import openvino as ov
+    import openvino_genai as engine
 
-    whole, target = folder / "bf16.gguf", folder / f"{precision}.gguf"
-    if not whole.exists():
-        write_gguf(folder, whole.with_suffix(".partial"), gguf, numpy)
-        whole.with_suffix(".partial").rename(whole)
-    if not target.exists():
-        params = c.llama_model_quantize_default_params()
-        params.ftype = {"q8_0": 7, "q4_0": 2}[precision]  # LLAMA_FTYPE_MOSTLY_*
-        c.llama_model_quantize(str(whole).encode(), str(target).encode(), params)
-    return target
+    scheduler = engine.SchedulerConfig()
+    scheduler.cache_size, scheduler.enable_prefix_caching = GIB, True
+    scheduler.max_num_batched_tokens, scheduler.max_num_seqs = CHUNK, ROWS
+    pipe = engine.ContinuousBatchingPipeline(
+        f"{folder}/{precision}.gguf", scheduler, "CPU", {"INFERENCE_NUM_THREADS": threads}
+    )
 
+    def generate(prompts: Prompts, outputs: list[int]) -> int:
+        settings = [
+            engine.GenerationConfig(max_new_tokens=n, ignore_eos=True, do_sample=False, apply_chat_template=False)
+            for n in outputs
+        ]
+        done = pipe.generate([ov.Tensor(numpy.array([p], numpy.int64)) for p in prompts], settings)
+        return sum(len(one.m_generation_ids[0]) for one in done)
 
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-"""Parameters of a layer of Qwen3: Hugging Face's names and llama.cpp's."""
+    return generate
 
 
-def write_gguf(folder: Path, target: Path, gguf: Any, numpy: Any) -> None:
-    """Matrices in bfloat16, norms in float32, a vocabulary of numbers."""
-    config = json.loads((folder / "config.json").read_text())
-    out = gguf.GGUFWriter(target, "qwen3")
-    out.add_block_count(config["num_hidden_layers"])
-    out.add_context_length(config["max_position_embeddings"])
-    out.add_embedding_length(config["hidden_size"])
-    out.add_feed_forward_length(config["intermediate_size"])
-    out.add_head_count(config["num_attention_heads"])
-    out.add_head_count_kv(config["num_key_value_heads"])
-    out.add_key_length(config["head_dim"])
-    out.add_value_length(config["head_dim"])
-    out.add_rope_freq_base(config["rope_theta"])
-    out.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    out.add_file_type(32)  # LLAMA_FTYPE_MOSTLY_BF16
-    out.add_tokenizer_model("gpt2")
-    out.add_token_list([f"t{i}" for i in range(config["vocab_size"])])
-    out.add_token_types([1] * config["vocab_size"])
-    out.add_token_merges(["t 1"])
-    with (folder / "model.safetensors").open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        for name, entry in header.items():
-            file.seek(8 + size + entry["data_offsets"][0])
-            raw = numpy.frombuffer(file.read(entry["data_offsets"][1] - entry["data_offsets"][0]), numpy.uint16)
-            add(out, renamed(name), raw.reshape(entry["shape"]), gguf, numpy)
-    out.write_header_to_file()
-    out.write_kv_data_to_file()
-    out.write_tensors_to_file()
-    out.close()
-
-
-def renamed(name: str) -> str:
-    """llama.cpp's name of a parameter."""
-    parts = name.removeprefix("model.").removesuffix(".weight")
-    if parts.startswith("layers."):
-        _, index, rest = parts.split(".", 2)
-        return f"blk.{index}.{NAMES[rest]}.weight"
-    return {"embed_tokens": "token_embd.weight", "norm": "output_norm.weight", "lm_head": "output.weight"}[parts]
-
-
-def add(out: Any, name: str, raw: Any, gguf: Any, numpy: Any) -> None:
-    """A tensor of bfloat16 bits."""
-    if raw.ndim == 1:
-        out.add_tensor(name, (raw.astype(numpy.uint32) << 16).view(numpy.float32))
-        return
-    kind = gguf.GGMLQuantizationType.BF16
-    out.add_tensor(name, raw.view(numpy.uint8), raw_shape=raw.view(numpy.uint8).shape, raw_dtype=kind)
-
-
-ENGINES = {"quire": quire, "llama.cpp": llama, "vllm-cpu": vllm, "transformers": transformers}
+ENGINES = {"quire": quire, "llama.cpp": llama, "vllm-cpu": vllm, "openvino": openvino, "transformers": transformers}
 
 
 def main() -> None:
