@@ -15,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist worksteal
 PROMPT ?= The old house stood on a hill above the village, and
 
-.PHONY: help setup demo test test-long check check-extras sizes bench docs constraints clean
+.PHONY: help setup demo test test-long soak check check-extras sizes bench docs constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo 'make test          install, and run the tests'
 	@echo 'make setup         make $(VENV) with quire and what its tests need'
 	@echo 'make test-long     the tests with 20,000 examples per property and 100,000 simulated lives; takes hours'
+	@echo 'make soak          an hour of mixed traffic on the toy model; looks for what is lost, wrong, left over or growing'
 	@echo 'make check         format, lint, types, import contracts, sizes, plain tests with coverage'
 	@echo 'make check-extras  core install alone, page and deploy/ by the tools of Debian'
 	@echo 'make sizes         lines per folder, the change against main, and the hard stops'
@@ -42,6 +43,9 @@ test: $(TEST)
 
 test-long: $(TEST)
 	HYPOTHESIS_PROFILE=long $(PYTEST) $(PARALLEL) --timeout 7200
+
+soak: $(DEV)
+	$(BIN)/python benchmarks/soak.py --minutes 60 --plot docs/images/soak.svg --ledger benchmarks/ledger/soak.jsonl
 
 check: $(DEV)
 	$(BIN)/ruff format --check .

@@ -67,7 +67,9 @@ def read_gguf(file: Path) -> Gguf:
                 raise CheckpointError(f"{file}: GGUF version {version} with {tensors} tensors is not supported")
             metadata = dict(_pair(stream) for _ in range(keys))
             infos = [_info(stream) for _ in range(tensors)]
-            alignment = int(metadata.get("general.alignment", 32))
+            alignment = metadata.get("general.alignment", 32)
+            if not isinstance(alignment, int) or alignment < 1:
+                raise ValueError(f"general.alignment is {alignment!r}")
             start = -(-stream.tell() // alignment) * alignment
     except (struct.error, UnicodeDecodeError, ValueError, KeyError, MemoryError) as error:
         raise CheckpointError(f"{file} is damaged: {error!r}; download it again") from error
@@ -94,8 +96,10 @@ def _value(stream: BinaryIO, kind: int) -> Any:
     inner, count = _number(stream, "<I"), _number(stream, "<Q")
     if count > MAX_COUNT:
         raise ValueError(f"a list of {count} entries")
-    if inner in (TEXT, ARRAY):
-        return [_value(stream, inner) for _ in range(count)]
+    if inner == ARRAY:
+        raise ValueError("a list of lists")
+    if inner == TEXT:
+        return [_text(stream) for _ in range(count)]
     form = f"<{count}{NUMBERS[inner][1:]}"
     return list(struct.unpack(form, stream.read(struct.calcsize(form))))
 

@@ -84,7 +84,7 @@ def read_header(file: Path) -> list[TensorEntry]:
             header = json.loads(stream.read(length))
     except FileNotFoundError:
         raise CheckpointError(f"shard {file} is missing; download the checkpoint again") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: its header cannot be read: {error}; download it again") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: its header must be a JSON object; download it again")
@@ -135,7 +135,7 @@ def _read_index(folder: Path) -> dict[str, str]:
         names = msgspec.convert(weight_map, dict[str, str])
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error!r}; download it again") from error
     for name in names.values():
         # A shard is a plain file beside its index; anything else would read outside the folder.

@@ -115,7 +115,7 @@ def _read_json(file: Path, required: bool = True) -> dict[str, Any]:
         if not required:
             return {}
         raise CheckpointError(f"{file.parent} has no {file.name}; give a folder in Hugging Face format") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} must hold a JSON object, not {type(content).__name__}")

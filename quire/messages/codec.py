@@ -37,5 +37,6 @@ class Codec(Generic[Message]):
             raise TransportError(f"a frame of {len(frame)} bytes is larger than {MAX_FRAME_BYTES}")
         try:
             return self._decoder.decode(frame)
-        except msgspec.DecodeError as error:
+        # The last two: text that is no UTF-8, and more nesting than the parser goes into.
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise TransportError(f"not a message of this version: {error}") from error

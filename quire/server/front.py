@@ -19,6 +19,7 @@ from pathlib import Path
 from quire.base.collector import keep_what_lives
 from quire.base.errors import ConfigError, QuireError
 from quire.base.event_loop import loop_factory
+from quire.base.lifeline import die_with_parent
 from quire.base.logging import get_logger, setup
 from quire.chat.template import ChatTemplate
 from quire.config.fields import ServerConfig
@@ -189,6 +190,7 @@ def main() -> int:
     """Serve; the exit status."""
     folders: list[str] = []
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    die_with_parent(signal.SIGCONT)
     threading.Thread(target=_end_with_supervisor, args=[folders], daemon=True).start()
     with asyncio.Runner(loop_factory=loop_factory()) as runner, contextlib.suppress(KeyboardInterrupt):
         return runner.run(_main(int(sys.argv[-1]), folders))

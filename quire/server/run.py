@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quire.base.errors import ConfigError
 from quire.chat.formats.recognise import reasoning_format, tool_format
+from quire.checkpoint.headers import read_headers
 from quire.config.fields import Config
 from quire.config.model import facts_of
 from quire.server.keys import keys_of
@@ -21,6 +22,7 @@ def serve(config: Config, commands: Commands = OURS) -> int:
 
     Raises:
         ConfigError: the port is taken or a file is missing; before anything is started.
+        CheckpointError: a file of weights is missing or damaged, or the config is wrong; before anything is started.
         QuireError: the engine cannot start.
     """
     settings = config.engine.model
@@ -33,6 +35,8 @@ def serve(config: Config, commands: Commands = OURS) -> int:
         reasoning_format(config.server.reasoning_parser, "")
         _check_template(config.server.chat_template)
         model = facts_of(settings)
+        if settings.load_format != "dummy":
+            read_headers(model.path)
     except BaseException:
         for listener in listeners:
             listener.close()

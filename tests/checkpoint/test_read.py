@@ -106,7 +106,7 @@ def test_a_wrong_field_is_named(changes: dict[str, Any], says: str, tmp_path: Pa
         read_facts("x", write_config(tmp_path, **changes))
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", "\x00"])
+@pytest.mark.parametrize("content", ["{", "[1]", "\x00", "[" * 5000])
 def test_an_unreadable_config_is_named(content: str, tmp_path: Path) -> None:
     write(tmp_path, "config.json", content)
     with pytest.raises(CheckpointError, match=r"config\.json"):

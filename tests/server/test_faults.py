@@ -63,7 +63,7 @@ def test_a_killed_engine_is_an_error_for_what_was_begun_and_nothing_for_the_rest
 
 
 def test_an_engine_that_hangs_is_not_ready_and_is_begun_again() -> None:
-    with server("stall_timeout_s=3") as family:
+    with server("stall_timeout_s=2") as family:
         for how in ("stopped", "stuck"):
             core = family.core
             readers = [Reader(family, PROMPT, LONG)]
@@ -73,7 +73,7 @@ def test_an_engine_that_hangs_is_not_ready_and_is_begun_again() -> None:
                 core.suspend()
             else:
                 readers.append(Reader(family, [STICKY], 10))
-            assert until(lambda: not family.ready_now()) < 10, "the limit is 3 s"
+            assert until(lambda: not family.ready_now()) < 10, "the limit is 2 s"
             until(family.ready_now)
             assert not core.is_running()
             for reader in readers:
@@ -81,14 +81,11 @@ def test_an_engine_that_hangs_is_not_ready_and_is_begun_again() -> None:
                 assert reader.error == "engine_dead"
             assert "most recent call first" in "".join(family.said[before:]), "its stacks are in the log"
             assert family.complete([1], 1).status_code == 200
+        family.core.suspend()
+        all_die(family)
 
 
-def test_a_request_that_kills_twice_is_refused_and_others_are_not() -> None:
-    with server("api_server_count=2") as family:
-        condemn(family)
-
-
-def condemn(two: Family) -> None:
+def test_a_request_that_kills_twice_is_refused_and_others_are_not(two: Family) -> None:
     answers: dict[str, httpx.Response] = {}
 
     def ask(name: str, prompt: list[int], tokens: int) -> threading.Thread:
@@ -141,10 +138,10 @@ def test_a_front_end_that_dies_takes_only_its_own_with_it(two: Family) -> None:
 
 
 def test_a_front_end_that_hangs_is_replaced() -> None:
-    with server("stall_timeout_s=3", "api_server_count=2") as family:
+    with server("stall_timeout_s=2", "api_server_count=2") as family:
         hung, other = family.fronts
         hung.suspend()
-        assert until(lambda: not hung.is_running() and len(family.fronts) == 2) < 12, "the limit is 3 s"
+        assert until(lambda: not hung.is_running() and len(family.fronts) == 2) < 12, "the limit is 2 s"
         assert other.is_running()
         assert "most recent call first" in family.text(), "its stacks are in the log"
         assert family.complete(PROMPT, 5, return_token_ids=True).json()["choices"][0]["token_ids"] == expected(
@@ -196,22 +193,31 @@ def test_a_client_that_does_not_read_is_dropped(two: Family) -> None:
         until(lambda: idle(two), 30)
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_all_children_die_with_the_supervisor(stopped: bool) -> None:
-    with server("api_server_count=2") as family:
-        everybody = family.all()
-        assert len(everybody) == 8, "supervisor, core, two front ends with two text workers each"
-        addresses = {line.laddr for line in family.core.net_connections("unix") if "/quire-" in line.laddr}
-        folder = Path(min(addresses)).parent
-        assert folder.is_dir()
-        if stopped:
-            family.core.suspend()
-        family.process.kill()
-        assert until(lambda: gone(everybody)) < 5
-        assert not folder.exists()
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", int(family.url.rpartition(":")[2])))
+def all_die(family: Family) -> None:
+    """The supervisor is killed, and soon nothing is left: no process, no port, no file."""
+    everybody = family.all()
+    assert len(everybody) == 2 + 3 * len(family.fronts), "supervisor, core, front ends with two text workers each"
+    addresses = {line.laddr for line in family.core.net_connections("unix") if "/quire-" in line.laddr}
+    folder = Path(min(addresses)).parent
+    assert folder.is_dir()
+    family.process.kill()
+    assert until(lambda: gone(everybody)) < 5
+    assert not folder.exists()
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", int(family.url.rpartition(":")[2])))
+
+
+@pytest.mark.parametrize("first", ["supervisor", "core", "front"])
+def test_all_children_die_with_the_supervisor(first: str) -> None:
+    with server() as family:
+        if first != "supervisor":
+            addresses = family.all()
+            (family.core if first == "core" else family.fronts[0]).kill()
+            family.process.kill()
+            assert until(lambda: gone(addresses)) < 5
+        else:
+            all_die(family)
 
 
 def test_sigterm_drains_and_a_second_one_aborts() -> None:
@@ -241,19 +247,6 @@ def test_sigterm_drains_and_a_second_one_aborts() -> None:
         reader.join(5)
         assert reader.error == "shutting_down"
         until(lambda: gone(everybody))
-
-
-def test_what_is_wrong_is_told_before_anything_is_loaded() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        for count in (1, 2):
-            with server(f"port={port}", f"api_server_count={count}", wait=False) as family:
-                assert family.process.wait(20) != 0
-                family.reader.join(5)
-                assert f"port {port}" in family.text()
-                assert "kernels" not in family.text(), "no core was begun"
 
 
 def test_a_signal_while_the_engine_loads_ends_everything() -> None:

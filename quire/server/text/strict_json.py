@@ -111,7 +111,7 @@ def _decode(text: str) -> object:
     try:
         value: object = _STRICT.decode(text)
     except _NotFiniteError:
-        path = next(path for path, leaf in _leaves(json.loads(text)) if isinstance(leaf, float) and math.isinf(leaf))
+        path = _path_of_infinity(text)
         raise _bad(f"{path}: this number is too large.", "invalid_value", path) from None
     except json.JSONDecodeError as error:
         raise _bad(f"The body is not valid JSON: {error.msg} at character {error.pos}.", "invalid_json") from None
@@ -119,6 +119,14 @@ def _decode(text: str) -> object:
         # The interpreter's limit on digits of an integer, which keeps parsing linear.
         raise _bad("The body holds a number of too many digits.", "invalid_json") from None
     return value
+
+
+def _path_of_infinity(text: str) -> str:
+    """Where a number stands that is too large. What follows it was not looked at yet: it may be no JSON."""
+    try:
+        return next(path for path, leaf in _leaves(json.loads(text)) if isinstance(leaf, float) and math.isinf(leaf))
+    except ValueError:
+        raise _bad("The body is not valid JSON, and holds a number that is too large.", "invalid_json") from None
 
 
 def _check_surrogates(value: Json) -> None:
