@@ -74,8 +74,8 @@ class LatentAttention(nn.Module):
             self.q_up = column(b, plan.query_rank, [Matrix("q_b_proj", plan.heads * size)])
         self.widths = [plan.query_rank or heads * size, plan.rank + plan.turned]
         self.qkv = Linear(b, b.matrix(query, latent))
-        # Read as it is, by head: products of its halves go either way.
-        self.up = (b / "kv_b_proj").weight(Part("weight", (plan.heads * (plan.plain + plan.value), plan.rank), 0))
+        self.up = (b / "kv_b_proj").table(Part("weight", (plan.heads * (plan.plain + plan.value), plan.rank), 0))
+        self._heads_up: Tensor | None = None
         self.out = row(b / "o_proj", plan.heads * plan.value, plan.hidden)
         self.spec = LatentSpec(
             heads,
@@ -100,6 +100,17 @@ class LatentAttention(nn.Module):
         """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
         return self.mix(self.qkv.forward(x), step)
 
+    def _by_head(self) -> Tensor:
+        """(heads, plain + value, rank): read as it is, since products of its halves go either way.
+
+        What a checkpoint holds quantized is widened at the first call.
+        """
+        if self._heads_up is None:
+            rows = torch.arange(self.up.rows, device=self.up.device)
+            wide = self.up if self.up.stored is None else self.up.stored.rows(self.up, rows)
+            self._heads_up = wide.view(self.spec.heads, -1, self.spec.rank)
+        return self._heads_up
+
     def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
         """All of `forward` but the first product."""
         q, kv = torch.split(qkv, self.widths, dim=-1)
@@ -110,6 +121,6 @@ class LatentAttention(nn.Module):
         return self.out.forward(apart(q, step, self._attended))
 
     def _attended(self, q: Tensor, step: StepInputs) -> Tensor:
-        up = self.up.view(self.spec.heads, -1, self.spec.rank)
+        up = self._by_head()
         out: Tensor = self._attend[class_of(step)](q, up, self.state.pages, step, self.spec)
         return out

@@ -7,30 +7,20 @@ import msgspec
 from quire.base.errors import CheckpointError
 from quire.layers.blocks import PreNorm
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Decoder, DecoderConfig
+from quire.layers.decoder import Count, Decoder
+from quire.layers.grouped import GroupedConfig
 from quire.layers.latent import LatentAttention, LatentPlan
 from quire.layers.moe import MoE, MoePlan
 
 
-class LatentConfig(DecoderConfig, frozen=True, kw_only=True):
+class LatentConfig(GroupedConfig, frozen=True, kw_only=True):
     """Fields of config.json that these families have."""
 
-    hidden_act: Literal["silu"] = "silu"
-    attention_bias: bool = False
     q_lora_rank: Count | None = 1536
     kv_lora_rank: Count = 512
     qk_nope_head_dim: Count = 128
     qk_rope_head_dim: Count = 64
     v_head_dim: Count = 128
-    moe_intermediate_size: Count
-    n_routed_experts: Count
-    n_shared_experts: Count
-    num_experts_per_tok: Count
-    n_group: Count | None = None
-    topk_group: Count | None = None
-    routed_scaling_factor: float = 1.0
-    norm_topk_prob: bool = False
-    first_k_dense_replace: int = 0
     moe_layer_freq: Literal[1] = 1
 
 

@@ -6,9 +6,10 @@ from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
 from quire.layers.build import Build
 from quire.layers.decoder import Count
+from quire.layers.grouped import by_sigmoid
 from quire.layers.latent import LatentPlan
 from quire.layers.latent_decoder import LatentConfig, LatentDecoder
-from quire.layers.moe import MoePlan, SharedPlan
+from quire.layers.moe import MoePlan
 
 
 class DeepseekV3Config(LatentConfig, frozen=True, kw_only=True):
@@ -37,22 +38,7 @@ class DeepseekV3(LatentDecoder):
 
     def experts(self) -> MoePlan:
         """What the experts of a layer are like."""
-        c = self.config
-        return MoePlan(
-            c.hidden_size,
-            c.moe_intermediate_size,
-            c.n_routed_experts,
-            c.num_experts_per_tok,
-            c.norm_topk_prob,
-            score="sigmoid",
-            groups=c.n_group or 1,
-            top_groups=c.topk_group or 1,
-            group_best=2,
-            scale=c.routed_scaling_factor,
-            choice_bias=True,
-            wide_router=True,
-            shared=SharedPlan(c.moe_intermediate_size * c.n_shared_experts),
-        )
+        return by_sigmoid(self.config)
 
 
 def build(facts: ModelFacts, build: Build) -> DeepseekV3:

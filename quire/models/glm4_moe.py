@@ -1,31 +1,28 @@
 """GLM-4.5 and 4.6: experts chosen by sigmoids and a bias, within groups; the first layers have none."""
 
 from dataclasses import replace
-from typing import Literal
 
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
 from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.blocks import PreNorm
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Decoder, DecoderConfig
-from quire.layers.moe import MoE, MoePlan, SharedPlan
+from quire.layers.decoder import Count, Decoder
+from quire.layers.grouped import GroupedConfig, by_sigmoid
+from quire.layers.moe import MoE, MoePlan
 
 
-class Glm4MoeConfig(DecoderConfig, frozen=True, kw_only=True):
+class Glm4MoeConfig(GroupedConfig, frozen=True, kw_only=True):
     """Fields of config.json that GLM-4 with experts adds."""
 
-    hidden_act: Literal["silu"] = "silu"
     rms_norm_eps: float = 1e-5
-    attention_bias: bool = False
     use_qk_norm: bool = False
     moe_intermediate_size: Count = 1408
     num_experts_per_tok: Count = 8
     n_shared_experts: Count = 1
     n_routed_experts: Count = 128
-    routed_scaling_factor: float = 1.0
-    n_group: Count = 1
-    topk_group: Count = 1
+    n_group: Count | None = 1
+    topk_group: Count | None = 1
     first_k_dense_replace: int = 1
     norm_topk_prob: bool = True
 
@@ -53,22 +50,7 @@ class Glm4Moe(Decoder):
 
     def experts(self) -> MoePlan:
         """What the experts of a layer are like."""
-        c = self.config
-        return MoePlan(
-            c.hidden_size,
-            c.moe_intermediate_size,
-            c.n_routed_experts,
-            c.num_experts_per_tok,
-            c.norm_topk_prob,
-            score="sigmoid",
-            groups=c.n_group,
-            top_groups=c.topk_group,
-            group_best=2,
-            scale=c.routed_scaling_factor,
-            choice_bias=True,
-            wide_router=True,
-            shared=SharedPlan(c.moe_intermediate_size * c.n_shared_experts),
-        )
+        return by_sigmoid(self.config)
 
 
 def build(facts: ModelFacts, build: Build) -> Glm4Moe:

@@ -68,3 +68,18 @@ def test_part_of_a_fused_product_in_full_precision(tmp_path: Path) -> None:
 
     config = {"quant_method": "fp8", "modules_to_not_convert": [f"model.layers.{i}.self_attn.k_proj" for i in (0, 1)]}
     check(*write(tmp_path, config, writer))
+
+
+def test_latents_of_deepseek(tmp_path: Path) -> None:
+    """Also the matrix that is read by head, whose products go either way."""
+
+    def writer(module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
+        if not module.endswith(("_proj", "kv_a_proj_with_mqa")):
+            return None
+        codes, scales, values = blocks(weight, 16)
+        return {"weight": codes, "weight_scale_inv": scales}, values
+
+    config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 16]}
+    sizes = {"head_dim": 8, "num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 32, "v_head_dim": 16}
+    sizes |= {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "first_k_dense_replace": 3}
+    check(*write(tmp_path, config, writer, "deepseek_v3", **sizes))
