@@ -19,7 +19,7 @@ def _silu(x):
     return x / (1.0 + tl.exp(-x))
 
 
-@triton.jit(do_not_specialize=["x_stride", "sequences"])
+@triton.jit(do_not_specialize=["sequences"])
 def _one(
     x,  # (sequences, channels), rows x_stride apart
     weight,  # (channels, WIDTH)
@@ -53,7 +53,7 @@ def _one(
     tl.store(out + i.to(tl.int64) * channels + c, _silu(total).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["x_stride", "sequences", "tokens"])
+@triton.jit(do_not_specialize=["sequences", "tokens"])
 def _several(
     x,  # (tokens, channels), rows x_stride apart
     weight,
@@ -93,7 +93,7 @@ def _several(
     tl.store(out + t.to(tl.int64)[:, None] * channels + c[None, :], made, mask=real[:, None] & inside[None, :])
 
 
-@triton.jit(do_not_specialize=["x_stride", "sequences"])
+@triton.jit(do_not_specialize=["sequences"])
 def _keep(
     x,
     conv,

@@ -12,7 +12,7 @@ LONGEST = 32768
 """Values of a group that fit into the registers of one block."""
 
 
-@triton.jit(do_not_specialize=["gate_stride"])
+@triton.jit
 def _norm(
     x,  # (tokens, groups * SIZE)
     gate,  # the same, rows gate_stride apart
