@@ -45,7 +45,8 @@ class Recorder:
 
 
 SHARING_LEAST = 4
-"""Rows in the smallest batch that is also recorded with kernels which read beginnings that rows share once for all."""
+"""Rows in the smallest batch that is also recorded with kernels which read beginnings that rows share once for all.
+Larger ones are where their number is a power of two, and the largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class DecodeGraphs:
     def record(self, recorder: Recorder, sizes: Sequence[int] | None = None) -> None:
         """Record every size, largest first, so that the smaller ones find their memory in the pool; or only `sizes`."""
         for size in reversed(self.sizes if sizes is None else sizes):
-            if self._work.shares and size >= SHARING_LEAST:
+            if self._work.shares and size >= SHARING_LEAST and (size & (size - 1) == 0 or size == self.sizes[-1]):
                 self._sharing[size] = recorder.record(partial(self._forward, size, True))
             self._plays[size] = (
                 recorder.record(partial(self._forward, size, False)),
@@ -118,9 +119,10 @@ class DecodeGraphs:
             self._order[:count].copy_(order)
             self._order[count:].fill_(self._dummy_row)
             self._playing = order
-        size = self._size(count)
-        play = self._sharing.get(size) if sharing else None
-        (play or self._plays[size][0])()
+        if sharing and count >= SHARING_LEAST and self._sharing:
+            self._sharing[min(size for size in self._sharing if size >= count)]()
+        else:
+            self._plays[self._size(count)][0]()
         return self._hidden[:count]
 
     def greedy(self, count: int) -> Tensor:

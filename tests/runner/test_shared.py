@@ -76,16 +76,16 @@ def test_kernels_are_told_who_begins_alike(tmp_path, monkeypatch, sizes, overlap
 
 
 def test_a_batch_with_sharers_is_played_by_its_own_recording(tmp_path, monkeypatch):
-    engine(monkeypatch, [4, 8])
+    engine(monkeypatch, [2, 3, 4, 6, 8, 9])
     played = []
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
         runner = llm._running().executor.runner
         forward = runner.graphs.forward
         runner.graphs.forward = lambda order, sharing: (played.append(sharing), forward(order, sharing))[1]
-        assert set(runner.graphs._sharing) == {4, 8}
+        assert set(runner.graphs._sharing) == {4, 8, 9}
         params = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
         llm.generate([[1, 2, 3, 4, 5], [7, 8, 9, 10, 11]], params)
         assert played and not any(played)
         played.clear()
-        llm.generate([[*HEADS[0], i] for i in range(4)], params)
+        llm.generate([[*HEADS[0], i] for i in range(5)], params)
         assert any(played)
