@@ -70,6 +70,11 @@ class GroupLayout(msgspec.Struct, frozen=True):
     page_size: int
     pages: int
 
+    def __str__(self) -> str:
+        if not self.spec.recurrent:
+            return f"{self.pages} pages of {self.page_size} tokens"
+        return f"{self.pages} recurrent states of {self.spec.bytes_per_state * self.layers / 1e6:.3g} MB"
+
 
 class Capacity(msgspec.Struct, frozen=True):
     """What a rank reports once weights are loaded and the worst step was measured.

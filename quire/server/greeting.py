@@ -15,7 +15,7 @@ def greeting(service: Service, listener: socket.socket) -> str:
     """The whole text."""
     facts = service.engine.facts
     url = url_of(listener, service.config)
-    pages = ", ".join(f"{group.pages} pages of {group.page_size} tokens" for group in facts.layout.groups)
+    pages = ", ".join(map(str, facts.layout.groups))
     if facts.kv_cache_dtype not in (None, facts.dtype):
         pages += f" in {facts.kv_cache_dtype}"
     lines = [

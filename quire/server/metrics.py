@@ -103,7 +103,8 @@ class Metrics:
         return generate_latest(self._about) + generate_latest(together)
 
     def _describe(self, facts: EngineFacts, model: str) -> None:
-        group = facts.layout.groups[0] if facts.layout.groups else None
+        # Of attention where there is any: a recurrent state is no block of tokens.
+        group = min(facts.layout.groups, key=lambda group: group.spec.recurrent, default=None)
         about = {
             "model_name": model,
             "block_size": str(group.page_size if group else 0),

@@ -10,7 +10,7 @@ from quire.checkpoint.facts import ModelFacts
 from quire.config.spec import PlatformFacts, RunSpec
 from quire.kvcache.layout import fit, longest_sequence, shrunk
 from quire.kvcache.retention import most_held
-from quire.messages.state import RECURRENT, Capacity, Retention, StateSpec
+from quire.messages.state import RECURRENT, Capacity, GroupLayout, Retention, StateSpec
 
 pytestmark = pytest.mark.plain
 
@@ -183,3 +183,8 @@ def test_recurrent_state_costs_the_same_whatever_the_length(spec):
     assert longest_sequence(layout) == 1600 and recurrent.pages > 2
     with pytest.raises(ConfigError, match="does not hold one page"):
         fit(with_(spec, fit_max_model_len=True), Capacity(2 * 3200 + 2 * 100_000 - 1, [FULL, state, state, FULL]))
+
+
+def test_groups_say_what_they_hold():
+    assert str(GroupLayout(FULL, 3, 16, 33)) == "33 pages of 16 tokens"
+    assert str(GroupLayout(StateSpec(0, RECURRENT, 2_100_000), 36, 16, 9)) == "9 recurrent states of 75.6 MB"

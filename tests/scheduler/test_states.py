@@ -96,6 +96,16 @@ def test_what_several_prompts_begin_with_is_kept_from_the_second_on():
     assert found == [0, 0, 40, 40]
 
 
+def test_a_crowd_with_one_beginning_computes_it_twice():
+    rng = random.Random(9)
+    engine = Engine(hybrid(states=60), max_num_batched_tokens=64, depth=2)
+    head = words(rng, 42)
+    for _ in range(8):
+        engine.add(prompt=head + words(rng, 5), max_tokens=3)
+    engine.finish_all()
+    assert hits(engine) == 6 * 40
+
+
 def test_a_long_text_is_kept_at_intervals():
     rng = random.Random(7)
     engine = Engine(hybrid(), max_num_batched_tokens=300, checkpoint_tokens=64)
