@@ -41,7 +41,7 @@ CLASSES = {
     "8": ["quire:int8", "llama.cpp:q8_0", "openvino:q8_0"],
     "4": ["quire:int4", "llama.cpp:q4_0", "openvino:q4_0"],
 }
-SHARES = {"16": 0.5, "8": 0.35, "4": 0.15}
+SHARES = {"16": 0.55, "8": 0.35, "4": 0.1}
 """Of the time."""
 
 
@@ -70,7 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--install", action="store_true", help="make the environments and end")
     parser.add_argument("--minutes", type=float, default=25, help="begin no figure after so long [25]")
     parser.add_argument("--classes", nargs="+", default=list(CLASSES), choices=CLASSES, help="bits of weights [all]")
-    parser.add_argument("--labels", nargs="+", default=list(turns.LABELS), choices=turns.LABELS, help="columns [all]")
+    parser.add_argument("--labels", nargs="+", choices=turns.LABELS, help="columns [those with a wanted ratio, and E]")
     parser.add_argument("--only", nargs="+", metavar="ENGINE:PRECISION", help="instead of a class's own engines")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each engine")
     parser.add_argument("--operations", type=float, default=0.44, help="bfloat16 TFLOP/s of the machine [0.44]")
@@ -107,7 +107,7 @@ def peer(engine: str, args: argparse.Namespace, folder: Path) -> Peer | None:
 def run(bits: str, args: argparse.Namespace, folder: Path, probe, deadline: float) -> None:
     """One class: measured, printed and recorded, also where the run is ended early."""
     peers = [made for one in args.only or CLASSES[bits] if (made := peer(one, args, folder))]
-    labels = [turns.START, *(label for label in args.labels if label != turns.START)]
+    labels = [turns.START, *(label for label in args.labels or cpu_table.WANTED[bits] if label != turns.START)]
     try:
         turns.measure(peers, labels, probe, deadline, cpu_table.say)
     except KeyboardInterrupt:

@@ -49,8 +49,10 @@ def show(peers: list[Peer], bits: str, operations: float) -> None:
         operations: products of bfloat16 that the machine adds up in a second, in units of 10**12.
     """
     for label in LABELS:
-        print(f"\n{label}, {bits} bits: {metric(label)}")
         medians = {one.name: statistics.median(one.figures[label]) for one in peers if one.figures[label]}
+        if not medians:
+            continue
+        print(f"\n{label}, {bits} bits: {metric(label)}")
         theirs = [value for name, value in medians.items() if not name.startswith("quire")]
         for one in peers:
             if one.name not in medians:
