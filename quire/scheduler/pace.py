@@ -1,23 +1,37 @@
 """`Pace`: how long a step will take, learnt from those that were taken, so that running streams keep their latency.
 
-A step's seconds are modelled as `base + token * P + pair * W`: P tokens of prompts, each of which attends to those
-before it, W pairs in all; what decoding takes is in `base`. Steps without prompts move the base alone; from the others
-all three are fitted by recursive least squares with exponential forgetting (Haykin, Adaptive Filter Theory, chapter
-10). Pure: seconds come from outside.
+A step's seconds are modelled as `base + sized(P) + pair * W`: P tokens of prompts, each of which attends to those
+before it, W pairs in all; what decoding takes is in `base`. `sized` is a table with a line for each size of step (four
+per doubling), as the cost of a step may jump from one size to the next: on GPUs steps up to some size are recorded and
+larger ones launched kernel by kernel. Between the largest size that is known to fit and the smallest that is known
+not to, the middle is tried; what was not seen for long is forgotten, so that it is tried again. Pure: seconds come from
+outside.
 """
 
-FORGETTING = 0.98
-"""Weight of a step against the next one: some fifty steps are remembered."""
+from bisect import bisect_left
+from dataclasses import dataclass
+
 CAUTION = 0.9
 """Steps are planned for this share of the target; the model is never exact."""
 LEAST_TOKENS = 16
 """A prompt goes on by at least so many tokens in a step, however late it is."""
 FIRST_GUESS = 512
 """Before anything is known, so many tokens are taken to fill the target."""
-SCALES = (1.0, 1e3, 1e7)
-"""Sizes of the model's inputs, so that the fit works on numbers around one."""
+SIZES = tuple(round(LEAST_TOKENS * 2 ** (step / 4)) for step in range(61))
+FORGOTTEN = 1000
+"""Steps with prompts after which a size that none of them had is forgotten."""
+GAIN = 0.3
+"""How far what is known moves towards what was seen."""
+PAIRS = 1e7
+"""About as many pairs as a step has, so that the fit works on numbers around one."""
 
-Vector = tuple[float, float, float]
+
+@dataclass(slots=True)
+class Line:
+    """What a size of step adds to the base, in seconds, and when it was last seen."""
+
+    seconds: float
+    seen: int
 
 
 class Pace:
@@ -29,43 +43,66 @@ class Pace:
 
     def __init__(self, target_s: float) -> None:
         self._target_s = target_s
-        self._theta = [0.0, target_s / FIRST_GUESS * SCALES[1], 0.0]
-        spread = (target_s**2, (10 * self._theta[1]) ** 2, (10 * self._theta[1]) ** 2)
-        self._spread = [[spread[i] if i == j else 0.0 for j in range(3)] for i in range(3)]
-        # Seconds are known to about a twentieth of the target.
-        self._noise = (0.05 * target_s) ** 2
+        self._base = 0.0
+        self._pair = 0.0
+        self._lines: dict[int, Line] = {}
+        self._steps = 0
+        self._table = self._filled()
 
     def observe(self, tokens: int, pairs: float, seconds: float) -> None:
         """A step with so many prompt tokens, and pairs of these with tokens before them, took so many seconds."""
         if not tokens:
-            self._theta[0] += 0.1 * (seconds - self._theta[0])
+            self._base += 0.1 * (seconds - self._base)
             return
-        x = _inputs(tokens, pairs)
-        reach = [sum(row[j] * x[j] for j in range(3)) for row in self._spread]
-        weight = FORGETTING * self._noise + sum(x[i] * reach[i] for i in range(3))
-        wrong = seconds - self.predict(tokens, pairs)
-        for i in range(3):
-            self._theta[i] += reach[i] / weight * wrong
-            for j in range(3):
-                self._spread[i][j] = (self._spread[i][j] - reach[i] * reach[j] / weight) / FORGETTING
+        self._steps += 1
+        number = _number(tokens)
+        if number in self._lines:
+            self._correct(self._lines[number], pairs / PAIRS, seconds - self.predict(tokens, pairs))
+        else:
+            self._lines[number] = Line(max(0.0, seconds - self._base - self._pair * pairs / PAIRS), self._steps)
+        for old in [key for key, line in self._lines.items() if self._steps - line.seen > FORGOTTEN]:
+            del self._lines[old]
+        self._table = self._filled()
 
     def predict(self, tokens: int, pairs: float) -> float:
         """Seconds of such a step."""
-        return sum(value * each for value, each in zip(self._theta, _inputs(tokens, pairs), strict=True))
+        return self._base + self._table[_number(tokens)] + self._pair * pairs / PAIRS
 
     def room_s(self) -> float:
         """Seconds for prompts in a step beside what decodes."""
-        return max(0.0, CAUTION * self._target_s - max(0.0, self._theta[0]))
+        return max(0.0, CAUTION * self._target_s - self._base)
 
     def tokens(self, before: int, room_s: float) -> int:
         """Tokens of a prompt with `before` tokens computed that fit into `room_s` seconds; at least LEAST_TOKENS."""
-        each = max(1e-9, self._theta[1] / SCALES[1] + max(0.0, self._theta[2]) / SCALES[2] * before)
-        return max(LEAST_TOKENS, int(room_s / each))
+        number = known = 0
+        while number < len(SIZES) and self.cost_s(SIZES[number], before) <= room_s:
+            known = number if number in self._lines else known
+            number += 1
+        return SIZES[max(known, (known + number) // 2 if number - known > 1 else 0)]
 
     def cost_s(self, tokens: int, before: int) -> float:
         """Seconds that so many tokens of a prompt add."""
-        return max(0.0, self.predict(tokens, tokens * (before + tokens / 2)) - self._theta[0])
+        return self._table[_number(tokens)] + self._pair * tokens * (before + tokens / 2) / PAIRS
+
+    def _correct(self, line: Line, x: float, wrong: float) -> None:
+        """Normalized least mean squares (Haykin, Adaptive Filter Theory, chapter 6)."""
+        step = GAIN * wrong / (1 + x * x)
+        line.seconds = max(0.0, line.seconds + step)
+        line.seen = self._steps
+        self._pair = max(0.0, self._pair + step * x)
+
+    def _filled(self) -> list[float]:
+        """Seconds of each size; in proportion to the nearest smaller one that is known, or else to the smallest."""
+        nearest = min(self._lines, default=None)
+        if nearest is None:
+            return [self._target_s * size / FIRST_GUESS for size in SIZES]
+        table = []
+        for number, size in enumerate(SIZES):
+            nearest = number if number in self._lines else nearest
+            table.append(self._lines[nearest].seconds * size / SIZES[nearest])
+        return table
 
 
-def _inputs(tokens: int, pairs: float) -> Vector:
-    return (1.0, tokens / SCALES[1], pairs / SCALES[2])
+def _number(tokens: int) -> int:
+    """The number of the smallest size with room for so many tokens."""
+    return min(bisect_left(SIZES, tokens), len(SIZES) - 1)

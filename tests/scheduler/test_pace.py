@@ -17,14 +17,16 @@ from quire.scheduler.scheduler import Scheduler
 
 pytestmark = pytest.mark.plain
 
+LAUNCHES_S = 16e-3
 LAYOUT = Layout([GroupLayout(StateSpec(16), 1, 16, 6000)], 40_000)
 
 
 class Device:
     """Takes as long as the model of `Pace` says, with other numbers, and with noise."""
 
-    def __init__(self, base: float, token: float, pair: float, noise: float = 0.0) -> None:
+    def __init__(self, base: float, token: float, pair: float, noise: float = 0.0, recorded: int = 8192) -> None:
         self.base, self.token, self.pair = base, token, pair
+        self.recorded = recorded
         self.known: dict[int, int] = {}
         self.draw = random.Random(1)
         self.noise = noise
@@ -40,6 +42,8 @@ class Device:
             if grant.tokens > 1:
                 read += grant.tokens
                 seconds += grant.tokens * (self.token + self.pair * (before + grant.tokens / 2))
+        # Larger steps are launched kernel by kernel.
+        seconds += LAUNCHES_S if read > self.recorded else 0.0
         rows = [grant.row for grant in plan.grants if grant.samples]
         factor = 1 + self.noise * (2 * self.draw.random() - 1)
         return StepResult(plan.step, rows, [7] * len(rows)), seconds * factor, read
@@ -91,6 +95,19 @@ def test_steps_keep_to_the_target_while_prompts_are_read(name: str) -> None:
     # Nor is the room wasted: a step that reads takes most of what it may.
     assert statistics.median(reading) > 0.6 * target
     assert sum(read) > 3 * 20_000
+
+
+@pytest.mark.parametrize("recorded", [128, 256, 600])
+def test_a_jump_between_sizes_is_found_and_kept_away_from(recorded: int) -> None:
+    device, target = Device(2e-3, 4e-6, 1e-10, recorded=recorded), 10e-3
+    seconds, read, finished = play(device, target)
+    late = [took for took, tokens in zip(seconds, read, strict=True) if tokens and took > 1.5 * target]
+    assert len(late) <= 12
+    reading = [tokens for tokens in read[500:] if tokens]
+    assert statistics.median(reading) > 0.8 * recorded, "all of what is recorded is made use of"
+    late_later = [took for took in seconds[500:] if took > 1.5 * target]
+    assert len(late_later) <= 0.01 * len(seconds[500:])
+    assert finished
 
 
 def test_without_a_target_prompts_take_all_of_a_step() -> None:
