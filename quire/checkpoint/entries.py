@@ -4,10 +4,14 @@ A bare model (`BertModel`) leaves out the name under which models with a head ho
 heads that nobody asks for. The loader reads headers through here.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import msgspec
 
 from quire.checkpoint.facts import ModelFacts
-from quire.checkpoint.headers import TensorEntry, read_headers
+from quire.checkpoint.headers import TensorEntry, read_header, read_headers
+from quire.checkpoint.pooling import PoolerFacts
 
 BASES = {
     "bert": "bert",
@@ -29,14 +33,27 @@ def read_entries(facts: ModelFacts) -> dict[str, TensorEntry]:
     pooling = facts.pooling
     if pooling is None:
         return entries
+    behind = _behind(facts.path, pooling)
     base = f"{BASES.get(facts.model_type, 'model')}."
     if facts.model_type in BASES and not any(name.startswith(base) for name in entries):
-        entries = {
-            f"{base}{name}": msgspec.structs.replace(entry, name=f"{base}{name}") for name, entry in entries.items()
-        }
+        entries = _below(base, entries.values())
     unused: tuple[str, ...] = (*GENERATING, f"{base}embeddings.position_ids")
     if pooling.head != "sequence":
         unused += (f"{base}pooler.",)
     if pooling.head == "none":
         unused += ("head.",)
-    return {name: entry for name, entry in entries.items() if not name.startswith(unused)}
+    return {name: entry for name, entry in entries.items() if not name.startswith(unused)} | behind
+
+
+def _behind(path: str, pooling: PoolerFacts) -> dict[str, TensorEntry]:
+    """The tensors of modules behind the model, each below the name of its folder."""
+    found: dict[str, TensorEntry] = {}
+    for folder in [projection.folder for projection in pooling.projections if projection.folder]:
+        found |= _below(f"{folder}.", read_header(Path(path) / folder / "model.safetensors"))
+    return found
+
+
+def _below(base: str, entries: Iterable[TensorEntry]) -> dict[str, TensorEntry]:
+    """Entries under longer names."""
+    moved = [msgspec.structs.replace(entry, name=f"{base}{entry.name}") for entry in entries]
+    return {entry.name: entry for entry in moved}

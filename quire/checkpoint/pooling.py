@@ -6,17 +6,18 @@ Reads the architecture of config.json and the files of sentence-transformers (`m
 
 import json
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from quire.base.errors import CheckpointError, RequestError
+from quire.checkpoint.headers import read_headers
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 Runner = Literal["auto", "generate", "pooling"]
 Method = Literal["cls", "last", "mean"]
-Head = Literal["none", "sequence", "token"]
+Head = Literal["none", "sequence", "token", "reward"]
 Activation = Literal["none", "sigmoid", "softmax"]
 
 ENCODERS = frozenset({
@@ -37,7 +38,28 @@ MODES: dict[str, Method] = {
     "pooling_mode_lasttoken": "last",
 }
 NAMES: dict[str, Method] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+COLBERT = ("HF_ColBERT", "ColBERT")
+"""Architectures of checkpoints whose texts are compared token by token."""
+MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
 IDENTITIES = ("Identity", "activation.Identity")
+
+
+class Projection(msgspec.Struct, frozen=True):
+    """A product that vectors go through behind the model.
+
+    Attributes:
+        name: of its module; those of sentence-transformers begin with their folder.
+        folder: whose model.safetensors holds it; "" is the model's own.
+        inputs, outputs: values of a vector, before and after.
+        bias, tanh: whether it has a bias, and goes through tanh.
+    """
+
+    name: str
+    folder: str
+    inputs: int
+    outputs: int
+    bias: bool = False
+    tanh: bool = False
 
 
 class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,11 +72,14 @@ class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
         normalize: whether vectors are made 1 long unless a request says otherwise.
         dimension: values of a vector.
         dimensions: lengths to which vectors may be cut (Matryoshka); any where it is empty.
-        head: none, one that scores labels for a text, or for each token.
+        head: none, one that scores labels for a text, or for each token; or that of a reward model, for each token.
         labels: their names.
         activation: what makes probabilities of scores.
         prompts: texts to put before an input, by name; default_prompt is the name of the one that is always put there.
         max_tokens: longest text, where it is shorter than what the model was made for.
+        projections: products behind the model, in order.
+        late: whether a text is the vectors of its tokens, and two are compared token by token (ColBERT).
+        sides: what goes before queries and before documents, where texts are compared so.
     """
 
     tasks: list[str]
@@ -69,6 +94,9 @@ class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
     prompts: dict[str, str] = {}
     default_prompt: str | None = None
     max_tokens: int | None = None
+    projections: list[Projection] = []
+    late: bool = False
+    sides: tuple[str, str] = ("", "")
 
     def prompt_of(self, name: str | None) -> str:
         """What goes before an input: the prompt called `name`, or without one that which always does.
@@ -96,6 +124,17 @@ class _Sentences(msgspec.Struct, frozen=True):
 
     prompts: dict[str, str] | None = None
     default_prompt_name: str | None = None
+    query_prefix: str = ""
+    document_prefix: str = ""
+
+
+class _Dense(msgspec.Struct, frozen=True):
+    """`N_Dense/config.json`."""
+
+    in_features: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    out_features: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    bias: bool = True
+    activation_function: str = "Tanh"
 
 
 def is_encoder(config: dict[str, Any]) -> bool:
@@ -138,12 +177,22 @@ def pooler_facts(
     found = _from_modules(folder, modules)
     sentences = _read(folder / "config_sentence_transformers.json", _Sentences)
     default: Method = "mean" if encoder else "last"
+    projections = [_dense(folder, path) for kind, path in modules if kind == "Dense"]
+    late = architecture in COLBERT or (found is None and bool(projections))
+    if architecture in COLBERT and not projections:
+        projections = [_colbert(folder, _size(config))]
+    for given, one in zip([_size(config), *(one.outputs for one in projections)], projections, strict=False):
+        if one.inputs != given:
+            raise CheckpointError(f"{folder}: {one.name} takes {one.inputs} values and gets {given}")
     return PoolerFacts(
-        tasks=["embed", "token_embed", "score"],
+        tasks=["token_embed", "score"] if late else ["embed", "token_embed", "score"],
         whole=encoder,
         method=method or found or default,
-        normalize=not modules or any(kind == "Normalize" for kind, _ in modules),
-        dimension=_size(config),
+        normalize=late or not modules or any(kind == "Normalize" for kind, _ in modules),
+        dimension=projections[-1].outputs if projections else _size(config),
+        projections=projections,
+        late=late,
+        sides=(sentences.query_prefix, sentences.document_prefix) if late else ("", ""),
         dimensions=sorted(config.get("matryoshka_dimensions") or []),
         prompts=sentences.prompts or {},
         default_prompt=sentences.default_prompt_name,
@@ -154,14 +203,17 @@ def pooler_facts(
 def _head(architecture: str) -> Head:
     if architecture.endswith("ForSequenceClassification"):
         return "sequence"
+    if architecture.endswith(("ForRewardModel", "ForProcessRewardModel")):
+        return "reward"
     return "token" if architecture.endswith("ForTokenClassification") else "none"
 
 
 def _classifier(config: dict[str, Any], head: Head, method: Method | None, encoder: bool) -> PoolerFacts:
-    names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels") or 2)}
+    usual = 1 if head == "reward" and "Process" not in config["architectures"][0] else 2
+    names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels") or usual)}
     labels = [str(names[key]) for key in sorted(names, key=int)]
     own: Method = "mean" if config.get("classifier_pooling") == "mean" else "cls"
-    if head == "token":
+    if head in ("token", "reward"):
         tasks = ["token_classify"]
     else:
         tasks = ["classify", "score"] if len(labels) == 1 else ["classify"]
@@ -173,11 +225,11 @@ def _classifier(config: dict[str, Any], head: Head, method: Method | None, encod
         dimension=len(labels),
         head=head,
         labels=labels,
-        activation=_activation(config, len(labels)),
+        activation=_activation(config, head, len(labels)),
     )
 
 
-def _activation(config: dict[str, Any], labels: int) -> Activation:
+def _activation(config: dict[str, Any], head: Head, labels: int) -> Activation:
     """How scores become probabilities, as sentence-transformers and vLLM read it."""
     sentence = config.get("sentence_transformers")
     given = sentence.get("activation_fn") if isinstance(sentence, dict) else None
@@ -185,7 +237,7 @@ def _activation(config: dict[str, Any], labels: int) -> Activation:
     if isinstance(given, str):
         return "none" if given.endswith(IDENTITIES) else "sigmoid"
     kind = config.get("problem_type")
-    if kind == "regression":
+    if kind == "regression" or (head == "reward" and labels == 1):
         return "none"
     return "sigmoid" if labels == 1 or kind == "multi_label_classification" else "softmax"
 
@@ -207,11 +259,29 @@ def _from_modules(folder: Path, modules: list[tuple[str, str]]) -> Method | None
     for kind, path in modules:
         if kind == "Pooling":
             method = _mode(folder / path / "config.json")
-        elif kind not in ("Transformer", "Normalize"):
+        elif kind not in MODULES:
             raise CheckpointError(
-                f"{folder / 'modules.json'}: the module {kind} is not supported; known: Transformer, Pooling, Normalize"
+                f"{folder / 'modules.json'}: the module {kind} is not supported; known: {', '.join(MODULES)}"
             )
     return method
+
+
+def _dense(folder: Path, path: str) -> Projection:
+    """A module of sentence-transformers behind the model. Raises CheckpointError."""
+    file = folder / path / "config.json"
+    said = _read(file, _Dense)
+    activation = said.activation_function.rpartition(".")[2]
+    if activation not in ("Identity", "Tanh"):
+        raise CheckpointError(f"{file}: activation_function {activation} is not supported; known: Identity, Tanh")
+    return Projection(f"{path}.linear", path, said.in_features, said.out_features, said.bias, activation == "Tanh")
+
+
+def _colbert(folder: Path, inputs: int) -> Projection:
+    """The product that ColBERT's own checkpoints hold beside the encoder. Raises CheckpointError."""
+    entry = read_headers(folder).get("linear.weight")
+    if entry is None or len(entry.shape) != 2:
+        raise CheckpointError(f"{folder}: a ColBERT checkpoint must have a matrix linear.weight")
+    return Projection("linear", "", inputs, entry.shape[0])
 
 
 def _mode(file: Path) -> Method:

@@ -1,7 +1,7 @@
 """What `LLM` does with models that give vectors and scores instead of text, on vLLM's names."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -19,9 +19,11 @@ from quire.messages.pooling_outputs import (
     PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
+    compare,
     data_of,
     paired,
-    similarity,
+    scoring_task,
+    sided,
     values_of,
 )
 from quire.messages.wire import EngineFacts
@@ -66,15 +68,7 @@ class PoolingCalls(ABC):
         """
         named = [self._front.prompted(prompt, prompt_name) for prompt in as_list(prompts)]
         outputs = self._pool(named, _with_task(pooling_params, "embed"), use_tqdm)
-        return [
-            EmbeddingRequestOutput(
-                request_id=output.request_id,
-                prompt_token_ids=output.prompt_token_ids,
-                num_cached_tokens=output.num_cached_tokens,
-                outputs=EmbeddingOutput(values_of(output).tolist()),
-            )
-            for output in outputs
-        ]
+        return _wrapped(EmbeddingRequestOutput, outputs, lambda output: EmbeddingOutput(values_of(output).tolist()))
 
     def classify(
         self,
@@ -85,15 +79,9 @@ class PoolingCalls(ABC):
     ) -> list[ClassificationRequestOutput]:
         """The probability of each label for each text; raw scores with `use_activation=False`."""
         outputs = self._pool(as_list(prompts), _with_task(pooling_params, "classify"), use_tqdm)
-        return [
-            ClassificationRequestOutput(
-                request_id=output.request_id,
-                prompt_token_ids=output.prompt_token_ids,
-                num_cached_tokens=output.num_cached_tokens,
-                outputs=ClassificationOutput(values_of(output).tolist()),
-            )
-            for output in outputs
-        ]
+        return _wrapped(
+            ClassificationRequestOutput, outputs, lambda output: ClassificationOutput(values_of(output).tolist())
+        )
 
     def reward(
         self,
@@ -102,9 +90,10 @@ class PoolingCalls(ABC):
         use_tqdm: bool = True,
         pooling_params: PoolingParams | None = None,
     ) -> list[PoolingRequestOutput]:
-        """The raw scores of a reward model for each text."""
+        """The raw scores of a reward model for each text; of some, for each of its tokens."""
         params = msgspec.structs.replace(pooling_params or PoolingParams(), use_activation=False)
-        return self.encode(prompts, params, pooling_task="classify", use_tqdm=use_tqdm)
+        task: PoolingTask = "token_classify" if "token_classify" in self.facts.tasks else "classify"
+        return self.encode(prompts, params, pooling_task=task, use_tqdm=use_tqdm)
 
     def encode(
         self,
@@ -120,15 +109,7 @@ class PoolingCalls(ABC):
         if task is None and self.facts.pooler is not None:
             task = self.facts.pooler.tasks[0]  # type: ignore[assignment]
         outputs = self._pool(as_list(prompts), msgspec.structs.replace(params, task=task), use_tqdm)
-        return [
-            PoolingRequestOutput(
-                request_id=output.request_id,
-                prompt_token_ids=output.prompt_token_ids,
-                num_cached_tokens=output.num_cached_tokens,
-                outputs=PoolingOutput(data_of(output, task)),
-            )
-            for output in outputs
-        ]
+        return _wrapped(PoolingRequestOutput, outputs, lambda output: PoolingOutput(data_of(output, task)))
 
     def score(
         self,
@@ -140,19 +121,23 @@ class PoolingCalls(ABC):
     ) -> list[ScoringRequestOutput]:
         """How well texts go together: one with each of the others, or pair by pair.
 
-        A cross-encoder reads both texts of a pair at once; of other models the vectors are compared by their cosine.
+        A cross-encoder reads both texts of a pair at once; of other models the vectors are compared, by their cosine or
+        token by token.
         """
         pairs = paired(data_1, data_2)
-        params = _with_task(pooling_params, "score")
-        if self.facts.pooler is not None and self.facts.pooler.head != "none":
+        pooler = self.facts.pooler
+        if pooler is None or pooler.head != "none":
+            params = _with_task(pooling_params, "score")
             outputs = self._pool([self._front.pair(*pair) for pair in pairs], params, use_tqdm)
             scores = [values_of(output)[0] for output in outputs]
             ids = [output.prompt_token_ids for output in outputs]
         else:
+            pairs = sided(pooler, pairs)
             texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+            params = _with_task(pooling_params, scoring_task(pooler))
             found = dict(zip(texts, self._pool(texts, params, use_tqdm), strict=True))
             vectors = {text: values_of(output) for text, output in found.items()}
-            scores = [similarity(vectors[a], vectors[b]) for a, b in pairs]
+            scores = [compare(pooler, vectors[a], vectors[b]) for a, b in pairs]
             ids = [found[a].prompt_token_ids + found[b].prompt_token_ids for a, b in pairs]
         return [
             ScoringRequestOutput(request_id=str(i), prompt_token_ids=ids[i], outputs=ScoringOutput(score))
@@ -165,6 +150,21 @@ def checked(output: RequestOutput) -> RequestOutput:
     if output.error is not None:
         raise EngineError(output.error)
     return output
+
+
+def _wrapped(
+    kind: Callable[..., T], outputs: Sequence[RequestOutput], made: Callable[[RequestOutput], object]
+) -> list[T]:
+    """What users get: a `kind` of each output, around what is `made` of it."""
+    return [
+        kind(
+            request_id=output.request_id,
+            prompt_token_ids=output.prompt_token_ids,
+            num_cached_tokens=output.num_cached_tokens,
+            outputs=made(output),
+        )
+        for output in outputs
+    ]
 
 
 def _with_task(params: PoolingParams | None, task: PoolingTask) -> PoolingParams:

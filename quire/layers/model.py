@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from quire.layers.scores import Projections
 from quire.ops.step import StepInputs
 
 
@@ -26,6 +27,12 @@ class Model(Reader, Protocol):
     def logits(self, hidden: Tensor) -> Tensor:
         """Rows of hidden states to logits of the whole vocabulary: (n, vocab)."""
         ...
+
+
+class Projector(Reader, Protocol):
+    """One with products behind it that vectors go through."""
+
+    projections: Projections
 
 
 class Scorer(Reader, Protocol):

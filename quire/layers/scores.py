@@ -1,10 +1,12 @@
 """Heads that score labels, for a text as a whole or for each of its tokens. Whole on every rank and never quantized."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.pooling import Projection
 from quire.layers.build import Build
 from quire.layers.linear import Linear
 from quire.layers.norm import LayerNorm
@@ -47,6 +49,24 @@ def whole_linear(b: Build, inputs: int, outputs: int, bias: bool = True) -> Line
     return Linear(b, weight, b.weight(Part("bias", (outputs,))) if bias else None)
 
 
+class Projections(nn.Module):
+    """Products that vectors go through behind a model, each perhaps through tanh."""
+
+    def __init__(self, b: Build, projections: Sequence[Projection]) -> None:
+        super().__init__()
+        self._tanh = [one.tanh for one in projections]
+        self.layers = nn.ModuleList(
+            whole_linear(b / one.name, one.inputs, one.outputs, one.bias) for one in projections
+        )
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(n, inputs of the first) to (n, outputs of the last)."""
+        for layer, tanh in zip(self.layers, self._tanh, strict=True):
+            vectors = layer(vectors)
+            vectors = vectors.tanh() if tanh else vectors
+        return vectors
+
+
 def score_linear(b: Build, facts: ModelFacts, bias: bool = True) -> Linear:
     """The product that makes scores of the labels that the checkpoint names."""
     assert facts.pooling is not None, "only what is pooled has scores"
@@ -54,7 +74,13 @@ def score_linear(b: Build, facts: ModelFacts, bias: bool = True) -> Linear:
 
 
 def decoder_scores(facts: ModelFacts, b: Build) -> ScoreHead | None:
-    """The head of a decoder that scores: `score`, with biases where it scores tokens. None for any other decoder."""
+    """The head of a decoder that scores: `score`, with biases where it scores tokens, behind a layer in reward models.
+
+    None for any other decoder.
+    """
     if facts.pooling is None or facts.pooling.head == "none":
         return None
+    if facts.pooling.head == "reward":
+        size = facts.config["hidden_size"]
+        return ScoreHead(score_linear(b / "score.2", facts), whole_linear(b / "score.0", size, size), torch.relu)
     return ScoreHead(score_linear(b / "score", facts, facts.pooling.head == "token"))

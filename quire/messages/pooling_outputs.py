@@ -4,8 +4,10 @@ from array import array
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
 from quire.base.errors import RequestError
+from quire.checkpoint.pooling import PoolerFacts
 from quire.messages.outputs import RequestOutput
 from quire.messages.pooling import TOKEN_TASKS, PoolingTask
 
@@ -89,6 +91,32 @@ def similarity(first: Sequence[float], second: Sequence[float]) -> float:
     dot = sum(a * b for a, b in zip(first, second, strict=True))
     size = (sum(a * a for a in first) * sum(b * b for b in second)) ** 0.5
     return dot / size if size else 0.0
+
+
+def late_similarity(query: Sequence[float], document: Sequence[float], width: int) -> float:
+    """How well two texts go together, whose tokens have vectors of `width` values: for each token of the query what the
+    document's best one gives, added up (Khattab and Zaharia, "ColBERT", 2020).
+    """
+    first, second = (np.asarray(values, dtype=np.float32).reshape(-1, width) for values in (query, document))
+    return float((first @ second.T).max(axis=1).sum())
+
+
+def compare(pooler: PoolerFacts, first: Sequence[float], second: Sequence[float]) -> float:
+    """How well a query and a document go together, by what a model that reads them one by one made of them."""
+    if pooler.late:
+        return late_similarity(first, second, pooler.dimension)
+    return similarity(first, second)
+
+
+def sided(pooler: PoolerFacts, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Pairs of a query and a document as such a model reads them, each behind what goes before its kind."""
+    before, other = pooler.sides
+    return [(before + query, other + document) for query, document in pairs]
+
+
+def scoring_task(pooler: PoolerFacts) -> PoolingTask:
+    """What such a model makes of a text that is to be compared."""
+    return "token_embed" if pooler.late else "score"
 
 
 def paired(first: str | Sequence[str], second: str | Sequence[str]) -> list[tuple[str, str]]:

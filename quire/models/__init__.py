@@ -11,10 +11,13 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Protocol
 
+from torch import nn
+
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import Implementation, ModelFacts
 from quire.layers.build import Build
 from quire.layers.model import Model
+from quire.layers.scores import Projections
 
 __all__ = ["Model", "build", "supported"]
 
@@ -60,7 +63,7 @@ def build(facts: ModelFacts, build: Build, impl: Implementation = "auto", *, tru
     build = replace(build, max_model_len=build.max_model_len or facts.context_len)
     if impl != OTHERS and name in known:
         family: _Family = importlib.import_module(f"{__name__}.{name}")
-        return family.build(facts, build)
+        return _with_projections(family.build(facts, build), facts, build)
     close = get_close_matches(name, known, 5, CLOSE)
     named = f"names close to it: {', '.join(close)}" if close else f"there are: {', '.join(known)}"
     unknown = f"{facts.path}: model_type {facts.model_type!r} has no file of quire's; {named} (all: docs/models.md)"
@@ -68,8 +71,16 @@ def build(facts: ModelFacts, build: Build, impl: Implementation = "auto", *, tru
         raise CheckpointError(f"{unknown}. What transformers defines runs with --model-impl transformers")
     try:
         others: _Others = importlib.import_module(f"{__name__}.{OTHERS}")
-        return others.build(facts, build, trust_remote_code)
+        return _with_projections(others.build(facts, build, trust_remote_code), facts, build)
     except CheckpointError as error:
         if impl == OTHERS:
             raise
         raise CheckpointError(f"{unknown}, and it does not run through transformers: {error}") from None
+
+
+def _with_projections(model: Model, facts: ModelFacts, build: Build) -> Model:
+    """`model` with the products that its checkpoint has behind it; they belong to no family."""
+    if facts.pooling is not None and facts.pooling.projections:
+        assert isinstance(model, nn.Module)
+        model.add_module("projections", Projections(build, facts.pooling.projections))
+    return model

@@ -302,6 +302,8 @@ def _switches_at(facts: ModelFacts) -> int | None:
 def _made(facts: ModelFacts, b: Build, config: Any, attention: str, trust_remote_code: bool) -> Any:
     """The model on the device of `b`, its values still to come."""
     head = None if facts.pooling is None else facts.pooling.head
+    if head == "reward":
+        raise CheckpointError(f"{facts.path}: transformers has no reward models")
     auto, mapping = {
         None: (transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
         "none": (transformers.AutoModel, transformers.MODEL_MAPPING),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quire.checkpoint.pooling import Activation, PoolerFacts
-from quire.layers.model import Reader, Scorer
+from quire.layers.model import Projector, Reader, Scorer
 from quire.messages.plan import Grant, StepResult
 from quire.messages.pooling import TOKEN_TASKS, Pooling
 from quire.runner.rows import HostRow
@@ -130,6 +130,9 @@ class Pooler:
         if self._facts.head != "none":
             model: Scorer = self._model  # type: ignore[assignment]
             return _activated(model.scores(values).float(), wanted.activation)
+        if self._facts.projections:
+            projector: Projector = self._model  # type: ignore[assignment]
+            values = projector.projections.forward(values)
         values = values[:, : wanted.dimensions].float()
         return F.normalize(values, dim=-1) if wanted.normalize else values
 

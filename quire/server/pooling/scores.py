@@ -1,6 +1,7 @@
 """POST /score and /rerank: how well texts go together, pair by pair, or documents in order of a query.
 
-A cross-encoder reads both texts of a pair at once; of other models the vectors are compared by their cosine.
+A cross-encoder reads both texts of a pair at once; of other models the vectors are compared, by
+their cosine or token by token.
 """
 
 import asyncio
@@ -8,13 +9,14 @@ import time
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.base.errors import RequestError
 from quire.messages.outputs import RequestOutput
 from quire.messages.pooling import PoolingParams
-from quire.messages.pooling_outputs import paired, similarity, values_of
+from quire.messages.pooling_outputs import compare, paired, scoring_task, sided, values_of
 from quire.server.pooling.schema import RerankRequest, ScoreRequest, Texts
 from quire.server.pooling.work import MAX_INPUTS, Call, read_call, read_inputs, read_pairs, usage_of
 
@@ -76,10 +78,11 @@ async def _scores(
     kept = call.asked.truncate_prompt_tokens
     params = PoolingParams(task="score", use_activation=use_activation, truncate_prompt_tokens=kept)
     pooler = call.service.engine.facts.pooler
-    if pooler is not None and pooler.head != "none":
+    if pooler is None or pooler.head != "none":
         outputs = await call.run(await read_pairs(pairs, call.service), params)
         return [values_of(output)[0] for output in outputs], outputs
+    pairs, params = sided(pooler, pairs), replace(params, task=scoring_task(pooler))
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     outputs = await call.run(await read_inputs(texts, call, params), params)
     vectors = dict(zip(texts, map(values_of, outputs), strict=True))
-    return await asyncio.to_thread(lambda: [similarity(vectors[a], vectors[b]) for a, b in pairs]), outputs
+    return await asyncio.to_thread(lambda: [compare(pooler, vectors[a], vectors[b]) for a, b in pairs]), outputs

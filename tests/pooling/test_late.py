@@ -1,0 +1,125 @@
+"""Texts as vectors of their tokens: ColBERT's own checkpoints; dense modules of sentence-transformers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quire import LLM
+from quire.base.errors import CheckpointError, RequestError
+from quire.checkpoint.read import read_facts
+from quire.messages.pooling import PoolingParams
+from quire.messages.pooling_outputs import late_similarity
+from tests.pooling.checkpoints import make, with_modules
+from tests.pooling.test_decoders import hidden
+
+pytestmark = pytest.mark.torch
+
+WIDTH = 10
+QUERIES, DOCUMENTS = ["w5 w9 w11", "w40"], ["w5 w9 w70 w71", "w41 w42 w43 w44 w45"]
+
+
+def ids(text: str) -> list[int]:
+    return [int(word[1:]) for word in text.split()]
+
+
+def matrix(seed: int = 2, rows: int = WIDTH, columns: int = 48) -> Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.2
+
+
+def colbert(folder: Path) -> Path:
+    """As the authors publish them: the product beside the encoder."""
+    path = make("bert", folder)
+    tensors = {f"bert.{name}": tensor for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file({**tensors, "linear.weight": matrix()}, path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "architectures": ["HF_ColBERT"]}))
+    return path
+
+
+def dense(path: Path, number: int, weight: Tensor, bias: bool, activation: str) -> None:
+    """A dense module of sentence-transformers, listed after those that are there."""
+    folder = path / f"{number}_Dense"
+    folder.mkdir()
+    shape = {"in_features": weight.shape[1], "out_features": weight.shape[0]}
+    name = f"torch.nn.modules.{activation}"
+    (folder / "config.json").write_text(json.dumps({**shape, "bias": bias, "activation_function": name}))
+    tensors = {"linear.weight": weight} | ({"linear.bias": weight[:, 0].clone()} if bias else {})
+    save_file(tensors, folder / "model.safetensors")
+    file = path / "modules.json"
+    listed = json.loads(file.read_text()) if file.exists() else [{"path": "", "type": "a.Transformer"}]
+    file.write_text(json.dumps([*listed, {"path": folder.name, "type": "sentence_transformers.models.Dense"}]))
+
+
+def late(states: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(states @ matrix().T, dim=-1)
+
+
+def expected(path: Path, query: str, document: str, judge: Path) -> float:
+    first, second = (late(hidden(judge, ids(text))) for text in (query, document))
+    return float((first @ second.T).max(1).values.sum())
+
+
+def test_colbert_compares_token_by_token(tmp_path: Path) -> None:
+    path, judge = colbert(tmp_path / "late"), make("bert", tmp_path / "judge")
+    with LLM(str(path), threads=1) as llm:
+        [output] = llm.encode("w5 w9 w11", pooling_task="token_embed", use_tqdm=False)
+        assert (torch.tensor(output.outputs.data) - late(hidden(judge, [5, 9, 11]))).abs().max() < 1e-4
+        for query in QUERIES:
+            scores = llm.score(query, DOCUMENTS, use_tqdm=False)
+            for score, document in zip(scores, DOCUMENTS, strict=True):
+                assert score.outputs.score == pytest.approx(expected(path, query, document, judge), abs=1e-4)
+        with pytest.raises(RequestError, match="does not serve the task embed"):
+            llm.embed("w5", use_tqdm=False)
+
+
+def test_queries_and_documents_have_beginnings_of_their_own(tmp_path: Path) -> None:
+    path = make("modernbert", tmp_path / "late")
+    judge = make("modernbert", tmp_path / "judge")
+    dense(path, 1, matrix(), False, "linear.Identity")
+    sides = {"query_prefix": "w90 ", "document_prefix": "w91 w92 "}
+    (path / "config_sentence_transformers.json").write_text(json.dumps(sides))
+    with LLM(str(path), threads=1) as llm:
+        [score] = llm.score("w5 w9", "w9 w6 w5", use_tqdm=False)
+    want = expected(path, "w90 w5 w9", "w91 w92 w9 w6 w5", judge)
+    assert score.outputs.score == pytest.approx(want, abs=1e-4)
+
+
+def test_dense_modules_behind_pooling(tmp_path: Path) -> None:
+    path, judge = (make("qwen3", tmp_path / name, num_key_value_heads=2, head_dim=16) for name in ("model", "judge"))
+    with_modules(path, "lasttoken", normalize=False)
+    dense(path, 2, matrix(3, 60), True, "activation.Tanh")
+    dense(path, 3, matrix(4, 20, 60), False, "linear.Identity")
+    with LLM(str(path), threads=1, max_num_batched_tokens=4) as llm:
+        outputs = llm.embed(["w5 w9 w11 w12 w13 w14", "w7"], use_tqdm=False)
+        [short] = llm.embed("w7", pooling_params=PoolingParams(dimensions=6), use_tqdm=False)
+    for output, text in zip(outputs, ([5, 9, 11, 12, 13, 14], [7]), strict=True):
+        first = torch.tanh(hidden(judge, text)[-1] @ matrix(3, 60).T + matrix(3, 60)[:, 0])
+        assert (torch.tensor(output.outputs.embedding) - first @ matrix(4, 20, 60).T).abs().max() < 1e-4
+    assert short.outputs.embedding == pytest.approx(outputs[1].outputs.embedding[:6], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("activation", "says"),
+    [("activation.GELU", "GELU is not supported"), ("linear.Identity", "1_Dense.linear takes 40 values and gets 48")],
+)
+def test_what_does_not_fit_is_told(activation: str, says: str, tmp_path: Path) -> None:
+    path = make("bert", tmp_path)
+    dense(path, 1, matrix(2, WIDTH, 40), False, activation)
+    with pytest.raises(CheckpointError, match=says), LLM(str(path), threads=1):
+        pass
+
+
+def test_a_matrix_must_be_beside_a_colbert(tmp_path: Path) -> None:
+    path = make("bert", tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "architectures": ["HF_ColBERT"]}))
+    with pytest.raises(CheckpointError, match="must have a matrix"):
+        read_facts("x", path)
+
+
+def test_the_best_of_the_document_counts_for_each_token_of_the_query() -> None:
+    assert late_similarity([1.0, 0.0, 0.0, 2.0], [0.5, 0.5, 3.0, -1.0, 0.0, 1.0], 2) == 3.0 + 2.0
