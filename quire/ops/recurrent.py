@@ -64,13 +64,15 @@ def state_slots(step: StepInputs, group: int) -> StateSlots:
     return step.once(("state slots", group), make)
 
 
-def visits(step: StepInputs, group: int) -> Iterator[tuple[slice, int | None, int]]:
+def visits(step: StepInputs, group: int) -> list[tuple[slice, int | None, int]]:
     """Of every sequence that computes tokens: these, where it finds its state (None: nowhere), where it leaves it."""
-    slots, bounds = state_slots(step, group), step.query_start.tolist()
-    each = zip(pairwise(bounds), slots.begin.tolist(), slots.end.tolist(), slots.fresh.tolist(), strict=True)
-    for (a, b), begin, end, fresh in each:
-        if a < b:
-            yield slice(a, b), None if fresh else begin, end
+
+    def make() -> list[tuple[slice, int | None, int]]:
+        slots, bounds = state_slots(step, group), step.query_start.tolist()
+        each = zip(pairwise(bounds), slots.begin.tolist(), slots.end.tolist(), slots.fresh.tolist(), strict=True)
+        return [(slice(a, b), None if fresh else begin, end) for (a, b), begin, end, fresh in each if a < b]
+
+    return step.once(("visits", group), make)
 
 
 @dataclass(frozen=True, slots=True)
