@@ -19,7 +19,7 @@ from quire.loading.recipe import Part, Recipe, Weight
 from quire.messages.state import Retention
 from quire.ops.linear import LinearSpec, linear
 from quire.ops.registry import Choice, Op, Provider, choose
-from quire.ops.stored import Bits, Storage, StoredSpec, Wanted, offered, storage_for, stored_linear
+from quire.ops.stored import Bits, Storage, StoredSpec, Wanted, arranged, offered, storage_for, stored_linear
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import ONLINE, Quantized
 from quire.quantization.scaled import Form, Scaled
@@ -142,7 +142,8 @@ class Build:
         """How a matrix of full precision is stored."""
         dtype, device, online = self.dtype_name, str(self.device), self.quantization
         if online is not None and online in ONLINE:
-            return Scaled.of(outputs, inputs, ONLINE["fp8" if head else online], dtype, device)
+            form = Scaled.of(outputs, inputs, ONLINE["fp8" if head else online], dtype, device)
+            return arranged(form, self.providers) or form
         return storage_for(self._wanted(outputs, inputs, self._bits(head)), self.providers)
 
     def _bits(self, head: bool) -> Bits | None:

@@ -59,7 +59,7 @@ class Joint:
 
     def __init__(self, b: Build, norm: Norm, product: Linear, mlp: GatedMLP | None = None) -> None:
         self._norm, self._product = norm, product
-        self._rest: Callable[[Tensor], Tensor] | None = None if mlp is None else mlp.gate
+        self._begin: Callable[[Tensor], Tensor] = product.forward if mlp is None else mlp.gated
         self._spec: NormLinearSpec | NormGateSpec | None = None
         self._op: Callable[..., tuple[Tensor, Tensor]] = self._composed
         if isinstance(product.spec, LinearSpec) and isinstance(norm, RMSNorm):
@@ -76,5 +76,4 @@ class Joint:
 
     def _composed(self, residual: Tensor, delta: Tensor | None, *_: object) -> tuple[Tensor, Tensor]:
         normed, total = self._norm.add(residual, delta)
-        made = self._product.forward(normed)
-        return (made if self._rest is None else self._rest(made)), total
+        return self._begin(normed), total

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from quire.layers.build import Build
 from quire.layers.linear import Matrix, column, row
 from quire.ops.activation import Activation, ActivationSpec, GateSpec, Pointwise, gated_activation, pointwise
+from quire.ops.stored import StoredSpec
+from quire.ops.stored_gate import StoredGateSpec, stored_gate_up
 
 ActivationName = Literal["gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu"]
 """Activations as config.json calls them."""
@@ -40,15 +42,23 @@ class GatedMLP(nn.Module):
         self.down = row(b / names[2], inner, hidden, bias)
         self.spec = GateSpec(b.mesh.split(inner, "intermediate_size"), activation, b.dtype_name, str(b.device))
         self._gate = b.op(gated_activation, self.spec)
+        self._stored: StoredGateSpec | None = None
+        self._stored_op = self._gated
+        if isinstance(self.gate_up.spec, StoredSpec):
+            self._stored = StoredGateSpec(self.gate_up.spec, self.spec)
+            self._stored_op = b.op(stored_gate_up, self._stored, self._gated)
 
-    def gate(self, gate_up: Tensor) -> Tensor:
-        """activation(gate) * up."""
-        gated: Tensor = self._gate(gate_up, self.spec)
+    def gated(self, x: Tensor) -> Tensor:
+        """activation(gate(x)) * up(x)."""
+        return self._stored_op(x, self.gate_up.weight, self.gate_up.bias, self._stored)
+
+    def _gated(self, x: Tensor, *_: object) -> Tensor:
+        gated: Tensor = self._gate(self.gate_up.forward(x), self.spec)
         return gated
 
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to this rank's share of (tokens, hidden), which the mesh must still add up."""
-        return self.down.forward(self.gate(self.gate_up.forward(x)))
+        return self.down.forward(self.gated(x))
 
 
 @dataclass(frozen=True, slots=True)

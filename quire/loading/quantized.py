@@ -14,7 +14,7 @@ from torch import Tensor
 from quire.base.errors import CheckpointError
 from quire.loading.held import Held
 from quire.loading.recipe import Part, Span
-from quire.ops.stored import Bits, Storage, Wanted, offered
+from quire.ops.stored import Bits, Storage, Wanted, arranged, offered
 from quire.quantization.blocks import BlockForm, Blocks
 from quire.quantization.checkpoint import Quantized
 from quire.quantization.scaled import Block, Form, Scaled
@@ -72,7 +72,8 @@ def place(parts: Sequence[Part], quantized: Quantized, where: Place) -> tuple[St
     if isinstance(first, Scaled) and all(_alike(first, one, len(members)) for one in members):
         whole = replace(first, outputs=sum(member.outputs for member in members))
         row, held = 0, []
-        storage = _repacked(whole, where) if all(scheme and not scheme.online for scheme in schemes) else whole
+        online = any(scheme is None or scheme.online for scheme in schemes)
+        storage = (arranged(whole, where.providers) or whole) if online else _repacked(whole, where)
         for scheme, member in zip(schemes, members, strict=True):
             held.append(Held(storage, 0, row, scheme))
             row += member.outputs
@@ -145,7 +146,10 @@ def _alike(first: Scaled, other: Member, members: int) -> bool:
 
 
 def _repacked(whole: Scaled, where: Place) -> Storage:
-    """A kernel's own packing that holds the same values exactly, or the form itself."""
+    """A kernel's own arrangement, its own packing that holds the same values exactly, or the form itself."""
+    own = arranged(whole, where.providers)
+    if own is not None:
+        return own
     form = whole.form
     plain = not (form.zeros or form.ordered or form.columns or form.row_block > 1 or whole.offset)
     bits: Bits | None = None

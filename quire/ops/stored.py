@@ -15,6 +15,7 @@ from torch import Tensor
 from quire.ops.registry import op
 from quire.ops.samples import FLOATS, normal
 from quire.quantization.canonical import Canonical
+from quire.quantization.scaled import Form, Scaled
 from quire.quantization.stacked import Stacked
 
 Bits = Literal[4, 8]
@@ -95,6 +96,27 @@ def offered(wanted: Wanted, providers: Sequence[str]) -> Storage | None:
     return next((storage for storage in found if storage is not None), None)
 
 
+ARRANGES: dict[str, Callable[[Scaled], Storage | None]] = {}
+"""Provider to its own arrangement of a weight in the form with scales, which keeps the form: the weight itself where it
+is read as it is, None where it is not read."""
+
+
+def arrange(name: str) -> Callable[[Callable[[Scaled], Storage | None]], Callable[[Scaled], Storage | None]]:
+    """Make the decorated function provider `name`'s arrangement."""
+
+    def add(function: Callable[[Scaled], Storage | None]) -> Callable[[Scaled], Storage | None]:
+        ARRANGES[name] = function
+        return function
+
+    return add
+
+
+def arranged(weight: Scaled, providers: Sequence[str]) -> Storage | None:
+    """The arrangement of the first provider that reads the weight."""
+    found = (ARRANGES[name](weight) for name in providers if name in ARRANGES)
+    return next((storage for storage in found if storage is not None), None)
+
+
 def storage_for(wanted: Wanted, providers: Sequence[str]) -> Storage | None:
     """The way of the first provider that has one; None is row by row in its dtype, for the op `linear`."""
     found = offered(wanted, providers)
@@ -138,7 +160,33 @@ def _weights(outputs: int, inputs: int, group: int) -> Iterator[tuple[Storage, T
                 yield storage, data
 
 
+FORMS = (
+    Form("fp8_e4m3", None),
+    Form("uint4b8", 32),
+    Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply"),
+    Form("fp8_e4m3", 128),
+    Form("uint4b8", 128, "float16"),
+)
+"""Weights with scales, of which samples are made."""
+
+
+def scaled_samples(outputs: int, inputs: int, dtype: str) -> Iterator[tuple[Storage, Tensor]]:
+    """Weights with scales, as they are and in every provider's arrangement."""
+    for form in FORMS:
+        plain = Scaled.of(outputs, inputs, form, dtype, "cpu")
+        for storage in (plain, *(made(plain) for made in ARRANGES.values())):
+            if storage is not None:
+                data = storage.allocate()
+                storage.put(data, 0, normal(dtype, outputs, inputs, seed=1))
+                yield storage, data
+
+
 def _linear_samples() -> Iterator[tuple[StoredSpec, dict[str, Any]]]:
+    for dtype in FLOATS:
+        for storage, weight in scaled_samples(40, 256, dtype):
+            spec = StoredSpec(storage, True, dtype)
+            tensors = {"x": normal(dtype, 3, 256), "weight": weight, "bias": normal(dtype, 40, seed=2)}
+            yield spec, {**tensors, "spec": spec}
     for rows, inputs, outputs, bias, group in ((1, 16, 24, False, 32), (5, 70, 40, True, 32), (0, 8, 8, False, 128)):
         for storage, weight in _weights(outputs, inputs, group):
             spec = StoredSpec(storage, bias, storage.dtype)

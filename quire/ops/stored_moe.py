@@ -15,8 +15,8 @@ from torch import Tensor
 from quire.ops.moe import MoeBiases, MoeSpec, RouteSpec, gated, route
 from quire.ops.registry import op
 from quire.ops.samples import FLOATS, normal
-from quire.ops.stored import BITS, OFFERS, Storage, Wanted
-from quire.quantization.scaled import Form, Scaled
+from quire.ops.stored import BITS, FORMS, OFFERS, Storage, Wanted
+from quire.quantization.scaled import Scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,6 @@ class StoredMoeSpec:
     def device(self) -> str:
         """Where they are."""
         return self.moe.device
-
-
-FORMS = (Form("fp8_e4m3", None), Form("uint4b8", 32), Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply"))
 
 
 def _samples() -> Iterator[tuple[StoredMoeSpec, dict[str, Any]]]:

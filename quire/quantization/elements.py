@@ -41,10 +41,15 @@ class Element:
 
     def encode(self, values: Tensor) -> Tensor:
         """The codes (uint8) of the nearest values; of two equally near ones the even code. NaN becomes 0."""
+        wide = values.float().nan_to_num(0.0)
+        if self.name in ("fp8_e4m3", "fp8_e5m2"):
+            # Of two zeros the positive one.
+            codes = wide.clamp(-self.largest, self.largest).to(NATIVE[self.name]).view(torch.uint8)
+            return codes.masked_fill_(codes == 0x80, 0)
         points, codes = _sorted(self.name, values.device)
         middles = (points[1:] + points[:-1]) / 2
-        wide = values.float().nan_to_num(0.0)
-        low, high = torch.bucketize(wide, middles), torch.bucketize(wide, middles, right=True)
+        low = torch.bucketize(wide, middles, out_int32=True)
+        high = torch.bucketize(wide, middles, out_int32=True, right=True)
         return torch.where(codes[low] % 2 == 0, codes[low], codes[high])
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quire.quantization.elements import ELEMENTS, Element, pack, packed_bytes, unpack
+from quire.quantization.online import quantize_int4, quantize_int8
 
 ALIGNMENT = 16
 """Bytes that each part begins at a multiple of."""
@@ -149,9 +150,12 @@ class Scaled:
 
     def put_block(self, data: Tensor, first: int, block: Block) -> None:
         """Store rows that are in this form, as the rows from `first` on, a multiple of the form's `row_block`."""
-        rows = len(block.codes)
-        self.part(data, "codes")[first : first + rows] = block.codes
-        row = first // self.form.row_block
+        self.part(data, "codes")[first : first + len(block.codes)] = block.codes
+        self.put_scales(data, first, block)
+
+    def put_scales(self, data: Tensor, first: int, block: Block) -> None:
+        """Store all of a block but its codes."""
+        rows, row = len(block.codes), first // self.form.row_block
         self.part(data, "scales")[row : row + len(block.scales)] = block.scales
         if block.zeros is not None:
             self.part(data, "zeros")[first : first + rows] = block.zeros
@@ -175,8 +179,15 @@ class Scaled:
         """(rows, inputs) values as codes whose scales put the largest magnitude of each group at the type's largest.
 
         Scales of eight exponent bits are rounded up; a factor puts the largest scale of a row at its type's largest.
+        Groups of 4-bit integers get the best of several scales.
         """
         form, rows = self.form, len(values)
+        if form.scale == "float32" and form.element == "uint4b8" and form.group is not None:
+            quantized, scales = quantize_int4(values, form.group)
+            return Block(pack((quantized + 8).to(torch.uint8), form.bits), scales)
+        if form.scale == "float32" and form.element == "int8" and form.group is None:
+            quantized, scales = quantize_int8(values)
+            return Block(quantized.view(torch.uint8), scales[:, None])
         group = form.group or self.inputs
         wide = torch.nn.functional.pad(values.float(), (0, self.groups * group - self.inputs)).view(rows, -1, group)
         wanted = wide.abs().amax(2) / self.element.largest
@@ -193,8 +204,8 @@ class Scaled:
     def rows(self, data: Tensor, ids: Tensor) -> Tensor:
         """Rows `ids` (n,) as (n, inputs) values, computed in float32."""
         form = self.form
-        codes = unpack(self.part(data, "codes")[ids], form.bits, self.inputs)
-        values, scales = self.element.decode(codes), scale_values(self.scales_of(data, ids), form.scale)
+        values = self.element.decode(self.codes_of(data, ids))
+        scales = scale_values(self.scales_of(data, ids), form.scale)
         if form.zeros:
             values -= self._spread(data, self.part(data, "zeros")[ids].float())
         if form.factor is not None:
@@ -204,6 +215,10 @@ class Scaled:
         if form.columns:
             values *= self.part(data, "columns")
         return values.to(getattr(torch, self.dtype))
+
+    def codes_of(self, data: Tensor, ids: Tensor) -> Tensor:
+        """The codes of rows `ids`, (n, inputs) uint8."""
+        return unpack(self.part(data, "codes")[ids], self.form.bits, self.inputs)
 
     def scales_of(self, data: Tensor, ids: Tensor) -> Tensor:
         """The scales of rows `ids`, as they are stored."""

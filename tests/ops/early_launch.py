@@ -4,6 +4,7 @@ A program of its own, because a process that interprets Triton's kernels cannot 
 `[[kernel, complaint], ...]`.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from quire.kernels.triton.attention import cascade, heads, splits
-from quire.kernels.triton.dense import activation, gemv, norm, skinny
+from quire.kernels.triton.dense import activation, gemv, norm, quantized, skinny
 
 GEMV = {
     "K": 1024,
@@ -47,6 +48,13 @@ EARLIER = LISTED | {"k_pool", "v_pool", "new_slots", "angles", "q_norm", "k_norm
 """What is there before a step's first attention: `quire.kernels.triton.attention.listing` says why."""
 SHARED = {**HEADS, "GROUP": 4, "LINES": 64, "PAGE": 64, "TILE": 64, "STAGES": 3, "CAP": 0.0, "WIDE": False}
 SHARED |= {"k_bulk": None, "v_bulk": None}
+WORDS = {"K": 1024, "N": 256, "BIAS": True, "NATIVE": True, "PDL": True, "ROW_BLOCK": 1}
+INT4 = {"KIND": "uint4b8", "SCALE": "float16", "BITS": 4, "GROUP": 128, "GROUPS": 8, "ZEROS": True, "FACTOR": ""}
+NVFP4 = {"KIND": "fp4_e2m1", "SCALE": "float8_e4m3fn", "BITS": 4, "GROUP": 16, "GROUPS": 64, "ZEROS": False}
+NVFP4 |= {"FACTOR": "multiply"}
+FP8 = {"KIND": "fp8_e4m3", "SCALE": "float32", "BITS": 8, "GROUP": 0, "GROUPS": 1, "ZEROS": False, "FACTOR": ""}
+WORDS_TYPES = {"words": "*u16", "zeros": "*u8", "factors": "*fp32"}
+SCALE_TYPES = {"float32": "*fp32", "float16": "*fp16", "float8_e4m3fn": "*u8"}
 NORM = {"eps": 1e-6, "offset": 0.0, "SIZE": 1024, "BLOCK": 1024, "PDL": True}
 
 
@@ -70,6 +78,12 @@ def variants() -> Iterator[tuple[triton.JITFunction, dict[str, object], set[str]
     ):
         ahead = {"HELD": held, "FETCH": 0 if held == 4 else 8}
         yield skinny._skinny_kernel, {**SKINNY, **ahead, "ROWS": rows, "PARTS": parts, "GATE": gate}, weights
+    weights = {"words", "scales", "zeros", "factors", "bias"}
+    few = {"OUTPUTS": 64, "DEPTH": 32, "STAGES": 4, "FETCH": 8, "WIDEN": False}
+    for form, gate in itertools.product((INT4, NVFP4, FP8), ("", "silu")):
+        shape = {"OUTPUTS": 4, "UNITS": 128, "AHEAD": 1}
+        yield quantized.gemv._gemv_kernel, {**WORDS, **form, **shape, "GATE": gate}, weights
+        yield quantized.skinny._skinny_kernel, {**WORDS, **form, **few, "ROWS": 16, "PARTS": 2, "GATE": gate}, weights
     yield heads._prepare, {**HEADS, "BLOCK": 8}, set()
     whole = {name: value for name, value in HEADS.items() if name not in ("DP", "ROTARY")}
     yield heads._prepare_whole, {**whole, "BLOCK": 16}, set()
@@ -89,6 +103,8 @@ def ptx_of(kernel: triton.JITFunction, constants: dict[str, object]) -> tuple[st
     kinds |= dict.fromkeys(("lengths", "members", "items", "first_parts"), "*i32")
     kinds |= dict.fromkeys(("v_scale", "k_inverse", "v_inverse"), "fp32")
     kinds |= {"slots": "*i64", "new_slots": "*i64", "positions": "*i64", "angles": "*fp32", "logs": "*fp32"}
+    if "words" in names:
+        kinds |= {**WORDS_TYPES, "scales": SCALE_TYPES[str(constants["SCALE"])]}
     signature = {name: "constexpr" if name in constants else kinds.get(name, "*bf16") for name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
     source = ASTSource(kernel, signature, {(names.index(k),): v for k, v in constants.items()}, aligned)

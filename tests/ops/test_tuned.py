@@ -15,6 +15,7 @@ pytestmark = [
 FACTS = {
     "decode attention": ("pairs", "group", "bytes", "itemsize", "shares"),
     "one row": ("inputs", "outputs", "gate"),
+    "one quantized row": ("inputs", "outputs", "gate", "bits", "floats"),
 }
 
 
@@ -28,9 +29,9 @@ def files():
 
 def test_every_rule_makes_a_shape():
     from quire.kernels.triton.attention import decode
-    from quire.kernels.triton.dense import gemv
+    from quire.kernels.triton.dense import gemv, quantized
 
-    shapes = {"decode attention": decode.Shape, "one row": gemv.Shape}
+    shapes = {"decode attention": decode.Shape, "one row": gemv.Shape, "one quantized row": quantized.gemv.Shape}
     for tables in files().values():
         for kernel, rules in tables.items():
             for rule in rules:

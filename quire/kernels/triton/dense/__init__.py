@@ -1,5 +1,5 @@
 """Dense kernels: norms, gates and products, launched so that each starts while the one before it ends."""
 
-from quire.kernels.triton.dense import activation, linear, norm
+from quire.kernels.triton.dense import activation, linear, norm, quantized
 
-__all__ = ["activation", "linear", "norm"]
+__all__ = ["activation", "linear", "norm", "quantized"]

@@ -51,7 +51,7 @@ def _dot(w, x, sums, FLIP: tl.constexpr, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def _fetch(weight, n, k, K: tl.constexpr):
+def fetch(weight, n, k, K: tl.constexpr):
     """Ask for the L2 cache lines of weights (n, k)."""
     pointers = weight + n.to(tl.int64)[:, None] * K + k[None, :]
     tl.inline_asm_elementwise(
@@ -156,9 +156,9 @@ def _skinny_kernel(
             held_up = held_up + (_weights(w_at + N * K + begin + k, begin + k + at, end, EVEN),)
     if PDL and FETCH > 0:
         ahead = tl.minimum(begin + HELD * DEPTH + tl.arange(0, FETCH) * 64, K - 1)
-        _fetch(weight, safe_n, ahead, K)
+        fetch(weight, safe_n, ahead, K)
         if GATE != "":
-            _fetch(weight, safe_n + N, ahead, K)
+            fetch(weight, safe_n + N, ahead, K)
     wait(PDL)
     # The side that is a multiple of 64 goes to the matrix units' long side.
     FLIP: tl.constexpr = ROWS >= 64

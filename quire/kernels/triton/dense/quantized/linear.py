@@ -1,0 +1,58 @@
+"""Products with weights of 4 and 8 bits, each number of rows by the kernel that is fastest for it.
+
+One row is a kernel that streams the weights (`gemv`). Of more rows, floats of 8 bits meet activations of 8 bits in the
+library (`narrowed`); others keep what they are up to a hundred rows (`skinny`), and of more become values once for all
+rows (`unpacked`), or meet activations of 8 bits if they are such integers.
+"""
+
+import torch
+from torch import Tensor
+
+from quire.kernels.triton.dense.activation import triton_gated_activation
+from quire.kernels.triton.dense.quantized import gemv, narrowed, skinny, unpacked
+from quire.kernels.triton.dense.quantized.weight import Weight, unread
+from quire.ops.registry import provide
+from quire.ops.stored import StoredSpec, stored_linear
+from quire.ops.stored_gate import StoredGateSpec, stored_gate_up
+from quire.quantization.scaled import Scaled
+
+FEW = 128
+"""Rows up to which weights stay as they are, unless the library takes them."""
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def _refuses(spec: StoredSpec) -> str | None:
+    if spec.dtype not in DTYPES:
+        return f"activations of {spec.dtype}; only {', '.join(DTYPES)}"
+    return unread(spec.storage)
+
+
+@provide("triton", stored_linear, _refuses)
+def triton_stored_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: StoredSpec) -> Tensor:
+    """See `stored_linear`."""
+    rows, seen = len(x), _seen(spec, weight)
+    if not rows:
+        return torch.empty((0, seen.outputs), dtype=x.dtype, device=x.device)
+    if rows == 1:
+        return gemv.product(x, seen, bias, "")
+    if narrowed.takes(seen, rows):
+        return narrowed.product(x, seen, bias)
+    return skinny.product(x, seen, bias, "") if rows <= FEW else unpacked.product(x, seen, bias)
+
+
+@provide("triton", stored_gate_up, lambda spec: _refuses(spec.product))
+def triton_stored_gate_up(x: Tensor, weight: Tensor, bias: Tensor | None, spec: StoredGateSpec) -> Tensor:
+    """See `stored_gate_up`."""
+    rows, seen = len(x), _seen(spec.product, weight)
+    if rows == 1:
+        return gemv.product(x, seen, bias, spec.gate.activation)
+    if 0 < rows <= FEW and not narrowed.takes(seen, rows):
+        return skinny.product(x, seen, bias, spec.gate.activation)
+    made: Tensor = triton_stored_linear(x, weight, bias, spec.product)
+    gated: Tensor = triton_gated_activation(made, spec.gate)
+    return gated
+
+
+def _seen(spec: StoredSpec, weight: Tensor) -> Weight:
+    assert isinstance(spec.storage, Scaled), "unread() refuses all others"
+    return Weight(spec.storage, weight)

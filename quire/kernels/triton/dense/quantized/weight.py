@@ -1,0 +1,135 @@
+"""Stored weights as these kernels see them: which they read, and what a launch is told of them."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from quire.kernels.triton.dense.quantized.decode import EIGHTS, FOURS
+from quire.ops.stored import Storage, Wanted, arrange, offer
+from quire.quantization.scaled import Form, Scaled
+from quire.quantization.words import Words, span
+
+FINE, COARSE = (16, 32, 64), 128
+"""Inputs that share a scale: one of FINE, or a multiple of COARSE."""
+KINDS = {"int4": "uint4b8", "int8": "signed", "uint8": "unsigned"}
+"""What kernels call types that are stored as others are, or named like types of values."""
+BYTES = ("float8_e4m3fn", "e8m0")
+"""Scales that kernels see as bytes."""
+
+
+@functools.cache
+def converts(device: torch.device) -> bool:
+    """Whether `device` widens floats of 8 bits, and multiplies bfloat16, by instructions."""
+    if triton.knobs.runtime.interpret or device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def runs_on(device: str) -> bool:
+    """Whether these kernels run there."""
+    return torch.device(device).type in ("cuda", "xpu") or triton.knobs.runtime.interpret
+
+
+def unread(storage: Storage) -> str | None:
+    """Why these kernels do not read a weight; None if they do."""
+    if not isinstance(storage, Scaled):
+        return "reads weights with scales, not " + type(storage).__name__
+    form = storage.form
+    if form.element not in (*FOURS, *EIGHTS, "int4"):
+        return f"does not read {form.element}"
+    if not isinstance(storage, Words):
+        return f"reads rows of a multiple of {span(form.bits)} inputs"
+    if form.ordered or form.columns or storage.offset:
+        return "does not read weights whose columns have an order, factors or cut groups"
+    group = storage.inputs if form.zeros and form.group is None else form.group
+    if group is not None and (storage.inputs % group or (group not in FINE and group % COARSE)):
+        return f"does not read groups of {group} of {storage.inputs} inputs"
+    if form.element == "fp4_e2m1" and group not in FINE:
+        return f"reads fp4_e2m1 in groups of {FINE}"
+    return None
+
+
+@arrange("triton")
+def arranged(weight: Scaled) -> Storage | None:
+    """The weight as these kernels read it, None if they do not."""
+    if not runs_on(weight.device):
+        return None
+    own = Words.like(weight) if Words.holds(weight) else weight
+    return own if unread(own) is None else None
+
+
+@offer("triton")
+def _offered(wanted: Wanted) -> Storage | None:
+    if wanted.bits is None or wanted.parts > 1:
+        return None
+    form = Form("int8", None) if wanted.bits == 8 else Form("uint4b8", wanted.group)
+    return arranged(Scaled.of(wanted.outputs, wanted.inputs, form, wanted.dtype, wanted.device))
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight on its way into a kernel.
+
+    Attributes:
+        storage: what `unread` has nothing against.
+        data: its bytes.
+    """
+
+    storage: Scaled
+    data: Tensor
+
+    @property
+    def outputs(self) -> int:
+        """Rows."""
+        return self.storage.outputs
+
+    @property
+    def inputs(self) -> int:
+        """Columns."""
+        return self.storage.inputs
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return self.storage.form.bits
+
+    @property
+    def row_words(self) -> int:
+        """Of 16 bits, of a row's codes."""
+        return self.inputs * self.bits // 16
+
+    @property
+    def words(self) -> Tensor:
+        """(outputs, row_words) of 16 bits."""
+        return self.storage.part(self.data, "codes").view(torch.uint16)
+
+    @property
+    def scales(self) -> Tensor:
+        """(outputs / row_block, groups), those of 8 bits as bytes."""
+        found = self.storage.part(self.data, "scales")
+        return found.view(torch.uint8) if self.storage.form.scale in BYTES else found
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Words, scales, zero points and factors; what there is not is another tensor."""
+        form, part = self.storage.form, self.storage.part
+        zeros = part(self.data, "zeros") if form.zeros else self.data
+        factors = part(self.data, "factors") if form.factor else self.data.view(torch.float32)
+        return self.words, self.scales, zeros, factors
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What a kernel is compiled for."""
+        form = self.storage.form
+        group = form.group or 0
+        return {
+            "KIND": KINDS.get(form.element, form.element), "SCALE": form.scale, "BITS": form.bits,
+            # A zero point belongs to a group, so a row with one is a group of its own.
+            "GROUP": self.inputs if form.zeros and not group else group, "GROUPS": self.storage.groups,
+            "ROW_BLOCK": form.row_block, "ZEROS": form.zeros, "FACTOR": form.factor or "",
+            "NATIVE": converts(self.data.device),
+        }  # fmt: skip

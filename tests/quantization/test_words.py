@@ -1,0 +1,143 @@
+"""Weights in the order of GPU kernels: the same values, and interpreted kernels that make the same products."""
+
+import importlib.util
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from quire.ops.samples import normal
+from quire.ops.stored import StoredSpec, stored_linear
+from quire.quantization.elements import ELEMENTS
+from quire.quantization.scaled import Block, Form, Scaled
+from quire.quantization.words import Words, span, woven
+
+pytestmark = pytest.mark.torch
+INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+FORMS = {
+    "fp8": Form("fp8_e4m3", None),
+    "fp8 blocks": Form("fp8_e4m3", 128, row_block=8),
+    "e5m2": Form("fp8_e5m2", None, "bfloat16"),
+    "mxfp8": Form("fp8_e4m3", 32, "e8m0"),
+    "int8": Form("int8", None),
+    "int8 groups": Form("uint8b128", 128, "float16"),
+    "int8 zeros": Form("uint8", None, zeros=True),
+    "int4": Form("uint4b8", 128),
+    "int4 64": Form("uint4b8", 64, "float16"),
+    "int4 zeros": Form("uint4", 128, "float16", zeros=True),
+    "int4 fine zeros": Form("uint4", 32, "float16", zeros=True),
+    "int4 rows": Form("int4", None),
+    "nvfp4": Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply"),
+    "nvfp4, divided": Form("fp4_e2m1", 16, "float8_e4m3fn", factor="divide"),
+    "mxfp4": Form("fp4_e2m1", 32, "e8m0"),
+}
+INPUTS = 384
+
+
+def weight(form: Form, outputs: int, dtype: str) -> tuple[Scaled, torch.Tensor]:
+    """Codes of every pattern in the order of checkpoints, and plausible scales."""
+    generator = torch.Generator().manual_seed(7)
+    storage = Scaled.of(outputs, INPUTS, form, dtype, "cpu")
+    bits = torch.randint(0, 256, (outputs, INPUTS * form.bits // 8), generator=generator, dtype=torch.uint8)
+    if form.element.startswith("fp8"):
+        bits &= 0xBF  # neither NaN nor infinity
+    rows = -(-outputs // form.row_block)
+    scales = torch.rand(rows, storage.groups, generator=generator) / 16 + 0.01
+    if form.scale == "e8m0":
+        kept = torch.randint(118, 124, scales.shape, generator=generator, dtype=torch.uint8)
+    else:
+        kept = scales.to(getattr(torch, form.scale))
+    block = Block(bits, kept)
+    if form.zeros:
+        points = torch.randint(0, 1 << form.bits, (outputs, storage.groups), generator=generator, dtype=torch.uint8)
+        block = replace(block, zeros=points)
+    if form.factor:
+        block = replace(block, factors=torch.rand(outputs, generator=generator) + 0.5)
+    data = storage.allocate()
+    storage.put_block(data, 0, block)
+    if not Words.holds(storage):
+        return storage, data
+    # In two pieces, as loaders bring them.
+    own = Words.like(storage)
+    moved = own.allocate()
+    half = outputs // 2 // form.row_block * form.row_block
+    for first, last in ((half, outputs), (0, half)):
+        share = slice(first, last)
+        own.put_block(
+            moved,
+            first,
+            replace(
+                block,
+                codes=bits[share],
+                scales=kept[first // form.row_block : -(-last // form.row_block)],
+                zeros=None if block.zeros is None else block.zeros[share],
+                factors=None if block.factors is None else block.factors[share],
+            ),
+        )
+    ids = torch.randperm(outputs, generator=generator)
+    assert torch.equal(own.rows(moved, ids), storage.rows(data, ids))
+    return own, moved
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_words_hold_the_same_values(name: str) -> None:
+    storage, _ = weight(FORMS[name], 40, "float32")
+    assert isinstance(storage, Words)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_parts_of_a_word_are_inputs_a_run_apart(bits: int) -> None:
+    codes = torch.arange(2 * span(bits)).view(1, -1) % (1 << bits)
+    words = woven(codes.to(torch.uint8), bits).view(torch.int16)[0].int() & 0xFFFF
+    for word in range(64):
+        first = word // 32 * span(bits) + word % 32
+        parts = [(int(words[word]) >> (bits * i)) & ((1 << bits) - 1) for i in range(16 // bits)]
+        assert parts == [int(codes[0, first + 32 * i]) for i in range(16 // bits)]
+
+
+@pytest.mark.skipif(not INTERPRETER, reason="needs Triton's interpreter")
+@pytest.mark.parametrize("rows", [1, 3, 150])
+@pytest.mark.parametrize("name", FORMS)
+def test_kernels_multiply_what_the_reference_does(name: str, rows: int) -> None:
+    from quire.kernels.triton.dense.quantized import linear
+
+    storage, data = weight(FORMS[name], 40, "float32")
+    spec = StoredSpec(storage, True, "float32")
+    x, bias = normal("float32", rows, INPUTS), normal("float32", 40, seed=3)
+    want = stored_linear(x, data, bias, spec)
+    got = linear.triton_stored_linear(x, data, bias, spec)
+    # Integers of 8 bits meet activations of 8 bits where rows are many.
+    may = 2e-2 if name == "int8" and rows > 128 else 1e-4
+    assert (got - want).norm() / want.norm() < may
+
+
+@pytest.mark.skipif(not INTERPRETER, reason="needs Triton's interpreter")
+@pytest.mark.parametrize("kind", ["uint4b8", "uint4", "fp4_e2m1"])
+def test_every_code_of_four_bits_is_its_value(kind: str) -> None:
+    from quire.kernels.triton.dense.quantized import unpacked
+    from quire.kernels.triton.dense.quantized.weight import Weight
+
+    form = Form(kind, 128 if kind != "fp4_e2m1" else 32, zeros=kind == "uint4")
+    own = Words.like(Scaled.of(1, 128, form, "float32", "cpu"))
+    data = own.allocate()
+    codes = torch.arange(128) % 16
+    packed = (codes[0::2] | codes[1::2] << 4).to(torch.uint8).view(1, -1)
+    points = torch.zeros(1, own.groups, dtype=torch.uint8) if form.zeros else None
+    own.put_block(data, 0, Block(packed, torch.ones(1, own.groups), points))
+    wanted = torch.tensor(ELEMENTS[kind].values)[codes]
+    assert torch.equal(unpacked.values(Weight(own, data), 0, 1, torch.float32)[0], wanted)
+
+
+@pytest.mark.skipif(not INTERPRETER, reason="needs Triton's interpreter")
+def test_what_is_not_read_is_said() -> None:
+    from quire.kernels.triton.dense.quantized.weight import unread
+
+    def refusal(form: Form, inputs: int = 256) -> str:
+        made = Scaled.of(8, inputs, form, "float32", "cpu")
+        return unread(Words.like(made) if Words.holds(made) else made) or ""
+
+    assert "int3" in refusal(Form("int3", None)) and "nf4" in refusal(Form("nf4", 64))
+    assert "multiple of 128" in refusal(Form("uint4b8", 32), 96)
+    assert "order" in refusal(Form("uint4b8", 128, ordered=True))
+    assert "groups of 48" in refusal(Form("uint4b8", 48), 384) and not refusal(Form("uint4b8", 128))
