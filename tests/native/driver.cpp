@@ -1,6 +1,6 @@
 // Checks the compiled kernels without Python: against loops that say the same in the plainest way, for every set of
 // instructions that the processor has, on shapes drawn at random. Runs under sanitizers and under qemu-user. Products
-// are checked here, the rest of a step in step_checks.cpp, draws in draw_checks.cpp.
+// are checked here, the rest of a step in step_checks.cpp, draws and experts in files of theirs.
 //
 //     driver [rounds] [seed]      prints a line for each set and returns 1 where anything differs
 #include <math.h>
@@ -112,9 +112,10 @@ void race() {
 
 }  // namespace
 
-// In step_checks.cpp and draw_checks.cpp.
+// In files of their own.
 void check_step(const char* set, long rounds);
 void check_draws(const char* set, long rounds);
+void check_experts(const char* set, long rounds);
 
 int main(int count, char** words) {
     const int rounds = count > 1 ? atoi(words[1]) : 100;
@@ -130,6 +131,7 @@ int main(int count, char** words) {
         }
         check_step(set, 1 + rounds / 4);
         check_draws(set, 1 + rounds / 4);
+        check_experts(set, 1 + rounds / 4);
         printf("%s: %d shapes of each format, %d wrong\n", set, rounds, failures - before);
     }
     race();
