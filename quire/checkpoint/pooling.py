@@ -41,6 +41,18 @@ NAMES: dict[str, Method] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 COLBERT = ("HF_ColBERT", "ColBERT")
 """Architectures of checkpoints whose texts are compared token by token."""
 MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
+Frame = tuple[str, str, str, str]
+"""What stands before two texts that are read at once, right before the first, between them, and behind."""
+QWEN3_FRAME: Frame = (
+    (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    ),
+    "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query>: ",
+    "\n<Document>: ",
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+)
+"""How Qwen3-Reranker wants to be asked."""
 IDENTITIES = ("Identity", "activation.Identity")
 
 
@@ -80,6 +92,9 @@ class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
         projections: products behind the model, in order.
         late: whether a text is the vectors of its tokens, and two are compared token by token (ColBERT).
         sides: what goes before queries and before documents, where texts are compared so.
+        tokens: of a generating model whose logits make the score: with two that of the second less that of the first.
+        frame: around two texts that are read at once; None is the tokenizer's way. Only what stands before and behind
+            both may spell special tokens.
     """
 
     tasks: list[str]
@@ -97,6 +112,8 @@ class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
     projections: list[Projection] = []
     late: bool = False
     sides: tuple[str, str] = ("", "")
+    tokens: list[int] = []
+    frame: Frame | None = None
 
     def prompt_of(self, name: str | None) -> str:
         """What goes before an input: the prompt called `name`, or without one that which always does.
@@ -167,11 +184,13 @@ def pooler_facts(
         raise CheckpointError(
             f"{folder}: {config['model_type']} reads both ways and generates no text; use runner=pooling"
         )
-    head = _head(architecture)
+    head: Head = "sequence" if "classifier_from_token" in config else _head(architecture)
     bare = architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
     pools = runner == "pooling" or encoder or head != "none" or bare or bool(modules)
     if runner == "generate" or not pools:
         return None
+    if "classifier_from_token" in config:
+        return _from_tokens(folder, config, method)
     if head != "none":
         return _classifier(config, head, method, encoder)
     found = _from_modules(folder, modules)
@@ -206,6 +225,48 @@ def _head(architecture: str) -> Head:
     if architecture.endswith(("ForRewardModel", "ForProcessRewardModel")):
         return "reward"
     return "token" if architecture.endswith("ForTokenClassification") else "none"
+
+
+class _Judge(msgspec.Struct, frozen=True):
+    """What a config says of scores from logits, mostly by overrides; the names are vLLM's, and `pair_frame`."""
+
+    model_type: str
+    classifier_from_token: Annotated[list[str], msgspec.Meta(min_length=1)]
+    pair_frame: Frame | None = None
+
+
+def _from_tokens(folder: Path, config: dict[str, Any], method: Method | None) -> PoolerFacts:
+    """How a generating model is pooled whose logits of some tokens are the scores. Raises CheckpointError."""
+    try:
+        said = msgspec.convert(config, _Judge)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"config.json: {error}") from None
+    names = said.classifier_from_token
+    labels = names[1:] if len(names) == 2 else names
+    return PoolerFacts(
+        tasks=["classify", "score"] if len(labels) == 1 else ["classify"],
+        whole=False,
+        method=method or "last",
+        normalize=False,
+        dimension=len(labels),
+        head="sequence",
+        labels=labels,
+        activation="sigmoid" if len(labels) == 1 else "softmax",
+        tokens=_token_ids(folder / "tokenizer.json", names),
+        frame=said.pair_frame or (QWEN3_FRAME if said.model_type == "qwen3" else None),
+    )
+
+
+def _token_ids(file: Path, names: list[str]) -> list[int]:
+    """The ids of tokens by their text. Raises CheckpointError."""
+    told = _json(file)
+    model = told.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    known = dict(vocabulary) if isinstance(vocabulary, dict) else {}
+    missing = [name for name in names if type(known.get(name)) is not int]
+    if missing:
+        raise CheckpointError(f"{file}: classifier_from_token: there is no token {', '.join(map(repr, missing))}")
+    return [known[name] for name in names]
 
 
 def _classifier(config: dict[str, Any], head: Head, method: Method | None, encoder: bool) -> PoolerFacts:

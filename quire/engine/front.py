@@ -179,7 +179,8 @@ class FrontEnd:
 
     def pair(self, first: str, second: str) -> PairPrompt:
         """Two texts as one prompt."""
-        ids, start = self.tokenizer.encode_pair(first, second)
+        pooler = self.model.pooling
+        ids, start = self.tokenizer.encode_pair(first, second, None if pooler is None else pooler.frame)
         return {"prompt_token_ids": ids, "second": start}
 
     def _read(self, prompt: Prompt | PairPrompt) -> tuple[str | None, list[int]]:

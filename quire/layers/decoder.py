@@ -92,7 +92,8 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self._layers = layers
         self.norm = self.norm_at(m / names.norm)
-        self.scorer = decoder_scores(facts, b)
+        words = m / names.embedding if config.tie_word_embeddings else head
+        self.scorer = decoder_scores(facts, b, words.name("weight"))
         if facts.pooling is None:
             part = vocabulary_part(head, config.vocab_size, config.hidden_size)
             table = self.embedding.weight if tied else head.matrix(part, head=True)

@@ -73,13 +73,34 @@ def score_linear(b: Build, facts: ModelFacts, bias: bool = True) -> Linear:
     return whole_linear(b, facts.config["hidden_size"], len(facts.pooling.labels), bias)
 
 
-def decoder_scores(facts: ModelFacts, b: Build) -> ScoreHead | None:
+class TokenScores(nn.Module):
+    """Scores that are logits of a few tokens; of two, that of the second less that of the first.
+
+    Args:
+        table: name of the matrix that makes logits, within `b`.
+        shape: of that matrix.
+    """
+
+    def __init__(self, b: Build, tokens: Sequence[int], table: str, shape: tuple[int, int]) -> None:
+        super().__init__()
+        weight = b.weight(*(Part(table, shape, first=token, rows=1) for token in tokens))
+        self.logits = Linear(b, weight)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(n, hidden) to (n, labels)."""
+        logits = self.logits.forward(pooled)
+        return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
+
+
+def decoder_scores(facts: ModelFacts, b: Build, table: str) -> ScoreHead | TokenScores | None:
     """The head of a decoder that scores: `score`, with biases where it scores tokens, behind a layer in reward models.
 
-    None for any other decoder.
+    None for any other decoder. `table` is the name of the matrix that makes logits.
     """
     if facts.pooling is None or facts.pooling.head == "none":
         return None
+    if facts.pooling.tokens:
+        return TokenScores(b, facts.pooling.tokens, table, (facts.vocab_size, facts.config["hidden_size"]))
     if facts.pooling.head == "reward":
         size = facts.config["hidden_size"]
         return ScoreHead(score_linear(b / "score.2", facts), whole_linear(b / "score.0", size, size), torch.relu)

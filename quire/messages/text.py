@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
+from quire.checkpoint.pooling import Frame
+
 ID: Final = "i"
 """Type code (`array`, `memoryview`) of a packed token id."""
 
@@ -50,9 +52,10 @@ class Encode(msgspec.Struct, tag=True):
 
 
 class EncodePairs(msgspec.Struct, tag=True):
-    """Pairs of texts to token ids, each pair put together."""
+    """Pairs of texts to token ids, each pair put together, perhaps in a frame."""
 
     pairs: list[tuple[str, str]]
+    frame: Frame | None = None
 
 
 class Decode(msgspec.Struct, tag=True):

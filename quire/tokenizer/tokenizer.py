@@ -17,6 +17,7 @@ import tokenizers
 
 from quire.base.errors import EngineError, RequestError
 from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.pooling import Frame
 from quire.tokenizer.files import apply_settings, named_tokens, read_settings, read_tokenizer
 from quire.tokenizer.pieces import DecoderRules, Piece, rules_of
 
@@ -96,13 +97,18 @@ class Tokenizer:
 
         return _guard(run)
 
-    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
+    def encode_pair(self, first: str, second: str, frame: Frame | None = None) -> tuple[list[int], int]:
         """Token ids of two texts, put together as the model wants them, and where those of the second begin.
 
-        Where the model does not tell two texts apart the second number is that of all ids.
+        Where the model does not tell two texts apart the second number is that of all ids. `frame` is what stands
+        before both, before the first, between them and behind: see `PoolerFacts`.
         """
         _check_text(first)
         _check_text(second)
+        if frame is not None:
+            middle = self.encode_plain(f"{frame[1]}{first}{frame[2]}{second}", inside=True)
+            ids = [*self.encode(frame[0], False), *middle, *self.encode(frame[3], False)]
+            return ids, len(ids)
         found = _guard(lambda: self._tokenizer.encode(first, second))
         kinds = found.type_ids
         return found.ids, kinds.index(1) if 1 in kinds else len(kinds)

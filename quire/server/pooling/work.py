@@ -82,7 +82,8 @@ async def read_inputs(
 async def read_pairs(pairs: Sequence[tuple[str, str]], service: Service) -> Prompts:
     """Token ids of pairs of texts, each put together."""
     check_length(sum(len(a) + len(b) for a, b in pairs), "documents")
-    return Prompts(*await service.texts.encode_pairs(pairs))
+    pooler = service.engine.facts.pooler
+    return Prompts(*await service.texts.encode_pairs(pairs, None if pooler is None else pooler.frame))
 
 
 def usage_of(outputs: Sequence[RequestOutput]) -> dict[str, object]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from quire.base.errors import EngineError, RequestError
 from quire.base.logging import get_logger
+from quire.checkpoint.pooling import Frame
 from quire.messages.text import (
     Answer,
     Decode,
@@ -38,7 +39,7 @@ class Tokenizer(Protocol):
     def encode_within(self, text: str, most: int) -> list[int]:
         """Text to at most so many ids."""
 
-    def encode_pair(self, first: str, second: str) -> tuple[list[int], int]:
+    def encode_pair(self, first: str, second: str, frame: Frame | None = None) -> tuple[list[int], int]:
         """Two texts put together, and where the second begins."""
 
     def encode_plain(self, text: str) -> list[int]:
@@ -95,7 +96,7 @@ class Desk:
             case Encode():
                 return Encoded([pack(encode(self._tokenizer, job, text)) for text in job.texts])
             case EncodePairs():
-                pairs = [self._tokenizer.encode_pair(first, second) for first, second in job.pairs]
+                pairs = [self._tokenizer.encode_pair(first, second, job.frame) for first, second in job.pairs]
                 return Encoded([pack(ids) for ids, _ in pairs], [second for _, second in pairs])
             case Decode():
                 return Decoded(self._tokenizer.decode(job.ids, skip_special_tokens=False))

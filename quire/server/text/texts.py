@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from quire.base.errors import EngineError, RequestError
+from quire.checkpoint.pooling import Frame
 from quire.messages.text import (
     ID,
     Answer,
@@ -60,9 +61,14 @@ class Texts:
             return [encode(self._tokenizer, how, text) for text in how.texts]
         return await unpacked(await self._encoded(how))
 
-    async def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[list[int]], list[int]]:
-        """Token ids of pairs of texts, and where the second of each begins. Raises RequestError."""
-        answer = await self._encoded(EncodePairs(list(pairs)))
+    async def encode_pairs(
+        self, pairs: Sequence[tuple[str, str]], frame: Frame | None = None
+    ) -> tuple[list[list[int]], list[int]]:
+        """Token ids of pairs of texts, and where the second of each begins. Raises RequestError.
+
+        `frame` is what stands around them, as of `PoolerFacts`.
+        """
+        answer = await self._encoded(EncodePairs(list(pairs), frame))
         return await unpacked(answer), answer.seconds
 
     async def decode(self, ids: list[int]) -> str:
