@@ -249,8 +249,7 @@ def make(lengths: Tensor, where: GroupInputs, cut: Cut, spec: AttentionSpec, els
     parts = most + rows * (elsewhere.most if elsewhere else 0)
     tiles = rows * (triton.cdiv(table.shape[1] * page_size, cut.tile) + 1)
     work = Work(
-        # Programs look one entry ahead.
-        splits=empty(most + 1, FIELDS.value),
+        splits=empty(most, FIELDS.value),
         total=empty(1),
         firsts=empty(rows if elsewhere else cut.runs),
         first_parts=empty(rows),

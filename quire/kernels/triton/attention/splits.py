@@ -292,10 +292,7 @@ def run_of_splits(
     release(PDL)
     head = tl.program_id(0) % KV_HEADS
     run = runs + tl.program_id(0) // KV_HEADS * 2
-    begin, end, split = tl.load(run), tl.load(run + 2), tl.load(run + 1)
-    # What is known of a split comes while the one before it is read.
-    row, length, newest, parts, part = _entry(splits, split)
-    next_row, next_length, next_newest, next_parts, next_part = row, length, newest, parts, part
+    begin, end, split = tl.load(run), tl.load(run + 2), tl.load(run + 1) - 1
     wait(PDL)
     queries = halved(tl.zeros((ROWS, DP), qkv.dtype.element_ty), FORMAT)
     top, weight = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
@@ -307,9 +304,8 @@ def run_of_splits(
         marks, place = _find(t, tiles, places, TILE, PIECES)
         keys, values, seen = _fetch(marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES)
         if marks & FIRST:
-            row, length, newest, parts, part = next_row, next_length, next_newest, next_parts, next_part
             split += 1
-            next_row, next_length, next_newest, next_parts, next_part = _entry(splits, split)
+            row, length, newest, _, _ = _entry(splits, split)
             q_turns = _turns(angles, q_norm, length, D, DP, ROTARY, NORM)
             k_turns = _turns(angles, k_norm, length, D, DP, ROTARY, NORM)
             queries, acc, odd, top, weight = _start(
@@ -321,6 +317,7 @@ def run_of_splits(
             acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS
         )
         if marks & LAST:
+            row, _, _, parts, part = _entry(splits, split)
             _leave(
                 acc, odd, top, weight, out, partial, logs, row, parts, part, head, v_scale,
                 HEADS, D, DP, GROUP, ROWS, FORMAT,
