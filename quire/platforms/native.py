@@ -15,6 +15,8 @@ from quire.platforms import cores
 PATH = Path(__file__).parents[1] / "kernels" / "cpu" / "libquire_cpu.so"
 ABI = 6
 """Raised with every change of a signature, there and here."""
+NUMBERS = {"float32": 0, "bfloat16": 1}
+"""The dtypes of its tensors."""
 REMEDY = "reinstall quire, or run with --kernels torch_native"
 
 
@@ -59,6 +61,11 @@ def start(library: ctypes.CDLL, wanted: str | None) -> str:
         asked = f"QUIRE_CPU_ISA={wanted}: " if wanted else ""
         raise PlatformError(f"{asked}this processor or the CPU kernels lack these instructions; {REMEDY}")
     return chosen.decode()
+
+
+def number(dtype: object) -> int | None:
+    """The library's number of a dtype, by its name or as torch has it; None where there is none."""
+    return NUMBERS.get(str(dtype).removeprefix("torch."))
 
 
 def set_threads(count: int) -> int:

@@ -14,7 +14,6 @@ from quire.ops.registry import provide
 from quire.ops.step import StepInputs
 from quire.platforms import native
 
-DTYPES = {"float32": 0, "bfloat16": 1}
 MAX_HEAD_DIM = 512
 
 
@@ -48,7 +47,7 @@ def refuses(spec: AttentionSpec) -> str | None:
         return f"written for the CPU, not for {spec.device}"
     if spec.special is not None:
         return f"has no {spec.special}"
-    if spec.dtype not in DTYPES:
+    if spec.dtype not in native.NUMBERS:
         return f"has no {spec.dtype}"
     if spec.kept != spec.dtype:
         return f"keeps keys and values as {spec.dtype}, not as {spec.kept}"
@@ -92,7 +91,7 @@ def shape_of(spec: AttentionSpec) -> Shape:
         spec.rotary_dim,
         spec.window or 0,
         spec.norm_eps is not None,
-        DTYPES[spec.dtype],
+        native.NUMBERS[spec.dtype],
         spec.scale,
         spec.soft_cap or 0.0,
         spec.norm_eps or 0.0,

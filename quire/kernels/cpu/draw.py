@@ -1,22 +1,32 @@
-"""Draws at random, and log-probabilities, each in one call of the compiled library, without sorting a vocabulary."""
+"""Draws and log-probabilities, each in one call of the compiled library, without sorting a vocabulary."""
 
 import ctypes
 
 import torch
 from torch import Tensor
 
-from quire.kernels.cpu.rows import DTYPES
 from quire.ops.draw import Group, RowTable, draw_tokens
+from quire.ops.greedy import greedy_sample
 from quire.ops.logprobs import Logprobs, token_logprobs
 from quire.ops.registry import provide
 from quire.platforms import native
 
 _library = native.load()[0]
-_draw, _describe = _library.qcpu_draw, _library.qcpu_describe
-_draw.restype = _describe.restype = None
+_greedy, _draw, _describe = _library.qcpu_greedy, _library.qcpu_draw, _library.qcpu_describe
+_greedy.restype = _draw.restype = _describe.restype = None
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+_greedy.argtypes = [_pointer, _pointer, _long, _long, _long, _int]
 _draw.argtypes = [_pointer, _long, _long, _long, _int, *[_pointer] * 5]
 _describe.argtypes = [_pointer, _long, _long, _long, _int, _pointer, _long, *[_pointer] * 3]
+
+
+@provide("cpu", greedy_sample)
+def cpu_greedy_sample(logits: Tensor) -> Tensor:
+    """See `greedy_sample`."""
+    data, rows, vocab, stride, dtype = _described(logits := _readable(logits))
+    drawn = torch.empty(2, rows, dtype=torch.int64)
+    _greedy(data, drawn.data_ptr(), rows, vocab, stride, dtype)
+    return drawn
 
 
 @provide("cpu", draw_tokens)
@@ -46,8 +56,12 @@ def cpu_token_logprobs(logits: Tensor, chosen: Tensor, top: int) -> Logprobs:
 
 
 def _readable(logits: Tensor) -> Tensor:
-    return logits if logits.dtype in DTYPES and logits.stride(1) == 1 else logits.float().contiguous()
+    known = native.number(logits.dtype) is not None
+    return logits if known and logits.stride(1) == 1 else logits.float().contiguous()
 
 
 def _described(logits: Tensor) -> tuple[int, int, int, int, int]:
-    return logits.data_ptr(), *logits.shape, logits.stride(0), DTYPES[logits.dtype]
+    rows, vocab = logits.shape
+    dtype = native.number(logits.dtype)
+    assert dtype is not None
+    return logits.data_ptr(), rows, vocab, logits.stride(0), dtype

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from quire.kernels.cpu.linear import PANEL, Matrix, Packed, cpu_linear
-from quire.kernels.cpu.rows import DTYPES, NUMBERS
 from quire.ops.moe import MoeBiases, MoeSpec, RouteSpec, gated, route
 from quire.ops.registry import provide
 from quire.ops.stored import StoredSpec
@@ -33,7 +32,7 @@ _route.argtypes = [ctypes.c_void_p, *[ctypes.c_long] * 3, *[ctypes.c_int] * 2, *
 def _refuses_route(spec: RouteSpec) -> str | None:
     if spec.device != "cpu":
         return f"written for the CPU, not for {spec.device}"
-    return None if spec.plain and spec.dtype in NUMBERS else "chooses by a softmax of float32 or bfloat16 alone"
+    return None if spec.plain and spec.dtype in native.NUMBERS else "chooses by a softmax of float32 or bfloat16 alone"
 
 
 @provide("cpu", route, _refuses_route)
@@ -48,7 +47,7 @@ def cpu_route(logits: Tensor, spec: RouteSpec, bias: Tensor | None = None) -> tu
         spec.experts,
         spec.top_k,
         spec.normalize,
-        DTYPES[logits.dtype],
+        native.number(logits.dtype),
         weights.data_ptr(),
         ids.data_ptr(),
     )
@@ -80,7 +79,7 @@ def cpu_stored_moe(
         spec.down.matrix(down),
         spec.moe.route.experts,
         spec.moe.route.top_k,
-        DTYPES[x.dtype],
+        native.number(x.dtype),
     )
     _run(ctypes.byref(made), x.data_ptr(), ids.data_ptr(), weights.data_ptr(), len(x), out.data_ptr())
     return out

@@ -5,8 +5,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from quire.kernels.cpu.attention import DTYPES, refuses, shape_of, step_of
 from quire.kernels.cpu.attention import Shape as AttentionShape
+from quire.kernels.cpu.attention import refuses, shape_of, step_of
 from quire.kernels.cpu.linear import Matrix, Packed
 from quire.ops.attention import KVPages
 from quire.ops.layer import LayerSpec, LayerWeights, pre_norm_layer
@@ -85,7 +85,7 @@ def _layer(weights: LayerWeights, spec: LayerSpec) -> tuple[object, _Layer]:
         _address(heads.q_norm),
         _address(heads.k_norm),
         spec.gate.activation == "gelu_tanh",
-        DTYPES[spec.gate.dtype],
+        native.NUMBERS[spec.gate.dtype],
     )
     return ctypes.byref(made), made
 

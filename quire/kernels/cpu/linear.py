@@ -15,8 +15,7 @@ from quire.ops.registry import provide
 from quire.ops.stored import StoredSpec, Wanted, offer, stored_linear
 from quire.platforms import native
 
-DTYPES = {"float32": 0, "bfloat16": 1}
-FORMATS = {None: DTYPES, 8: dict.fromkeys(DTYPES, 2), 4: dict.fromkeys(DTYPES, 3)}
+FORMATS = {None: native.NUMBERS, 8: dict.fromkeys(native.NUMBERS, 2), 4: dict.fromkeys(native.NUMBERS, 3)}
 GROUPS = (32, 64, 128, 256)
 HUGE_PAGE = 2 << 20
 PANEL = 32
@@ -71,7 +70,7 @@ class Packed:
     def put(self, data: Tensor, first: int, values: Tensor) -> None:
         """See `Storage`."""
         values = values.contiguous()
-        dtype = DTYPES[str(values.dtype).removeprefix("torch.")]
+        dtype = native.number(values.dtype)
         _library.qcpu_put(self.matrix(data), first, len(values), values.data_ptr(), self.inputs, dtype)
 
     def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
@@ -83,7 +82,7 @@ class Packed:
         """See `Storage`."""
         ids = ids.long().contiguous()
         out = torch.empty(len(ids), self.inputs, dtype=getattr(torch, self.dtype))
-        _library.qcpu_get(self.matrix(data), ids.data_ptr(), len(ids), out.data_ptr(), DTYPES[self.dtype])
+        _library.qcpu_get(self.matrix(data), ids.data_ptr(), len(ids), out.data_ptr(), native.NUMBERS[self.dtype])
         return out
 
     def matrix(self, data: Tensor | None) -> Matrix:
@@ -94,7 +93,7 @@ class Packed:
 
 @offer("cpu")
 def _packed(wanted: Wanted) -> Packed | None:
-    if wanted.device != "cpu" or wanted.dtype not in DTYPES or wanted.group not in GROUPS:
+    if wanted.device != "cpu" or wanted.dtype not in native.NUMBERS or wanted.group not in GROUPS:
         return None
     if wanted.parts > 1 and (wanted.outputs // wanted.parts % PANEL or wanted.inputs % PANEL):
         return None
@@ -121,6 +120,6 @@ def cpu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: StoredSpec)
         rows,
         None if bias is None else bias.data_ptr(),
         out.data_ptr(),
-        DTYPES[spec.dtype],
+        native.NUMBERS[spec.dtype],
     )
     return out

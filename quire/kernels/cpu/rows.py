@@ -1,4 +1,4 @@
-"""Kernels that go over rows of activations: RMS norms, gates, the most probable token."""
+"""Kernels that go over rows of activations: RMS norms and gates."""
 
 import ctypes
 
@@ -6,27 +6,21 @@ import torch
 from torch import Tensor
 
 from quire.ops.activation import GateSpec, gated_activation
-from quire.ops.greedy import greedy_sample
 from quire.ops.norm import NormSpec, add_rms_norm, rms_norm
 from quire.ops.registry import provide
 from quire.platforms import native
 
-NUMBERS = {"float32": 0, "bfloat16": 1}
-DTYPES = {torch.float32: 0, torch.bfloat16: 1}
-
 _library = native.load()[0]
-_norm, _gate, _greedy = _library.qcpu_norm, _library.qcpu_gate, _library.qcpu_greedy
-for _function in (_norm, _gate, _greedy):
-    _function.restype = None
+_norm, _gate = _library.qcpu_norm, _library.qcpu_gate
+_norm.restype = _gate.restype = None
 _norm.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_long] * 2 + [ctypes.c_double] * 2 + [ctypes.c_int]
 _gate.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_long] * 2 + [ctypes.c_int] * 2
-_greedy.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_long] * 3 + [ctypes.c_int]
 
 
 def _refuses(spec: NormSpec | GateSpec) -> str | None:
     if spec.device != "cpu":
         return f"written for the CPU, not for {spec.device}"
-    return None if spec.dtype in NUMBERS else f"has no {spec.dtype}"
+    return None if spec.dtype in native.NUMBERS else f"has no {spec.dtype}"
 
 
 @provide("cpu", rms_norm, _refuses)
@@ -60,7 +54,7 @@ def _normed(
         spec.size,
         spec.eps,
         spec.offset,
-        NUMBERS[spec.dtype],
+        native.NUMBERS[spec.dtype],
     )
 
 
@@ -70,16 +64,5 @@ def cpu_gated_activation(gate_up: Tensor, spec: GateSpec) -> Tensor:
     gate_up = gate_up.contiguous()
     out = torch.empty(len(gate_up), spec.inner, dtype=gate_up.dtype)
     gelu = spec.activation == "gelu_tanh"
-    _gate(gate_up.data_ptr(), out.data_ptr(), len(gate_up), spec.inner, gelu, NUMBERS[spec.dtype])
+    _gate(gate_up.data_ptr(), out.data_ptr(), len(gate_up), spec.inner, gelu, native.NUMBERS[spec.dtype])
     return out
-
-
-@provide("cpu", greedy_sample)
-def cpu_greedy_sample(logits: Tensor) -> Tensor:
-    """See `greedy_sample`."""
-    if logits.dtype not in DTYPES or logits.stride(1) != 1:
-        logits = logits.float().contiguous()
-    rows, vocab = logits.shape
-    drawn = torch.empty(2, rows, dtype=torch.int64)
-    _greedy(logits.data_ptr(), drawn.data_ptr(), rows, vocab, logits.stride(0), DTYPES[logits.dtype])
-    return drawn
