@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quire.base.errors import CheckpointError
 from quire.checkpoint.rope import RopeFacts
 from quire.layers.build import Build
+from quire.layers.cache_scales import cache_scales
 from quire.layers.heads import Growth, HeadChanges, HeadLayerNorms, WideNorms
 from quire.layers.linear import Matrix, Weave, column, row
 from quire.layers.rope import rope_table, rotary_dim
@@ -119,6 +120,7 @@ class Attention(nn.Module):
         )
         self.gated = plan.gated
         self.state = b.state(kv_heads, plan.head_dim, self.spec.retention)
+        self.state.k_scale, self.state.v_scale = cache_scales(b)
         self.q_norm, self.k_norm = (self._head_norm(b / name, plan) for name in ("q_norm", "k_norm"))
         self.sinks = b.weight(Part("sinks", (plan.heads,), 0)) if plan.sinks else None
         self.head_weights = HeadWeights(rope_table(b, plan.rope, plan.head_dim), self.q_norm, self.k_norm, self.sinks)

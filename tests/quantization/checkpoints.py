@@ -3,7 +3,10 @@
 A test says by `Writer` what becomes of each matrix: the tensors as the format publishes them, and their values.
 """
 
+import importlib.util
+import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,10 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 32,
 }
+PROVIDERS: list[list[str]] = [[]]
+"""Kernels whose own arrangements of weights are looked at; Triton's run here where it is interpreted."""
+if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+    PROVIDERS.append(["triton"])
 PROMPTS = [[5, 9, 11, 3, 90, 17, 40, 41, 8, 7, 23], [60, 61, 62], [90, 4, 33, 21, 3, 3, 7]]
 
 Writer = Callable[[str, Tensor], tuple[dict[str, Tensor], Tensor] | None]
@@ -75,8 +82,8 @@ def check(quantized: Path, plain: Path, values: dict[str, Tensor]) -> Driver:
 
     Returns what ran it.
     """
-    for mesh in (Mesh(), Mesh(0, 2), Mesh(1, 2)):
-        ran = Driver(quantized, 4, mesh=mesh)
+    for providers, mesh in itertools.product(PROVIDERS, (Mesh(), Mesh(0, 2), Mesh(1, 2))):
+        ran = Driver(quantized, 4, providers, mesh)
         assert compare(ran, values), "something is quantized"
     ran, want = Driver(quantized, 4), Driver(plain, 4)
     for ours, theirs in zip(ran.generate(PROMPTS, 6), want.generate(PROMPTS, 6), strict=True):
