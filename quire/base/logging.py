@@ -3,17 +3,24 @@
 Libraries do not configure logging; `setup` is called by the command line and by engine processes only.
 """
 
+import atexit
 import json
 import logging
+import queue
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import cache
+from typing import TextIO
 
 FORMAT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s"
 BURST = 10
 """Warnings and errors of one place in the code that are written within WINDOW_S; the rest is counted."""
 WINDOW_S = 10.0
+MOST_WAITING = 10_000
+"""Lines that wait for a sink that does not take them; the rest is counted and dropped."""
+FLUSH_S = 1.0
 
 
 class JsonLines(logging.Formatter):
@@ -61,6 +68,57 @@ class RateLimit(logging.Filter):
         return count < BURST
 
 
+class Aside(logging.Handler):
+    """Has lines written by a thread of its own: a terminal or pipe that blocks holds nobody up.
+
+    Args:
+        inner: whose filters, format and stream are used.
+
+    Attributes:
+        dropped: lines that were not written since the last one that was.
+    """
+
+    def __init__(self, inner: "logging.StreamHandler[TextIO]") -> None:
+        super().__init__()
+        self._inner = inner
+        self._waiting: queue.Queue[str] = queue.Queue(MOST_WAITING)
+        self.dropped = 0
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+        atexit.register(self.flush)
+
+    def setFormatter(self, fmt: logging.Formatter | None) -> None:  # noqa: N802 (logging's name)
+        """As the inner handler's."""
+        self._inner.setFormatter(fmt)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Let the line of `record` be written, if there is room for it."""
+        if not self._inner.filter(record):
+            return
+        try:
+            self._waiting.put_nowait(self._inner.format(record))
+        except queue.Full:
+            self.dropped += 1
+
+    def flush(self) -> None:
+        """Give the sink a moment to take what waits."""
+        deadline = time.monotonic() + FLUSH_S
+        while self._waiting.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def _write(self) -> None:
+        while True:
+            line = self._waiting.get()
+            dropped, self.dropped = self.dropped, 0
+            if dropped:
+                line = f"({dropped} lines were dropped: nobody took them)\n{line}"
+            try:
+                self._inner.stream.write(line + "\n")
+                self._inner.stream.flush()
+            except (OSError, ValueError):
+                self.dropped += dropped + 1
+            self._waiting.task_done()
+
+
 def get_logger(name: str) -> logging.Logger:
     """The logger of a module; `name` is the module's `__name__`."""
     return logging.getLogger(name)
@@ -77,6 +135,12 @@ def setup(level: str = "info", format: str = "text") -> None:
         root.propagate = False
     for each in root.handlers:
         each.setFormatter(JsonLines() if format == "json" else logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
+
+
+def write_aside() -> None:
+    """From now on a thread writes the log; for processes that serve. Call it after `setup`."""
+    root = logging.getLogger("quire")
+    root.handlers = [Aside(each) if isinstance(each, logging.StreamHandler) else each for each in root.handlers]
 
 
 @cache

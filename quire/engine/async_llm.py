@@ -343,8 +343,13 @@ class AsyncLLM:
             self._client.send(message)
 
     async def _receive(self, client: Connection) -> None:
-        while True:
-            self._dispatch(await client.receive())
+        try:
+            while True:
+                self._dispatch(await client.receive())
+        except Exception as error:
+            # News were lost: nobody may wait for what they would have said.
+            log.exception("what the engine says cannot be understood")
+            self.end(f"what the engine says cannot be understood: {type(error).__name__}")
 
     def _dispatch(self, message: ToClient) -> None:
         if isinstance(message, Deltas):

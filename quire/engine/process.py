@@ -19,7 +19,7 @@ import zmq
 from quire.base.collector import keep_what_lives
 from quire.base.errors import QuireError
 from quire.base.lifeline import die_with_parent
-from quire.base.logging import get_logger, setup
+from quire.base.logging import get_logger, setup, write_aside
 from quire.engine.core import EngineCore, MakeExecutor, Timeline, executor_for
 from quire.engine.launch import Launch
 from quire.engine.progress import weights_progress
@@ -115,6 +115,7 @@ def main(make_executor: MakeExecutor = executor_for) -> int:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     launch = msgspec.json.decode(_first_line(sys.stdin.fileno()), type=Launch)
     setup(launch.config.log.log_level, launch.config.log.log_format)
+    write_aside()
     pulse = Pulse(launch.pulse)
     server = Server(launch, sys.stdin.fileno(), pulse)
     timeline = Timeline(time.time() - psutil.Process().create_time(), pulse.loads)

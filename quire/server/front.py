@@ -20,7 +20,7 @@ from quire.base.collector import keep_what_lives
 from quire.base.errors import ConfigError, QuireError
 from quire.base.event_loop import loop_factory
 from quire.base.lifeline import die_with_parent
-from quire.base.logging import get_logger, setup
+from quire.base.logging import get_logger, setup, write_aside
 from quire.chat.template import ChatTemplate
 from quire.config.fields import ServerConfig
 from quire.engine.async_llm import AsyncLLM
@@ -177,6 +177,7 @@ async def _main(descriptor: int, folders: list[str]) -> int:
         return 1
     folders.append(born.folder)
     setup(born.config.engine.log.log_level, born.config.engine.log.log_format)
+    write_aside()
     try:
         await Front(wire, born).run()
     except QuireError as error:

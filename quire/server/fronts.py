@@ -163,7 +163,13 @@ class Fronts:
         """
         backoff = Backoff(FIRST_WAIT_S, STEADY_S, TRIES)
         while True:
-            child = await self._start(index)
+            try:
+                child = await self._start(index)
+            except OSError as error:
+                # No memory, no process, no descriptor: that may pass.
+                log.error("front end %d cannot be begun: %s", index, error)
+                await self._wait(index, backoff, None)
+                continue
             if self.stopping:
                 # The others were killed before this one was known.
                 child.process.kill()
@@ -176,17 +182,21 @@ class Fronts:
                 return
             if self._cannot is not None:
                 raise ConfigError(self._cannot)
-            wait = backoff.died(None if child.served_at is None else _now() - child.served_at)
-            if wait is None:
-                raise EngineError(f"front end {index} has ended {backoff.deaths} times before it could serve")
+            log.error("front end %d has ended (%s); another one begins", index, _how(code))
+            await self._wait(index, backoff, None if child.served_at is None else _now() - child.served_at)
             self.restarts += 1
-            log.error("front end %d has ended (%s); another one begins in %.1f s", index, _how(code), wait)
-            await asyncio.sleep(wait)
+
+    async def _wait(self, index: int, backoff: Backoff, served_s: float | None) -> None:
+        wait = backoff.died(served_s)
+        if wait is None:
+            raise EngineError(f"front end {index} has ended {backoff.deaths} times before it could serve")
+        await asyncio.sleep(wait)
 
     async def _start(self, index: int) -> Child:
         ours, theirs = socket.socketpair()
         listener = self._listeners[index]
-        with theirs:
+        with contextlib.ExitStack() as unless_born, theirs:
+            unless_born.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *self._command,
@@ -197,6 +207,7 @@ class Fronts:
                 pass_fds=[theirs.fileno(), listener.fileno(), self._pulse],
                 start_new_session=True,
             )
+            unless_born.pop_all()
         child = Child(f"front-{next(self._names)}", process, await Wire.open(ours, FromFront))
         for message in [*self._owner.born(listener.fileno(), child.name), *self._strikes]:
             child.wire.send(message)
@@ -209,10 +220,11 @@ class Fronts:
             await asyncio.sleep(min(1.0, self._stall_s / 20))
             if child.heard_at is not None and _now() - child.heard_at > self._stall_s:
                 log.error("front end %d has not moved for %.1f s; this is what its threads do:", index, self._stall_s)
-                for number in (signal.SIGUSR1, signal.SIGCONT):
-                    child.process.send_signal(number)
-                await asyncio.sleep(STACKS_S)
-                child.process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    for number in (signal.SIGUSR1, signal.SIGCONT):
+                        child.process.send_signal(number)
+                    await asyncio.sleep(STACKS_S)
+                    child.process.kill()
                 return
 
     async def _listen(self, index: int, child: Child) -> None:

@@ -115,10 +115,16 @@ class Keeper:
         now = asyncio.get_running_loop().time
         while True:
             began = now()
-            core = await self._begin()
-            reason = await self._end_of(core)
+            core: Core | None
+            try:
+                core = await self._begin()
+            except OSError as error:
+                # No memory, no process, no descriptor: that may pass.
+                core, reason = None, f"no engine can be begun: {error}"
+            else:
+                reason = await self._end_of(core)
+                core.kill()
             ready_at = self.ready_at
-            core.kill()
             if not self._served:
                 raise EngineError(self._pulse.said or f"{reason} before it was ready; its log is above")
             if self.stopping:
@@ -130,7 +136,8 @@ class Keeper:
             took = 10.0 if ready_at is None else ready_at - began
             self._tell(EngineDown(reason, max(1, math.ceil(wait + took)), self._pulse.tried))
             log.error("%s; another engine begins in %g s", reason, wait)
-            await core.stop(0)
+            if core is not None:
+                await core.stop(0)
             await asyncio.sleep(wait)
 
     async def _begin(self) -> Core:

@@ -7,6 +7,7 @@ import asyncio
 from pathlib import Path
 
 from quire.base.errors import ConfigError
+from quire.base.logging import write_aside
 from quire.chat.formats.recognise import reasoning_format, tool_format
 from quire.checkpoint.headers import read_headers
 from quire.config.fields import Config
@@ -25,6 +26,7 @@ def serve(config: Config, commands: Commands = OURS) -> int:
         CheckpointError: a file of weights is missing or damaged, or the config is wrong; before anything is started.
         QuireError: the engine cannot start.
     """
+    write_aside()
     settings = config.engine.model
     listeners = bind_all(config.server)
     try:

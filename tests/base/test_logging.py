@@ -1,11 +1,14 @@
 """Lines for machines, and messages that are not said for ever."""
 
+import contextlib
 import json
 import logging
+import os
+import threading
 
 import pytest
 
-from quire.base.logging import BURST, WINDOW_S, JsonLines, RateLimit
+from quire.base.logging import BURST, MOST_WAITING, WINDOW_S, Aside, JsonLines, RateLimit
 
 pytestmark = pytest.mark.plain
 
@@ -44,3 +47,38 @@ def test_a_flood_from_one_place_is_cut_and_counted() -> None:
     assert limit.filter(late)
     assert late.getMessage() == "lost 3 (5 more like this were left out)"
     assert "left out" not in record().getMessage()
+
+
+def test_a_sink_that_blocks_holds_nobody_up() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as sink, os.fdopen(writer, "w") as stream:
+        aside = Aside(logging.StreamHandler(stream))
+        logger = logging.Logger("blocked")
+        logger.addHandler(aside)
+        count = MOST_WAITING + 5000  # a pipe holds 64 KiB: most of this is never taken
+        for number in range(count):
+            logger.info("line %d %s", number, "x" * 100)
+        assert aside.dropped > 1000
+        taken: list[str] = []
+        drain = threading.Thread(target=lambda: taken.extend(sink), daemon=True)
+        drain.start()
+        aside.flush()
+        logger.info("the last one")
+        aside.flush()
+        stream.close()
+        drain.join(10)
+    said = next(line for line in taken if "dropped" in line)
+    assert sum("line" in line and "dropped" not in line for line in taken) + int(said[1:].split()[0]) == count
+    assert taken[-1] == "the last one\n"
+
+
+def test_a_sink_that_is_gone_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    aside = Aside(logging.StreamHandler(stream))
+    aside.handle(logging.makeLogRecord({"msg": "nobody hears it"}))
+    aside.flush()
+    assert aside.dropped == 1
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()

@@ -177,6 +177,31 @@ def test_front_ends_answer_for_each_other(two: Family) -> None:
     assert two.get("/v1/responses/resp_nobody").status_code == 404
 
 
+def test_scrapes_hurt_nobody(two: Family) -> None:
+    stop = threading.Event()
+
+    def scrape() -> None:
+        while not stop.is_set():
+            assert two.get("/metrics").status_code == 200
+
+    def hang() -> None:
+        host, port = two.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as wire:
+            wire.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+            stop.wait(30)
+
+    scrapers = [threading.Thread(target=work) for work in (scrape, scrape, hang, hang)]
+    for scraper in scrapers:
+        scraper.start()
+    readers = [Reader(two, [100 + i], 150) for i in range(6)]
+    for index, reader in enumerate(readers):
+        reader.join(30)
+        assert reader.tokens == expected([100 + index], 150)
+    stop.set()
+    for scraper in scrapers:
+        scraper.join(30)
+
+
 def test_a_client_that_does_not_read_is_dropped(two: Family) -> None:
     host, port = two.url.removeprefix("http://").split(":")
     text = json.dumps(body([5], 1900, stream=True, n=32, return_token_ids=True))

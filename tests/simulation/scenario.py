@@ -14,6 +14,8 @@ BEGINNINGS = [[i % 7 for i in range(20)], [1] * 20, [i * i % 11 for i in range(2
 POINTS = ("core.step", "core.result", "core.send", "core.load")
 """Places where a core can die, or raise: before a plan is run, before its result is read, before a frame is sent, while
 it loads."""
+FORK = "fork"
+"""Where the supervisor starts a core, and the system may have no process left."""
 SEAMS = ("scheduler.add", "scheduler.offer", "scheduler.take", "scheduler.register", "text")
 """Places where an exception belongs to one request."""
 
@@ -158,7 +160,7 @@ def _fault(rng: random.Random, fronts: int, moment: float) -> Fault:
     if kind == "die at":
         point = rng.choice(POINTS)
     elif kind == "raise at":
-        point = rng.choice([*POINTS, *SEAMS, *SEAMS])
+        point = rng.choice([*POINTS, *SEAMS, *SEAMS, FORK])
     which = rng.randrange(fronts) if kind == "kill front" else rng.randint(0, 20)
     return Fault(at, kind, which, rng.choice([0.01, 0.3, 5.0, 12.0]), point)
 

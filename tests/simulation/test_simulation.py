@@ -7,8 +7,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
+from typing import Literal
 from unittest import mock
 
+import msgspec
 import pytest
 
 from quire.engine.async_llm import AsyncLLM
@@ -18,7 +21,7 @@ from quire.scheduler.planner import Planner
 from quire.scheduler.resources.pages import Pages
 from quire.scheduler.roster import Roster
 from quire.server.keeper import Keeper
-from tests.simulation.scenario import generate
+from tests.simulation.scenario import FORK, POINTS, SEAMS, Ask, Fault, Scenario, generate
 from tests.simulation.shrink import failure, shrunk, story
 from tests.simulation.world import live
 
@@ -48,6 +51,42 @@ def test_nothing_is_lost(first: int) -> None:
             pytest.fail(f"python -m tests.simulation {seed}\n{error}\n{story(generate(seed))}")
         outcomes.update(seen.outcome for seen in world.seen.values())
     assert set(outcomes) >= OUTCOMES, f"too little has happened to mean anything: {outcomes}"
+
+
+CROWD = Scenario(
+    seed=1,
+    events=tuple(
+        Ask(at=0.2 + n / 100, id=f"r{n}", front=n % 2, prompt=(n % 2, *range(8)), seed=n, max_tokens=6, n=1 + n % 2)
+        for n in range(6)
+    ),
+    fronts=2,
+    depth=2,
+    pages=14,
+    max_num_batched_tokens=8,
+    load_s=0.1,
+)
+"""Six requests that share pages and have too few of them."""
+
+
+@pytest.mark.parametrize(
+    ("point", "kind"), [*((point, "raise at") for point in (*POINTS, *SEAMS)), *((point, "die at") for point in POINTS)]
+)
+def test_every_passage_of_a_point_fails_once(point: str, kind: Literal["raise at", "die at"]) -> None:
+    """SQLite's way: the first time, the second, ... until there is no time left at which it could."""
+    for which in count():
+        fault = Fault(0.15, kind, which, point=point)
+        world = live(msgspec.structs.replace(CROWD, events=(fault, *CROWD.events)))
+        if not world.points.broken:
+            break
+    # A core loads once unless it dies.
+    assert which >= (0 if point == "core.load" else 3), "the point is hardly passed"
+
+
+def test_a_fork_that_fails_is_tried_again() -> None:
+    faults = (Fault(0.25, "raise at", 0, point=FORK), Fault(0.26, "kill core"))
+    world = live(msgspec.structs.replace(CROWD, events=(*faults, *CROWD.events)))
+    assert world.points.broken == {FORK: 1}
+    assert {seen.outcome for seen in world.seen.values()} <= {"served", "unavailable"}
 
 
 def digest(seeds: range) -> str:

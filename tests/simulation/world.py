@@ -19,7 +19,7 @@ from tests.simulation.faults import BrokeError, Died, Points
 from tests.simulation.front import SimulatedFront
 from tests.simulation.history import SERVED, Seen
 from tests.simulation.network import Network
-from tests.simulation.scenario import SEAMS, Ask, Fault, Scenario
+from tests.simulation.scenario import FORK, SEAMS, Ask, Fault, Scenario
 
 PATIENCE = Patience(serving_s=5.0, loading_s=30.0)
 RESPAWN_S = 0.2
@@ -112,6 +112,10 @@ class World:
                 front.tell(strike)
 
     async def _start_core(self, number: int) -> SimulatedCore:
+        try:
+            self.points.at(FORK)
+        except BrokeError as error:
+            raise BlockingIOError(11, "Resource temporarily unavailable") from error
         self.note("core", number, "starts")
         address = f"core-{number}"
         port = self.network.listen(address)
