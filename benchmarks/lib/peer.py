@@ -51,12 +51,12 @@ def quire(folder: str, precision: str, threads: int) -> Generate:
 
 
 def vllm(folder: str, precision: str, threads: int) -> Generate:
-    """vLLM's CPU backend, its threads bound by hand. Precision: bf16."""
+    """vLLM's CPU backend, its threads bound by hand, not compiled (which takes it minutes). Precision: bf16."""
     os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}", "VLLM_CPU_KVCACHE_SPACE": str(GIB)}
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     import vllm as engine
 
-    llm = engine.LLM(folder, dtype="bfloat16", max_model_len=CONTEXT, skip_tokenizer_init=True)
+    llm = engine.LLM(folder, dtype="bfloat16", max_model_len=CONTEXT, enforce_eager=True, skip_tokenizer_init=True)
 
     def generate(prompts: Prompts, outputs: list[int]) -> int:
         params = [
