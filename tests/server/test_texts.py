@@ -111,6 +111,21 @@ def test_a_template_that_hangs_or_eats_is_stopped_and_others_go_on(tmp_path: Pat
 
 
 @pytest.mark.multi
+def test_workers_that_are_killed_while_idle_are_nobodys_error(tmp_path: Path) -> None:
+    async def play(texts: Texts) -> None:
+        await texts.render(HI, {})
+        while len(before := workers()) < WORKERS:
+            await asyncio.sleep(0.05)
+        for worker in before:
+            worker.kill()
+        while workers():
+            await asyncio.sleep(0.05)
+        assert await texts.render(HI, {}) == byte_tokenizer().encode("hi")
+
+    run(tmp_path, play)
+
+
+@pytest.mark.multi
 def test_a_job_goes_on_when_its_client_has_left_and_nobody_waits_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ Long jobs never take the last worker, so that short ones need not wait for them.
 
 import asyncio
 import contextlib
+import signal
 import socket
 import sys
 from collections.abc import Coroutine
@@ -86,12 +87,12 @@ class Worker:
         except TransportError:
             return None
 
-    async def end(self) -> None:
-        """Kill the process."""
+    async def end(self) -> int:
+        """Kill the process, if it has not ended; how it did."""
         self._wire.close()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        await self._process.wait()
+        return await self._process.wait()
 
 
 class TextPool:
@@ -141,19 +142,34 @@ class TextPool:
             raise unavailable("Too many texts are waiting to be read; try again later.", "queue_full") from None
 
     async def _work(self, worker: Worker, job: Job, places: Places) -> Answer | Refused | Failed:
-        answer = None
+        try:
+            # Who dies for another reason than the job may have been dead already: then the next one does it.
+            for _ in range(WORKERS + 1):
+                answer, late = await self._asked(worker, job)
+                if answer is not None:
+                    self._idle.put_nowait(worker)
+                    return answer
+                late |= await worker.end() == -signal.SIGPROF
+                self._workers.discard(worker)
+                self._spawn(self._hire())
+                log.warning("a text worker was stopped, or has died; another one begins")
+                if late:
+                    break
+                worker = await self._idle.get()
+            else:
+                self._idle.put_nowait(worker)
+            return _stopped(job)
+        finally:
+            await places.__aexit__(None, None, None)
+
+    async def _asked(self, worker: Worker, job: Job) -> tuple[Answer | Refused | Failed | None, bool]:
+        """The answer, None if there was none; and whether it took too long."""
         try:
             async with asyncio.timeout(RENDER_S if isinstance(job, Render) else JOB_S):
                 answer = await worker.ask(job)
         except TimeoutError:
-            pass
-        finally:
-            await places.__aexit__(None, None, None)
-        if answer is None or isinstance(answer, Ready):
-            self._spawn(self._replace(worker))
-            return _stopped(job)
-        self._idle.put_nowait(worker)
-        return answer
+            return None, True
+        return None if isinstance(answer, Ready) else answer, False
 
     async def _hire(self) -> None:
         while True:
@@ -166,12 +182,6 @@ class TextPool:
                 self._workers.add(worker)
                 self._idle.put_nowait(worker)
                 return
-
-    async def _replace(self, worker: Worker) -> None:
-        log.warning("a text worker was stopped, or has died; another one begins")
-        self._workers.discard(worker)
-        await worker.end()
-        await self._hire()
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         task = asyncio.create_task(work)
