@@ -105,7 +105,10 @@ COVERED: dict[str, tuple[str, ...]] = {
     "B117": ("a tool's answer to no call",),
     "B118": ("special tokens spelled", "tests/chat/test_template.py::test_no_text_of_a_user_becomes_a_special_token"),
     "B120": ("chat_template",),
-    "B122": ("tests/chat/test_template.py::test_failing_templates_are_errors_of_the_request",),
+    "B122": (
+        "tests/chat/test_template.py::test_failing_templates_are_errors_of_the_request",
+        CANARY + "test_a_template_that_hangs_is_stopped",
+    ),
     "B124": ("tests/chat/test_template.py::test_failing_templates_are_errors_of_the_request",),
     "B125": ("tests/chat/test_template.py::test_failing_templates_are_errors_of_the_request",),
     "B126": ("continue and generate",),
