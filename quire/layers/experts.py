@@ -20,6 +20,11 @@ class Sizes(Protocol):
     """What of a plan counts here: sizes over all ranks."""
 
     @property
+    def firsts(self) -> int:
+        """Matrices of an expert's first product: gate and up, or up alone."""
+        ...
+
+    @property
     def hidden(self) -> int:
         """Values of a token."""
         ...
@@ -48,7 +53,7 @@ class Sizes(Protocol):
 def matrices(b: Build, plan: Sizes, arrangement: Arrangement) -> tuple[Weight, Weight]:
     """The parameters of gate and up, and of down. `b` stands above the experts' names."""
     if arrangement == "single":
-        first = b.experts(2 * plan.experts, _gate_up(plan), _fused_gate_up(plan))
+        first = b.experts(plan.firsts * plan.experts, _gate_up(plan), _fused_gate_up(plan))
         return first, b.experts(plan.experts, _down(plan), _fused_down(plan))
     if b.holds("gate_up_proj_blocks"):
         first = b.experts(2 * plan.experts, _woven_blocks(plan, b.mesh.size))
@@ -73,8 +78,8 @@ def biases(b: Build, plan: Sizes) -> tuple[Weight, Weight]:
 
 def _gate_up(plan: Sizes) -> list[Part]:
     """One tensor per expert and matrix, as checkpoints are published."""
-    shape = (plan.inner, plan.hidden)
-    return [Part(f"{i}.{name}.weight", shape, 0) for i in range(plan.experts) for name in plan.names[:2]]
+    shape, names = (plan.inner, plan.hidden), plan.names[2 - plan.firsts : 2]
+    return [Part(f"{i}.{name}.weight", shape, 0) for i in range(plan.experts) for name in names]
 
 
 def _down(plan: Sizes) -> list[Part]:
@@ -82,8 +87,8 @@ def _down(plan: Sizes) -> list[Part]:
 
 
 def _fused_gate_up(plan: Sizes) -> tuple[Part, ...]:
-    """One tensor for all experts, (experts, 2 * inner, hidden), as transformers holds them."""
-    inner, count = plan.inner, 2 * plan.experts
+    """One tensor for all experts, (experts, firsts * inner, hidden), as transformers holds them."""
+    inner, count = plan.inner, plan.firsts * plan.experts
     shape = (count * inner, plan.hidden)
     return tuple(Part(plan.fused[0], shape, 0, first=i * inner, rows=inner, stacked=True) for i in range(count))
 

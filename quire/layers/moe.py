@@ -10,7 +10,7 @@ from quire.base.errors import CheckpointError
 from quire.layers.build import Build
 from quire.layers.experts import Arrangement, biases, matrices
 from quire.layers.linear import Linear
-from quire.layers.mlp import GatedMLP
+from quire.layers.mlp import MLP, GatedMLP, MLPPlan
 from quire.loading.recipe import Part, Weight
 from quire.ops.moe import Gate, MoeBiases, MoeSpec, RouteSpec, moe
 from quire.ops.stored_moe import StoredMoeSpec, stored_moe
@@ -24,11 +24,15 @@ class SharedPlan:
         inner: values between its products, over all ranks.
         name: of its module.
         gate: of the module whose sigmoid weighs what it makes; None has none.
+        gated: whether it is silu(gate) * up between its products; else relu(up) ** 2.
+        bias: whether these have biases.
     """
 
     inner: int
     name: str = "shared_experts"
     gate: str | None = None
+    gated: bool = True
+    bias: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,11 @@ class MoePlan:
     fused: tuple[str, str] = ("gate_up_proj", "down_proj")
     shared: SharedPlan | None = None
 
+    @property
+    def firsts(self) -> int:
+        """Matrices of an expert's first product: gate and up, or up alone."""
+        return 1 if self.gate == "relu2" else 2
+
 
 class MoE(nn.Module):
     """sum over a token's experts of weight * down(silu(gate(x)) * up(x)).
@@ -112,7 +121,7 @@ class MoE(nn.Module):
         if self.stored is not None:
             out = self._moe(x, logits, self.gate_up, self.down, self.stored, self._biases())
         else:
-            gate_up, down = self.gate_up.view(experts, 2 * inner, hidden), self.down.view(experts, hidden, inner)
+            gate_up, down = self.gate_up.view(experts, -1, hidden), self.down.view(experts, hidden, inner)
             out = self._moe(x, logits, gate_up, down, self.spec, self._biases())
         return out if self.shared is None else out + self.shared.forward(x)
 
@@ -131,11 +140,16 @@ class MoE(nn.Module):
 
 
 class Shared(nn.Module):
-    """down(silu(gate(x)) * up(x)) for all tokens, weighed by the sigmoid of one more product where there is one."""
+    """A feed-forward part for all tokens, weighed by the sigmoid of one more product where there is one."""
 
     def __init__(self, b: Build, hidden: int, plan: SharedPlan) -> None:
         super().__init__()
-        self.mlp = GatedMLP(b / plan.name, hidden, plan.inner)
+        self.mlp: GatedMLP | MLP
+        if plan.gated:
+            self.mlp = GatedMLP(b / plan.name, hidden, plan.inner, bias=plan.bias)
+        else:
+            names = ("up_proj", "down_proj")
+            self.mlp = MLP(b / plan.name, MLPPlan(hidden, plan.inner, "relu2", names, plan.bias))
         self.weight = None
         if plan.gate is not None:
             self.weight = Linear(b / plan.gate, (b / plan.gate).weight(Part("weight", (1, hidden))))

@@ -1,4 +1,4 @@
-"""Nemotron-H: Mamba, attention without rope and feed-forward parts without a gate, a layer each."""
+"""Nemotron-H, Nemotron 3: Mamba, attention without rope, feed-forward parts and experts without gates, a layer each."""
 
 from dataclasses import replace
 from typing import Literal
@@ -14,6 +14,7 @@ from quire.layers.build import Build
 from quire.layers.decoder import Count, Decoder, DecoderConfig, Epsilon, Names
 from quire.layers.mamba import Mamba, MambaPlan
 from quire.layers.mlp import MLP, MLPPlan
+from quire.layers.moe import MoE, MoePlan, SharedPlan
 from quire.layers.norm import Norm, RMSNorm
 
 KINDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
@@ -41,6 +42,15 @@ class NemotronHConfig(DecoderConfig, frozen=True, kw_only=True):
     use_bias: bool = False
     use_conv_bias: bool = True
     time_step_min: float = 0.001
+    n_routed_experts: Count = 8
+    num_experts_per_tok: Count = 2
+    moe_intermediate_size: Count = 7688
+    moe_shared_expert_intermediate_size: Count = 7688
+    moe_latent_size: None = None
+    n_group: Count = 1
+    topk_group: Count = 1
+    norm_topk_prob: bool = True
+    routed_scaling_factor: float = 1.0
 
     @property
     def kinds(self) -> list[str]:
@@ -61,7 +71,7 @@ class NemotronH(Decoder):
     def layer(self, b: Build, index: int) -> Single:
         """A part of the kind that the config names."""
         c, kind, at = self.config, self.config.kinds[index], b / "mixer"
-        part: Mamba | Attention | MLP
+        part: Mamba | Attention | MLP | MoE
         if kind == "linear_attention":
             part = Mamba(at, self.mamba())
         elif kind == "full_attention":
@@ -69,11 +79,11 @@ class NemotronH(Decoder):
         elif kind == "mlp":
             names = ("up_proj", "down_proj")
             part = MLP(at, MLPPlan(c.hidden_size, c.intermediate_size, c.mlp_hidden_act, names, c.mlp_bias))
+        elif kind == "moe":
+            part = MoE(at, self.experts())
         else:
-            raise CheckpointError(
-                f"config.json: layer {index} of nemotron_h is of kind {kind!r}; supported: "
-                "linear_attention, full_attention, mlp"
-            )
+            known = ", ".join(KINDS.values())
+            raise CheckpointError(f"config.json: layer {index} of nemotron_h is of kind {kind!r}; known: {known}")
         return Single(b, self.norm_at(b / "norm"), part)
 
     def attention(self, index: int) -> AttentionPlan:
@@ -94,6 +104,27 @@ class NemotronH(Decoder):
             eps=c.layer_norm_epsilon,
             bias=c.use_bias,
             conv_bias=c.use_conv_bias,
+        )
+
+    def experts(self) -> MoePlan:
+        """What the experts of a layer are like."""
+        c = self.config
+        return MoePlan(
+            c.hidden_size,
+            c.moe_intermediate_size,
+            c.n_routed_experts,
+            c.num_experts_per_tok,
+            c.norm_topk_prob,
+            score="sigmoid",
+            groups=c.n_group,
+            top_groups=c.topk_group,
+            group_best=2,
+            scale=c.routed_scaling_factor,
+            choice_bias=True,
+            wide_router=True,
+            gate="relu2",
+            fused=("up_proj", "down_proj"),
+            shared=SharedPlan(c.moe_shared_expert_intermediate_size, gated=False, bias=c.mlp_bias),
         )
 
     def norm_at(self, b: Build) -> Norm:

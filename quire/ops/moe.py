@@ -16,8 +16,8 @@ from quire.ops.activation import GateSpec, gated_activation
 from quire.ops.registry import op
 from quire.ops.samples import FLOATS, normal
 
-Gate = Literal["silu", "clamped"]
-"""What stands between an expert's products: silu(gate) * up, or gpt-oss's form (see `gated`)."""
+Gate = Literal["silu", "clamped", "relu2"]
+"""What stands between an expert's products: silu(gate) * up, gpt-oss's form (see `gated`), or relu(up) ** 2 alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,11 @@ class MoeSpec:
     weigh_input: bool = False
 
     @property
+    def firsts(self) -> int:
+        """Matrices of an expert's first product: gate and up, or up alone."""
+        return 1 if self.gate == "relu2" else 2
+
+    @property
     def plain(self) -> bool:
         """Whether experts are the common ones, chosen by a softmax: what every provider can do."""
         return self.route.plain and self.gate == "silu" and not self.bias and not self.weigh_input
@@ -83,7 +88,7 @@ class MoeBiases:
 
     Attributes:
         choice: (experts,) float32, of the choice.
-        gate_up: (experts, 2 * inner), the gate's first.
+        gate_up: (experts, firsts * inner), the gate's first.
         down: (experts, hidden); where ranks share the sum, only one has other values than 0.
     """
 
@@ -133,6 +138,7 @@ def _moe_samples() -> Iterator[tuple[MoeSpec, dict[str, Any]]]:
         yield (spec := MoeSpec(route_spec, 16, 8, weigh_input=True)), _moe_inputs(spec, tokens)
     for tokens in (1, 9):
         yield (spec := MoeSpec(RouteSpec(8, 3, True), 16, 8, gate="clamped", bias=True)), _moe_inputs(spec, tokens)
+        yield (spec := MoeSpec(RouteSpec(8, 3, True), 16, 8, gate="relu2")), _moe_inputs(spec, tokens)
 
 
 def _moe_inputs(spec: MoeSpec, tokens: int) -> dict[str, Any]:
@@ -140,12 +146,12 @@ def _moe_inputs(spec: MoeSpec, tokens: int) -> dict[str, Any]:
     inputs: dict[str, Any] = {
         "x": normal(dtype, tokens, hidden),
         "logits": normal(dtype, tokens, experts, seed=1),
-        "gate_up": normal(dtype, experts, 2 * inner, hidden, seed=2) * hidden**-0.5,
+        "gate_up": normal(dtype, experts, spec.firsts * inner, hidden, seed=2) * hidden**-0.5,
         "down": normal(dtype, experts, hidden, inner, seed=3) * inner**-0.5,
         "spec": spec,
     }
     if not spec.plain:
-        biases = normal(dtype, experts, 2 * inner, seed=4) * 6, normal(dtype, experts, hidden, seed=5)
+        biases = normal(dtype, experts, spec.firsts * inner, seed=4) * 6, normal(dtype, experts, hidden, seed=5)
         inputs["biases"] = MoeBiases(_choice_bias(spec.route), *(biases if spec.bias else (None, None)))
     return inputs
 
@@ -187,13 +193,15 @@ def _open_groups(value: Tensor, spec: RouteSpec) -> Tensor:
 
 
 def gated(gate_up: Tensor, spec: MoeSpec) -> Tensor:
-    """What goes into an expert's second product: (tokens, 2 * inner), the gate first, to (tokens, inner).
+    """What goes into an expert's second product: (tokens, firsts * inner), the gate first, to (tokens, inner).
 
     Clamped: gate * sigmoid(1.702 * gate) * (up + 1) with gate below 7 and up between -7 and 7.
     """
     if spec.gate == "silu":
         out: Tensor = gated_activation(gate_up, GateSpec(spec.inner, "silu", spec.dtype, spec.device))
         return out
+    if spec.gate == "relu2":
+        return F.relu(gate_up).square()
     gate, up = torch.split(gate_up.float(), spec.inner, dim=-1)
     gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
     return (gate * torch.sigmoid(GAIN * gate) * (up + 1)).to(gate_up.dtype)
@@ -209,7 +217,7 @@ def moe(
     Args:
         x: (tokens, hidden).
         logits: (tokens, experts), what `route` chooses by.
-        gate_up: (experts, 2 * inner, hidden), the gate's rows first.
+        gate_up: (experts, firsts * inner, hidden), the gate's rows first.
         down: (experts, hidden, inner).
         biases: where the spec is not plain.
 

@@ -21,7 +21,7 @@ from quire.quantization.scaled import Scaled
 
 @dataclass(frozen=True, slots=True)
 class StoredMoeSpec:
-    """Experts whose rows follow each other: (experts * 2 * inner, hidden) and (experts * hidden, inner)."""
+    """Experts whose rows follow each other: (experts * firsts * inner, hidden) and (experts * hidden, inner)."""
 
     moe: MoeSpec
     gate_up: Storage
@@ -91,7 +91,7 @@ def stored_moe(
         weight = weights[tokens, slots, None]
         read = (x[tokens].float() * weight).to(x.dtype) if spec.moe.weigh_input else x[tokens]
         first, second = (None if bias is None else bias[expert] for bias in (biases.gate_up, biases.down))
-        made = F.linear(read, _rows(spec.gate_up, gate_up, expert, 2 * inner).to(x.dtype), first)
+        made = F.linear(read, _rows(spec.gate_up, gate_up, expert, spec.moe.firsts * inner).to(x.dtype), first)
         made = F.linear(gated(made, spec.moe), _rows(spec.down, down, expert, hidden).to(x.dtype), second).float()
         out.index_add_(0, tokens, made if spec.moe.weigh_input else made * weight)
     return out.to(x.dtype)

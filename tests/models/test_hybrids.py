@@ -27,6 +27,7 @@ CASES = [
     Case("granitemoehybrid dense rope", "granitemoehybrid", {"num_local_experts": 0, **ROPE}),
     Case("granitemoehybrid groups", "granitemoehybrid", {"mamba_n_groups": 4, "mamba_proj_bias": True}),
     Case("nemotron_h", "nemotron_h"),
+    Case("nemotron_h one group", "nemotron_h", {"n_group": 1, "topk_group": 1, "norm_topk_prob": False}),
     Case("nemotron_h biases", "nemotron_h", {"mlp_bias": True, "use_bias": True, "n_groups": 1}),
 ]
 
@@ -40,7 +41,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(case: Case, tmp_path
     ("family", "listed", "said"),
     [
         ("qwen3_next", "layer_types", {"full_attention_interval": 2}),
-        ("nemotron_h", "layers_block_type", {"hybrid_override_pattern": "M-*M"}),
+        ("nemotron_h", "layers_block_type", {"hybrid_override_pattern": "M-*EM"}),
     ],
 )
 def test_older_configs_say_otherwise_what_layers_are(
@@ -59,6 +60,6 @@ def test_older_configs_say_otherwise_what_layers_are(
 def test_layers_of_an_unknown_kind_are_named(tmp_path: Path) -> None:
     file = make("nemotron_h", tmp_path) / "config.json"
     config = json.loads(file.read_text())
-    file.write_text(json.dumps(config | {"layers_block_type": ["linear_attention", "moe"]}))
-    with pytest.raises(CheckpointError, match="layer 1 of nemotron_h is of kind 'moe'"):
+    file.write_text(json.dumps(config | {"layers_block_type": ["linear_attention", "rwkv"]}))
+    with pytest.raises(CheckpointError, match="layer 1 of nemotron_h is of kind 'rwkv'"):
         Driver(tmp_path, 4)
