@@ -85,6 +85,7 @@ FAMILY: dict[str, dict[str, Any]] = {
         "head_dim": ...,
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
     },
+    "seed_oss": {},
     "starcoder2": {"sliding_window": 9},
     "smollm3": {"num_hidden_layers": 3, "no_rope_layers": [1, 0, 1], "head_dim": 12},
 }

@@ -103,7 +103,6 @@ OTHER_DECODERS: dict[str, dict[str, Any]] = {
     "olmo3": WINDOWS,
     "persimmon": PLAIN,
     "phimoe": LOCAL_EXPERTS,
-    "seed_oss": {},
     "solar_open": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20},
     "vaultgemma": {**WINDOWS, "query_pre_attn_scalar": 24},
 }

@@ -93,6 +93,8 @@ CASES += [
     Case("ministral", "ministral"),
     Case("ministral3", "ministral3"),
     Case("ministral3 window", "ministral3", {"sliding_window": 9}),
+    Case("seed_oss", "seed_oss"),
+    Case("seed_oss other biases", "seed_oss", {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True}),
     Case("starcoder2", "starcoder2"),
     Case("starcoder2 no biases", "starcoder2", {"use_bias": False, "tie_word_embeddings": False}),
     Case("cohere", "cohere"),
