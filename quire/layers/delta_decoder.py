@@ -16,6 +16,7 @@ class DeltaConfig(DecoderConfig, frozen=True, kw_only=True):
 
     hidden_act: Literal["silu"] = "silu"
     attention_bias: bool = False
+    num_key_value_heads: Count | None = 4
     head_dim: Count | None = 256
     layer_types: list[Literal["linear_attention", "full_attention"]] | None = None
     full_attention_interval: Count = 4

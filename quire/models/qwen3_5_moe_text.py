@@ -12,6 +12,7 @@ from quire.layers.moe import MoE, MoePlan, SharedPlan
 class Qwen35MoeConfig(DeltaConfig, frozen=True, kw_only=True):
     """Fields of config.json that Qwen3.5 with experts adds."""
 
+    num_key_value_heads: Count | None = 2
     intermediate_size: Count = 512  # of no use: all layers have experts
     moe_intermediate_size: Count = 512
     shared_expert_intermediate_size: Count = 512

@@ -12,6 +12,7 @@ from quire.layers.moe import MoE, MoePlan, SharedPlan
 class Qwen3NextConfig(DeltaConfig, frozen=True, kw_only=True):
     """Fields of config.json that Qwen3-Next adds."""
 
+    num_key_value_heads: Count | None = 2
     moe_intermediate_size: Count = 512
     shared_expert_intermediate_size: Count = 512
     num_experts_per_tok: Count = 10

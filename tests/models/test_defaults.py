@@ -20,6 +20,7 @@ pytestmark = pytest.mark.torch
 KEPT = {"model_type", "vocab_size"}
 # transformers writes what follows from other fields; the plans of attention say whether it does here, too.
 UNUSED = {"sliding_window", "layer_types", "rope_parameters"}
+UNUSED |= {"time_step_limit"}  # from 0 to infinity is no limit
 
 
 def built(folder: Path, config: dict[str, Any]) -> Decoder:
