@@ -104,9 +104,19 @@ def peer(engine: str, args: argparse.Namespace, folder: Path) -> Peer | None:
     return Peer(engine, command, args.environments / f"{name}.log")
 
 
+def into_cache(files: list[Path]) -> None:
+    """Read those that there are."""
+    for path in files:
+        if path.exists():
+            with path.open("rb", buffering=0) as file:
+                while file.read(1 << 24):
+                    pass
+
+
 def run(bits: str, args: argparse.Namespace, folder: Path, probe, deadline: float) -> None:
     """One class: measured, printed and recorded, also where the run is ended early."""
     peers = [made for one in args.only or CLASSES[bits] if (made := peer(one, args, folder))]
+    into_cache([folder / "model.safetensors", *(folder / f"{one.name.split(':')[1]}.gguf" for one in peers)])
     labels = [turns.START, *(label for label in args.labels or cpu_table.WANTED[bits] if label != turns.START)]
     try:
         turns.measure(peers, labels, probe, deadline, cpu_table.say)
