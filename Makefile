@@ -84,6 +84,7 @@ bench: $(TEST)
 docs: $(CORE)
 	$(BIN)/python tools/make_config_docs.py
 	$(BIN)/python tools/make_models_doc.py
+	$(BIN)/python tools/make_quantization_docs.py
 	$(BIN)/python tools/check_links.py
 
 constraints: $(CORE)
