@@ -32,6 +32,17 @@ LABELS = PoolerFacts(
     activation="sigmoid",
 )
 
+LATE = PoolerFacts(
+    tasks=["token_embed", "score"],
+    whole=True,
+    method="mean",
+    normalize=False,
+    dimension=2,
+    late=True,
+    sides=("q", "doc"),
+)
+FRAMED = msgspec.structs.replace(LABELS, frame=("<s>", "A", "B", "</s>"))
+
 
 class FakePooler(FakeEngine):
     """See the module. `asked` are the requests as the engine would get them."""

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from tests.server.fake_pooler import LABELS, FakePooler
+from tests.server.fake_pooler import FRAMED, LABELS, LATE, FakePooler
 from tests.server.serving import Serving
 
 pytestmark = pytest.mark.plain
@@ -162,3 +162,21 @@ def test_a_model_that_generates_serves_none_of_it(serving: Serving) -> None:
             ("/v2/rerank", {"query": "a", "documents": ["b"]}),
         ):
             assert post(http, path, **body).json()["error"]["code"] == "unsupported_task", path
+
+
+def test_texts_are_compared_token_by_token_behind_their_sides() -> None:
+    with Serving(FakePooler(LATE), chat=False) as running, running.http() as http:
+        found = post(http, "/rerank", query="ab", documents=["c", "defg"]).json()
+    # The fake gives each of n tokens (n, 1): of "qab" three, of "docc" 4 and of "docdefg" 7.
+    scores = {entry["index"]: entry["relevance_score"] for entry in found["results"]}
+    assert scores == {0: 3 * (3 * 4 + 1), 1: 3 * (3 * 7 + 1)}
+    assert [entry["index"] for entry in found["results"]] == [1, 0]
+
+
+def test_pairs_stand_in_the_frame_that_the_model_was_taught() -> None:
+    engine = FakePooler(FRAMED)
+    with Serving(engine, chat=False) as running, running.http() as http:
+        assert post(http, "/score", text_1="x", text_2="y").status_code == 200
+    tokenizer = engine.tokenizer
+    want = [*tokenizer.encode("<s>", False), *tokenizer.encode_plain("AxBy", inside=True)]
+    assert engine.asked[0].token_ids == [*want, *tokenizer.encode("</s>", False)]
