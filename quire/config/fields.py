@@ -17,7 +17,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDtype = Literal["auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2"]
 Quantization = Literal[
     "int8", "int4", "fp8", "nvfp4", "mxfp4", "modelopt", "modelopt_fp4", "compressed-tensors", "gptq", "awq",
-    "bitsandbytes", "gguf",
+    "bitsandbytes", "gguf", "torchao",
 ]  # fmt: skip
 LoadFormat = Literal["auto", "safetensors", "dummy"]
 Policy = Literal["fcfs", "priority", "lpm"]

@@ -32,14 +32,19 @@ CODE_TYPES = {"F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp8_e5m2", "I8": "int8"}
 
 
 def eight_bits(
-    matrix: Matrix, source: Source, scale: str, unused: tuple[str, ...] = (), block: tuple[int, int] | None = None
+    matrix: Matrix,
+    source: Source,
+    scale: str,
+    unused: tuple[str, ...] = (),
+    block: tuple[int, int] | None = None,
+    codes: str = "weight",
 ) -> Scheme:
-    """A `weight` of 8-bit values with scales of any shape: one, one a row, one a block, one a group of a row.
+    """Codes of 8 bits with scales of any shape: one, one a row, one a block, one a group of a row.
 
-    `scale` is the ending of the scales' name; values are multiplied with them. `block` is what the metadata says of
-    rows and inputs that share a scale; it counts where it fits the tensors.
+    `scale` is the ending of the scales' name, which values are multiplied with, `codes` that of the codes. `block` is
+    what the metadata says of rows and inputs that share a scale; it counts where it fits the tensors.
     """
-    weight, scales = f"{matrix.module}.weight", f"{matrix.module}.{scale}"
+    weight, scales = f"{matrix.module}.{codes}", f"{matrix.module}.{scale}"
     expect(source, weight, (matrix.outputs, matrix.inputs))
     shape = shape_of(source, scales)
     # ModelOpt keeps the blocks' own two dimensions, of length 1.
@@ -68,6 +73,23 @@ def eight_bits(
         return Block(source.read(weight, cut, columns).view(torch.uint8), values)
 
     return Scheme(form, (weight, scales), read, unused)
+
+
+def with_zeros(scheme: Scheme, name: str) -> Scheme:
+    """Signed 8-bit codes with signed zero points, (rows, groups) or one, in tensor `name`: all as unsigned numbers."""
+    form, inner = scheme.form, scheme.read
+    assert isinstance(form, Form)
+
+    def read(source: Source, rows: Range, columns: Range) -> Block:
+        block, zeros = inner(source, rows, columns), source.read(name)
+        zeros = zeros.reshape(-1, shape_of(source, name)[-1] if zeros.dim() > 1 else 1)
+        zeros = zeros.expand(rows[1] - rows[0], -1) if len(zeros) == 1 else zeros[slice(*rows)]
+        held = (0, 1) if form.group is None else group_range(columns, form.group)
+        raised = (zeros[:, slice(*held)].int() + 128).to(torch.uint8)
+        return Block(block.codes ^ 128, block.scales, raised)
+
+    made = Form("uint8", form.group, form.scale, form.row_block, zeros=True)
+    return Scheme(made, (*scheme.names, name), read, scheme.unused)
 
 
 @dataclass(frozen=True, slots=True)

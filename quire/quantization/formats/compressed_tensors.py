@@ -12,9 +12,9 @@ from torch import Tensor
 
 from quire.base.errors import CheckpointError
 from quire.quantization.elements import unpack
-from quire.quantization.layouts import CODE_TYPES, Packed, eight_bits, packed
-from quire.quantization.scaled import Block, Form
-from quire.quantization.scheme import Matrix, Range, Scheme, Source, group_range, present, shape_of
+from quire.quantization.layouts import CODE_TYPES, Packed, eight_bits, packed, with_zeros
+from quire.quantization.scaled import Form
+from quire.quantization.scheme import Matrix, Range, Scheme, Source, present
 
 METHODS = ("compressed-tensors", "compressed_tensors")
 MARKS = (".weight_packed",)
@@ -46,7 +46,7 @@ class CompressedTensors:
             return None
         zeros = present(source, matrix, "weight_zero_point")
         made = eight_bits(matrix, source, "weight_scale", unused)
-        return _with_zeros(made, zeros[0]) if zeros and weight.dtype == "I8" else made
+        return with_zeros(made, zeros[0]) if zeros and weight.dtype == "I8" else made
 
     def _integers(self, matrix: Matrix, source: Source, words: int) -> Scheme:
         bits = next((n for n in range(2, 9) if -(-matrix.inputs * n // 32) == words), None)
@@ -88,23 +88,6 @@ class CompressedTensors:
     def _six(self, matrix: Matrix) -> str:
         """MXFP6 comes in two types; the metadata tells which."""
         return "fp6_e3m2" if any("e3m2" in str(group).lower() for group in self.groups) else "fp6_e2m3"
-
-
-def _with_zeros(scheme: Scheme, name: str) -> Scheme:
-    """Signed codes with signed zero points as unsigned ones."""
-    form, inner = scheme.form, scheme.read
-    assert isinstance(form, Form)
-
-    def read(source: Source, rows: Range, columns: Range) -> Block:
-        block, zeros = inner(source, rows, columns), source.read(name)
-        zeros = zeros.reshape(-1, shape_of(source, name)[-1] if zeros.dim() > 1 else 1)
-        zeros = zeros.expand(rows[1] - rows[0], -1) if len(zeros) == 1 else zeros[slice(*rows)]
-        held = (0, 1) if form.group is None else group_range(columns, form.group)
-        raised = (zeros[:, slice(*held)].int() + 128).to(torch.uint8)
-        return Block(block.codes ^ 128, block.scales, raised)
-
-    made = Form("uint8", form.group, form.scale, form.row_block, zeros=True)
-    return Scheme(made, (*scheme.names, name), read, scheme.unused)
 
 
 def _matches(pattern: str, name: str) -> bool:
