@@ -19,6 +19,9 @@ from quire.ops.delta import KEY_EPS, DeltaSpec
 from quire.ops.recurrent import StatePages
 from quire.ops.step import StepInputs
 
+SOLVED = 16
+"""Rows of a chunk that are solved one after another; a chunk has four times as many at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
@@ -91,6 +94,7 @@ def _solve(
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
     CHUNK: tl.constexpr,
+    SOLVED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     chunk, head = tl.program_id(0), tl.program_id(1)
@@ -116,7 +120,7 @@ def _solve(
     weighed = k * rate[:, None]
     lower = times(weighed.to(kind), tl.trans(k.to(kind))) * left_of(total, CHUNK)
     lower = tl.where(row[:, None] > row[None, :], lower, 0.0)
-    inverse = _inverse(lower, CHUNK, min(CHUNK, 16), PRECISION).to(kind)
+    inverse = _inverse(lower, CHUNK, SOLVED, PRECISION).to(kind)
     made = times(inverse, (weighed * tl.exp(total)[:, None]).to(kind))
     tl.store(reads + place, made.to(kind), mask=k_in)
     where = t[:, None] * width + 2 * key_heads * KEY + head * VALUE + v_at[None, :]
@@ -251,6 +255,7 @@ def by_chunks(inputs: tuple[Tensor, ...], pages: StatePages, out: Tensor, step: 
         *sizes,
         block_of(value),
         CHUNK,
+        SOLVED,
         _precision(qkv),
         num_warps=TILES.solve_warps,
     )
@@ -289,4 +294,6 @@ def by_chunks(inputs: tuple[Tensor, ...], pages: StatePages, out: Tensor, step: 
 
 def _precision(x: Tensor) -> str:
     """Of products within `_inverse`, which is rounded to the dtype of `x` afterwards."""
-    return "tf32" if x.dtype != torch.float32 and x.device.type == "cuda" and torch.version.hip is None else "ieee"
+    if x.device.type != "cuda" or torch.version.hip is not None:
+        return "ieee"
+    return "tf32x3" if x.dtype == torch.float32 else "tf32"
