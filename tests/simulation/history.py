@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
@@ -27,7 +28,7 @@ class Seen:
 
     ask: Ask
     outcome: str | None = None
-    ended_at: float = 0.0
+    ended_at: float = inf
     error: str = ""
     retry_after_s: int | None = None
     tokens: dict[int, list[int]] = field(default_factory=dict)
