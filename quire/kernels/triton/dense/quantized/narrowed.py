@@ -5,6 +5,8 @@ library leaves their sums in memory as integers. Inputs are put in the order of 
 which changes no sum.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -28,7 +30,15 @@ def takes(weight: Weight, rows: int) -> bool:
         return False
     if form.element == "int8":
         return rows > INTEGER_ROWS
-    return form.element == "fp8_e4m3" and converts(weight.data.device) and weight.outputs % LIBRARY_OUTPUTS == 0
+    if form.element != "fp8_e4m3" or weight.storage.dtype != "bfloat16" or weight.outputs % LIBRARY_OUTPUTS:
+        return False
+    return _scales_rows(weight.data.device)
+
+
+@functools.cache
+def _scales_rows(device: torch.device) -> bool:
+    """Whether the library multiplies floats of 8 bits whose rows have scales, which it does into bfloat16 only."""
+    return converts(device) and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @triton.jit
