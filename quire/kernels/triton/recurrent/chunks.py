@@ -1,6 +1,7 @@
 """Cutting the sequences of a step into chunks of tokens, on the device; what kernels that go by chunks share."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import triton
@@ -12,8 +13,12 @@ from quire.ops.step import StepInputs
 
 CHUNK = 32 if triton.knobs.runtime.interpret else 64
 """Tokens. The interpreter takes its time for every turn of a loop."""
+DEEPEST = 3
+"""Stages of a loop where there is room."""
 WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
 """The interpreter multiplies no bfloat16 matrices."""
+EXACT = tl.constexpr("ieee" if torch.version.cuda is None else "tf32x3")
+"""How float32 matrices are multiplied: on NVIDIA's GPUs by three products of parts, which loses next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,16 @@ def block_of(size: int) -> int:
     return max(16, int(triton.next_power_of_2(size)))
 
 
+@cache
+def stages_for(turn_bytes: int, device: torch.device) -> int:
+    """How deep a loop that loads so many bytes a turn is pipelined, so that it fits in shared memory."""
+    if triton.knobs.runtime.interpret or device.type != "cuda":
+        return DEEPEST
+    index = torch.cuda.current_device() if device.index is None else device.index
+    room = int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
+    return max(1, min(DEEPEST, room // turn_bytes - 1))
+
+
 @triton.jit
 def softplus(x):
     """log(1 + exp(x)), which is x where that is large."""
@@ -87,4 +102,4 @@ def times(a, b):
     """a @ b in float32; of float32 without rounding."""
     if WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
-    return tl.dot(a, b, input_precision="ieee")
+    return tl.dot(a, b, input_precision=EXACT)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.recurrent.chunks import CHUNK, block_of, chunks_of, left_of, softplus, times
+from quire.kernels.triton.recurrent.chunks import CHUNK, block_of, chunks_of, left_of, softplus, stages_for, times
 from quire.ops.delta import KEY_EPS, DeltaSpec
 from quire.ops.recurrent import StatePages
 from quire.ops.step import StepInputs
@@ -275,6 +275,7 @@ def by_chunks(inputs: tuple[Tensor, ...], pages: StatePages, out: Tensor, step: 
         block,
         CHUNK,
         num_warps=TILES.walk_warps,
+        num_stages=stages_for(CHUNK * (2 * key + block) * qkv.itemsize, qkv.device),
     )
     block = min(TILES.read, block_of(value))
     _read[(chunks.room, heads, triton.cdiv(value, block))](

@@ -12,7 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.recurrent.chunks import CHUNK, block_of, chunks_of, left_of, slots_of, softplus, times
+from quire.kernels.triton.recurrent.chunks import (
+    CHUNK,
+    block_of,
+    chunks_of,
+    left_of,
+    slots_of,
+    softplus,
+    stages_for,
+    times,
+)
 from quire.ops.recurrent import StatePages
 from quire.ops.registry import provide
 from quire.ops.ssd import ScanSpec, ScanWeights, ssd_scan
@@ -238,6 +247,7 @@ def triton_ssd_scan(
         block,
         CHUNK,
         num_warps=TILES.walk_warps,
+        num_stages=stages_for(CHUNK * (spec.state + block) * xbc.itemsize, xbc.device),
     )
     block = min(TILES.read, largest)
     _read[(chunks.room, heads, triton.cdiv(spec.head_dim, block))](
