@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.attention.shared import first_seen
 from quire.ops.attention import AttentionSpec
 from quire.ops.step import GroupInputs
 
@@ -102,6 +103,21 @@ def _run_from(tile, tiles, runs):
 
 
 @triton.jit
+def _bounds(split, count, first_tile, tiles, all_tiles, SPLITS: tl.constexpr, RUNS: tl.constexpr):
+    """The first tile of each of a row's `count` splits, and the one behind its last."""
+    if RUNS:
+        used = tl.minimum(RUNS, all_tiles)
+        border = _run_from(first_tile + 1, all_tiles, used) + split
+        start = tl.where(split == 0, first_tile, (border - 1) * all_tiles // used)
+        end = tl.where(split == count - 1, first_tile + tiles, border * all_tiles // used)
+    else:
+        width = _width(tiles, SPLITS)
+        start = first_tile + split * width
+        end = tl.minimum(start + width, first_tile + tiles)
+    return start, end
+
+
+@triton.jit
 def _seen(token, begin, length, TILE: tl.constexpr):
     """From where to where tokens are seen in the tiles that begin at `token`, of those from `begin` on: 2 x 8 bits."""
     return tl.maximum(begin - token, 0) | tl.minimum(tl.maximum(length - 1 - token, 0), TILE) << 8
@@ -166,9 +182,7 @@ def _list(
     row = tl.program_id(0)
     at = tl.arange(0, BLOCK)
     length = tl.load(lengths + at, mask=at < rows, other=0)
-    begin = tl.maximum(length - WINDOW, 0) if WINDOW else 0 * length
-    if CHUNK:
-        begin = tl.maximum(begin, tl.maximum(length - 1, 0) // CHUNK * CHUNK)
+    begin = tl.maximum(first_seen(tl.maximum(length - 1, 0), WINDOW, CHUNK), 0)
     others = 0 * length
     if SHARED:
         begin = tl.load(shared + at, mask=at < rows, other=0)
@@ -191,14 +205,7 @@ def _list(
     low, tiles = _tiles(length, begin, TILE)
     split = tl.arange(0, SPLITS)
     here = split < count
-    if RUNS:
-        border = _run_from(first_tile + 1, all_tiles, used) + split
-        start = tl.where(split == 0, first_tile, (border - 1) * all_tiles // used)
-        end = tl.where(split == count - 1, first_tile + tiles, border * all_tiles // used)
-    else:
-        width = _width(tiles, SPLITS)
-        start = first_tile + split * width
-        end = tl.minimum(start + width, first_tile + tiles)
+    start, end = _bounds(split, count, first_tile, tiles, all_tiles, SPLITS, RUNS)
     entry = splits + (first_split + split) * FIELDS
     tl.store(entry, row + 0 * split, mask=here)
     tl.store(entry + 1, start, mask=here)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
-from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, bulk_of, device_of, weigh
+from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, bulk_of, device_of, first_seen, weigh
 from quire.ops.attention import AttentionSpec, KVPages, paged_attention
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs
@@ -55,17 +55,6 @@ def _write_blocks(
 
 
 @triton.jit
-def _first_seen(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
-    """From which token on queries at these positions see; no more than 0 where nothing bounds them."""
-    first = 0 * position
-    if WINDOW > 0:
-        first = position - WINDOW + 1
-    if CHUNK > 0:
-        first = tl.maximum(first, position // CHUNK * CHUNK)
-    return first
-
-
-@triton.jit
 def _walk(
     acc, top, weight, queries, begin, end, position, length, k_pool, v_pool, table, head, scale,
     KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
@@ -76,7 +65,7 @@ def _walk(
     DOT: tl.constexpr = tl.float32 if WIDE else queries.dtype
     BOUND: tl.constexpr = MASKED and (WINDOW > 0 or CHUNK > 0)
     d = tl.arange(0, DP)
-    first = _first_seen(position, WINDOW, CHUNK)
+    first = first_seen(position, WINDOW, CHUNK)
     for t in tl.range(begin, end, TILE, num_stages=STAGES):
         at = t + tl.arange(0, TILE)
         there = at < length
@@ -164,8 +153,8 @@ def _prefill(
     begin, inner = 0, 0
     clear = (start + 1) // TILE * TILE
     if WINDOW > 0 or CHUNK > 0:
-        begin = tl.maximum(_first_seen(start, WINDOW, CHUNK), 0) // TILE * TILE
-        inner = tl.maximum(_first_seen(start + count - 1, WINDOW, CHUNK) + TILE - 1, 0) // TILE * TILE
+        begin = tl.maximum(first_seen(start, WINDOW, CHUNK), 0) // TILE * TILE
+        inner = tl.maximum(first_seen(start + count - 1, WINDOW, CHUNK) + TILE - 1, 0) // TILE * TILE
         inner = tl.minimum(inner, tl.maximum(clear, begin))
         clear = tl.maximum(clear, inner)
     if k_bulk is not None:

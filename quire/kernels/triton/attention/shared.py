@@ -133,3 +133,14 @@ def weigh(scores, top, weight, scale, CAP: tl.constexpr):
     p = tl.exp2(scores * factor - base[:, None])
     shrink = tl.exp2(top - base)
     return p, new_top, weight * shrink + tl.sum(p, 1), shrink
+
+
+@triton.jit
+def first_seen(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+    """From which token on queries at these positions see; no more than 0 where nothing bounds them."""
+    first = 0 * position
+    if WINDOW > 0:
+        first = position - WINDOW + 1
+    if CHUNK > 0:
+        first = tl.maximum(first, position // CHUNK * CHUNK)
+    return first
