@@ -22,7 +22,7 @@ from torch import Tensor
 from quire.kernels.triton.moe import FEW_TOKENS
 from quire.kernels.triton.moe.few import FEW, moe_few
 from quire.kernels.triton.moe.grouped import Plan, combine, down_of, gate_up_of, plan_for
-from quire.kernels.triton.moe.launch import Product
+from quire.kernels.triton.moe.product import Product
 from quire.kernels.triton.moe.route import sort
 from quire.ops.moe import MoeSpec, RouteSpec, route
 from quire.ops.registry import OPS, load_providers

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 if torch.cuda.is_available():
-    from quire.kernels.triton.attention.shared import device_of
+    from quire.kernels.triton.launch import device_of
     from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend, paged_attention, prepare
     from quire.ops.narrow import LARGEST, narrowed, widened
     from quire.ops.registry import load_providers

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from quire.kernels.triton.attention.listing import Elsewhere, Work
 from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
-from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, begin, bounded, bulk_of, device_of, partner
+from quire.kernels.triton.attention.shared import LOG2E, bounded, bulk_of, partner
+from quire.kernels.triton.launch import INTERPRETED, begin, device_of
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages
 from quire.ops.step import SharedInputs, StepInputs
 

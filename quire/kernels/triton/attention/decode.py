@@ -13,7 +13,7 @@ from torch import Tensor
 from quire.kernels.triton import tuned
 from quire.kernels.triton.attention import cascade, listing, splits
 from quire.kernels.triton.attention.narrow import kept, scales
-from quire.kernels.triton.attention.shared import INTERPRETED, device_of
+from quire.kernels.triton.launch import INTERPRETED, device_of
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend
 from quire.ops.registry import provide
 from quire.ops.step import GroupInputs, StepInputs

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from quire.kernels.triton.attention.narrow import kept, narrowed, scales
-from quire.kernels.triton.attention.shared import begin, device_of, partner, rotated
+from quire.kernels.triton.attention.shared import partner, rotated
+from quire.kernels.triton.launch import begin, device_of
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, prepare
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs

@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
-from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, device_of
+from quire.kernels.triton.attention.shared import LOG2E
+from quire.kernels.triton.launch import INTERPRETED, device_of
 from quire.ops.attention import KVPages
 from quire.ops.latent import LatentSpec, latent_attention
 from quire.ops.registry import provide

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.attention.shared import INTERPRETED, device_of
+from quire.kernels.triton.launch import INTERPRETED, device_of
 from quire.ops.attention import KVPages
 from quire.ops.narrow import raw
 

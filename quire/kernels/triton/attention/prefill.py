@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
-from quire.kernels.triton.attention.shared import INTERPRETED, LOG2E, bulk_of, device_of, first_seen, weigh
+from quire.kernels.triton.attention.shared import LOG2E, bulk_of, first_seen, weigh
+from quire.kernels.triton.launch import INTERPRETED, device_of
 from quire.ops.attention import AttentionSpec, KVPages, paged_attention
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from quire.kernels.triton.attention.prefill import list_blocks
-from quire.kernels.triton.attention.shared import INTERPRETED, device_of, weigh
+from quire.kernels.triton.attention.shared import weigh
+from quire.kernels.triton.launch import INTERPRETED, device_of
 from quire.ops.ragged import RaggedSpec, ragged_attention
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs

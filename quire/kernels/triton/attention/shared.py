@@ -1,56 +1,15 @@
-"""What the attention kernels share: rotating heads, weighing scores, and how kernels are launched on a device.
-
-Kernels launched before their predecessor has ended (programmatic dependent launch) release their own dependents first
-and read nothing before their one wait.
-"""
-
-import functools
-from dataclasses import dataclass
+"""What the attention kernels share: rotating heads, weighing scores, and tiles by the copy engine."""
 
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from quire.kernels.triton.launch import INTERPRETED, device_of
 from quire.ops.attention import KVPages
 from quire.ops.narrow import raw
 
-INTERPRETED: bool = triton.knobs.runtime.interpret
-"""The interpreter multiplies no bfloat16 matrices: there, products take float32."""
-
 LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@dataclass(frozen=True, slots=True)
-class Device:
-    """What a device has: multiprocessors, NVIDIA's compiler, dependent launches (and with them the copy engine), and
-    instructions that convert numbers of 8 bits.
-    """
-
-    processors: int
-    nvidia: bool
-    dependent: bool
-    converts: bool = False
-
-    def stages(self, wanted: int) -> int:
-        """How deep loops are pipelined: other makers' chips have 64 KiB of shared memory, which two stages fill."""
-        return wanted if self.nvidia else min(wanted, 2)
-
-    @property
-    def options(self) -> dict[str, bool]:
-        """What to add to a launch."""
-        return {"PDL": True, "launch_pdl": True} if self.dependent else {"PDL": False}
-
-
-@functools.cache
-def device_of(device: torch.device) -> Device:
-    """What launches must know of `device`."""
-    if INTERPRETED or device.type != "cuda":
-        return Device(1 if INTERPRETED else 64, False, False)
-    facts = torch.cuda.get_device_properties(device)
-    nvidia = torch.version.hip is None
-    capability = (facts.major, facts.minor)
-    return Device(facts.multi_processor_count, nvidia, nvidia and facts.major >= 9, nvidia and capability >= (8, 9))
 
 
 def bulk_of(pages: KVPages, tile: int) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
@@ -67,27 +26,6 @@ def bulk_of(pages: KVPages, tile: int) -> tuple[TensorDescriptor | None, TensorD
 
 def _has_engine(device: torch.device) -> bool:
     return INTERPRETED or device_of(device).dependent
-
-
-@triton.jit
-def release(PDL: tl.constexpr):
-    """Let the next kernel start: the first thing that a kernel does."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def wait(PDL: tl.constexpr):
-    """Wait until the previous kernel has ended and what it wrote can be read."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
-def begin(PDL: tl.constexpr):
-    """The first thing that a kernel does which has nothing to fetch early."""
-    release(PDL)
-    wait(PDL)
 
 
 @triton.jit

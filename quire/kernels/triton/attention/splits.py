@@ -10,7 +10,8 @@ import triton.language as tl
 
 from quire.kernels.triton.attention.listing import FIELDS, FIRST, LAST
 from quire.kernels.triton.attention.narrow import halved, narrowed, pairs_widened, widened
-from quire.kernels.triton.attention.shared import LOG2E, bounded, partner, release, wait
+from quire.kernels.triton.attention.shared import LOG2E, bounded, partner
+from quire.kernels.triton.launch import release, wait
 
 
 @triton.jit

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.dense.launch import options, release, wait
+from quire.kernels.triton.launch import device_of, release, wait
 from quire.ops.activation import GateSpec, gated_activation
 from quire.ops.registry import provide
 
@@ -42,6 +42,6 @@ def triton_gated_activation(gate_up: Tensor, spec: GateSpec) -> Tensor:
     if rows:
         size = min(BLOCK, triton.next_power_of_2(inner))
         _gate_kernel[(rows, triton.cdiv(inner, size))](
-            gate_up, out, gate_up.stride(0), inner, spec.activation, size, **options(gate_up.device)
+            gate_up, out, gate_up.stride(0), inner, spec.activation, size, **device_of(gate_up.device).options
         )
     return out

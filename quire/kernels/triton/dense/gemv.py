@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quire.kernels.triton import tuned
 from quire.kernels.triton.dense.activation import activate
-from quire.kernels.triton.dense.launch import options, release, wait
+from quire.kernels.triton.launch import device_of, release, wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +179,6 @@ def product(
         K=inputs, N=outputs, EPS=norm.eps if norm else 0.0, OFFSET=norm.offset if norm else 0.0,
         OUTPUTS=shape.outputs, CHUNK=shape.chunk, HELD=shape.held, AHEAD=shape.ahead,
         NORM=norm is not None, ADD=delta is not None, BIAS=bias is not None, GATE=gate,
-        num_warps=shape.warps, **options(x.device),
+        num_warps=shape.warps, **device_of(x.device).options,
     )  # fmt: skip
     return out

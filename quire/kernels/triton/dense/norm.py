@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.dense.launch import options, release, wait
+from quire.kernels.triton.launch import device_of, release, wait
 from quire.ops.norm import NormSpec, add_rms_norm, rms_norm
 from quire.ops.registry import provide
 
@@ -70,7 +70,7 @@ def _launch(x: Tensor, delta: Tensor | None, weight: Tensor, total: Tensor | Non
             block,
             delta is not None,
             num_warps=min(max(block // 512, 1), 16),
-            **options(x.device),
+            **device_of(x.device).options,
         )
     return out.view(x.shape)
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quire.kernels.triton.dense.activation import activate
-from quire.kernels.triton.dense.launch import options, release, shared_bytes, wait
+from quire.kernels.triton.launch import device_of, release, wait
 
 MOST_TILES = 4096
 """Tiles of one product whose parts may be counted at once."""
@@ -253,7 +253,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str, cut: Tili
     """x @ weight.T + bias, then gated where `gate` names an activation; 1 to 128 rows."""
     rows, inputs = x.shape
     outputs = len(weight) // 2 if gate else len(weight)
-    cut = fitted(cut or tiling(outputs, inputs, rows, bool(gate)), inputs, bool(gate), shared_bytes(x.device))
+    cut = fitted(cut or tiling(outputs, inputs, rows, bool(gate)), inputs, bool(gate), device_of(x.device).shared_bytes)
     tiles = triton.cdiv(outputs, cut.outputs)
     assert tiles <= MOST_TILES or cut.parts == 1
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
@@ -265,6 +265,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str, cut: Tili
         K=inputs, N=outputs, GATE=gate, BIAS=bias is not None,
         OUTPUTS=cut.outputs, ROWS=cut.rows, DEPTH=cut.depth, PARTS=cut.parts, STAGES=cut.stages, HELD=cut.held,
         FETCH=min(triton.next_power_of_2(triton.cdiv(rest, 64)), 8) if rest > 0 else 0,
-        WIDEN=triton.knobs.runtime.interpret, num_warps=cut.warps, **options(x.device),
+        WIDEN=triton.knobs.runtime.interpret, num_warps=cut.warps, **device_of(x.device).options,
     )  # fmt: skip
     return out

@@ -8,7 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.moe.launch import Product, dependent, hopper, pow2
+from quire.kernels.triton.launch import device_of, release, wait
+from quire.kernels.triton.moe.product import Product, pow2
 from quire.kernels.triton.moe.route import choose, expert_of, keys_of, routing, without
 from quire.ops.moe import MoeSpec
 
@@ -20,9 +21,8 @@ def _few_gate_up_kernel(
     E: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N values of silu(gate) * up of one (token, slot)."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait(PDL)
+    release(PDL)
     entry = tl.program_id(0)
     token = entry // TOP_K
     keys = keys_of(logits, token + tl.arange(0, 1), tl.arange(0, E), tl.full([1], 1, tl.int1), EXPERTS, WIDE)
@@ -54,10 +54,9 @@ def _few_down_kernel(
     PDL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N values of one token's result: all its experts, summed in the order of its slots."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-    if PDL and not EARLY:
-        tl.extra.cuda.gdc_wait()
+    release(PDL)
+    if not EARLY:
+        wait(PDL)
     token = tl.program_id(0)
     keys = keys_of(logits, token + tl.arange(0, 1), tl.arange(0, E), tl.full([1], 1, tl.int1), EXPERTS, WIDE)
     ids, shares, _ = choose(keys, EXPERTS, TOP_K, SLOTS, NORMALIZE, WIDE)
@@ -74,8 +73,8 @@ def _few_down_kernel(
     value = act + (token * TOP_K + slot)[:, None] * INNER
     total = tl.zeros([SLOTS * BLOCK_N, BLOCK_K], tl.float32)
     early = tl.load(weight + columns[None, :], mask=real[:, None] & (columns[None, :] < INNER), other=0.0)
-    if PDL and EARLY:
-        tl.extra.cuda.gdc_wait()
+    if EARLY:
+        wait(PDL)
     for k in tl.static_range(0, INNER, BLOCK_K):
         column = (k + columns)[None, :]
         mask = real[:, None] & (column < INNER)
@@ -99,8 +98,8 @@ def moe_few(
     early: bool = True,
 ) -> Tensor:
     """Without a sort: every (token, slot) reads its expert's weights by itself."""
-    tokens, top_k, pdl = x.shape[0], spec.route.top_k, hopper(x.device)
-    sizes = {"HIDDEN": spec.hidden, "INNER": spec.inner, "PDL": pdl, **routing(spec.route, logits), **dependent(pdl)}
+    (tokens, _), top_k, launch = x.shape, spec.route.top_k, device_of(x.device).options
+    sizes = {"HIDDEN": spec.hidden, "INNER": spec.inner, **routing(spec.route, logits), **launch}
     act = torch.empty(tokens * top_k, spec.inner, dtype=x.dtype, device=x.device)
     out = torch.empty_like(x)
     first, second = products[0].within(spec.inner, spec.hidden), products[1].within(spec.hidden, spec.inner)

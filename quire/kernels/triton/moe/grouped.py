@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from quire.kernels.triton.moe.launch import Product, dependent, hopper
+from quire.kernels.triton.launch import begin, device_of
+from quire.kernels.triton.moe.product import Product
 from quire.kernels.triton.moe.route import Sorted, sort
 from quire.ops.moe import MoeSpec, RouteSpec
 
@@ -86,9 +87,7 @@ def _gate_up_kernel(
     WIDEN: tl.constexpr,
 ):  # fmt: skip
     """silu(gate) * up of TILE sorted entries of one expert and BLOCK_N inner values, written in sorted order."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(PDL)
     expert = tl.load(tile_expert + tl.program_id(1)).to(tl.int64)
     if expert < 0:
         return
@@ -154,9 +153,7 @@ def _down_kernel(
     WIDEN: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_N hidden values of what one expert makes of TILE sorted entries, written by (token, slot)."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(PDL)
     expert = tl.load(tile_expert + tl.program_id(1)).to(tl.int64)
     if expert < 0:
         return
@@ -180,9 +177,7 @@ def _combine_kernel(
     made, weights, out, HIDDEN: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
     """BLOCK hidden values of one token: its experts' results times their weights, in the order of its slots."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(PDL)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < HIDDEN
@@ -264,17 +259,16 @@ def down_of(act: Tensor, weight: Tensor, order: Sorted, spec: MoeSpec, plan: Pla
 
 def combine(made: Tensor, order: Sorted) -> Tensor:
     """The weighted sums over the slots of each token: (tokens, hidden)."""
-    (tokens, top_k), hidden, pdl = order.weights.shape, made.shape[1], hopper(made.device)
+    (tokens, top_k), hidden = order.weights.shape, made.shape[1]
     out = torch.empty(tokens, hidden, dtype=made.dtype, device=made.device)
     _combine_kernel[(tokens, triton.cdiv(hidden, COMBINE_BLOCK))](
-        made, order.weights, out, HIDDEN=hidden, TOP_K=top_k, BLOCK=COMBINE_BLOCK, PDL=pdl, **dependent(pdl)
-    )
+        made, order.weights, out, HIDDEN=hidden, TOP_K=top_k, BLOCK=COMBINE_BLOCK, **device_of(made.device).options
+    )  # fmt: skip
     return out
 
 
 def _sizes(spec: MoeSpec, x: Tensor) -> dict[str, Any]:
-    pdl = hopper(x.device)
-    return {"HIDDEN": spec.hidden, "INNER": spec.inner, "PDL": pdl, **dependent(pdl)}
+    return {"HIDDEN": spec.hidden, "INNER": spec.inner, **device_of(x.device).options}
 
 
 def _tiles_of(act: Tensor, product: Product, plan: Plan, tma: bool) -> tuple[Any, Any]:
@@ -289,7 +283,7 @@ def _cut(weight: Tensor, rows: int, product: Product, plan: Plan) -> tuple[Tenso
     """The weights (..., depth), of whose matrices of `rows` rows tiles are cut, and the options of the launch."""
     depth = weight.shape[-1]
     even = rows % product.block_n == 0 and depth % product.block_k == 0
-    tma = plan.tma and even and hopper(weight.device) and weight.element_size() == 2
+    tma = plan.tma and even and device_of(weight.device).dependent and weight.element_size() == 2
     options = {
         "TILE": plan.tile, "SWAP": plan.swap, "BLOCK_N": product.block_n, "BLOCK_K": product.block_k,
         "HALVES": plan.halves, "EVEN": even, "TMA": tma, "EXACT": "ieee" if weight.dtype == torch.float32 else "tf32",

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.moe.launch import dependent, hopper, pow2
+from quire.kernels.triton.launch import begin, device_of
+from quire.kernels.triton.moe.product import pow2
 from quire.ops.moe import RouteSpec, route
 from quire.ops.registry import provide
 
@@ -98,9 +99,7 @@ def _route_kernel(
     ROWS: tl.constexpr, E: tl.constexpr, SLOTS: tl.constexpr, COUNT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Choose for ROWS tokens; with COUNT also how often each expert was chosen among them."""
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     experts, slots = tl.arange(0, E), tl.arange(0, SLOTS)
     valid = rows < tokens
@@ -125,15 +124,13 @@ def _sort_kernel(
 
     Every block adds up the counts of all blocks by itself, which spares a launch.
     """
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    begin(PDL)
     block, blocks = tl.program_id(0), tl.num_programs(0)
     experts = tl.arange(0, E)
     found_all = tl.zeros([CHUNK, E], tl.int32)
     found_before = tl.zeros([CHUNK, E], tl.int32)
-    for begin in range(0, blocks, CHUNK):
-        others = begin + tl.arange(0, CHUNK)
+    for done in range(0, blocks, CHUNK):
+        others = done + tl.arange(0, CHUNK)
         mask = (others < blocks)[:, None] & (experts < EXPERTS)[None, :]
         found = tl.load(counts + others[:, None] * EXPERTS + experts[None, :], mask=mask, other=0)
         found_all += found
@@ -154,8 +151,8 @@ def _sort_kernel(
     per_expert = (total + TILE - 1) // TILE
     last = tl.cumsum(per_expert, 0)
     offset = starts - (last - per_expert) * TILE
-    for begin in range(block * 32, tiles, blocks * 32):
-        index = begin + tl.arange(0, 32)
+    for done in range(block * 32, tiles, blocks * 32):
+        index = done + tl.arange(0, 32)
         mine = tl.sum((last[None, :] <= index[:, None]).to(tl.int32), axis=1)
         start = tl.sum(tl.where(experts[None, :] == mine[:, None], offset[None, :], 0), axis=1) + index * TILE
         tl.store(tile_expert + index, tl.where(mine < EXPERTS, mine, -1), mask=index < tiles)
@@ -185,7 +182,7 @@ def triton_route(logits: Tensor, spec: RouteSpec, bias: Tensor | None = None) ->
 
 def _routed(logits: Tensor, spec: RouteSpec, rows: int, count: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Weights, experts and (with `count`) how often each expert was chosen in each block of `rows` tokens."""
-    tokens, pdl = logits.shape[0], hopper(logits.device)
+    tokens, launch = logits.shape[0], device_of(logits.device).options
     ids = torch.empty(tokens, spec.top_k, dtype=torch.int32, device=logits.device)
     weights = torch.empty(tokens, spec.top_k, dtype=torch.float32, device=logits.device)
     blocks = triton.cdiv(tokens, rows)
@@ -193,8 +190,8 @@ def _routed(logits: Tensor, spec: RouteSpec, rows: int, count: bool) -> tuple[Te
     if tokens:
         _route_kernel[(blocks,)](
             logits, ids, weights, counts, tokens,
-            NORMALIZE=spec.normalize, ROWS=rows, SLOTS=pow2(spec.top_k), COUNT=count, PDL=pdl,
-            num_warps=_warps(rows, spec), **routing(spec, logits), **dependent(pdl),
+            NORMALIZE=spec.normalize, ROWS=rows, SLOTS=pow2(spec.top_k), COUNT=count,
+            num_warps=_warps(rows, spec), **routing(spec, logits), **launch,
         )  # fmt: skip
     return weights, ids, counts
 
@@ -225,7 +222,7 @@ class Sorted:
 
 def sort(logits: Tensor, spec: RouteSpec, tile: int) -> Sorted:
     """Route every token and sort the entries by expert, for tiles of `tile` entries."""
-    tokens, pdl = logits.shape[0], hopper(logits.device)
+    tokens, launch = logits.shape[0], device_of(logits.device).options
     many = tokens * spec.top_k
     tiles = min(many, spec.experts + many // tile)
     entries, ends, expert, start = (
@@ -235,8 +232,8 @@ def sort(logits: Tensor, spec: RouteSpec, tile: int) -> Sorted:
     weights, ids, counts = _routed(logits, spec, rows, count=True)
     _sort_kernel[(counts.shape[0],)](
         ids, counts, entries, ends, expert, start, tokens, tiles,
-        EXPERTS=spec.experts, TOP_K=spec.top_k, ROWS=rows, E=pow2(spec.experts), TILE=tile, CHUNK=32, PDL=pdl,
-        num_warps=_warps(rows, spec), **dependent(pdl),
+        EXPERTS=spec.experts, TOP_K=spec.top_k, ROWS=rows, E=pow2(spec.experts), TILE=tile, CHUNK=32,
+        num_warps=_warps(rows, spec), **launch,
     )  # fmt: skip
     return Sorted(weights, entries, ends, expert, start)
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from quire.kernels.triton import tuned
 from quire.kernels.triton.dense.gemv import finished
-from quire.kernels.triton.dense.launch import options, release, wait
 from quire.kernels.triton.dense.quantized.decode import added, eights, scale, spread
 from quire.kernels.triton.dense.quantized.rows import of_rows
 from quire.kernels.triton.dense.quantized.weight import Weight
+from quire.kernels.triton.launch import device_of, release, wait
 
 UNIT, LANES = 8, 32
 """Words that a thread takes at a time, threads of a warp."""
@@ -205,6 +205,6 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None, gate: str, shape: Sh
         x.contiguous(), *weight.tensors, x if bias is None else bias, out,
         K=weight.inputs, N=outputs, GATE=gate, BIAS=bias is not None,
         OUTPUTS=shape.outputs, UNITS=shape.units, AHEAD=shape.ahead,
-        num_warps=shape.units // LANES, **weight.constants, **options(x.device),
+        num_warps=shape.units // LANES, **weight.constants, **device_of(x.device).options,
     )  # fmt: skip
     return out

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.dense.launch import options, release, wait
 from quire.kernels.triton.dense.quantized.weight import Weight, converts
+from quire.kernels.triton.launch import device_of, release, wait
 
 MOST_INPUTS = 1 << 15
 """Of a row that a block holds."""
@@ -67,7 +67,15 @@ def rounded(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     most = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
     runs = triton.next_power_of_2(triton.cdiv(inputs, 64))
     _round_kernel[(rows,)](
-        x, out, scales, x.stride(0), inputs, most, runs, num_warps=min(16, max(1, runs // 8)), **options(x.device)
+        x,
+        out,
+        scales,
+        x.stride(0),
+        inputs,
+        most,
+        runs,
+        num_warps=min(16, max(1, runs // 8)),
+        **device_of(x.device).options,
     )
     return out, scales
 
@@ -124,6 +132,6 @@ def _integers(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> 
     _product_kernel[(triton.cdiv(rows, tall) * triton.cdiv(outputs, wide),)](
         values, of_rows, codes, scales, out if bias is None else bias, out, rows,
         K=x.shape[1], N=outputs, BIAS=bias is not None, ROWS=tall, OUTPUTS=wide, DEPTH=128, ABREAST=8,
-        num_warps=8, num_stages=4, **options(x.device),
+        num_warps=8, num_stages=4, **device_of(x.device).options,
     )  # fmt: skip
     return out

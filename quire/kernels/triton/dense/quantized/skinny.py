@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.dense.launch import options, release, shared_bytes, wait
 from quire.kernels.triton.dense.quantized.decode import eights, fours, lift, scale
 from quire.kernels.triton.dense.quantized.rows import of_rows
 from quire.kernels.triton.dense.quantized.weight import Weight
 from quire.kernels.triton.dense.skinny import MOST_TILES, all_parts, counters_of, fetch, finished, parts_for
+from quire.kernels.triton.launch import device_of, release, wait
 from quire.quantization.words import RUN
 
 BLOCKS = 200
@@ -274,7 +274,7 @@ def fitted(cut: Tiling, weight: Weight, gate: bool, x: Tensor) -> Tiling:
     group, per = weight.constants["GROUP"], 16 // weight.bits
     depth = cut.depth if not group else RUN if group % 128 else min(cut.depth, 128 // per)
     step = 2 * depth * (cut.outputs * (2 if gate else 1)) + depth * per * cut.rows * x.element_size()
-    return replace(cut, depth=depth, stages=max(2, min(cut.stages, shared_bytes(x.device) // step)))
+    return replace(cut, depth=depth, stages=max(2, min(cut.stages, device_of(x.device).shared_bytes // step)))
 
 
 def product(x: Tensor, weight: Weight, bias: Tensor | None, gate: str, cut: Tiling | None = None) -> Tensor:
@@ -293,6 +293,6 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None, gate: str, cut: Tili
         K=weight.inputs, N=outputs, GATE=gate, BIAS=bias is not None,
         OUTPUTS=cut.outputs, ROWS=cut.rows, DEPTH=cut.depth, PARTS=cut.parts, STAGES=cut.stages,
         FETCH=min(triton.next_power_of_2(lines), FETCHED), WIDEN=triton.knobs.runtime.interpret,
-        num_warps=cut.warps, **weight.constants, **options(x.device),
+        num_warps=cut.warps, **weight.constants, **device_of(x.device).options,
     )  # fmt: skip
     return out

@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.dense.launch import options, release, wait
 from quire.kernels.triton.dense.quantized.decode import eights, fours, scale
 from quire.kernels.triton.dense.quantized.weight import Weight
+from quire.kernels.triton.launch import device_of, release, wait
 
 TILE_VALUES = 1 << 25
 """Values of a weight that exist as such at one time."""
@@ -63,7 +63,7 @@ def values(weight: Weight, first: int, count: int, dtype: torch.dtype) -> Tensor
     out = torch.empty((count, weight.inputs), dtype=dtype, device=weight.data.device)
     _unpack_kernel[(triton.cdiv(count, LINES), triton.cdiv(weight.row_words, WORDS))](
         *weight.tensors, out, first, count, K=weight.inputs, LINES=LINES, WORDS=WORDS,
-        **weight.constants, **options(out.device),
+        **weight.constants, **device_of(out.device).options,
     )  # fmt: skip
     return out
 
