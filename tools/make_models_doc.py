@@ -85,22 +85,15 @@ def _row(file: Path, cases: int, ranks: bool) -> str:
     tasks = _tasks(module)
     proof = [f"{cases} case{'s' * (cases > 1)}"] if cases else []
     proof += ["TP 2"] if ranks else []
-    stored = "int8, int4 but experts" if _has_experts(module) else "int8, int4"
     cells = (
         f"[`{file.stem}`](../quire/models/{file.name})",
         name.rstrip("."),
         different.rstrip("."),
         ", ".join(tasks),
-        ", ".join([*["TP"][:ranks], *["prefix"][: "generate" in tasks], stored]),
+        ", ".join([*["TP"][:ranks], *["prefix"][: "generate" in tasks], "int8", "int4"]),
         ", ".join(proof),
     )
     return f"| {' | '.join(cells)} |"
-
-
-def _has_experts(module: ast.Module) -> bool:
-    """Whether it is made with `layers/moe.py`, whose matrices keep the model's dtype."""
-    imported = {node.module for node in module.body if isinstance(node, ast.ImportFrom)}
-    return bool(imported & {"quire.layers.moe", "quire.layers.experts"})
 
 
 def _tasks(module: ast.Module) -> list[str]:
