@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from lib.recorded import microseconds
 from torch import Tensor
 
 from quire.messages.state import Retention
@@ -145,27 +146,6 @@ def check(first: int = 0, every: int = 1, names: tuple[str, ...] = ("triton", "c
         print("checked", *key, f"worst {value:.1e}")
 
 
-def timed(calls: list[Callable[[], object]], repeats: int = 5) -> float:
-    """Microseconds a call: all calls in one graph, the median of its replays."""
-    for call in calls[:2]:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    times = []
-    for _ in range(repeats):
-        a, b = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        a.record()
-        graph.replay()
-        b.record()
-        torch.cuda.synchronize()
-        times.append(a.elapsed_time(b) * 1e3 / len(calls))
-    return sorted(times)[repeats // 2]
-
-
 def decode_case(
     model: str, rows: int, length: int, page: int = 64, kept: str = "bfloat16"
 ) -> tuple[Callable[[str], list], float]:
@@ -241,11 +221,11 @@ NARROW_DECODES = ("0.6b", 256, 840), ("8b", 256, 840), ("0.6b", 64, 1152), ("8b"
 def report() -> None:
     for model, rows, length in DECODES:
         make, size = decode_case(model, rows, length)
-        us = timed(make("triton"))
+        us = microseconds(make("triton"), 5)
         print(f"decode  {model:5} {rows:4} x {length:6}: triton {us:8.1f} us {size / us * 1e-6:6.2f} TB/s", flush=True)
     for model, rows, length in NARROW_DECODES:
         make, size = decode_case(model, rows, length, kept="float8_e4m3fn")
-        us = timed(make("triton"))
+        us = microseconds(make("triton"), 5)
         print(
             f"decode  {model:5} {rows:4} x {length:6} in 8 bits: {us:8.1f} us {size / us * 1e-6:6.2f} TB/s", flush=True
         )
@@ -255,12 +235,12 @@ def report() -> None:
         for name in ("triton", "cudnn"):
             provider = paged_attention.providers[name]
             if provider.refuses(spec_of(*MODELS[model], step="prompts")) is None:
-                us = timed(make(name), 3)
+                us = microseconds(make(name), 3)
                 line += f" {name} {us:8.1f} us {flops / us * 1e-6:6.1f} TFLOP/s"
         print(line, flush=True)
     for tokens in (1, 64, 8192):
         make, size = prepare_case("8b", tokens)
-        us = timed(make("triton"))
+        us = microseconds(make("triton"), 5)
         print(f"prepare 8b    {tokens:6}: {us:8.1f} us {size / us * 1e-6:6.2f} TB/s", flush=True)
 
 
@@ -300,7 +280,7 @@ def tune(only: slice = slice(None), run: bool = True) -> None:
                     if not run:
                         make("triton")[0]()
                         continue
-                    us = timed(make("triton"), 3)
+                    us = microseconds(make("triton"), 3)
                     line += f" {us:6.1f}us {size / us * 1e-6:.2f}"
             else:
                 for model, queries, lengths in EAGERS[:3] if run else [("8b", [300], [300])]:
@@ -308,7 +288,7 @@ def tune(only: slice = slice(None), run: bool = True) -> None:
                     if not run:
                         make("triton")[0]()
                         continue
-                    us = timed(make("triton"), 3)
+                    us = microseconds(make("triton"), 3)
                     line += f" {us:8.1f}us {flops / us * 1e-6:.0f}"
         except Exception as failure:
             line += f" {type(failure).__name__}: {str(failure)[:90]}"

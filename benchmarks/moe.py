@@ -9,14 +9,15 @@ weights (1.2 GB, more than any cache). One JSON line a figure.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from lib import recorded
 from torch import Tensor
 
 from quire.kernels.triton.moe import FEW_TOKENS
@@ -61,25 +62,9 @@ def expected(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor) -> Tensor
     return out
 
 
-def microseconds(run: Callable[[int], object], replays: int = 15) -> float:
+def microseconds(run: Callable[[int], object]) -> float:
     """Median time of one of ROUTINGS calls `run(i)` within a recorded graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(ROUTINGS):
-            run(i)
-    times = []
-    for _ in range(replays + 3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1000 / ROUTINGS)
-    return statistics.median(times[3:])
+    return recorded.microseconds([partial(run, i) for i in range(ROUTINGS)])
 
 
 def report(what: str, tokens: int, time_us: float, read: float, flops: float) -> None:

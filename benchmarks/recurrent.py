@@ -11,16 +11,16 @@ TFLOP/s counts the products of the algorithm by chunks of 64 tokens. One JSON li
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
 
 import torch
+from lib.recorded import microseconds
 from torch import Tensor
 
 from quire.kernels.triton.recurrent import delta_chunks, scan
@@ -70,26 +70,6 @@ def step_for(counts: list[int]) -> tuple[StepInputs, int]:
     return replace(step, groups=groups, derived={}, **moved), pages
 
 
-def microseconds(run: Callable[[], object], replays: int = 15) -> float:
-    """Median time of `run` within a recorded graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    times = []
-    for _ in range(replays + 3):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1000)
-    return statistics.median(times[3:])
-
-
 class Case:
     """An op with inputs, what it should give, and what it must read and compute."""
 
@@ -137,7 +117,7 @@ class Case:
             error = float((got - self.want).norm() / self.want.norm())
             run = OPS[self.name].providers["triton"].function
             step = replace(self.step, derived={})
-            time = microseconds(lambda: run(*self.inputs, self.pages, step, self.spec))
+            time = microseconds([lambda: run(*self.inputs, self.pages, step, self.spec)])
         except Exception as failure:
             print(json.dumps({**said, "FAILED": str(failure)[:200]}), flush=True)
             return
@@ -157,7 +137,7 @@ def time_conv(counts: list[int]) -> None:
     call(x, weight, None, kept, step, CONV)
     if SHARE.of:
         return
-    time = microseconds(lambda: call(x, weight, None, kept, step, CONV))
+    time = microseconds([lambda: call(x, weight, None, kept, step, CONV)])
     moved = 2 * 2 * CONV.channels * (sum(counts) + (CONV.width - 1) * len(counts))
     said = {"op": "causal_conv1d", "sequences": len(counts), "tokens": sum(counts), "us": round(time, 1)}
     print(json.dumps({**said, "TB/s": round(moved / time / 1e6, 2)}), flush=True)

@@ -9,7 +9,8 @@ from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.blocks import PreNorm
 from quire.layers.build import Build
 from quire.layers.decoder import Count, Decoder, DecoderConfig
-from quire.layers.moe import MoE, MoePlan, SharedPlan
+from quire.layers.moe import MoE
+from quire.layers.sparse import is_sparse, with_shared
 from quire.layers.window import LayerType, is_windowed
 
 
@@ -30,10 +31,6 @@ class Qwen2MoeConfig(DecoderConfig, frozen=True, kw_only=True):
     decoder_sparse_step: Count = 1
     mlp_only_layers: list[int] | None = None
 
-    def is_sparse(self, index: int) -> bool:
-        """Whether layer `index` has experts."""
-        return index not in (self.mlp_only_layers or []) and (index + 1) % self.decoder_sparse_step == 0
-
     def window_of(self, index: int) -> int | None:
         """The window of layer `index`; unless the config lists them, every other one of the first has one."""
         if not self.use_sliding_window or not self.sliding_window:
@@ -51,26 +48,15 @@ class Qwen2Moe(Decoder):
 
     def layer(self, b: Build, index: int) -> PreNorm:
         """With experts, or with the plain feed-forward part in the layers that the config names."""
+        c = self.config
         norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
-        mlp = MoE(b / "mlp", self.experts()) if self.config.is_sparse(index) else self.mlp(b / "mlp")
+        mlp = MoE(b / "mlp", with_shared(c, c.norm_topk_prob)) if is_sparse(c, index) else self.mlp(b / "mlp")
         return PreNorm(b, norms, Attention(b / "self_attn", self.attention(index)), mlp)
 
     def attention(self, index: int) -> AttentionPlan:
         """With biases and windows as the config says."""
         c = self.config
         return replace(super().attention(index), window=c.window_of(index), qkv_bias=c.qkv_bias)
-
-    def experts(self) -> MoePlan:
-        """What the experts of a layer are like."""
-        c = self.config
-        return MoePlan(
-            c.hidden_size,
-            c.moe_intermediate_size,
-            c.num_experts,
-            c.num_experts_per_tok,
-            c.norm_topk_prob,
-            shared=SharedPlan(c.shared_expert_intermediate_size, "shared_expert", "shared_expert_gate"),
-        )
 
 
 def build(facts: ModelFacts, build: Build) -> Qwen2Moe:

@@ -6,7 +6,8 @@ from quire.layers.blocks import FeedForward
 from quire.layers.build import Build
 from quire.layers.decoder import Count
 from quire.layers.delta_decoder import DeltaConfig, DeltaDecoder
-from quire.layers.moe import MoE, MoePlan, SharedPlan
+from quire.layers.moe import MoE
+from quire.layers.sparse import with_shared
 
 
 class Qwen35MoeConfig(DeltaConfig, frozen=True, kw_only=True):
@@ -28,12 +29,7 @@ class Qwen35Moe(DeltaDecoder):
 
     def feed_forward(self, b: Build, index: int) -> FeedForward:
         """With experts."""
-        c = self.config
-        shared = SharedPlan(c.shared_expert_intermediate_size, "shared_expert", "shared_expert_gate")
-        return MoE(
-            b,
-            MoePlan(c.hidden_size, c.moe_intermediate_size, c.num_experts, c.num_experts_per_tok, True, shared=shared),
-        )
+        return MoE(b, with_shared(self.config, norm=True))
 
 
 def build(facts: ModelFacts, build: Build) -> Qwen35Moe:

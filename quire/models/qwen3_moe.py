@@ -10,6 +10,7 @@ from quire.layers.blocks import PreNorm
 from quire.layers.build import Build
 from quire.layers.decoder import Count, Decoder, DecoderConfig
 from quire.layers.moe import MoE, MoePlan
+from quire.layers.sparse import is_sparse
 
 
 class Qwen3MoeConfig(DecoderConfig, frozen=True, kw_only=True):
@@ -32,10 +33,6 @@ class Qwen3MoeConfig(DecoderConfig, frozen=True, kw_only=True):
         """Experts of a layer; newer configs call them local."""
         return self.num_experts or self.num_local_experts or 128
 
-    def is_sparse(self, index: int) -> bool:
-        """Whether layer `index` has experts."""
-        return index not in (self.mlp_only_layers or []) and (index + 1) % self.decoder_sparse_step == 0
-
 
 class Qwen3Moe(Decoder):
     """Norms on query and key heads; experts."""
@@ -45,7 +42,7 @@ class Qwen3Moe(Decoder):
     def layer(self, b: Build, index: int) -> PreNorm:
         """With experts, or with the plain feed-forward part in the layers that the config names."""
         norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
-        mlp = MoE(b / "mlp", self.experts()) if self.config.is_sparse(index) else self.mlp(b / "mlp")
+        mlp = MoE(b / "mlp", self.experts()) if is_sparse(self.config, index) else self.mlp(b / "mlp")
         return PreNorm(b, norms, Attention(b / "self_attn", self.attention(index)), mlp)
 
     def attention(self, index: int) -> AttentionPlan:

@@ -6,7 +6,8 @@ from quire.layers.blocks import FeedForward
 from quire.layers.build import Build
 from quire.layers.decoder import Count
 from quire.layers.delta_decoder import DeltaConfig, DeltaDecoder
-from quire.layers.moe import MoE, MoePlan, SharedPlan
+from quire.layers.moe import MoE
+from quire.layers.sparse import is_sparse, with_shared
 
 
 class Qwen3NextConfig(DeltaConfig, frozen=True, kw_only=True):
@@ -21,10 +22,6 @@ class Qwen3NextConfig(DeltaConfig, frozen=True, kw_only=True):
     decoder_sparse_step: Count = 1
     mlp_only_layers: list[int] | None = None
 
-    def is_sparse(self, index: int) -> bool:
-        """Whether layer `index` has experts."""
-        return index not in (self.mlp_only_layers or []) and (index + 1) % self.decoder_sparse_step == 0
-
 
 class Qwen3Next(DeltaDecoder):
     """Projections of delta nets woven by key head; experts."""
@@ -34,19 +31,8 @@ class Qwen3Next(DeltaDecoder):
 
     def feed_forward(self, b: Build, index: int) -> FeedForward:
         """With experts, or the plain feed-forward part in the layers that the config names."""
-        return MoE(b, self.experts()) if self.config.is_sparse(index) else self.mlp(b)
-
-    def experts(self) -> MoePlan:
-        """What the experts of a layer are like."""
         c = self.config
-        return MoePlan(
-            c.hidden_size,
-            c.moe_intermediate_size,
-            c.num_experts,
-            c.num_experts_per_tok,
-            c.norm_topk_prob,
-            shared=SharedPlan(c.shared_expert_intermediate_size, "shared_expert", "shared_expert_gate"),
-        )
+        return MoE(b, with_shared(c, c.norm_topk_prob)) if is_sparse(c, index) else self.mlp(b)
 
 
 def build(facts: ModelFacts, build: Build) -> Qwen3Next:
