@@ -44,6 +44,8 @@ in
         RestartSec = 2;
         TimeoutStartSec = "15min";
         TimeoutStopSec = 60;
+        # The supervisor alone is told, so that it can drain.
+        KillMode = "mixed";
         DynamicUser = true;
         StateDirectory = "quire";
         CacheDirectory = "quire";

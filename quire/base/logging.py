@@ -98,6 +98,9 @@ class Aside(logging.Handler):
             self._waiting.put_nowait(self._inner.format(record))
         except queue.Full:
             self.dropped += 1
+        except Exception:
+            # As handlers of the standard library do: whoever logs never hears of it.
+            self.handleError(record)
 
     def flush(self) -> None:
         """Give the sink a moment to take what waits."""

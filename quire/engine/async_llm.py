@@ -313,7 +313,8 @@ class AsyncLLM:
     def _joined(self, client: Connection, facts: EngineFacts) -> None:
         self._client, self.facts, self.dead = client, facts, None
         self._receiver = asyncio.create_task(self._receive(client))
-        for stream in list(self._streams.values()):
+        # Who has failed only waits for its reader: nothing is asked again in its name.
+        for stream in [each for each in self._streams.values() if not each.failed]:
             try:
                 self._submit(stream)
             except RequestError as error:
@@ -335,7 +336,11 @@ class AsyncLLM:
     def _submit(self, stream: Stream) -> None:
         submit = self.suspects.submit(stream.request)
         self._processor.add(stream.request, stream.prompt, stream.params)
-        self._send(submit)
+        try:
+            self._send(submit)
+        except BaseException:
+            self._processor.abort(stream.request.id)
+            raise
 
     def _send(self, message: FromClient) -> None:
         """Tell the core, if there is one; another one would not know what this is about."""

@@ -6,6 +6,7 @@ is quarantined. Everything is forgotten after a while. Pure bookkeeping; front e
 """
 
 import hashlib
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from quire.messages.wire import Submit
 MEMORY_S = 600.0
 MOST = 1024
 """Suspects that are remembered; the oldest go first."""
+APART_S = 1.0
+"""Strikes nearer than this tell of one death, of which several like requests may be suspected: no core is begun again
+sooner."""
 MARGIN = 8
 """Tokens that a trial makes beyond what the request had made when the core died; reports may lag by a few steps."""
 
@@ -57,9 +61,10 @@ class Suspects:
 
     def learn(self, strike: Strike) -> None:
         """Take news of a death in; what is condemned stays so."""
-        known = self._known.pop(strike.print, None) or _Known()
-        known.since = self._clock()
-        known.deaths += 1
+        now = self._clock()
+        known = self._known.pop(strike.print, None) or _Known(since=-math.inf)
+        known.deaths += now - known.since >= APART_S
+        known.since = now
         known.tokens = max(known.tokens, strike.tokens)
         known.condemned |= strike.condemned
         self._known[strike.print] = known

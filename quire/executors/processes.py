@@ -29,6 +29,7 @@ from quire.messages.rank import (
     Broken,
     FromRank,
     Loaded,
+    Loading,
     Measure,
     Measured,
     Prepare,
@@ -76,7 +77,7 @@ class ProcessExecutor:
             self._ranks = [_spawn(index) for index in range(size)]
             for rank in self._ranks:
                 self._tell(rank, Begin(self._spec, rank.index, size, f"file://{self._folder}/rendezvous"))
-            loaded = [self._expect(rank, Loaded) for rank in self._ranks]
+            loaded = [self._expect(rank, Loaded, progress) for rank in self._ranks]
         except BaseException:
             self.stop()
             raise
@@ -141,17 +142,22 @@ class ProcessExecutor:
         except OSError as error:
             raise _ended(rank) from error
 
-    def _expect(self, rank: Rank, kind: type[Answer]) -> Answer:
-        frame = receive(rank.socket)
-        if frame is None:
-            raise _ended(rank)
-        answer = self._codec.decode(frame)
+    def _expect(self, rank: Rank, kind: type[Answer], progress: Progress | None = None) -> Answer:
+        while isinstance(answer := self._heard(rank), Loading):
+            if progress is not None:
+                progress(answer.done, answer.total)
         if isinstance(answer, Broken):
             error: type[QuireError] = load(f"quire.base.errors:{answer.kind}")
             raise error(f"rank {rank.index}: {answer.message}")
         if not isinstance(answer, kind):
             raise TransportError(f"rank {rank.index} answered {type(answer).__name__} instead of {kind.__name__}")
         return answer
+
+    def _heard(self, rank: Rank) -> FromRank:
+        frame = receive(rank.socket)
+        if frame is None:
+            raise _ended(rank)
+        return self._codec.decode(frame)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from quire.messages.rank import (
     Broken,
     FromRank,
     Loaded,
+    Loading,
     Measure,
     Measured,
     Prepare,
@@ -101,7 +102,8 @@ class RankProcess:
             backend, init_method=begin.rendezvous, rank=begin.rank, world_size=begin.size, timeout=STALL_LIMIT
         )
         self.runner = make_runner(begin.spec, Mesh(begin.rank, begin.size))
-        self.runner.load(lambda done, total: None)
+        tells = begin.rank == 0
+        self.runner.load(lambda done, total: self._answer(Loading(done, total)) if tells else None)
         return Loaded(self.runner.build.provider_names())
 
     def _answer(self, message: FromRank) -> None:

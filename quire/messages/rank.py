@@ -17,6 +17,13 @@ class Begin(msgspec.Struct, tag=True):
     rendezvous: str
 
 
+class Loading(msgspec.Struct, tag=True):
+    """Bytes of weights so far and in all: rank 0 says so now and then, before Loaded."""
+
+    done: int
+    total: int
+
+
 class Loaded(msgspec.Struct, tag=True):
     """The model is loaded; `choices` says which provider serves each op."""
 
@@ -84,4 +91,4 @@ class Prepared(msgspec.Struct, tag=True):
 
 
 ToRank = Begin | Measure | Allocate | Run
-FromRank = Loaded | Measured | Ready | Result | Broken
+FromRank = Loading | Loaded | Measured | Ready | Result | Broken

@@ -77,6 +77,7 @@ def check_structured(wanted: object) -> None:
 
 def check_schema(schema: object) -> None:
     """Check that a JSON schema is an object (or the text of one) of bearable size and depth. Raises RequestError."""
+    given = schema
     if isinstance(schema, str):
         _check_text("json", schema, MAX_GRAMMAR_BYTES)
         try:
@@ -89,8 +90,11 @@ def check_schema(schema: object) -> None:
         raise _invalid(f"a JSON schema may be nested at most {MAX_NESTING} levels deep.")
     try:
         size = len(msgspec.json.encode(schema))
-    except (TypeError, ValueError):
-        raise _invalid("a JSON schema may hold only what JSON can hold.") from None
+        if given is schema:
+            # As it goes to the engine, where integers have 64 bits.
+            msgspec.msgpack.encode(schema)
+    except (TypeError, ValueError, OverflowError):
+        raise _invalid("a JSON schema may hold only what JSON can hold, and integers of 64 bits.") from None
     if size > MAX_GRAMMAR_BYTES:
         raise _invalid(f"a JSON schema may have at most {MAX_GRAMMAR_BYTES} bytes, but this one has {size}.")
 

@@ -14,6 +14,9 @@ from quire.checkpoint.pooling import Frame
 ID: Final = "i"
 """Type code (`array`, `memoryview`) of a packed token id."""
 
+INTEGERS: Final = "The body holds an integer beyond 64 bits."
+"""What is said of a job, or an answer, that cannot be sent because of that."""
+
 
 class Setup(msgspec.Struct, tag=True):
     """The first thing that a worker hears.

@@ -27,6 +27,8 @@ MAX_STOP_BYTES = 4096
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 1024
+MAX_BAD_WORDS_CHARS = 1 << 16
+"""They are encoded where requests are checked, where other requests wait."""
 MAX_SALT_CHARS = 128
 INT32 = (-(2**31), 2**31 - 1)
 INT64 = (-(2**63), 2**63 - 1)
@@ -232,6 +234,8 @@ def _check_biases(params: SamplingParams, vocab_size: int) -> None:
         _check_list("bad_words", params.bad_words, MAX_BAD_WORDS)
         for word in params.bad_words:
             check_text("bad_words", word, MAX_STOP_BYTES)
+        if sum(map(len, params.bad_words)) > MAX_BAD_WORDS_CHARS:
+            raise RequestError(f"bad_words may have at most {MAX_BAD_WORDS_CHARS} characters together.", "bad_words")
 
 
 def _check_list(name: str, value: object, most: int) -> None:

@@ -1,6 +1,7 @@
 """The conversation between front ends and the engine core.
 
-Front end to core: `Submit`, `Abort`, `Finish`. Core to front end: `EngineFacts` once, then one `Deltas` frame per step.
+Front end to core: `Hello` once, then `Submit`, `Abort`, `Finish`, `ResetPrefixCache`. Core to front end: `EngineFacts`
+once, then one `Deltas` frame per step; `Refused` for a request, `Failed` where there is no engine any more.
 """
 
 import msgspec

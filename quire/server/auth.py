@@ -45,8 +45,9 @@ def caller_of(scope: Scope) -> Caller:
 
 
 def owner_of(scope: Scope) -> bytes:
-    """Whose stored responses the request may see: a digest of its key, also where none is asked for."""
-    return digest(next(iter(_sent(scope)), b""))
+    """Whose stored responses the request may see: a digest of its key's name; of the key where none is asked for."""
+    name = caller_of(scope).name
+    return digest(name.encode() if name else next(iter(_sent(scope)), b""))
 
 
 def _sent(scope: Scope) -> list[bytes]:

@@ -45,6 +45,8 @@ ANSWER_S = 1.0
 """How long front ends may take to answer each other; who is late is left out."""
 FIRST_WAIT_S, STEADY_S, TRIES = 0.1, 10.0, 10
 STACKS_S = 0.5
+STOPPING_S = 0.1
+"""How soon whoever waits to begin a front end again hears that the server stops."""
 """How long a hung front end gets to write what its threads do."""
 STRIKES = 256
 """News of requests that are told to front ends that are born later."""
@@ -168,7 +170,8 @@ class Fronts:
             except OSError as error:
                 # No memory, no process, no descriptor: that may pass.
                 log.error("front end %d cannot be begun: %s", index, error)
-                await self._wait(index, backoff, None)
+                if not await self._wait(index, backoff, None):
+                    return
                 continue
             if self.stopping:
                 # The others were killed before this one was known.
@@ -183,14 +186,19 @@ class Fronts:
             if self._cannot is not None:
                 raise ConfigError(self._cannot)
             log.error("front end %d has ended (%s); another one begins", index, _how(code))
-            await self._wait(index, backoff, None if child.served_at is None else _now() - child.served_at)
+            if not await self._wait(index, backoff, None if child.served_at is None else _now() - child.served_at):
+                return
             self.restarts += 1
 
-    async def _wait(self, index: int, backoff: Backoff, served_s: float | None) -> None:
+    async def _wait(self, index: int, backoff: Backoff, served_s: float | None) -> bool:
+        """Wait for as long as the deaths of a front end ask for; whether the server still goes on then."""
         wait = backoff.died(served_s)
         if wait is None:
             raise EngineError(f"front end {index} has ended {backoff.deaths} times before it could serve")
-        await asyncio.sleep(wait)
+        until = _now() + wait
+        while not self.stopping and (left := until - _now()) > 0:
+            await asyncio.sleep(min(STOPPING_S, left))
+        return not self.stopping
 
     async def _start(self, index: int) -> Child:
         ours, theirs = socket.socketpair()

@@ -62,13 +62,18 @@ def _warnings(service: Service, listener: socket.socket) -> list[str]:
     if service.config.uds is not None:
         return []
     host = str(listener.getsockname()[0])
-    if not _guarded(service) and not is_own(host):
+    if not _closed(service) and not is_own(host):
         return [f"  WARNING   {host} can be reached from other machines and no key is asked for; set --api-key"]
     return []
 
 
 def _guarded(service: Service) -> bool:
     return service.config.api_key is not None or service.config.api_key_file is not None
+
+
+def _closed(service: Service) -> bool:
+    """Whether strangers are kept out, by a key or by certificates."""
+    return _guarded(service) or service.config.ssl_ca_certs is not None
 
 
 def _example(service: Service, url: str) -> str:

@@ -21,7 +21,7 @@ from quire.server.wire import Wire, connections_allowed
 log = get_logger(__name__)
 
 SWITCH_S = 0.001
-"""After so long, threads that parse and encode long bodies give way to the event loop."""
+"""After so long, threads that compare vectors and write long answers give way to the event loop."""
 
 KEEP_ALIVE_S = 75
 """Idle connections are kept longer than load balancers keep them (60 s), or these would meet closed ones."""

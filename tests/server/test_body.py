@@ -25,6 +25,28 @@ def test_good_bodies_mean_what_python_says(value: dict[str, object], ascii_only:
     assert parse_object(raw) == value
 
 
+def test_a_number_too_large_is_refused_also_where_its_key_occurs_again() -> None:
+    for raw, param in ((b'{"a": 1e999, "a": 1}', None), (b'{"a": [{"b": 1e999}]}', "a[0].b"), (b'{"x": 1e999}', "x")):
+        with pytest.raises(RequestError) as refused:
+            parse_object(raw)
+        assert (refused.value.code, refused.value.param) == ("invalid_value", param), raw
+
+
+def test_half_a_surrogate_pair_is_found_in_keys_and_values() -> None:
+    for raw, path in (
+        (b'{"a": ["", {"b": "\\ud83d"}]}', "a[1].b"),
+        (b'{"\\ud83d": 1}', None),
+        (b'{"a": "\\ud83d\\ude00"}', ""),
+    ):
+        if path == "":
+            assert parse_object(raw) == {"a": "\U0001f600"}
+            continue
+        with pytest.raises(RequestError) as refused:
+            parse_object(raw)
+        assert refused.value.code == "invalid_unicode"
+        assert path is None or refused.value.param == path
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_object_or_a_refusal(raw: bytes) -> None:
     with contextlib.suppress(RequestError):

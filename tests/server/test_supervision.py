@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quire.base.errors import EngineDeadError, RequestError
 from quire.engine.pulse import Pulse, shared_page
 from quire.engine.streams import Stream
-from quire.engine.suspects import MARGIN, MEMORY_S, MOST, Suspects, fingerprint
+from quire.engine.suspects import APART_S, MARGIN, MEMORY_S, MOST, Suspects, fingerprint
 from quire.engine.trials import Trials
 from quire.messages.control import Strike, Tally
 from quire.messages.outputs import CompletionOutput, RequestOutput
@@ -73,6 +73,9 @@ def test_a_suspect_is_known_by_what_it_asks() -> None:
     suspects.learn(Strike(fingerprint(request(1)), 7))
     assert asked(suspects, 1, id="another") == (7 + MARGIN, False)
     assert asked(suspects, 2) == (0, False)
+    suspects.learn(Strike(fingerprint(request(1)), 3))
+    assert asked(suspects, 1) == (7 + MARGIN, False), "two that ask the same, one death"
+    clock.now += APART_S
     suspects.learn(Strike(fingerprint(request(1)), 3))
     assert asked(suspects, 1) == (7 + MARGIN, True), "two cores have died"
     suspects.learn(Strike(fingerprint(request(1)), 0, condemned=True))

@@ -84,6 +84,10 @@ def test_workers_answer(tmp_path: Path) -> None:
         assert await texts.render(HI, {}) == byte_tokenizer().encode("hi")
         with pytest.raises(RequestError, match="beyond 64 bits"):
             await texts.parse([b'{"seed": 1', b"0" * 30, b"}"])
+        for _ in range(WORKERS + 1):
+            with pytest.raises(RequestError, match="beyond 64 bits"):
+                await texts.render(HI, {"most": 10**30})
+        assert await texts.render(HI, {}) == byte_tokenizer().encode("hi"), "no worker was lost"
 
     run(tmp_path, play)
 

@@ -26,6 +26,7 @@ from quire.server.watch import Watch
 
 DEFAULT_MAX_TOKENS = 16
 MAX_CHOICES = 1024
+MAX_BAD_WORDS = 1 << 13
 
 
 async def completions(request: Request) -> Response:
@@ -46,6 +47,7 @@ async def completions(request: Request) -> Response:
         else:
             prompts, texts = await read_prompts(asked.prompt, bos, service)
         _check_choices(len(prompts) * params.n)
+        _check_bad_words(len(prompts) * len(params.bad_words or ()))
         job = job_of(request, asked, prompts, params)
         answer = Completion(answer_id("cmpl", asked), service, asked, texts)
         try:
@@ -79,6 +81,12 @@ def _params(asked: CompletionRequest, service: Service) -> SamplingParams:
 def _check_choices(choices: int) -> None:
     if choices > MAX_CHOICES:
         raise RequestError(f"prompts times n may be at most {MAX_CHOICES}, but is {choices}.", "n", "too_many_choices")
+
+
+def _check_bad_words(times: int) -> None:
+    """They are encoded for each prompt, and others wait meanwhile."""
+    if times > MAX_BAD_WORDS:
+        raise RequestError(f"prompts times bad_words may be at most {MAX_BAD_WORDS}, but is {times}.", "bad_words")
 
 
 @dataclass(slots=True)

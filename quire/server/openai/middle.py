@@ -40,13 +40,13 @@ STYLES = (
 
 
 def middle_prompt(
-    before: list[int], suffix: str, service: Service, *, add_special_tokens: bool
+    before: list[int], after: list[int], service: Service, *, add_special_tokens: bool
 ) -> tuple[list[int], list[int]]:
     """A prompt for the text between two others.
 
     Args:
         before: token ids of what comes before it.
-        suffix: what comes after it.
+        after: token ids of what comes after it.
         add_special_tokens: whether the prompt begins as the tokenizer begins texts.
 
     Returns:
@@ -65,7 +65,7 @@ def middle_prompt(
             "suffix",
             "unsupported_parameter",
         )
-    texts = {BEFORE: before, AFTER: tokenizer.encode_plain(suffix)}
+    texts = {BEFORE: before, AFTER: after}
     ids = tokenizer.encode("", add_special_tokens=True) if add_special_tokens else []
     for part in style.parts:
         ids = ids + (texts[part] if part in texts else _token(service, part))

@@ -18,7 +18,7 @@ from quire.server.text.lengths import check_length
 
 MAX_PROMPTS = 1024
 RESERVED = frozenset(
-    {"messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
+    {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
 )
 """Names in a template that chat_template_kwargs must not set."""
 
@@ -28,8 +28,9 @@ async def read_middles(
 ) -> tuple[list[list[int]], list[int]]:
     """Token ids of prompts for what goes between each prompt and `suffix`, and tokens that end it."""
     check_length(len(suffix), "suffix")
-    befores, _ = await encoded(_listed(prompt), "prompt", Encode([], plain=True), service)
-    made = [middle_prompt(before, suffix, service, add_special_tokens=add_special_tokens) for before in befores]
+    (*befores, after), _ = await encoded([*_listed(prompt), suffix], "prompt", Encode([], plain=True), service)
+    check_length(len(suffix) * len(befores), "suffix")
+    made = [middle_prompt(before, after, service, add_special_tokens=add_special_tokens) for before in befores]
     return [ids for ids, _ in made], made[0][1]
 
 

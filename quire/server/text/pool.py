@@ -15,6 +15,7 @@ from quire.base.errors import EngineError, TransportError
 from quire.base.logging import get_logger
 from quire.config import environ
 from quire.messages.text import (
+    INTEGERS,
     Answer,
     Decode,
     Encode,
@@ -84,6 +85,9 @@ class Worker:
         try:
             self._wire.send(message)
             return await self._wire.receive()
+        except OverflowError:
+            # In what a client has sent; nothing of it has left this process.
+            return Refused(INTEGERS, None, "invalid_json")
         except TransportError:
             return None
 

@@ -8,7 +8,7 @@ long ones in a worker (`desk.py`), so it knows no HTTP.
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from quire.base.clip import clip
 from quire.base.errors import RequestError
@@ -22,6 +22,7 @@ Json = dict[str, object]
 
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_HALF = re.compile("[\ud800-\udfff]")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -112,7 +113,7 @@ def _decode(text: str) -> object:
         value: object = _STRICT.decode(text)
     except _NotFiniteError:
         path = _path_of_infinity(text)
-        raise _bad(f"{path}: this number is too large.", "invalid_value", path) from None
+        raise _bad(f"{path or 'The body'}: this number is too large.", "invalid_value", path) from None
     except json.JSONDecodeError as error:
         raise _bad(f"The body is not valid JSON: {error.msg} at character {error.pos}.", "invalid_json") from None
     except ValueError:
@@ -121,29 +122,41 @@ def _decode(text: str) -> object:
     return value
 
 
-def _path_of_infinity(text: str) -> str:
-    """Where a number stands that is too large. What follows it was not looked at yet: it may be no JSON."""
+def _path_of_infinity(text: str) -> str | None:
+    """Where a number stands that is too large; None if its key occurs again, with another value.
+
+    What follows it was not looked at yet: it may be no JSON.
+    """
     try:
-        return next(path for path, leaf in _leaves(json.loads(text)) if isinstance(leaf, float) and math.isinf(leaf))
+        value = json.loads(text)
     except ValueError:
         raise _bad("The body is not valid JSON, and holds a number that is too large.", "invalid_json") from None
+    path = _path_to(value, lambda leaf: isinstance(leaf, float) and math.isinf(leaf))
+    return None if path is None else clip(path.removeprefix("."))
 
 
 def _check_surrogates(value: Json) -> None:
-    for path, leaf in _leaves(value):
-        if isinstance(leaf, str) and any("\ud800" <= char <= "\udfff" for char in leaf):
-            raise _bad(f"{clip(path)}: the text holds half of a surrogate pair.", "invalid_unicode", clip(path))
+    path = _path_to(value, lambda leaf: isinstance(leaf, str) and _HALF.search(leaf) is not None)
+    if path is not None:
+        path = clip(path.removeprefix("."))
+        raise _bad(f"{path}: the text holds half of a surrogate pair.", "invalid_unicode", path)
 
 
-def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Every key and every value that is no container, with its path (`messages[0].content`)."""
+def _path_to(value: object, wrong: Callable[[object], bool]) -> str | None:
+    """Where the first key or value stands that is `wrong`: `.messages[0].content`.
+
+    It is written on the way back, because most paths lead nowhere and keys may be long.
+    """
     if isinstance(value, dict):
         for key, inner in value.items():
-            below = f"{path}.{key}" if path else key
-            yield below, key
-            yield from _leaves(inner, below)
+            if wrong(key):
+                return f".{key}"
+            if (below := _path_to(inner, wrong)) is not None:
+                return f".{key}{below}"
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            yield from _leaves(inner, f"{path}[{index}]")
-    else:
-        yield path, value
+            if (below := _path_to(inner, wrong)) is not None:
+                return f"[{index}]{below}"
+    elif wrong(value):
+        return ""
+    return None

@@ -16,7 +16,7 @@ from quire.base.lifeline import die_with_parent
 from quire.chat.template import ChatTemplate
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
-from quire.messages.text import Failed, FromWorker, Job, Ready, Refused, Render, Setup, ToWorker
+from quire.messages.text import INTEGERS, Failed, FromWorker, Job, Ready, Refused, Render, Setup, ToWorker
 from quire.server.text.desk import Desk
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -25,8 +25,6 @@ RENDER_CPU_S = 4.0
 
 MEMORY_BYTES = 2 << 30
 """Beyond what the tokenizer takes."""
-
-INTEGERS = "The body holds an integer beyond 64 bits."
 
 
 def main() -> int:
