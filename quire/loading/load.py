@@ -38,8 +38,11 @@ IGNORED_ENDINGS = (
     "attention.bias",
     "masked_bias",
 )
-# Scales of 8-bit pages: pages keep keys and values as they are.
-CACHE_ENDINGS = (".k_scale", ".v_scale", ".kv_scale", ".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point")
+# Scales of 8-bit pages: `layers/cache_scales.py` reads those that are needed.
+CACHE_ENDINGS = (
+    *(".k_scale", ".v_scale", ".kv_scale", ".k_cache.scale", ".v_cache.scale"),
+    *(".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point"),
+)
 OTHER_HEADS = ("mtp.",)
 """Beginnings of what guesses tokens further ahead, beside the model: nobody asks for it."""
 SHOWN = 6

@@ -67,22 +67,26 @@ def place(parts: Sequence[Part], quantized: Quantized, where: Place) -> tuple[St
     schemes = [
         None if one is None else _aligned(one, part, cut) for one, part, cut in zip(found, parts, cuts, strict=True)
     ]
-    members = [_member(scheme, cut, where) for scheme, cut in zip(schemes, cuts, strict=True)]
-    first = members[0]
-    if isinstance(first, Scaled) and all(_alike(first, one, len(members)) for one in members):
-        whole = replace(first, outputs=sum(member.outputs for member in members))
-        row, held = 0, []
+    members: list[Member] = []
+    places: list[tuple[int, int]] = []
+    for scheme, cut in zip(schemes, cuts, strict=True):
+        member = _member(scheme, cut, where)
+        if members and (joint := _joint(members[-1], member)) is not None:
+            places.append((len(members) - 1, members[-1].outputs))
+            members[-1] = joint
+        else:
+            places.append((len(members), 0))
+            members.append(member)
+    whole = members[0]
+    if len(members) == 1 and isinstance(whole, Scaled):
         online = any(scheme is None or scheme.online for scheme in schemes)
         storage = (arranged(whole, where.providers) or whole) if online else _repacked(whole, where)
-        for scheme, member in zip(schemes, members, strict=True):
-            held.append(Held(storage, 0, row, scheme))
-            row += member.outputs
-        return storage, tuple(held)
+        return storage, tuple(Held(storage, 0, row, scheme) for scheme, (_, row) in zip(schemes, places, strict=True))
     stack = Stacked(tuple(members))
     starts = stack.starts()
     return stack, tuple(
-        Held(cast(Storage, member), start, 0, scheme)
-        for member, start, scheme in zip(members, starts, schemes, strict=True)
+        Held(cast(Storage, members[number]), starts[number], row, scheme)
+        for scheme, (number, row) in zip(schemes, places, strict=True)
     )
 
 
@@ -137,12 +141,16 @@ def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Member:
     return Scaled(rows, columns, form, last - first, offset, where.dtype, where.device)
 
 
-def _alike(first: Scaled, other: Member, members: int) -> bool:
-    """Whether the rows of `other` can follow those of `first` in one storage."""
-    if not isinstance(other, Scaled) or replace(first, outputs=other.outputs) != other:
-        return False
-    form = first.form
-    return members == 1 or not (form.ordered or form.columns or other.outputs % form.row_block)
+def _joint(last: Member, other: Member) -> Member | None:
+    """One storage for the rows of both, if those of `other` can follow those of `last` in it."""
+    if isinstance(last, Plain) and isinstance(other, Plain):
+        return replace(last, outputs=last.outputs + other.outputs)
+    if not isinstance(last, Scaled) or replace(last, outputs=other.outputs) != other:
+        return None
+    form = last.form
+    if form.ordered or form.columns or last.outputs % form.row_block or other.outputs % form.row_block:
+        return None
+    return replace(last, outputs=last.outputs + other.outputs)
 
 
 def _repacked(whole: Scaled, where: Place) -> Storage:

@@ -13,7 +13,6 @@ from quire.quantization import formats
 from quire.quantization.scaled import Form
 from quire.quantization.scheme import Format, Matrix, Scheme, Source
 
-INT4_GROUP = 128
 ONLINE: dict[str, Form] = {
     "fp8": Form("fp8_e4m3", None),
     "nvfp4": Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply"),
