@@ -37,7 +37,8 @@ def read_entries(facts: ModelFacts) -> dict[str, TensorEntry]:
     base = f"{BASES.get(facts.model_type, 'model')}."
     if facts.model_type in BASES and not any(name.startswith(base) for name in entries):
         entries = _below(base, entries.values())
-    unused: tuple[str, ...] = (*(() if pooling.tokens else GENERATING), f"{base}embeddings.position_ids")
+    speaks = pooling.tokens and not facts.config.get("tie_word_embeddings")
+    unused: tuple[str, ...] = (*(() if speaks else GENERATING), f"{base}embeddings.position_ids")
     if pooling.head != "sequence":
         unused += (f"{base}pooler.",)
     if pooling.head == "none":

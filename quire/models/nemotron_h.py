@@ -109,6 +109,8 @@ class NemotronH(Decoder):
     def experts(self) -> MoePlan:
         """What the experts of a layer are like."""
         c = self.config
+        if c.mlp_hidden_act != "relu2":
+            raise CheckpointError(f"config.json: mlp_hidden_act={c.mlp_hidden_act!r} of experts is not supported")
         return MoePlan(
             c.hidden_size,
             c.moe_intermediate_size,

@@ -42,6 +42,7 @@ try:
         Transpose,
         WeightConverter,
         WeightRenaming,
+        build_glob_alternation,
         rename_source_key,
     )
     from transformers.masking_utils import AttentionMaskInterface
@@ -325,6 +326,8 @@ def _made(facts: ModelFacts, b: Build, config: Any, attention: str, trust_remote
     if config.get_text_config().pad_token_id is None:
         # Heads that score ask for one and never meet it.
         config.get_text_config().pad_token_id = 0
+    # Keys and values lie in pages; a cache of the library's would hold those of all layers until the step ends.
+    config.get_text_config().use_cache = False
     try:
         with torch.device(b.device), initialization.no_init_weights():
             model = auto.from_config(config, trust_remote_code=trust_remote_code, **given)
@@ -332,8 +335,19 @@ def _made(facts: ModelFacts, b: Build, config: Any, attention: str, trust_remote
         raise CheckpointError(
             f"{facts.path}: transformers cannot make {facts.model_type} with attention over pages: {error!r}"
         ) from error
+    _widen(model, b.dtype)
     model.tie_weights()
     return model.eval().requires_grad_(False)
+
+
+def _widen(model: Any, dtype: torch.dtype) -> None:
+    """Give what the library keeps in float32 that dtype: it sees to that only where it loads weights itself."""
+    plan = model._get_dtype_plan(dtype)
+    if plan:
+        wide = build_glob_alternation(list(plan))[0]
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if wide.search(name):
+                tensor.data = tensor.data.float()
 
 
 def _origins(model: Any, facts: ModelFacts) -> tuple[dict[str, Origin], list[str]]:

@@ -209,6 +209,19 @@ def test_dummy_weights_need_no_files(made: Callable[[str], Path], tmp_path: Path
     assert len(output[0].outputs[0].token_ids) == 4
 
 
+def test_what_transformers_keeps_in_float32_stays_so(made: Callable[[str], Path], tmp_path: Path) -> None:
+    # torch multiplies rows of whole 16 bytes only.
+    path = changed(made("dots1"), tmp_path / "wide", moe_intermediate_size=24)
+    build = Build(mesh=Mesh(), dtype=torch.bfloat16, device=torch.device("cpu"))
+    model = models.build(read_facts("tiny", path), build, "transformers")
+    kept = {
+        name: tensor.dtype for name, tensor in model.inner.state_dict().items() if "e_score_correction_bias" in name
+    }
+    assert kept and set(kept.values()) == {torch.float32}
+    wide = [parameter for parameter in model.weights if parameter.dtype == torch.float32]
+    assert len(wide) == len(kept), "the loader fills the same memory"
+
+
 def test_tensors_that_nobody_knows_are_told(made: Callable[[str], Path], tmp_path: Path) -> None:
     path = changed(made("arcee"), tmp_path / "more", num_hidden_layers=1)
     for file in made("arcee").glob("*.safetensors*"):
