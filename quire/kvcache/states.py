@@ -24,7 +24,7 @@ class StateTable(PageTable):
 class StateGroup(CacheGroup):
     """Pages of all layers that keep the same kind of recurrent state.
 
-    A page is true to its key if a step has ended where the page ends; `ends` says how far a step may go.
+    A page is true to its key if a step has ended where the page ends; the resource `checkpoints` sees to that.
     """
 
     recurrent = True
@@ -48,7 +48,8 @@ class StateGroup(CacheGroup):
         """Let go of states before the last full page; those at `checkpoints`, or at a multiple of `interval`, stay
         findable, and so do those that others have begun with.
         """
-        ends = {page: (i + 1) * self.page_size for i, page in enumerate(table.pages) if page}
+        start = table.kept_from
+        ends = {page: (i + 1) * self.page_size for i, page in enumerate(table.pages[start:], start) if page}
         gone = table.trim(computed)
         plain = [page for page in gone if ends[page] not in checkpoints and ends[page] % interval]
         self.withdraw(page for page in plain if self.pool.references[page] == 1)

@@ -106,6 +106,17 @@ def test_a_crowd_with_one_beginning_computes_it_twice():
     assert hits(engine) == 6 * 40
 
 
+def test_where_all_is_recurrent_a_crowd_with_one_beginning_need_not_wait():
+    rng = random.Random(9)
+    engine = Engine(Layout(hybrid(states=60).groups[1:], 600), max_num_batched_tokens=512)
+    head = words(rng, 42)
+    for _ in range(8):
+        engine.add(prompt=head + words(rng, 5), max_tokens=3)
+    engine.turn()
+    assert len(engine.scheduler.roster.running) == 8
+    engine.finish_all()
+
+
 def test_a_long_text_is_kept_at_intervals():
     rng = random.Random(7)
     engine = Engine(hybrid(), max_num_batched_tokens=300, checkpoint_tokens=64)

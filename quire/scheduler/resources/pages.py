@@ -33,6 +33,8 @@ class Pages:
         self.groups = [StateGroup(g) if g.spec.recurrent else CacheGroup(g) for g in layout.groups]
         self.step = lcm(*(group.page_size for group in self.groups))
         self.state_sizes = [group.page_size for group in self.groups if group.recurrent]
+        # Whether a text is found again at the ends of steps only.
+        self._folds = bool(self.groups) and len(self.state_sizes) == len(self.groups)
         self.interval = -(-limits.checkpoint_tokens // self.step) * self.step
         self.holders: set[Sequence] = set()
         self.promised: set[bytes] = set()
@@ -226,14 +228,16 @@ class Pages:
         if not self.promised:
             return False
         size = self.groups[0].page_size
-        page = seq.computed // size
-        keys = self._keys(seq, size)
-        return (page + 1) * size < len(seq.tokens) and keys[page] in self.promised
+        page, last = seq.computed // size, (len(seq.tokens) - 1) // size
+        keys = self._keys(seq, size)[page : last if self._folds else min(page + 1, last)]
+        return not self.promised.isdisjoint(keys)
 
     def _promise(self, seq: Sequence, end: int) -> None:
         size = self.groups[0].page_size if self.groups else 0
         if size and min(end, len(seq.tokens)) // size > seq.computed // size:
-            self.promised.update(self._keys(seq, size)[seq.computed // size : end // size])
+            keys = self._keys(seq, size)[seq.computed // size : end // size]
+            # Where all layers are recurrent, only the state that the step ends with will be found.
+            self.promised.update(keys if not self._folds else keys[-1:] if end % size == 0 else [])
 
     def _start(self, seq: Sequence) -> None:
         self.holders.add(seq)
