@@ -190,17 +190,6 @@ class OutputProcessor:
         """Forget a request; unknown ids are ignored."""
         self._served.pop(request_id, None)
 
-    def fail_all(self, message: str) -> list[RequestOutput]:
-        """End every request with an error; their last outputs."""
-        outputs = []
-        for served in self._served.values():
-            served.fail(message)
-            output = served.take()
-            if output is not None:
-                outputs.append(output)
-        self._served.clear()
-        return outputs
-
 
 def _add(served: _Served | _Pooled, delta: Delta) -> list[Finish]:
     try:

@@ -113,13 +113,6 @@ class Tokenizer:
         kinds = found.type_ids
         return found.ids, kinds.index(1) if 1 in kinds else len(kinds)
 
-    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of many texts, on the threads of the library."""
-        for text in texts:
-            _check_text(text)
-        run = self._tokenizer.encode_batch_fast
-        return _guard(lambda: [e.ids for e in run(list(texts), add_special_tokens=add_special_tokens)])
-
     def encode_plain(self, text: str, *, inside: bool = False) -> list[int]:
         """Token ids of `text` as mere text: no added token, whatever it spells.
 

@@ -310,20 +310,6 @@ def test_a_failure_belongs_to_its_request(tokenizer: Tokenizer, monkeypatch: pyt
     assert len(processor) == 1
 
 
-@pytest.mark.parametrize("kind", list(RequestOutputKind))
-def test_all_fail(tokenizer: Tokenizer, kind: RequestOutputKind) -> None:
-    processor = OutputProcessor(tokenizer)
-    begin(processor, "one", output_kind=kind)
-    begin(processor, "two", n=2, output_kind=kind)
-    a = tokenizer.encode("a", False)
-    processor.process([Delta("two", 0, a, finish_reason="length")])
-    outputs = processor.fail_all("the engine has ended")
-    assert [output.request_id for output in outputs] == ["one", "two"]
-    assert all(output.finished and output.error == "the engine has ended" for output in outputs)
-    assert outputs[1].outputs[-1].finish_reason == "error"
-    assert len(processor) == 0
-
-
 def test_many_requests_leave_nothing(tokenizer: Tokenizer) -> None:
     processor = OutputProcessor(tokenizer)
     ids = tokenizer.encode("hello world stop", False)
