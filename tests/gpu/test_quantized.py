@@ -68,3 +68,16 @@ def test_float16_is_read_as_well(rows):
         spec = StoredSpec(storage, False, "float16", "cuda")
         want = stored_linear(x.float(), data, None, spec)
         assert (triton_stored_linear(x, data, None, spec).float() - want).norm() / want.norm() < 2e-3
+
+
+@pytest.mark.parametrize("rows", [1, 2, 130])
+@pytest.mark.parametrize("name", ["fp8", "int8", "int4", "nvfp4"])
+def test_nan_spoils_its_row_and_no_other(name, rows):
+    # Interpreted maxima let NaN through by themselves, a GPU's do not.
+    storage, data = weight(name)
+    x = torch.randn(rows, INPUTS, device="cuda").bfloat16()
+    x[0, 5] = float("nan")
+    x[-1] = float("nan")
+    got = triton_stored_linear(x, data, None, StoredSpec(storage, False, "bfloat16", "cuda"))
+    spoiled = got.isnan().all(1).tolist()
+    assert spoiled == [row in (0, rows - 1) for row in range(rows)]

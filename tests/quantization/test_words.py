@@ -141,3 +141,17 @@ def test_what_is_not_read_is_said() -> None:
     assert "multiple of 128" in refusal(Form("uint4b8", 32), 96)
     assert "order" in refusal(Form("uint4b8", 128, ordered=True))
     assert "groups of 48" in refusal(Form("uint4b8", 48), 384) and not refusal(Form("uint4b8", 128))
+
+
+@pytest.mark.skipif(not INTERPRETER, reason="kernels run on a GPU or under Triton's interpreter")
+@pytest.mark.parametrize("inputs", [2560, 5376])
+def test_heads_of_large_vocabularies_have_as_many_tiles_as_can_be_counted(inputs: int) -> None:
+    from quire.kernels.triton.dense.quantized.skinny import tiling
+    from quire.kernels.triton.dense.quantized.weight import Weight, arranged
+    from quire.kernels.triton.dense.skinny import MOST_TILES
+
+    head = arranged(Scaled.of(262_208, inputs, Form("int8", None), "bfloat16", "cpu"))
+    assert isinstance(head, Words)
+    for rows in (2, 5, 17, 64):
+        cut = tiling(Weight(head, torch.empty(head.nbytes, dtype=torch.uint8, device="meta")), rows, gate=False)
+        assert cut.parts == 1 or -(-head.outputs // cut.outputs) <= MOST_TILES, (rows, cut)

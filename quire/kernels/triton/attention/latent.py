@@ -5,7 +5,7 @@ A program takes a block of heads of one row and a part of its tokens; what the p
 second kernel. The products with `up` on both sides are batched matrix products of torch's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -155,6 +155,9 @@ def triton_latent_attention(q: Tensor, up: Tensor, pages: KVPages, step: StepInp
     (latents, keys, form), (latent_scale, key_scale) = kept(pages), scales(pages)
     inner = torch.bmm(q[..., : spec.plain].transpose(0, 1), up[:, : spec.plain])
     shape = shape_of(spec.heads, q.itemsize)
+    room = device_of(device).shared_bytes * 3 // 4
+    while shape.tile > 16 and shape.tile * (spec.rank + spec.turned) * q.itemsize > room:
+        shape = replace(shape, tile=shape.tile // 2)
     blocks = triton.cdiv(spec.heads, shape.block)
     splits = splits_of(rows * blocks, shape, device)
     out = torch.empty_like(inner)

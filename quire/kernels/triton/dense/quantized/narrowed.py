@@ -50,6 +50,8 @@ def _round_kernel(x, out, scales, stride, K: tl.constexpr, MOST: tl.constexpr, R
     wait(PDL)
     value = tl.load(x + row * stride + at, mask=at < K, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12) / MOST
+    # Neither maxima nor bounds let NaN through on a GPU: it spoils the scale, and with it the row.
+    scale = tl.where(tl.sum((value != value).to(tl.int32), axis=0) > 0, float("nan"), scale)
     value = tl.minimum(tl.maximum(value * (1.0 / scale), -MOST), MOST)
     if out.dtype.element_ty == tl.int8:
         # Added to this, a float32 has no bits left for a fraction.
@@ -132,6 +134,6 @@ def _integers(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> 
     _product_kernel[(triton.cdiv(rows, tall) * triton.cdiv(outputs, wide),)](
         values, of_rows, codes, scales, out if bias is None else bias, out, rows,
         K=x.shape[1], N=outputs, BIAS=bias is not None, ROWS=tall, OUTPUTS=wide, DEPTH=128, ABREAST=8,
-        num_warps=8, num_stages=4, **device_of(x.device).options,
+        num_warps=8, num_stages=device_of(x.device).stages(4), **device_of(x.device).options,
     )  # fmt: skip
     return out

@@ -261,9 +261,10 @@ def tiling(weight: Weight, rows: int, gate: bool) -> Tiling:
         return Tiling(64, wide, 64, parts, 8 if wide < 64 else 4, 4)
     if wide < 64:
         tiles = triton.cdiv(outputs, 64)
-        # Long rows are cut until their parts are as short as those of others.
         parts = parts_for(tiles, BLOCKS, weight.row_words // 256)
-        parts = max(parts, parts_for(1, weight.row_words // 512, weight.row_words // 256))
+        if tiles <= MOST_TILES:
+            # Long rows are cut until their parts are as short as those of others, as far as tiles can be counted.
+            parts = max(parts, parts_for(1, weight.row_words // 512, weight.row_words // 256))
         return Tiling(64, wide, 64, parts, 8, 4)
     parts = parts_for(triton.cdiv(outputs, 128), BLOCKS // 2, weight.row_words // 256)
     return Tiling(128, wide, 64, parts, 4, 8)
