@@ -11,8 +11,6 @@ TB/s counts the bytes of what is kept of all tokens, once. One JSON line a figur
 import argparse
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -20,6 +18,7 @@ import torch
 from attention import a_step
 from lib import ceilings
 from lib.recorded import microseconds
+from lib.shares import add_flags, compile_ahead
 from torch import Tensor
 
 from quire.kernels.triton.attention import latent
@@ -146,18 +145,13 @@ def main() -> None:
     """Parse, compile ahead if asked, measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweep", action="store_true", help="time other shapes too")
-    parser.add_argument("--compile-ahead", type=int, default=0, metavar="PROCESSES")
-    parser.add_argument("--share", type=int, default=0, help=argparse.SUPPRESS)
+    add_flags(parser)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("benchmarks/latent.py needs a GPU")
         return
     share = (args.share - 1, args.compile_ahead) if args.share else (0, 0)
-    if args.compile_ahead and not args.share:
-        command = [sys.executable, *sys.argv]
-        shares = [subprocess.Popen([*command, "--share", str(i + 1)]) for i in range(args.compile_ahead)]
-        for process in shares:
-            process.wait()
+    compile_ahead(args)
     load_providers(["torch_native", "triton"])
     torch.manual_seed(0)
     if share[1] == 0:

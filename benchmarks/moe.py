@@ -9,8 +9,6 @@ weights (1.2 GB, more than any cache). One JSON line a figure.
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +16,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from lib import recorded
+from lib.shares import add_flags, compile_ahead
 from torch import Tensor
 
 from quire.kernels.triton.moe import FEW_TOKENS
@@ -179,16 +178,11 @@ def main() -> None:
     parser.add_argument("--sweep", action="store_true", help="time other tiles too")
     parser.add_argument("--tokens", type=int, nargs="*", default=[1, 4, 8, 64, 128, 256, 512, 1024, 2048, 8192])
     parser.add_argument("--sweep-tokens", type=int, nargs="*", default=[512])
-    parser.add_argument("--compile-ahead", type=int, default=0, metavar="PROCESSES")
-    parser.add_argument("--share", type=int, default=0, help=argparse.SUPPRESS)
+    add_flags(parser)
     args = parser.parse_args()
     if args.share:
         SHARE.index, SHARE.of = args.share - 1, args.compile_ahead
-    elif args.compile_ahead:
-        command = [sys.executable, *sys.argv]
-        shares = [subprocess.Popen([*command, "--share", str(i + 1)]) for i in range(args.compile_ahead)]
-        for share in shares:
-            share.wait()
+    compile_ahead(args)
     if not torch.cuda.is_available():
         print("benchmarks/moe.py needs a GPU")
         return

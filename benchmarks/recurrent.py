@@ -11,8 +11,6 @@ TFLOP/s counts the products of the algorithm by chunks of 64 tokens. One JSON li
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,6 +19,7 @@ from typing import Any
 
 import torch
 from lib.recorded import microseconds
+from lib.shares import add_flags, compile_ahead
 from torch import Tensor
 
 from quire.kernels.triton.recurrent import delta_chunks, scan
@@ -174,19 +173,14 @@ def measure(sweep: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweep", action="store_true", help="time other tiles too")
-    parser.add_argument("--compile-ahead", type=int, default=0, metavar="PROCESSES")
-    parser.add_argument("--share", type=int, default=0, help=argparse.SUPPRESS)
+    add_flags(parser)
     args = parser.parse_args()
     if not torch.cuda.is_available():
         print("benchmarks/recurrent.py needs a GPU")
         return
     if args.share:
         SHARE.index, SHARE.of = args.share - 1, args.compile_ahead
-    elif args.compile_ahead:
-        command = [sys.executable, *sys.argv]
-        shares = [subprocess.Popen([*command, "--share", str(i + 1)]) for i in range(args.compile_ahead)]
-        for share in shares:
-            share.wait()
+    compile_ahead(args)
     load_providers(["torch_native", "triton"])
     torch.manual_seed(0)
     measure(args.sweep)

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import device_of
 from quire.ops.recurrent import state_slots
 from quire.ops.step import StepInputs
 
@@ -78,9 +79,7 @@ def stages_for(turn_bytes: int, device: torch.device) -> int:
     """How deep a loop that loads so many bytes a turn is pipelined, so that it fits in shared memory."""
     if triton.knobs.runtime.interpret or device.type != "cuda":
         return DEEPEST
-    index = torch.cuda.current_device() if device.index is None else device.index
-    room = int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
-    return max(1, min(DEEPEST, room // turn_bytes - 1))
+    return max(1, min(DEEPEST, device_of(device).shared_bytes // turn_bytes - 1))
 
 
 @triton.jit
