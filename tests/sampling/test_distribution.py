@@ -1,4 +1,8 @@
-"""Draws follow the exact distribution, for each setting and for all of them together."""
+"""Draws follow the exact distribution, for each setting and for all of them together.
+
+The many draws that this takes are those of the ops' references, which work on all rows at once. Kernels draw the same
+tokens: of each setting a thousand are compared here, and cases of all kinds in tests/ops/test_draw.py.
+"""
 
 from itertools import pairwise
 
@@ -51,24 +55,37 @@ COUNTING = {
 }
 
 
-def draws(params: SamplingParams, logits: torch.Tensor, again: bool) -> list[int]:
+def draws(params: SamplingParams, logits: torch.Tensor, again: bool = False) -> list[int]:
     """DRAWS tokens: of many seeds, at many positions. `again` begins the rows anew each time, as counts would grow."""
-    rig = Rig(VOCAB, ROWS)
-    rows, tokens = list(range(ROWS)), []
-    lines = logits.expand(ROWS, VOCAB)
-    for turn in range(DRAWS // ROWS):
-        if again or turn == 0:
-            for row in rows:
-                rig.begin(row, params, output=OUTPUT, seed=row + turn * ROWS)
-        tokens += rig.sample(lines, rows)[0]
+    rig, native = (Rig(len(logits), ROWS, providers=names) for names in ((), ("torch_native",)))
+    rows = list(range(ROWS))
+    lines = logits.expand(ROWS, -1)
+    tokens = draw_first(rig, params, lines)
+    assert tokens == draw_first(native, params, lines)
+    for turn in range(1, DRAWS // ROWS):
         rig.known += 1
+        if again:
+            begin(rig, params, turn * ROWS)
+        tokens += rig.sample(lines, rows)[0]
     return tokens
+
+
+def draw_first(rig: Rig, params: SamplingParams, lines: torch.Tensor) -> list[int]:
+    """Begin all rows, and draw a token for each."""
+    begin(rig, params, 0)
+    return rig.sample(lines, list(range(ROWS)))[0]
+
+
+def begin(rig: Rig, params: SamplingParams, seed: int) -> None:
+    """Begin all rows, with seeds from `seed` on."""
+    for row in range(ROWS):
+        rig.begin(row, params, output=OUTPUT, seed=seed + row)
 
 
 @pytest.mark.parametrize("case", ADVANCING)
 def test_draws_follow_the_exact_distribution(case):
     params = SamplingParams(**ADVANCING[case])
-    assert_drawn_from(draws(params, LOGITS, again=False), exact(LOGITS, params, output=OUTPUT))
+    assert_drawn_from(draws(params, LOGITS), exact(LOGITS, params, output=OUTPUT))
 
 
 @pytest.mark.parametrize("case", COUNTING)
@@ -80,7 +97,7 @@ def test_penalties_shape_the_distribution(case):
 @pytest.mark.parametrize("settings", [{"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.3}, {"top_k": 11, "top_p": 0.75}])
 def test_ties_are_cut_by_id(settings):
     params = SamplingParams(**settings)
-    assert_drawn_from(draws(params, TIES, again=False), exact(TIES, params))
+    assert_drawn_from(draws(params, TIES), exact(TIES, params))
 
 
 def test_a_long_nucleus_follows_the_exact_distribution(monkeypatch):
@@ -88,26 +105,19 @@ def test_a_long_nucleus_follows_the_exact_distribution(monkeypatch):
     monkeypatch.setattr(draw, "BLOCK", 4)
     params = SamplingParams(top_p=0.9)
     assert (exact(LOGITS, params) > 0).sum() > 4
-    assert_drawn_from(draws(params, LOGITS, again=False), exact(LOGITS, params))
+    assert_drawn_from(draws(params, LOGITS), exact(LOGITS, params))
 
 
 @pytest.mark.parametrize("settings", [{"top_k": 30}, {"top_p": 0.99}])
 def test_a_large_vocabulary(settings):
     logits = torch.randn(2000, generator=torch.Generator().manual_seed(1)) * 3
-    rig = Rig(2000, 200)
     params = SamplingParams(**settings)
-    rows, tokens = list(range(200)), []
-    for row in rows:
-        rig.begin(row, params, seed=row)
-    for _ in range(15 if settings == {"top_p": 0.99} else 100):
-        tokens += rig.sample(logits.expand(200, -1), rows)[0]
-        rig.known += 1
-    assert_drawn_from(tokens, exact(logits, params))
+    assert_drawn_from(draws(params, logits), exact(logits, params))
 
 
 def test_a_sequence_of_tokens_is_independent_of_its_past():
     """Pairs of successive tokens of one row, at noise alone, fill their cells evenly."""
-    rig = Rig(4, ROWS, 64)
+    rig = Rig(4, ROWS, providers=())
     for row in range(ROWS):
         rig.begin(row, SamplingParams(), seed=row)
     logits = torch.zeros(ROWS, 4)
