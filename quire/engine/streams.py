@@ -22,7 +22,7 @@ class Stream:
         failed: whether the stream ends with an error.
     """
 
-    __slots__ = ("_error", "_output", "_waiter", "params", "prompt", "request", "taken")
+    __slots__ = ("_error", "_loop", "_output", "_waiter", "params", "prompt", "request", "taken")
 
     def __init__(self, request: Request, prompt: str | None, params: SamplingParams) -> None:
         self.request = request
@@ -32,6 +32,8 @@ class Stream:
         self._output: RequestOutput | None = None
         self._error: QuireError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        # Asking for it costs a system call, and is needed for every token.
+        self._loop = asyncio.get_running_loop()
 
     @property
     def failed(self) -> bool:
@@ -62,7 +64,7 @@ class Stream:
         while self._output is None:
             if self._error is not None:
                 raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:

@@ -5,16 +5,17 @@ different model names make no new series. What the core counts is read from its 
 """
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from quire.messages.control import Tally
 from quire.messages.outputs import RequestOutput
 from quire.messages.wire import EngineFacts, Stats
+from quire.server.counting import Count, Distribution
 from quire.server.tallies import total
 from quire.server.tracing import NO_TRACE, Trace
 
@@ -54,14 +55,17 @@ class Metrics:
             ["route", "method", "status"],
             registry=self.registry,
         )
-        labels, values = ["model_name"], (model,)
+        labels = {"model_name": model}
 
-        def counter(name: str, about: str) -> Counter:
-            return Counter(f"quire:{name}", about, labels, registry=self.registry).labels(*values)
+        def counter(name: str, about: str) -> Count:
+            found = Count(f"quire:{name}", about, labels)
+            self.registry.register(found)
+            return found
 
-        def histogram(name: str, about: str, buckets: Iterable[float]) -> Histogram:
-            found = Histogram(f"quire:{name}", about, labels, buckets=tuple(buckets), registry=self.registry)
-            return found.labels(*values)
+        def histogram(name: str, about: str, bounds: Sequence[float]) -> Distribution:
+            found = Distribution(f"quire:{name}", about, labels, bounds)
+            self.registry.register(found)
+            return found
 
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of admitted requests.")
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
@@ -76,7 +80,7 @@ class Metrics:
             [*labels, "finished_reason"],
             registry=self.registry,
         )
-        self.ended = {reason: ended.labels(*values, reason) for reason in REASONS}
+        self.ended = {reason: ended.labels(model, reason) for reason in REASONS}
         self._describe(facts, model)
 
     def answered(self, path: str, method: str, status: int) -> None:
@@ -185,7 +189,7 @@ class Record:
         new = sum([len(completion.token_ids) for completion in output.outputs])
         before = self._last.get(prompt)
         if before is None:
-            metrics.prompt_tokens.inc(len(output.prompt_token_ids))
+            metrics.prompt_tokens.add(len(output.prompt_token_ids))
             if not self._prompts:
                 self._trace.first_token()
             self._prompts += len(output.prompt_token_ids)
@@ -195,7 +199,7 @@ class Record:
         self._last[prompt] = now
         if new:
             self._tokens += new
-            metrics.generation_tokens.inc(new)
+            metrics.generation_tokens.add(new)
         for completion in output.outputs:
             if completion.finish_reason is not None:
                 self._reasons.append(completion.finish_reason)

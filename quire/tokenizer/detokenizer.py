@@ -64,7 +64,7 @@ class Detokenizer:
         self._stream.prime(token_id for token_id in reversed(prompt_ids) if self._shown(token_id))
 
     def _shown(self, token_id: int) -> bool:
-        return token_id not in self._hidden and self._tokenizer.token(token_id) is not None
+        return token_id not in self._hidden and self._tokenizer.known(token_id)
 
     def push(self, ids: Sequence[int]) -> str:
         """Take more tokens; the text that is certain now."""
@@ -81,8 +81,10 @@ class _Bytes:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._bytes = tokenizer.token_bytes
+        self._whole = tokenizer.whole_text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._fed = False
+        self._open = True  # a character may be unfinished; before the first token it may be the prompt's
 
     def prime(self, backward: Iterator[int]) -> None:
         # An unfinished character at the end of the prompt (three bytes at most) is finished by the first tokens.
@@ -94,12 +96,16 @@ class _Bytes:
         self._decoder.decode(tail)
 
     def push(self, token_id: int) -> str:
+        if not self._open and (whole := self._whole(token_id)) is not None:
+            return whole
         piece = self._bytes(token_id)
         if piece and not self._fed:
             self._fed = True
             if piece[0] & 0xC0 != 0x80:
                 self._decoder.reset()  # the prompt's unfinished character stays unfinished: not ours to show
-        return self._decoder.decode(piece)
+        text = self._decoder.decode(piece)
+        self._open = not self._fed or bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True) if self._fed else ""

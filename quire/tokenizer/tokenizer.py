@@ -62,6 +62,8 @@ class Tokenizer:
         self.pad_id = self._id_of("pad_token")
         self.rules: DecoderRules = rules_of(tokenizer)
         self._pieces: dict[int, Piece] = {}
+        self._known: set[int] = set()
+        self._whole: dict[int, str | None] = {}
 
     @classmethod
     def load(cls, source: ModelFacts | str | Path) -> "Tokenizer":
@@ -204,6 +206,15 @@ class Tokenizer:
         """The token as the vocabulary spells it (`Ġthe`), or None beyond the vocabulary."""
         return self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
 
+    def known(self, token_id: int) -> bool:
+        """Whether the vocabulary has the id."""
+        if token_id in self._known:
+            return True
+        if self.token(token_id) is None:
+            return False
+        self._known.add(token_id)
+        return True
+
     def piece(self, token_id: int) -> Piece:
         """A token's part of a text, word marks as spaces; empty beyond the vocabulary."""
         found = self._pieces.get(token_id)
@@ -230,6 +241,19 @@ class Tokenizer:
         """The bytes that a token adds to a text; joined over a text they are the text in UTF-8."""
         piece = self.piece(token_id)
         return piece.encode() if isinstance(piece, str) else piece
+
+    def whole_text(self, token_id: int) -> str | None:
+        """The token's text if it begins and ends with a whole character; None for all others."""
+        try:
+            return self._whole[token_id]
+        except KeyError:
+            pass
+        try:
+            text: str | None = self.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            text = None
+        self._whole[token_id] = text
+        return text
 
     def token_text(self, token_id: int) -> str:
         """The token's text for people; bytes that are not a whole character show as U+FFFD."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.server.blocks import Block, Blocks, Change
-from quire.server.generation import Item, Usage
+from quire.server.generation import Items, Usage
 from quire.server.sse import Frame, named_event
 
 
@@ -38,7 +38,7 @@ class Writer:
         self.blocks.settle()
         return self._message([_block(block, block.text) for block in self.blocks.all], self._ended(completion))
 
-    async def events(self, items: AsyncGenerator[Item, None]) -> AsyncGenerator[bytes, None]:
+    async def events(self, items: Items) -> AsyncGenerator[bytes, None]:
         """The answer as events."""
         begun = False
         async with aclosing(items):

@@ -13,7 +13,7 @@ from quire.base.errors import RequestError
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
 from quire.server.body import read_json
-from quire.server.generation import Item, Job, Usage, admitted, collect
+from quire.server.generation import Items, Job, Usage, admitted, collect
 from quire.server.jobs import job_of
 from quire.server.openai.frame import framed
 from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
@@ -110,7 +110,7 @@ class Chat:
         }
         return {**answer, "prompt_token_ids": output.prompt_token_ids} if self.asked.return_token_ids else answer
 
-    async def chunks(self, items: AsyncGenerator[Item, None]) -> AsyncGenerator[bytes, None]:
+    async def chunks(self, items: Items) -> AsyncGenerator[bytes, None]:
         """The answer as events."""
         writer = ChunkWriter(self._head("chat.completion.chunk"), self.asked, self.service, self.ear)
         async with aclosing(items):

@@ -13,7 +13,7 @@ from quire.base.errors import RequestError
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
 from quire.server.body import read_json
-from quire.server.generation import Item, Usage, admitted, collect
+from quire.server.generation import Items, Usage, admitted, collect
 from quire.server.jobs import job_of
 from quire.server.openai.logprobs import CompletionLogprobs, joined, prompt_logprobs
 from quire.server.openai.prompts import read_middles, read_prompts
@@ -110,7 +110,7 @@ class Completion:
                 usage.completion_tokens += choice.tokens
         return {**self._head(), "choices": choices, "usage": usage.as_json()}
 
-    async def chunks(self, items: AsyncGenerator[Item, None]) -> AsyncGenerator[bytes, None]:
+    async def chunks(self, items: Items) -> AsyncGenerator[bytes, None]:
         """The answer as events."""
         writer = ChunkWriter(self, self._head())
         async with aclosing(items):

@@ -12,7 +12,7 @@ from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
 from quire.server.blocks import Block, Blocks, Change
 from quire.server.errors import ApiError
-from quire.server.generation import Item, Usage
+from quire.server.generation import Items, Usage
 from quire.server.openai.responses_items import item_of, part_of, turn_of
 from quire.server.openai.responses_schema import ResponsesRequest
 from quire.server.sse import named_event
@@ -83,7 +83,7 @@ class Answer:
         """The response as JSON."""
         return msgspec.json.encode(self._response())
 
-    async def events(self, items: AsyncGenerator[Item, None]) -> AsyncGenerator[bytes, None]:
+    async def events(self, items: Items) -> AsyncGenerator[bytes, None]:
         """The response as events."""
         prompt_seen = False
         async with aclosing(items):
