@@ -111,7 +111,7 @@ class Build:
     def experts(self, count: int, parts: Sequence[Part], fused: Sequence[Part] = ()) -> Weight:
         """The like for `count` matrices of experts, one after another; `fused` as of `weight`. See `ops/moe.py`."""
         recipe = Recipe(self._named(parts), fused=self._named(fused))
-        found = self._quantized(recipe, ())
+        found = self._quantized(recipe, self.providers, count)
         if found is not None:
             return found
         outputs, inputs = recipe.shape(self.mesh.rank, self.mesh.size)
@@ -122,19 +122,20 @@ class Build:
         if self.quantization is None:
             return self.weight(*parts, fused=tuple(fused))
         form = EXPERTS.get(self.quantization) or ONLINE[self.quantization]
-        storage = Scaled.of(outputs, inputs, form, self.dtype_name, str(self.device))
+        scaled = Scaled.of(outputs, inputs, form, self.dtype_name, str(self.device))
+        storage = arranged(scaled, self.providers) or scaled
         return Weight(self._taken(recipe, storage.allocate), recipe, storage)
 
     def holds(self, name: str) -> bool:
         """Whether the checkpoint is quantized and has a tensor `name` at this level."""
         return self.checkpoint is not None and self.name(name) in self.checkpoint.source.entries
 
-    def _quantized(self, recipe: Recipe, providers: Sequence[str]) -> Weight | None:
-        """The weight of a recipe that the checkpoint holds quantized."""
+    def _quantized(self, recipe: Recipe, providers: Sequence[str], matrices: int = 1) -> Weight | None:
+        """The weight of a recipe that the checkpoint holds quantized, `matrices` of equal size."""
         if self.checkpoint is None:
             return None
         recipe = recipe.fitting(self.checkpoint.source.entries)
-        where = Place(self.mesh.rank, self.mesh.size, self.dtype_name, str(self.device), providers)
+        where = Place(self.mesh.rank, self.mesh.size, self.dtype_name, str(self.device), providers, matrices)
         placed = place(recipe.parts, self.checkpoint, where)
         return None if placed is None else Weight(self._taken(recipe, placed[0].allocate), recipe, *placed)
 

@@ -30,13 +30,17 @@ FOUR_BITS = {"uint4b8": 0, "int4": 0x88}
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What weights are made for: `rank` of `size`, values of `dtype` on `device`, kernels of `providers`."""
+    """What weights are made for: `rank` of `size`, values of `dtype` on `device`, kernels of `providers`.
+
+    `matrices` of equal size, one after another, are each read by itself.
+    """
 
     rank: int
     size: int
     dtype: str
     device: str
     providers: Sequence[str]
+    matrices: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +171,9 @@ def _repacked(whole: Scaled, where: Place) -> Storage:
         bits = 4
     if bits is None:
         return whole
-    wanted = Wanted(whole.outputs, whole.inputs, bits, form.group or whole.inputs, where.dtype, where.device)
-    return offered(replace(wanted, group=128) if bits == 8 else wanted, where.providers) or whole
+    group = 128 if bits == 8 else form.group or whole.inputs
+    wanted = Wanted(whole.outputs, whole.inputs, bits, group, where.dtype, where.device, where.matrices)
+    return offered(wanted, where.providers) or whole
 
 
 def jobs(part: Part, held: Held, data: Tensor, quantized: Quantized, cut: list[Span]) -> list[Job]:

@@ -150,10 +150,7 @@ def _moe_inputs(spec: MoeSpec, tokens: int) -> dict[str, Any]:
         "down": normal(dtype, experts, hidden, inner, seed=3) * inner**-0.5,
         "spec": spec,
     }
-    if not spec.plain:
-        biases = normal(dtype, experts, spec.firsts * inner, seed=4) * 6, normal(dtype, experts, hidden, seed=5)
-        inputs["biases"] = MoeBiases(_choice_bias(spec.route), *(biases if spec.bias else (None, None)))
-    return inputs
+    return inputs if spec.plain else {**inputs, "biases": sample_biases(spec)}
 
 
 @op(samples=_route_samples)

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire.ops.moe import MoeBiases, MoeSpec, RouteSpec, gated, route
+from quire.ops.moe import MoeBiases, MoeSpec, RouteSpec, gated, route, sample_biases
 from quire.ops.registry import op
 from quire.ops.samples import FLOATS, normal
-from quire.ops.stored import BITS, FORMS, OFFERS, Storage, Wanted
-from quire.quantization.scaled import Scaled
+from quire.ops.stored import ARRANGES, BITS, FORMS, OFFERS, Storage, Wanted
+from quire.quantization.scaled import Form, Scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,31 @@ def _samples() -> Iterator[tuple[StoredMoeSpec, dict[str, Any]]]:
         ):
             moe = MoeSpec(RouteSpec(experts, top_k, True, dtype), hidden, inner, dtype)
             shapes = (experts * 2 * inner, hidden), (experts * hidden, inner)
-            up, down = (Scaled.of(*shape, FORMS[i % 3], dtype, "cpu") for shape in shapes)
-            yield _sample(StoredMoeSpec(moe, up, down), tokens)
+            yield from _scaled(moe, FORMS[i % 3], tokens)
             for bits, way in product(BITS, OFFERS.values()):
                 first = way(Wanted(*shapes[0], bits, 32, dtype, "cpu", 2 * experts))
                 second = way(Wanted(*shapes[1], bits, 32, dtype, "cpu", experts))
                 if first is not None and second is not None:
                     yield _sample(StoredMoeSpec(moe, first, second), tokens)
+
+    for tokens in (1, 9):
+        best = RouteSpec(8, 3, True, score="sigmoid", bias=True, groups=4, top_groups=2, group_best=2, scale=2.5)
+        for form in FORMS:
+            yield from _scaled(MoeSpec(best, 128, 128), form, tokens)
+        yield from _scaled(MoeSpec(RouteSpec(8, 2, True), 120, 120, gate="clamped", bias=True), FORMS[1], tokens)
+        yield from _scaled(MoeSpec(RouteSpec(8, 2, True), 128, 128, gate="relu2"), FORMS[2], tokens)
+        single = RouteSpec(6, 1, False, score="sigmoid")
+        yield from _scaled(MoeSpec(single, 128, 128, weigh_input=True), FORMS[0], tokens)
+
+
+def _scaled(moe: MoeSpec, form: Form, tokens: int) -> Iterator[tuple[StoredMoeSpec, dict[str, Any]]]:
+    """Experts in a form, as it is and in every provider's arrangement."""
+    count = moe.route.experts
+    shapes = (count * moe.firsts * moe.inner, moe.hidden), (count * moe.hidden, moe.inner)
+    plain = [Scaled.of(*shape, form, moe.dtype, "cpu") for shape in shapes]
+    for up, down in (plain, *([arrange(one) for one in plain] for arrange in ARRANGES.values())):
+        if up is not None and down is not None:
+            yield _sample(StoredMoeSpec(moe, up, down), tokens)
 
 
 def _sample(spec: StoredMoeSpec, tokens: int) -> tuple[StoredMoeSpec, dict[str, Any]]:
@@ -62,7 +80,8 @@ def _sample(spec: StoredMoeSpec, tokens: int) -> tuple[StoredMoeSpec, dict[str, 
         storage.put(weights[-1], 0, values)
     x = normal(spec.dtype, tokens, spec.moe.hidden)
     logits = normal(spec.dtype, tokens, spec.moe.route.experts, seed=1)
-    return spec, {"x": x, "logits": logits, "gate_up": weights[0], "down": weights[1], "spec": spec}
+    inputs = {"x": x, "logits": logits, "gate_up": weights[0], "down": weights[1], "spec": spec}
+    return spec, inputs if spec.moe.plain else {**inputs, "biases": sample_biases(spec.moe)}
 
 
 @op(

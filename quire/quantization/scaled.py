@@ -113,6 +113,11 @@ class Scaled:
         return self._extents[1]
 
     @property
+    def width(self) -> int:
+        """Codes of a row."""
+        return self.inputs
+
+    @property
     def element(self) -> Element:
         """Of the codes."""
         return ELEMENTS[self.form.element]
@@ -122,7 +127,7 @@ class Scaled:
         """First byte and bytes of each part, and the sum."""
         form = self.form
         sizes = {
-            "codes": self.outputs * packed_bytes(self.inputs, form.bits),
+            "codes": self.outputs * packed_bytes(self.width, form.bits),
             "scales": -(-self.outputs // form.row_block) * self.groups * SCALE_BYTES[form.scale],
             "zeros": self.outputs * self.groups if form.zeros else 0,
             "factors": self.outputs * 4 if form.factor else 0,
@@ -156,9 +161,9 @@ class Scaled:
     def put_scales(self, data: Tensor, first: int, block: Block) -> None:
         """Store all of a block but its codes."""
         rows, row = len(block.codes), first // self.form.row_block
-        self.part(data, "scales")[row : row + len(block.scales)] = block.scales
+        self.part(data, "scales")[row : row + len(block.scales), : block.scales.shape[1]] = block.scales
         if block.zeros is not None:
-            self.part(data, "zeros")[first : first + rows] = block.zeros
+            self.part(data, "zeros")[first : first + rows, : block.zeros.shape[1]] = block.zeros
         if block.factors is not None:
             self.part(data, "factors")[first : first + rows] = block.factors
         for name, values in (("order", block.order), ("columns", block.columns)):

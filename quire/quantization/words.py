@@ -13,24 +13,37 @@ from quire.quantization.scaled import Block, Scaled
 
 RUN = 32
 """Words of a run."""
+MOST_ADDED = 1 / 8
+"""Of a row, to make it end with a run."""
 
 
 class Words(Scaled):
-    """A `Scaled` weight of 4-bit or 8-bit codes whose inputs are a multiple of a run's."""
+    """A `Scaled` weight of 4-bit or 8-bit codes. Rows end with a run: codes of no input, and scales of those."""
 
     @staticmethod
     def holds(other: Scaled) -> bool:
-        """Whether a weight can be stored so."""
-        return other.form.bits in (4, 8) and other.inputs % span(other.form.bits) == 0
+        """Whether a weight can be stored so, with no more than `MOST_ADDED` of a row added."""
+        if other.form.bits not in (4, 8) or other.offset:
+            return False
+        return _whole(other.inputs, other.form.bits) <= other.inputs * (1 + MOST_ADDED)
 
     @staticmethod
     def like(other: Scaled) -> "Words":
         """The same weight in this order."""
-        return Words(other.outputs, other.inputs, other.form, other.groups, other.offset, other.dtype, other.device)
+        form, groups = other.form, other.groups
+        if form.group is not None and not form.ordered:
+            groups = -(-_whole(other.inputs, form.bits) // form.group)
+        return Words(other.outputs, other.inputs, form, groups, other.offset, other.dtype, other.device)
+
+    @property
+    def width(self) -> int:
+        """See `Scaled`."""
+        return _whole(self.inputs, self.form.bits)
 
     def put_block(self, data: Tensor, first: int, block: Block) -> None:
         """See `Scaled`; the block's codes are packed as everywhere else."""
         codes = unpack(block.codes ^ self._raised, self.form.bits, self.inputs)
+        codes = torch.nn.functional.pad(codes, (0, self.width - self.inputs))
         self.part(data, "codes")[first : first + len(codes)] = woven(codes, self.form.bits)
         self.put_scales(data, first, block)
 
@@ -38,9 +51,9 @@ class Words(Scaled):
         """See `Scaled`."""
         found = self.part(data, "codes")[ids] ^ self._raised
         if self.form.bits == 8:
-            return found.view(len(ids), -1, RUN, 2).transpose(2, 3).reshape(len(ids), -1)
+            return found.view(len(ids), -1, RUN, 2).transpose(2, 3).reshape(len(ids), -1)[:, : self.inputs]
         runs = torch.stack((found & 15, found >> 4), 2).view(len(ids), -1, RUN, 4)
-        return runs.transpose(2, 3).reshape(len(ids), -1)
+        return runs.transpose(2, 3).reshape(len(ids), -1)[:, : self.inputs]
 
     @property
     def _raised(self) -> int:
@@ -50,6 +63,11 @@ class Words(Scaled):
 def span(bits: int) -> int:
     """Inputs of a run of words."""
     return RUN * 16 // bits
+
+
+def _whole(inputs: int, bits: int) -> int:
+    """Inputs of a row in whole runs."""
+    return -(-inputs // span(bits)) * span(bits)
 
 
 def woven(codes: Tensor, bits: int) -> Tensor:

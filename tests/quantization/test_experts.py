@@ -18,10 +18,10 @@ from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import settle
 from tests.models.driver import Driver
 from tests.quantization import test_gptq_awq, test_modelopt
-from tests.quantization.checkpoints import PROMPTS, check, write
+from tests.quantization.checkpoints import PROMPTS, PROVIDERS, check, write
 
 pytestmark = pytest.mark.torch
-SIZES = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "mlp_only_layers": []}
+SIZES = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "mlp_only_layers": []}
 
 
 def apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -52,7 +52,10 @@ def test_a_tensor_for_each(kind: str, tmp_path: Path) -> None:
     quantized, plain, values = write(tmp_path, config, writer, "qwen3_moe", change=apart, **SIZES)
     assert any("experts.3.down_proj" in name for name in values)
     driver = check(quantized, plain, values)
-    assert "stored_moe" in driver.build.provider_names()
+    assert driver.build.provider_names()["stored_moe"] == "reference"
+    for providers in PROVIDERS:
+        served = Driver(quantized, 4, providers).build.provider_names()["stored_moe"]
+        assert served == (providers or ["reference"])[0]
 
 
 @pytest.mark.parametrize("name", ["int8", "int4", "nvfp4"])

@@ -15,8 +15,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from quire.kernels.triton.launch import begin, device_of
 from quire.kernels.triton.moe.product import Product
-from quire.kernels.triton.moe.route import Sorted, sort
-from quire.ops.moe import MoeSpec, RouteSpec
+from quire.kernels.triton.moe.route import Sorted
+from quire.ops.moe import MoeSpec
 
 COMBINE_BLOCK = 1024
 INTERPRETED: bool = triton.knobs.runtime.interpret
@@ -221,17 +221,16 @@ PLAIN = Plan(32, False, Product(32, 32, 4, 2), Product(32, 32, 4, 2))
 """For float32, which matrix units do not multiply exactly."""
 
 
-def plan_for(tokens: int, spec: RouteSpec) -> Plan:
+def plan_for(tokens: int, spec: MoeSpec) -> Plan:
     """By how many entries an expert has on average."""
     if spec.dtype == "float32":
         return PLAIN
-    average = tokens * spec.top_k / spec.experts
+    average = tokens * spec.route.top_k / spec.route.experts
     return next((plan for most, plan in PLANS.items() if average <= most), MANY)
 
 
-def moe_grouped(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, spec: MoeSpec, plan: Plan) -> Tensor:
-    """See `ops.moe.moe`; for any number of tokens but 0."""
-    order = sort(logits, spec.route, plan.tile)
+def moe_grouped(x: Tensor, order: Sorted, gate_up: Tensor, down: Tensor, spec: MoeSpec, plan: Plan) -> Tensor:
+    """See `ops.moe.moe`; for any number of tokens but 0, sorted for the plan's tiles."""
     return combine(down_of(gate_up_of(x, gate_up, order, spec, plan), down, order, spec, plan), order)
 
 

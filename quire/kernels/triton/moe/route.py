@@ -114,6 +114,29 @@ def _route_kernel(
         tl.store(counts + tl.program_id(0) * EXPERTS + experts, tl.sum(members, axis=0), mask=experts < EXPERTS)
 
 
+@triton.jit
+def _slots(ids, rows, tokens, TOP_K: tl.constexpr, E: tl.constexpr):
+    """Which slot each expert has of each token, (rows, experts); -1 where it has none."""
+    experts = tl.arange(0, E)
+    owner = tl.full([rows.shape[0], E], -1, tl.int32)
+    for slot in tl.static_range(TOP_K):
+        chosen = tl.load(ids + rows * TOP_K + slot, mask=rows < tokens, other=-1)
+        owner = tl.where(chosen[:, None] == experts[None, :], slot, owner)
+    return owner
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _count_kernel(
+    ids, counts, tokens,
+    EXPERTS: tl.constexpr, TOP_K: tl.constexpr, ROWS: tl.constexpr, E: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """How often each expert was chosen among ROWS tokens."""
+    begin(PDL)
+    rows, experts = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, E)
+    members = (_slots(ids, rows, tokens, TOP_K, E) >= 0).to(tl.int32)
+    tl.store(counts + tl.program_id(0) * EXPERTS + experts, tl.sum(members, axis=0), mask=experts < EXPERTS)
+
+
 @triton.jit(do_not_specialize=["tokens", "tiles"])
 def _sort_kernel(
     ids, counts, entries, ends, tile_expert, tile_start, tokens, tiles,
@@ -138,10 +161,7 @@ def _sort_kernel(
     total, before = tl.sum(found_all, axis=0), tl.sum(found_before, axis=0)
     starts = tl.cumsum(total, 0) - total
     rows = block * ROWS + tl.arange(0, ROWS)
-    owner = tl.full([ROWS, E], -1, tl.int32)
-    for slot in tl.static_range(TOP_K):
-        chosen = tl.load(ids + rows * TOP_K + slot, mask=rows < tokens, other=-1)
-        owner = tl.where(chosen[:, None] == experts[None, :], slot, owner)
+    owner = _slots(ids, rows, tokens, TOP_K, E)
     member = owner >= 0
     order = (starts + before)[None, :] + tl.cumsum(member.to(tl.int32), 0) - 1
     tl.store(entries + order, rows[:, None] * TOP_K + owner, mask=member)
@@ -166,10 +186,18 @@ def routing(spec: RouteSpec, logits: Tensor) -> dict[str, Any]:
 
 
 def refuses_route(spec: RouteSpec) -> str | None:
-    if spec.experts > MAX_EXPERTS:
-        return f"sorts at most {MAX_EXPERTS} experts, not {spec.experts}"
     if not spec.plain:
         return "chooses by a softmax alone, without groups, bias or scale"
+    return refuses_sort(spec) or _refuses_dtype(spec)
+
+
+def refuses_sort(spec: RouteSpec) -> str | None:
+    """Why entries cannot be sorted; whatever they were chosen by."""
+    many = spec.experts > MAX_EXPERTS
+    return f"sorts at most {MAX_EXPERTS} experts, not {spec.experts}" if many else None
+
+
+def _refuses_dtype(spec: RouteSpec) -> str | None:
     return None if spec.dtype in ("float32", "bfloat16", "float16") else f"cannot compare {spec.dtype}"
 
 
@@ -220,8 +248,22 @@ class Sorted:
         return self.entries, self.ends, self.tile_expert, self.tile_start
 
 
-def sort(logits: Tensor, spec: RouteSpec, tile: int) -> Sorted:
-    """Route every token and sort the entries by expert, for tiles of `tile` entries."""
+def _counted(logits: Tensor, spec: RouteSpec, rows: int, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What `_routed` gives, for every way to choose."""
+    if spec.plain:
+        return _routed(logits, spec, rows, count=True)
+    weights, ids = route.reference(logits, spec, bias)
+    ids = ids.contiguous()
+    counts = torch.empty(triton.cdiv(len(ids), rows), spec.experts, dtype=torch.int32, device=ids.device)
+    _count_kernel[(len(counts),)](
+        ids, counts, len(ids), EXPERTS=spec.experts, TOP_K=spec.top_k, ROWS=rows, E=pow2(spec.experts),
+        num_warps=_warps(rows, spec), **device_of(ids.device).options,
+    )  # fmt: skip
+    return weights, ids, counts
+
+
+def sort(logits: Tensor, spec: RouteSpec, tile: int, bias: Tensor | None = None) -> Sorted:
+    """Route every token, with the choice's bias, and sort the entries by expert, for tiles of `tile` entries."""
     tokens, launch = logits.shape[0], device_of(logits.device).options
     many = tokens * spec.top_k
     tiles = min(many, spec.experts + many // tile)
@@ -229,7 +271,7 @@ def sort(logits: Tensor, spec: RouteSpec, tile: int) -> Sorted:
         torch.empty(n, dtype=torch.int32, device=logits.device) for n in (many, spec.experts, tiles, tiles)
     )
     rows = next((rows for most, rows in SORT_ROWS.items() if tokens <= most), 64)
-    weights, ids, counts = _routed(logits, spec, rows, count=True)
+    weights, ids, counts = _counted(logits, spec, rows, bias)
     _sort_kernel[(counts.shape[0],)](
         ids, counts, entries, ends, expert, start, tokens, tiles,
         EXPERTS=spec.experts, TOP_K=spec.top_k, ROWS=rows, E=pow2(spec.experts), TILE=tile, CHUNK=32,

@@ -16,6 +16,7 @@ from quire.kernels.triton import tuned
 from quire.kernels.triton.dense.gemv import finished
 from quire.kernels.triton.dense.quantized.decode import added, eights, scale, spread
 from quire.kernels.triton.dense.quantized.rows import of_rows
+from quire.kernels.triton.dense.quantized.sweep import row_words
 from quire.kernels.triton.dense.quantized.weight import Weight
 from quire.kernels.triton.launch import device_of, release, wait
 
@@ -85,7 +86,7 @@ def _inputs(x, unit, K: tl.constexpr, BITS: tl.constexpr):
     k = (unit // 4 * (512 // BITS) + unit % 4 * 8)[:, None, None] + tl.arange(0, 8)[None, None, :]
     inputs = ()
     for i in tl.static_range(16 // BITS):
-        inputs = inputs + (tl.load(x + k + 32 * i, mask=k < K, other=0.0).to(tl.float32),)
+        inputs = inputs + (tl.load(x + k + 32 * i, mask=k + 32 * i < K, other=0.0).to(tl.float32),)
     return inputs
 
 
@@ -149,7 +150,7 @@ def _gemv_kernel(
     release(PDL)
     n = (tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)).to(tl.int64)
     owned = n < N
-    ROW: tl.constexpr = K * BITS // 16
+    ROW: tl.constexpr = row_words(K, BITS)
     CHUNKS: tl.constexpr = (ROW + 8 * UNITS - 1) // (8 * UNITS)
     EACH: tl.constexpr = 1 if GATE == "" else 2
     units = tl.arange(0, UNITS)

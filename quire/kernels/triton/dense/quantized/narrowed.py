@@ -42,8 +42,9 @@ def _scales_rows(device: torch.device) -> bool:
 
 
 @triton.jit
-def _round_kernel(x, out, scales, stride, K: tl.constexpr, MOST: tl.constexpr, RUNS: tl.constexpr, PDL: tl.constexpr):
-    """One row: its scale, and its values in 8 bits, the halves of 64 inputs byte by byte in turns."""
+def _round_kernel(x, out, scales, stride, K: tl.constexpr, WIDTH: tl.constexpr, MOST: tl.constexpr, RUNS: tl.constexpr,
+                  PDL: tl.constexpr):  # fmt: skip
+    """One row: its scale, and its WIDTH values in 8 bits, the halves of 64 inputs byte by byte in turns."""
     release(PDL)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, RUNS * 64)
@@ -57,14 +58,14 @@ def _round_kernel(x, out, scales, stride, K: tl.constexpr, MOST: tl.constexpr, R
         # Added to this, a float32 has no bits left for a fraction.
         value = value + 12582912.0 - 12582912.0
     turned = tl.permute(tl.reshape(value.to(out.dtype.element_ty), [RUNS, 2, 32]), [0, 2, 1])
-    tl.store(out + row * K + at, tl.reshape(turned, [RUNS * 64]), mask=at < K)
+    tl.store(out + row * WIDTH + at, tl.reshape(turned, [RUNS * 64]), mask=at < WIDTH)
     tl.store(scales + row, scale)
 
 
-def rounded(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows of x in 8 bits, in the order of words, and the scale of each, (rows, 1) float32."""
+def rounded(x: Tensor, dtype: torch.dtype, width: int) -> tuple[Tensor, Tensor]:
+    """Rows of x in 8 bits, `width` of them in the order of words, and the scale of each, (rows, 1) float32."""
     rows, inputs = x.shape
-    out = torch.empty((rows, inputs), dtype=dtype, device=x.device)
+    out = torch.empty((rows, width), dtype=dtype, device=x.device)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     most = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
     runs = triton.next_power_of_2(triton.cdiv(inputs, 64))
@@ -74,6 +75,7 @@ def rounded(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         scales,
         x.stride(0),
         inputs,
+        width,
         most,
         runs,
         num_warps=min(16, max(1, runs // 8)),
@@ -119,7 +121,7 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     codes = weight.words.view(torch.uint8)
     if weight.storage.form.element == "int8":
         return _integers(x, codes.view(torch.int8), weight.scales, bias)
-    values, scales = rounded(x, torch.float8_e4m3fn)
+    values, scales = rounded(x, torch.float8_e4m3fn, weight.storage.width)
     return torch._scaled_mm(
         values, codes.view(torch.float8_e4m3fn).T, scales, weight.scales.float().view(1, -1), bias,
         out_dtype=x.dtype, use_fast_accum=True,
@@ -127,13 +129,13 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
 
 
 def _integers(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    values, of_rows = rounded(x, torch.int8)
+    values, of_rows = rounded(x, torch.int8, codes.shape[1])
     rows, outputs = len(x), len(codes)
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     tall, wide = 128, 128
     _product_kernel[(triton.cdiv(rows, tall) * triton.cdiv(outputs, wide),)](
         values, of_rows, codes, scales, out if bias is None else bias, out, rows,
-        K=x.shape[1], N=outputs, BIAS=bias is not None, ROWS=tall, OUTPUTS=wide, DEPTH=128, ABREAST=8,
+        K=codes.shape[1], N=outputs, BIAS=bias is not None, ROWS=tall, OUTPUTS=wide, DEPTH=128, ABREAST=8,
         num_warps=8, num_stages=device_of(x.device).stages(4), **device_of(x.device).options,
     )  # fmt: skip
     return out

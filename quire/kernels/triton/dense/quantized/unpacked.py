@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quire.kernels.triton.dense.quantized.decode import eights, fours, scale
+from quire.kernels.triton.dense.quantized.sweep import row_words
 from quire.kernels.triton.dense.quantized.weight import Weight
 from quire.kernels.triton.launch import device_of, release, wait
 
@@ -36,11 +37,12 @@ def _unpack_kernel(
     release(PDL)
     wait(PDL)
     PER: tl.constexpr = 16 // BITS
+    ROW: tl.constexpr = row_words(K, BITS)
     row = tl.program_id(0) * LINES + tl.arange(0, LINES)
     word = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
     n = (first + tl.minimum(row, count - 1)).to(tl.int64)
-    inside = (row < count)[:, None] & (word < K // PER)[None, :]
-    found = tl.load(words + n[:, None] * (K // PER) + word[None, :], mask=inside, other=0)
+    inside = (row < count)[:, None] & (word < ROW)[None, :]
+    found = tl.load(words + n[:, None] * ROW + word[None, :], mask=inside, other=0)
     parts = fours(found, KIND, tl.float32, False) if BITS == 4 else eights(found, KIND, tl.float32, False)
     each = tl.full(n.shape, 1.0, tl.float32)
     if FACTOR != "":
@@ -55,7 +57,11 @@ def _unpack_kernel(
         else:
             factor = scale(tl.load(scales + n // ROW_BLOCK), SCALE)[:, None]
         value *= factor / each[:, None] if FACTOR == "divide" else factor * each[:, None]
-        tl.store(out + row.to(tl.int64)[:, None] * K + k[None, :], value.to(out.dtype.element_ty), mask=inside)
+        tl.store(
+            out + row.to(tl.int64)[:, None] * K + k[None, :],
+            value.to(out.dtype.element_ty),
+            mask=inside & (k < K)[None, :],
+        )
 
 
 def values(weight: Weight, first: int, count: int, dtype: torch.dtype) -> Tensor:

@@ -41,12 +41,12 @@ def unread(storage: Storage) -> str | None:
     form = storage.form
     if form.element not in (*FOURS, *EIGHTS, "int4"):
         return f"does not read {form.element}"
-    if not isinstance(storage, Words):
-        return f"reads rows of a multiple of {span(form.bits)} inputs"
     if form.ordered or form.columns or storage.offset:
         return "does not read weights whose columns have an order, factors or cut groups"
+    if not isinstance(storage, Words):
+        return f"reads rows of about a multiple of {span(form.bits)} inputs"
     group = storage.inputs if form.zeros and form.group is None else form.group
-    if group is not None and (storage.inputs % group or (group not in FINE and group % COARSE)):
+    if group is not None and group not in FINE and group % COARSE:
         return f"does not read groups of {group} of {storage.inputs} inputs"
     if form.element == "fp4_e2m1" and group not in FINE:
         return f"reads fp4_e2m1 in groups of {FINE}"
@@ -100,7 +100,7 @@ class Weight:
     @property
     def row_words(self) -> int:
         """Of 16 bits, of a row's codes."""
-        return self.inputs * self.bits // 16
+        return self.storage.width * self.bits // 16
 
     @property
     def words(self) -> Tensor:
