@@ -153,6 +153,13 @@ def _moe_inputs(spec: MoeSpec, tokens: int) -> dict[str, Any]:
     return inputs if spec.plain else {**inputs, "biases": sample_biases(spec)}
 
 
+def sample_biases(spec: MoeSpec) -> MoeBiases:
+    """Biases for a sample of what is not plain."""
+    dtype, experts = spec.dtype, spec.route.experts
+    biases = normal(dtype, experts, spec.firsts * spec.inner, seed=4) * 6, normal(dtype, experts, spec.hidden, seed=5)
+    return MoeBiases(_choice_bias(spec.route), *(biases if spec.bias else (None, None)))
+
+
 @op(samples=_route_samples)
 def route(logits: Tensor, spec: RouteSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The `top_k` experts of each token, best first, and their weights; of equals the lower number comes first.
