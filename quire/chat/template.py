@@ -47,6 +47,7 @@ class ChatTemplate:
         self._sandbox = Sandbox(source, limits or Limits())
         self._form = content_form(self._sandbox.tree)
         self._knows_developer = "developer" in source
+        self._knows_calls = "tool_calls" in source
         self._text_arguments = wants_text(source)
 
     def render(
@@ -127,6 +128,8 @@ class ChatTemplate:
             raise RequestError(f"{path}.role is missing; use system, user or assistant", param=f"{path}.role")
         if copy["role"] == "developer" and not self._knows_developer:
             copy["role"] = "system"
+        if copy.get("content") is None and copy.get("tool_calls") and not self._knows_calls:
+            copy["content"] = ""  # such a template writes every content as it is, and no calls
         return fit_content(fit_answer(copy, as_text=self._text_arguments), self._form)
 
     def _write(self, talk: _Conversation) -> str:

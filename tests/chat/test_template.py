@@ -98,6 +98,13 @@ def test_developer_is_system_where_the_template_knows_no_other(tokenizer: Tokeni
     assert ChatTemplate(source, tokenizer).render_text(messages) == "developer"
 
 
+def test_a_call_without_words_is_empty_where_the_template_knows_no_calls(tokenizer: Tokenizer) -> None:
+    messages = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}]
+    assert ChatTemplate("{{ 'a:' + messages[0].content }}", tokenizer).render_text(messages) == "a:"
+    source = "{% if messages[0].content is none %}{{ messages[0].tool_calls[0].function.name }}{% endif %}"
+    assert ChatTemplate(source, tokenizer).render_text(messages) == "f"
+
+
 TEXTS = "{{ messages[0]['content'] }}"
 LOOP = "{% for part in messages[0].content %}[{{ part.text }}]{% endfor %}"
 EITHER = (
