@@ -15,7 +15,7 @@ DOCUMENT = ROOT / "docs" / "models.md"
 MODELS, TESTS = ROOT / "quire" / "models", (ROOT / "tests" / "models", ROOT / "tests" / "pooling")
 TABLES = ("FAMILY", "EXPERTS", "HYBRIDS", "ENCODERS")
 """Names of the tables of tiny checkpoints, all of which run on two ranks."""
-NO_FAMILIES = ("__init__", "toy", "transformers")
+NO_FAMILIES = ("__init__", "toy")
 OTHERS = {"OTHER_DECODERS": "Decoders", "OTHER_ENCODERS": "Encoders"}
 """Tables of tiny checkpoints that run through transformers."""
 
@@ -40,17 +40,24 @@ processes over gloo give the same as one.
 FOOT = """## Models without a file
 
 What has no file here runs through the library transformers, if it is installed (`pip install "quire[transformers]"`):
-`quire/models/transformers.py` takes its modules, gives them our attention over pages, and leaves scheduling, prefix
-cache, loading and serving to the engine. `--model-impl quire` forbids that, `--model-impl transformers` asks for it
-also where there is a file, such as to tell whose mistake it is.
+`quire/models/transformers/` takes its modules, gives them our attention over pages and our products, and leaves
+scheduling, prefix cache, loading and serving to the engine. `--model-impl quire` forbids that, `--model-impl
+transformers` asks for it also where there is a file, such as to tell whose mistake it is.
 
-It runs on one device, without quantization, and records no graphs. When a model is made and again when its weights are
-there, it is asked what it does, and refused with the reason if pages cannot serve it: recurrent state, attention that
-is not the library's own or adds to scores, masks that are neither a window nor a chunk, positions counted within a
-batch, heads that need more than a state, rope that turns with the longest text of a batch. Code that came with the
-checkpoint runs with `--trust-remote-code` only.
+Tensor parallelism needs no plan for the model: every linear module's outputs are cut over the ranks and gathered, heads
+and their pages are cut at attention, experts are dealt out, and whatever happens in between is computed by every rank.
+That takes more words between ranks than a file of our own, and embeddings, tied heads and matrices that are neither
+linear modules nor the library's own kind of experts are whole on every rank. Linear modules are quantized, by the
+checkpoint or while they load; experts and tied heads are not, and `--quantization` with experts is refused. No graphs
+are recorded.
 
-Proven in the same way as families, with torch's kernels (`tests/models/test_others.py`):
+When a model is made and again when its weights are there, it is asked what it does, and refused with the reason if
+pages cannot serve it: recurrent state, attention that is not the library's own or adds to scores, masks that are
+neither a window nor a chunk, positions counted within a batch, heads that need more than a state, rope that turns with
+the longest text of a batch. Code that came with the checkpoint runs with `--trust-remote-code` only.
+
+Proven in the same way as families, with torch's kernels, on one rank (`tests/models/test_others.py`) and on two
+(`tests/models/test_tensor_parallel.py`):
 """
 
 

@@ -1,7 +1,7 @@
 """Attention of modules that were not written for this engine, over pages of ours.
 
 What each call of attention is like is read from a first run without weights; from then on the i-th call of a run has
-the pages of the i-th state. Knows no library of models: `models/transformers.py` does.
+the pages of the i-th state. Knows no library of models: `models/transformers` does.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quire.base.errors import CheckpointError
-from quire.layers.attention import apart
+from quire.layers.apart import apart
 from quire.layers.build import Build
 from quire.ops.attention import AttentionSpec, StepClass, class_of, paged_attention, write_pages
 from quire.ops.ragged import RaggedSpec, ragged_attention
@@ -85,19 +85,24 @@ def _agrees(call: Call, sees: Sees) -> bool:
 
 
 class AdoptedAttention:
-    """Attention of one call: causal over pages, or both ways among the tokens of a step."""
+    """Attention of one call: causal over pages, or both ways among the tokens of a step. Cut by heads over the mesh."""
 
     def __init__(self, b: Build, call: Call) -> None:
         self.call, self.width = call, max(call.head_dim, call.value_dim)
+        self._mesh = b.mesh
+        heads, copies = b.mesh.split(call.heads, "num_attention_heads"), b.mesh.copies(call.kv_heads)
+        kv_heads = call.kv_heads * copies // b.mesh.size
+        self._mine = _share(b.mesh.rank, heads)
+        self._mine_kv = _share(b.mesh.rank // copies, kv_heads)
         if not call.causal:
             if call.sinks or call.soft_cap is not None:
                 raise CheckpointError("attention in both directions with sinks or bounded scores is not supported")
-            self._ragged = RaggedSpec(call.heads, self.width, call.scale, call.reach, b.dtype_name, str(b.device))
+            self._ragged = RaggedSpec(heads, self.width, call.scale, call.reach, b.dtype_name, str(b.device))
             self._both_ways = b.op(ragged_attention, self._ragged)
             return
         self.spec = AttentionSpec(
-            heads=call.heads,
-            kv_heads=call.kv_heads,
+            heads=heads,
+            kv_heads=kv_heads,
             head_dim=self.width,
             scale=call.scale,
             rotary_dim=self.width,
@@ -109,22 +114,32 @@ class AdoptedAttention:
             device=str(b.device),
             kv_dtype=None if b.kv_dtype is None else str(b.kv_dtype).removeprefix("torch."),
         )
-        self.state = b.state(call.kv_heads, self.width, self.spec.retention)
+        self.state = b.state(kv_heads, self.width, self.spec.retention)
         self._write = b.op(write_pages, self.spec)
         self._attend = {step: b.op(paged_attention, replace(self.spec, step=step)) for step in get_args(StepClass)}
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, step: StepInputs, sinks: Tensor | None) -> Tensor:
-        """(tokens, heads, head_dim) of queries, keys and values to (tokens, heads, value_dim)."""
+        """(tokens, heads, head_dim) of queries, keys and values to (tokens, heads, value_dim), over all ranks."""
+        q, k, v = q[:, self._mine], k[:, self._mine_kv], v[:, self._mine_kv]
         q, k, v = (F.pad(x, (0, self.width - x.shape[-1])).contiguous() for x in (q, k, v))
-        if not self.call.causal:
-            k, v = (x.repeat_interleave(self.call.heads // self.call.kv_heads, dim=1) for x in (k, v))
-            out: Tensor = self._both_ways(q, k, v, step, self._ragged)
-            return out[..., : self.call.value_dim].contiguous()
+        out = self._causal(q, k, v, step, sinks) if self.call.causal else self._between(q, k, v, step)
+        return self._mesh.all_gather(out[..., : self.call.value_dim].contiguous(), dim=1)
+
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor, step: StepInputs, sinks: Tensor | None) -> Tensor:
         pages = self.state.pages
         self._write(k, v, pages, step)
-        given = () if sinks is None else (sinks,)
-        out = apart(q, step, lambda q, step: self._attend[class_of(step)](q, pages, step, self.spec, *given))
-        return out[..., : self.call.value_dim].contiguous()
+        given = () if sinks is None else (sinks[self._mine],)
+        return apart(q, step, lambda q, step: self._attend[class_of(step)](q, pages, step, self.spec, *given))
+
+    def _between(self, q: Tensor, k: Tensor, v: Tensor, step: StepInputs) -> Tensor:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        out: Tensor = self._both_ways(q, k, v, step, self._ragged)
+        return out
+
+
+def _share(number: int, heads: int) -> slice:
+    """So many heads, of which others have `number` times as many before."""
+    return slice(number * heads, (number + 1) * heads)
 
 
 def _alone(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

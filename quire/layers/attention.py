@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from quire.base.errors import CheckpointError
 from quire.checkpoint.rope import RopeFacts
+from quire.layers.apart import apart
 from quire.layers.build import Build
 from quire.layers.cache_scales import cache_scales
 from quire.layers.heads import Growth, HeadChanges, HeadLayerNorms, WideNorms
@@ -155,17 +156,6 @@ class Attention(nn.Module):
         # A weight of 16 bits would lose most of its own digits in the sum with the offset.
         part = Part("weight", (plan.head_dim,), halves=plan.halves, plus=plan.head_norm_offset)
         return b.weight(part, center=1.0, dtype=torch.float32 if plan.head_norm_offset else None)
-
-
-def apart(x: Tensor, step: StepInputs, compute: Callable[[Tensor, StepInputs], Tensor]) -> Tensor:
-    """`compute` of a step's tokens: where some sequences compute one and others more, of these and of those by itself.
-
-    What decodes best is not what reads prompts best.
-    """
-    if not step.singles or step.singles == len(step.seq_lens):
-        return compute(x, step)
-    cuts = x[: step.singles], x[step.singles :]
-    return torch.cat([compute(*both) for both in zip(cuts, step.parts(), strict=True)])
 
 
 def _matrices(plan: AttentionPlan, copies: int) -> list[Matrix]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from quire.layers.apart import apart
 from quire.layers.build import Build
 from quire.layers.linear import Matrix, Weave, column, row
-from quire.layers.recurrent import Convolution, in_parts
+from quire.layers.recurrent import Convolution
 from quire.loading.recipe import Part
 from quire.ops.delta import DeltaSpec, DeltaWeights, gated_delta_rule
 from quire.ops.norm import GatedNormSpec, gated_rms_norm
@@ -63,7 +64,7 @@ class GatedDeltaNet(nn.Module):
 
     def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
         """All but the first product: this rank's share of (tokens, hidden), which the mesh must still add up."""
-        return self.out.forward(in_parts(self._mixed, qkv, step))
+        return self.out.forward(apart(qkv, step, self._mixed))
 
     def _mixed(self, made: Tensor, step: StepInputs) -> Tensor:
         pages = self.state.pages

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from quire.checkpoint.rope import RopeFacts
-from quire.layers.attention import apart
+from quire.layers.apart import apart
 from quire.layers.build import Build
 from quire.layers.linear import Linear, Matrix, column, row
 from quire.layers.norm import RMSNorm

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quire.layers.apart import apart
 from quire.layers.build import Build
 from quire.layers.linear import Matrix, column, row
-from quire.layers.recurrent import Convolution, in_parts
+from quire.layers.recurrent import Convolution
 from quire.loading.recipe import Part
 from quire.ops.norm import GatedNormSpec, gated_rms_norm
 from quire.ops.ssd import ScanSpec, ScanWeights, ssd_scan
@@ -80,7 +81,7 @@ class Mamba(nn.Module):
     def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
         """All but the first product: this rank's share of (tokens, hidden), which the mesh must still add up."""
         gate = qkv[:, : self.widths[0]]
-        return self.out.forward(self.norm.forward(in_parts(self._scanned, qkv, step), gate))
+        return self.out.forward(self.norm.forward(apart(qkv, step, self._scanned), gate))
 
     def _scanned(self, made: Tensor, step: StepInputs) -> Tensor:
         pages = self.state.pages

@@ -1,8 +1,7 @@
-"""What layers with recurrent state have in common: a short convolution, and steps of two kinds side by side."""
+"""What layers with recurrent state have in common: a short convolution."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from quire.layers.build import Build
@@ -45,11 +44,3 @@ def _cut(name: str, parts: Sequence[tuple[int, int]], inner: tuple[int, ...]) ->
         made.append(Part(name, shape, 0, first, channels, copies))
         first += channels
     return made
-
-
-def in_parts(mix: Callable[[Tensor, StepInputs], Tensor], x: Tensor, step: StepInputs) -> Tensor:
-    """`mix` of all tokens; those of sequences with one token by themselves, for which kernels know a shorter way."""
-    if not step.singles or step.singles == len(step.seq_lens):
-        return mix(x, step)
-    singles, others = step.parts()
-    return torch.cat([mix(x[: step.singles], singles), mix(x[step.singles :], others)])

@@ -1,8 +1,8 @@
 """Model families, one file each, named as config.json's `model_type` ("_" for "-"): the file's name is the registry.
 
 `build` is all that the runner needs. A file has a typed config, a class that says what the family does differently, and
-`build(facts, build) -> Model`. Files never import each other. One is no family: `transformers.py` runs what that
-library defines.
+`build(facts, build) -> Model`. Files never import each other. The folder `transformers` is no
+family: it runs what that library defines.
 """
 
 import importlib
@@ -23,7 +23,7 @@ __all__ = ["Model", "build", "supported"]
 
 
 OTHERS = "transformers"
-"""The file for models that have none of their own."""
+"""The folder for models that have no file of their own."""
 CLOSE = 0.5
 """How alike names are that an error lists, of 1."""
 
@@ -37,7 +37,7 @@ class _Family(Protocol):
 
 
 class _Others(Protocol):
-    """What the file for all others offers."""
+    """What the folder for all others offers."""
 
     def build(self, facts: ModelFacts, build: Build, trust_remote_code: bool) -> Model:
         """The model of a checkpoint."""

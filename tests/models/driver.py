@@ -142,6 +142,15 @@ class Driver:
             sequence.logits.append(share)
             sequence.computed += count
 
+    @torch.inference_mode()
+    def read(self, texts: list[list[int]]) -> list[Tensor]:
+        """States of the tokens of whole texts, of a model that keeps nothing: (tokens, hidden) each."""
+        lengths = [len(text) for text in texts]
+        made = step_over(lengths, lengths, [[0] * length for length in lengths], self.page_size)
+        step = replace(made, token_ids=torch.tensor([token for text in texts for token in text]), groups=())
+        states: Tensor = self.model(moved(step, self.device))
+        return list(states.split(lengths))
+
     def _extend(self, sequence: Sequence, group: int, length: int) -> None:
         while len(sequence.pages[group]) * self.page_size < length:
             page = self.free[group].pop()

@@ -17,7 +17,8 @@ from quire.layers.build import Build
 from quire.parallel.mesh import Mesh
 from tests.models import checkpoints
 from tests.models.driver import Driver
-from tests.models.families import FAMILY, PLAIN
+from tests.models.families import FAMILY
+from tests.models.others import OTHER_DECODERS, OTHER_ENCODERS
 from tests.pooling import checkpoints as pooled
 from tests.pooling.encoders import ENCODERS
 from tests.pooling.test_families import RAW, TASKS, expected, texts
@@ -26,100 +27,8 @@ pytestmark = pytest.mark.torch
 
 NEW = 6
 TOLERANCE = 1e-4
-WINDOWS: dict[str, Any] = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-EXPERTS: dict[str, Any] = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
-LOCAL_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 12}
-LATENT: dict[str, Any] = {
-    "q_lora_rank": 16,
-    "kv_lora_rank": 12,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 12,
-    "num_key_value_heads": 4,
-}
-OTHER_DECODERS: dict[str, dict[str, Any]] = {
-    "afmoe": {**EXPERTS, "sliding_window": 8},
-    "apertus": {},
-    "arcee": {},
-    "biogpt": PLAIN,
-    "bitnet": {"head_dim": 12},
-    "ctrl": PLAIN,
-    "cwm": WINDOWS,
-    "diffllama": {},
-    "dots1": {
-        **WINDOWS,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 3,
-        "moe_intermediate_size": 20,
-        "n_group": 2,
-        "topk_group": 1,
-        "first_k_dense_replace": 1,
-        "n_shared_experts": 1,
-    },
-    "ernie4_5": {},
-    "ernie4_5_moe": {
-        "moe_num_experts": 4,
-        "moe_k": 2,
-        "moe_intermediate_size": 20,
-        "moe_layer_start_index": 0,
-        "moe_layer_end_index": 1,
-        "moe_num_shared_experts": 1,
-    },
-    "exaone4": WINDOWS,
-    "exaone_moe": {**EXPERTS, "sliding_window": 8},
-    "flex_olmo": {**EXPERTS, "head_dim": 12},
-    "gemma3n_text": {
-        "num_kv_shared_layers": 1,
-        "num_hidden_layers": 4,
-        "layer_types": ["sliding_attention", *["full_attention"] * 3],
-        "sliding_window": 8,
-        "vocab_size_per_layer_input": 97,
-        "hidden_size_per_layer_input": 8,
-        "laurel_rank": 4,
-        "activation_sparsity_pattern": [0.0] * 4,
-        "intermediate_size": [56] * 4,
-    },
-    "gemma4_text": {
-        "num_hidden_layers": 3,
-        "sliding_window": 8,
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-        "hidden_size_per_layer_input": 8,
-        "vocab_size_per_layer_input": 97,
-        "global_head_dim": 24,
-        "num_global_key_value_heads": 2,
-    },
-    "gpt_bigcode": {**PLAIN, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128},
-    "granitemoe": LOCAL_EXPERTS,
-    "granitemoeshared": {**LOCAL_EXPERTS, "shared_intermediate_size": 24},
-    "helium": {"head_dim": 12},
-    "hunyuan_v1_dense": {},
-    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "moe_intermediate_size": 20},
-    "jais2": {},
-    "jetmoe": {"num_local_experts": 4, "num_experts_per_tok": 2, "kv_channels": 16},
-    "minicpm3": LATENT,
-    "minimax_m2": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "nanochat": {},
-    "nemotron": {},
-    "olmo3": WINDOWS,
-    "persimmon": PLAIN,
-    "phimoe": LOCAL_EXPERTS,
-    "solar_open": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20},
-    "vaultgemma": {**WINDOWS, "query_pre_attn_scalar": 24},
-}
-"""Decoders, and what their configs have beside BASE; no file of ours reads them."""
 OURS = ("gemma2", "gpt_oss", "qwen3_moe")
 """Families of ours that both implementations run: soft caps, sinks, experts."""
-OTHER_ENCODERS: dict[str, dict[str, Any]] = {
-    "albert": {"embedding_size": 24},
-    "data2vec-text": {},
-    "distilbert": {},
-    "electra": {"embedding_size": 24},
-    "ernie": {},
-    "eurobert": {"num_key_value_heads": 2},
-    "roberta-prelayernorm": {},
-    "xlm-roberta-xl": {},
-    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
-}
 HEADS_OF_THEIR_OWN = ("albert", "eurobert")
 """Whose heads for texts pool in a way that no single state gives."""
 
@@ -265,11 +174,9 @@ def test_positions_that_a_model_counts_by_itself_are_found(made: Callable[[str],
         Driver(made("llama4_text"), 4, impl="transformers").generate([[5] * 9, [6] * 7, [7] * 4], 2)
 
 
-def test_what_ranks_and_quantization_need_is_refused(made: Callable[[str], Path]) -> None:
-    two = Build(mesh=Mesh(0, 2), dtype=torch.float32, device=torch.device("cpu"))
-    assert "tensor_parallel_size must be 1" in refused(made("arcee"), two)
+def test_experts_are_not_quantized(made: Callable[[str], Path]) -> None:
     packed = Build(mesh=Mesh(), dtype=torch.float32, device=torch.device("cpu"), quantization="int8")
-    assert "weights cannot be quantized" in refused(made("arcee"), packed)
+    assert "experts, which are not quantized" in refused(made("dots1"), packed)
 
 
 def test_code_of_a_checkpoint_runs_when_it_is_trusted(made: Callable[[str], Path], tmp_path: Path) -> None:

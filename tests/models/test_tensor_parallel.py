@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from quire.parallel.mesh import Mesh
 from tests.models.checkpoints import FAMILY, make
-from tests.models.driver import Driver
-from tests.models.tp_rank import PROMPTS
+from tests.models.others import OTHER_DECODERS, OTHER_ENCODERS
+from tests.models.tp_rank import ADOPTED, run
+from tests.pooling import checkpoints as pooled
 
 pytestmark = pytest.mark.multi
 
@@ -25,21 +27,43 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "wide-norms-one-kv-head": ("olmo2", {"num_key_value_heads": 1}),
     "neighbours-one-kv-head": ("glm", {"num_key_value_heads": 1}),
 }
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, fields) for name, fields in OTHER_DECODERS.items()},
+    # Sinks; tensors of all experts in one; more ranks than KV heads.
+    ADOPTED: ("gpt_oss", FAMILY["gpt_oss"]),
+    f"{ADOPTED}-one-kv-head": ("llama", {"num_key_value_heads": 1}),
+}
 
 
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
-    paths = [make(family, tmp_path / name, **changes) for name, (family, changes) in CHECKPOINTS.items()]
+    compare([make(family, tmp_path / name, **changes) for name, (family, changes) in CHECKPOINTS.items()])
+
+
+def test_two_ranks_equal_one_through_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = []
+    for name, (family, fields) in OTHERS.items():
+        monkeypatch.setitem(FAMILY, family, fields)
+        paths.append(make(family, tmp_path / name))
+    for name, fields in OTHER_ENCODERS.items():
+        monkeypatch.setitem(pooled.ENCODERS, name, fields)
+        paths.append(pooled.make(name, tmp_path / name))
+    compare(paths)
+
+
+def compare(paths: list[Path]) -> None:
+    """Two ranks against one."""
+    folder = paths[0].parent
     command = [sys.executable, "-m", "tests.models.tp_rank"]
     ranks = [
-        subprocess.Popen([*command, str(rank), str(tmp_path), *map(str, paths)], cwd=Path(__file__).parents[2])
+        subprocess.Popen([*command, str(rank), str(folder), *map(str, paths)], cwd=Path(__file__).parents[2])
         for rank in range(2)
     ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    results = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
     for path in paths:
-        want = Driver(path, 4, ["torch_native"]).generate(PROMPTS, 5)
+        want = run(path, Mesh())
         for result in results:
-            for (tokens, logits), sequence in zip(result[path.name], want, strict=True):
-                assert tokens == sequence.tokens, path.name
-                assert logits.shape[1] == 97, "padding of the vocabulary is cut off"
-                assert (logits - sequence.all_logits()).abs().max() < 1e-4, path.name
+            for (tokens, values), (same, expected) in zip(result[path.name], want, strict=True):
+                assert tokens == same, path.name
+                assert values.shape == expected.shape, "padding of the vocabulary is cut off"
+                assert (values - expected).abs().max() < 1e-4, path.name

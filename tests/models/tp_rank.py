@@ -1,6 +1,6 @@
 """One rank of two: `python -m tests.models.tp_rank RANK FOLDER CHECKPOINT...`, started by test_tensor_parallel.
 
-Generates from each checkpoint and writes tokens and logits to FOLDER/RANK.pt.
+Generates from each checkpoint, or reads where it is an encoder, and writes what comes of it to FOLDER/RANK.pt.
 """
 
 import sys
@@ -9,11 +9,22 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from quire.parallel.mesh import Mesh
 from tests.models.driver import Driver
 
 PROMPTS = [[5, 9, 11, 3, 96, 17, 40, 41, 8, 7, 23], [60, 61, 62], [90, 4, 33, 21, 3, 3, 7]]
+ADOPTED = "through-transformers"
+"""Part of the names of checkpoints that are to run so even if they have a file."""
+
+
+def run(path: Path, mesh: Mesh) -> list[tuple[list[int], Tensor]]:
+    """Tokens of each sequence, and their logits or, of an encoder, their states."""
+    driver = Driver(path, 4, ["torch_native"], mesh, impl="transformers" if ADOPTED in path.name else "auto")
+    if not driver.groups:
+        return list(zip(PROMPTS, driver.read(PROMPTS), strict=True))
+    return [(sequence.tokens, sequence.all_logits()) for sequence in driver.generate(PROMPTS, 5)]
 
 
 def main(rank: int, folder: Path, checkpoints: list[Path]) -> None:
@@ -23,11 +34,7 @@ def main(rank: int, folder: Path, checkpoints: list[Path]) -> None:
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     mesh = Mesh(rank, 2, dist.group.WORLD)
-    results = {}
-    for path in checkpoints:
-        sequences = Driver(path, 4, ["torch_native"], mesh).generate(PROMPTS, 5)
-        results[path.name] = [(sequence.tokens, sequence.all_logits()) for sequence in sequences]
-    torch.save(results, folder / f"{rank}.pt")
+    torch.save({path.name: run(path, mesh) for path in checkpoints}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quire.loading.recipe import weights_of
 from quire.parallel.mesh import Mesh
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
@@ -95,7 +96,7 @@ def check(quantized: Path, plain: Path, values: dict[str, Tensor]) -> Driver:
 def compare(ran: Driver, values: dict[str, Tensor]) -> int:
     """Weights that are not stored in full precision, all of whose parts have their values to the bit."""
     stored = 0
-    for weight in ran.model.parameters():
+    for weight in weights_of(ran.model):
         if not weight.stored:
             continue
         stored += 1

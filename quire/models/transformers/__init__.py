@@ -1,0 +1,27 @@
+"""Any decoder or encoder that the library transformers defines and no file of this folder: its modules, our attention
+over pages, our products, our scheduler, our loader.
+
+The library calls a function of ours in place of attention. A first run without weights tells what each call is like and
+what cannot be served: state of another kind than keys and values, scores that are added to, masks that neither a window
+nor a chunk explains. Only this folder imports transformers, and only it may run code of a checkpoint
+(`trust_remote_code`).
+"""
+
+from quire.base.errors import CheckpointError
+from quire.checkpoint.facts import ModelFacts
+from quire.layers.build import Build
+
+try:
+    from quire.models.transformers.config import check_config, read_config
+    from quire.models.transformers.model import Adopted
+except ImportError as missing:
+    raise CheckpointError(
+        f"models without a file of quire's need the library transformers ({missing}): pip install 'quire[transformers]'"
+    ) from None
+
+
+def build(facts: ModelFacts, build: Build, trust_remote_code: bool = False) -> Adopted:
+    """The model of a checkpoint, as transformers defines it. Raises CheckpointError where it cannot be served."""
+    config = read_config(facts, trust_remote_code)
+    check_config(facts, build, config)
+    return Adopted(facts, build, config, trust_remote_code)
