@@ -4,7 +4,7 @@ It owns no request and starts nothing. It needs no torch.
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
@@ -48,6 +48,9 @@ class PairPrompt(TypedDict):
 
 ChatMessage = Mapping[str, Any]
 """A message as the OpenAI API writes it: `role`, `content`, ..."""
+
+FORMS = "a text, a list of token ids, or a dict with 'prompt' or 'prompt_token_ids'"
+"""What a prompt may be, for people."""
 
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Fields of generation_config.json that become sampling defaults."""
@@ -192,13 +195,22 @@ class FrontEnd:
             if "prompt" in prompt:
                 return self._read(prompt["prompt"])
             raise RequestError("a prompt given as a dict needs 'prompt' or 'prompt_token_ids'", param="prompt")
+        if not isinstance(prompt, Iterable):
+            raise RequestError(f"a prompt is of type {type(prompt).__name__}; give {FORMS}", param="prompt")
         return None, list(prompt)
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Several prompts as a list; a text, a dict and a list of token ids are one prompt."""
+    """Several prompts as a list; a text, a dict and a list of token ids are one prompt.
+
+    Raises RequestError for what can be neither one prompt nor several.
+    """
     if isinstance(prompts, str | Mapping):
         return [cast(Prompt, prompts)]
+    if not isinstance(prompts, Sequence):
+        raise RequestError(
+            f"prompts are of type {type(prompts).__name__}; give {FORMS}, or a list of those", param="prompt"
+        )
     if prompts and isinstance(prompts[0], int):
         return [cast(Prompt, prompts)]
     return list(cast(Sequence[Prompt], prompts))

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from datetime import timedelta
 
 import msgspec
@@ -61,11 +62,17 @@ class RankProcess:
             try:
                 self._handle(self.codec.decode(frame))
             except Exception as error:
-                log.error("%s", traceback.format_exc())
-                known = type(error) if isinstance(error, QuireError) else EngineError
-                self._answer(Broken(known.__name__, str(error) or type(error).__name__))
+                self._complain(error)
                 return 1
         return 0
+
+    def _complain(self, error: Exception) -> None:
+        """Tell the executor, which has gone where another rank was faster; what nobody foresaw is logged, too."""
+        known = type(error) if isinstance(error, QuireError) else EngineError
+        if known is EngineError:
+            log.error("%s", traceback.format_exc())
+        with suppress(OSError):
+            self._answer(Broken(known.__name__, str(error) or type(error).__name__))
 
     def serve_side(self, side: socket.socket) -> None:
         """Compile grammars until the executor closes the socket. In a thread of its own."""

@@ -58,8 +58,9 @@ def start(library: ctypes.CDLL, wanted: str | None) -> str:
     """
     chosen: bytes | None = library.qcpu_set_isa(wanted.encode() if wanted else None)
     if chosen is None:
-        asked = f"QUIRE_CPU_ISA={wanted}: " if wanted else ""
-        raise PlatformError(f"{asked}this processor or the CPU kernels lack these instructions; {REMEDY}")
+        asked = f"QUIRE_CPU_ISA={wanted} cannot be used" if wanted else "the CPU kernels cannot run"
+        remedy = "leave it unset, so that the best are chosen" if wanted else REMEDY
+        raise PlatformError(f"{asked}: this processor, or the library, lacks the instructions; {remedy}")
     return chosen.decode()
 
 
