@@ -39,15 +39,7 @@ def quire(folder: str, precision: str, threads: int) -> Generate:
         quantization=None if precision == "bf16" else precision,
         log_level="warning",
     )
-
-    def generate(prompts: Prompts, outputs: list[int]) -> int:
-        params = [
-            engine.SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True, detokenize=False) for n in outputs
-        ]
-        done = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
-        return sum(len(one.outputs[0].token_ids) for one in done)
-
-    return generate
+    return _offline(engine, llm)
 
 
 def vllm(folder: str, precision: str, threads: int) -> Generate:
@@ -57,6 +49,11 @@ def vllm(folder: str, precision: str, threads: int) -> Generate:
     import vllm as engine
 
     llm = engine.LLM(folder, dtype="bfloat16", max_model_len=CONTEXT, enforce_eager=True, skip_tokenizer_init=True)
+    return _offline(engine, llm)
+
+
+def _offline(engine: Any, llm: Any) -> Generate:
+    """Greedy answers of a fixed length by `LLM.generate`, which quire has from vLLM."""
 
     def generate(prompts: Prompts, outputs: list[int]) -> int:
         params = [

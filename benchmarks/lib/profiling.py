@@ -24,6 +24,9 @@ from .engines import Quire
 SETTLE_STEPS, PROFILED_STEPS, SHOWN = 8, 16, 14
 NAME_WIDTH = 84
 
+Event = tuple[str, int, int]
+"""What ran on the device: its name, start and end (ns)."""
+
 
 @dataclass(slots=True)
 class Turn:
@@ -48,18 +51,14 @@ def host_times(engine: Quire, running: int) -> dict[str, float]:
 def kernels(engine: Quire, running: int, prompt: int) -> str:
     """A table of the kernels of decode steps with `running` sequences that began with `prompt` tokens."""
     works = _decoding(running, prompt)
-    found: list[tuple[str, int, int]] = []
-    _wake()
-    with _profiled_steps(engine, running, found):
+    with _profiled(engine, SETTLE_STEPS, PROFILED_STEPS, lambda deltas: _produced(deltas) == running) as found:
         time_works(engine, works, time.perf_counter)
     return _kernel_table(found, PROFILED_STEPS)
 
 
 def stretch(engine: Quire, works: list[Work], first: int, count: int) -> str:
     """A table of the kernels of `count` turns of the core from turn `first` on, while it serves `works`."""
-    found: list[tuple[str, int, int]] = []
-    _wake()
-    with _profiled_turns(engine, first, count, found):
+    with _profiled(engine, first, count, lambda deltas: True) as found:
         time_works(engine, works, time.perf_counter)
     return _kernel_table(found, count)
 
@@ -119,7 +118,7 @@ def _timed_phases(engine: Quire, turns: list[Turn]) -> Iterator[None]:
         nonlocal now, left_at
         now = Turn({"outputs": time.perf_counter() - left_at})
         deltas = timed("turn", kept[0])()
-        now.produced = sum(len(delta.token_ids) for delta in deltas or ())
+        now.produced = _produced(deltas)
         turns.append(now)
         left_at = time.perf_counter()
         return deltas
@@ -140,46 +139,29 @@ class _Pending:
 
 
 @contextmanager
-def _profiled_steps(engine: Quire, running: int, found: list[tuple[str, int, int]]) -> Iterator[None]:
-    """Profile PROFILED_STEPS steady turns; `found` gets the name, start and end (ns) of what ran on the device."""
+def _profiled(engine: Quire, first: int, count: int, counts: Callable[[Any], bool]) -> Iterator[list[Event]]:
+    """Profile the core's turns while `count` of those that count go by, after the `first` of them.
+
+    Args:
+        counts: whether a turn with these deltas does.
+
+    Yields: a list that gets what ran on the device.
+    """
+    _wake()
     core, kept = engine.core, engine.core.turn
-    steady = 0
-    profiler: profile | None = None
-
-    def turn() -> Any:
-        nonlocal steady, profiler
-        deltas = kept()
-        steady += sum(len(delta.token_ids) for delta in deltas or ()) == running
-        if steady == SETTLE_STEPS and profiler is None:
-            profiler = profile(activities=[ProfilerActivity.CUDA])
-            profiler.start()
-        elif steady == SETTLE_STEPS + PROFILED_STEPS and not found and profiler is not None:
-            torch.cuda.synchronize()
-            profiler.stop()
-            found.extend(_device_events(profiler))
-        return deltas
-
-    core.turn = turn
-    try:
-        yield
-    finally:
-        core.turn = kept
-
-
-@contextmanager
-def _profiled_turns(engine: Quire, first: int, count: int, found: list[tuple[str, int, int]]) -> Iterator[None]:
-    core, kept = engine.core, engine.core.turn
-    done = 0
     profiler = profile(activities=[ProfilerActivity.CUDA])
+    found: list[Event] = []
+    done, running = 0, False
 
     def turn() -> Any:
-        nonlocal done
-        if done == first:
+        nonlocal done, running
+        if done == first and not running:
             torch.cuda.synchronize()
             profiler.start()
+            running = True
         deltas = kept()
-        done += 1
-        if done == first + count:
+        done += counts(deltas)
+        if done == first + count and not found:
             torch.cuda.synchronize()
             profiler.stop()
             found.extend(_device_events(profiler))
@@ -187,12 +169,17 @@ def _profiled_turns(engine: Quire, first: int, count: int, found: list[tuple[str
 
     core.turn = turn
     try:
-        yield
+        yield found
     finally:
         core.turn = kept
 
 
-def _device_events(profiler: profile) -> list[tuple[str, int, int]]:
+def _produced(deltas: Any) -> int:
+    """How many tokens a turn has brought."""
+    return sum(len(delta.token_ids) for delta in deltas or ())
+
+
+def _device_events(profiler: profile) -> list[Event]:
     inner = profiler.profiler
     assert inner is not None and inner.kineto_results is not None
     return [
@@ -202,7 +189,7 @@ def _device_events(profiler: profile) -> list[tuple[str, int, int]]:
     ]
 
 
-def _kernel_table(events: list[tuple[str, int, int]], steps: int) -> str:
+def _kernel_table(events: list[Event], steps: int) -> str:
     if not events:
         return "the profiler saw nothing on the device"
     # A kernel that is launched before its predecessor ends waits for it: the time since the last end is what it took.
