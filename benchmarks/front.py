@@ -1,11 +1,12 @@
 """Measures the front end alone: a server over a core without a model, loaded over HTTP from another process.
 
-    python benchmarks/front.py [plain] [streams] [open] [health] [tokenize] [canary] [--api-server-count N]
+    python benchmarks/front.py [plain] [streams] [open] [health] [tokenize] [canary] [carried] [--api-server-count N]
         [--peer PYTHON] [--ledger FILE]          all rows take about 3 minutes, the peer's another 2
 
 plain    requests a second that are not streamed          streams  streamed tokens a second, and their delay
 open     memory of a stream that is open                  health   /health while bodies of 20 MB are posted
 tokenize how long prompts of 1 MB hold up the event loop  canary   gaps of a stream beside the costliest bad input
+carried  what front ends (--api-server-count) carry, asked by as many processes; wants two cores for each
 peer     plain and streams on vLLM's server, in the environment of --peer, over the smallest model that it takes
 
 Next to each figure stands the processor time of the front ends (the peer's: of its API process): on a busy machine that
@@ -21,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -40,12 +42,16 @@ front_ends = 1
 peer_python = ""
 
 
-def load_on(url: str, requests: int, output: int, *, stream: bool = True, concurrency: int | None = None) -> dict:
-    """Figures of so many requests of 16 tokens."""
+def load_on(url: str, requests: int, output: int, **more: Any) -> dict:
+    """Figures of so many streamed requests of 16 tokens."""
+    return report(drive.run(job_on(url, requests, output, **more)), {}, (50, 99))
+
+
+def job_on(url: str, requests: int, output: int, *, stream: bool = True, concurrency: int | None = None) -> drive.Job:
+    """So many requests of 16 tokens."""
     extra = {} if stream else {"stream": False, "stream_options": None}
     traffic = Traffic(kind="random", requests=requests, input_len=16, output_len=output, extra=extra)
-    samples = drive.run(drive.Job(url=url, model=MODEL, traffic=traffic, concurrency=concurrency))
-    return report(samples, {}, (50, 99))
+    return drive.Job(url=url, model=MODEL, traffic=traffic, concurrency=concurrency)
 
 
 def plain_on(server: Server, requests: int) -> Iterator[Row]:
@@ -83,6 +89,19 @@ def streams() -> Iterator[Row]:
     for step_ms, name in ((10.0, "paced"), (1.0, "flood")):
         with null_server(step_ms, 256, front_ends) as server:
             yield from streams_on(server, name, 300, step_ms)
+
+
+def carried() -> Iterator[Row]:
+    """128 streams at a step of 5 ms for each front end: 25,600 tokens a second are offered to each."""
+    with null_server(5.0, 128 * front_ends, front_ends) as server:
+        load_on(server.url, 128 * front_ends, 20)
+        began = server.busy_s()
+        found = report(drive.run(job_on(server.url, 128 * front_ends, 600), front_ends), {}, (50, 99))
+        assert not found["failed"], found["errors"]
+        chunks = found["chunks_per_second"] * found["duration"]
+        yield "carried_chunks_per_second", found["chunks_per_second"], "chunks/s"
+        yield "carried_chunks_per_cpu_second", chunks / (server.busy_s() - began), "chunks/s"
+        yield "carried_p99_added_delay", found["p99_itl_ms"] - 5.0, "ms"
 
 
 def peer() -> Iterator[Row]:
@@ -253,8 +272,12 @@ ROWS: dict[str, Callable[[], Iterator[Row]]] = {
     "health": health,
     "tokenize": tokenize,
     "canary": canary,
+    "carried": carried,
     "peer": peer,
 }
+
+
+ASKED_FOR = ("carried", "peer")
 
 
 def main() -> int:
@@ -267,7 +290,7 @@ def main() -> int:
     parser.add_argument("--ledger", type=Path)
     args = parser.parse_args()
     front_ends, peer_python = args.api_server_count, args.peer
-    for row in args.rows or [row for row in ROWS if row != "peer" or args.peer]:
+    for row in args.rows or [row for row in ROWS if row not in ASKED_FOR or (row == "peer" and args.peer)]:
         for metric, value, unit in ROWS[row]():
             print(f"{row:8} {metric:34} {value:12,.1f} {unit}", flush=True)
             if args.ledger:

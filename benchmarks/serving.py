@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +34,8 @@ from quire.cli.load.traffic import Traffic
 NAME = "default"
 VOCABULARY = 32_000
 FIELDS = ("output_throughput", *(f"p{p}_{name}_ms" for name in ("ttft", "tpot", "itl") for p in (50, 99)))
-LONG_TOKENS, BESIDE = 30_000, 32
+ITL = "itl"
+LONG_TOKENS, LONG_PROMPTS, BESIDE = 30_000, 4, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,41 +85,44 @@ def write(name: str, parent: Path) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, *flags: str) -> Iterator[str]:
-    """The address of a server over the checkpoint."""
-    words = [
-        sys.executable,
-        "-m",
-        "quire.cli",
-        "serve",
-        "--model",
-        str(folder),
-        "--load-format",
-        "dummy",
-        "--port",
-        "0",
-    ]
-    words += ["--served-model-name", NAME, "--disable-access-log", "--max-num-seqs", "512", *flags]
+def serving(folder: Path, *flags: str) -> Iterator["Server"]:
+    """A server over the checkpoint, beginning; several may begin at once."""
+    words = [sys.executable, "-m", "quire.cli", "serve", "--model", str(folder), "--load-format", "dummy"]
+    words += ["--port", "0", "--served-model-name", NAME, "--disable-access-log", "--max-num-seqs", "512", *flags]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
         try:
-            for line in process.stdout:
-                if "start-up" in line:
-                    print(line.strip(), flush=True)
-                if "ready at" in line:
-                    yield line.split()[-1]
-                    return
-            raise RuntimeError("the server did not start; its log is above")
+            yield Server(process)
         finally:
             process.terminate()
             process.wait(60)
+
+
+class Server:
+    """A server that begins."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+        self._url = ""
+
+    def url(self) -> str:
+        """Its address, once it is ready."""
+        assert self._process.stdout is not None
+        while not self._url:
+            line = self._process.stdout.readline()
+            if not line:
+                raise RuntimeError("the server did not start; its log is above")
+            if "start-up" in line:
+                print(line.strip(), flush=True)
+            if "ready at" in line:
+                self._url = line.split()[-1]
+        return self._url
 
 
 def job(url: str, load: Load, scale: float, **more: Any) -> drive.Job:
     """A row as the job of `quire bench serve`."""
     traffic = Traffic(
         kind="random",
-        requests=max(8, round(load.requests * scale)),
+        requests=max(4, round(load.requests * scale)),
         input_len=load.prompt,
         output_len=load.output,
         range_ratio=0.5,
@@ -142,7 +146,7 @@ def row(asked: drive.Job, clients: int) -> dict[str, float]:
 def long_prompts(url: str, tokens: int) -> dict[str, float]:
     """Gaps of streams while long prompts are computed, one after the other; and without."""
     streams = job(url, Load(BESIDE, 128, (), output=1500), 1.0)
-    prompts = job(url, Load(8, tokens, (), concurrency=1, output=1), 1.0)
+    prompts = job(url, Load(LONG_PROMPTS, tokens, (), concurrency=1, output=1), 1.0)
 
     async def both() -> tuple[list[Sample], list[Sample]]:
         begins = time.perf_counter() + drive.HEAD_START_S
@@ -167,22 +171,41 @@ def _gaps(samples: Sequence[Sample], from_s: float, to_s: float) -> Iterator[flo
                 yield 1000 * (after - before)
 
 
-def measure(model: str, args: argparse.Namespace, deadline: float) -> Iterator[tuple[str, dict[str, float]]]:
-    """Rows of a model, as long as there is time."""
-    with tempfile.TemporaryDirectory(prefix="quire-serving-") as parent:
-        folder = write(model, Path(parent))
-        wanted = [name for name in LOADS[model] if not args.rows or name in args.rows]
-        if wanted:
-            with serving(folder, "--api-server-count", str(args.api_server_count)) as url:
-                drive.run(job(url, LOADS[model][wanted[0]], 0.1 * args.scale, seed=1), args.clients)
-                # Other prompts in each row, or they would be cached.
-                for seed, name in enumerate(wanted, start=2):
-                    if time.monotonic() < deadline:
-                        yield name, row(job(url, LOADS[model][name], args.scale, seed=seed), args.clients)
-        if (not args.rows or "itl" in args.rows) and time.monotonic() < deadline:
-            target = str(args.itl_target_ms)
-            with serving(folder, "--itl-target-ms", target, "--no-enable-prefix-caching") as url:
-                yield f"itl {target} ms", long_prompts(url, round(LONG_TOKENS * min(1.0, args.scale)))
+def measure(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, float]]]:
+    """Model, row and figures, as long as there is time. All servers begin at once; one at a time is asked."""
+    deadline = time.monotonic() + args.budget_s
+    pages = ("--kv-cache-memory-bytes", str(round(args.pages_gib * (1 << 30))))
+    front_ends, target = ("--api-server-count", str(args.api_server_count)), str(args.itl_target_ms)
+    with ExitStack() as stack:
+        folders = {
+            model: write(model, Path(stack.enter_context(tempfile.TemporaryDirectory()))) for model in args.models
+        }
+        wanted = {model: [name for name in LOADS[model] if not args.rows or name in args.rows] for model in args.models}
+        servers = {
+            model: stack.enter_context(serving(folders[model], *pages, *front_ends))
+            for model in wanted
+            if wanted[model]
+        }
+        small = args.models[0]
+        paced = None
+        if not args.rows or ITL in args.rows:
+            flags = ("--itl-target-ms", target, "--no-enable-prefix-caching")
+            paced = stack.enter_context(serving(folders[small], *pages, *flags))
+        urls = {model: server.url() for model, server in servers.items()}
+        if paced is not None:
+            yield small, f"{ITL} {target} ms", long_prompts(paced.url(), round(LONG_TOKENS * min(1.0, args.scale)))
+        for model, url in urls.items():
+            drive.run(job(url, LOADS[model][wanted[model][0]], 0.1 * args.scale, seed=1), args.clients)
+            # Other prompts in each row, or they would be cached.
+            for seed, name in enumerate(wanted[model], start=2):
+                if time.monotonic() < deadline:
+                    load = LOADS[model][name]
+                    # Few requests a second need no more processes, which take a second to begin.
+                    yield (
+                        model,
+                        name,
+                        row(job(url, load, args.scale, seed=seed), args.clients if load.rate is None else 1),
+                    )
 
 
 def main() -> int:
@@ -197,22 +220,21 @@ def main() -> int:
     parser.add_argument("--api-server-count", type=int, default=4)
     parser.add_argument("--clients", type=int, default=4, help="processes that send")
     parser.add_argument("--itl-target-ms", type=float, default=10.0)
+    parser.add_argument("--pages-gib", type=float, default=24.0, help="memory for pages, of each server")
     parser.add_argument("--budget-s", type=float, default=3600.0, help="begin no row after these seconds")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the requests, and of the long prompts")
     parser.add_argument("--ledger", type=Path)
     parser.add_argument("--commit", default=ledger.commit(), help="what is measured, where git cannot tell")
     args = parser.parse_args()
-    deadline = time.monotonic() + args.budget_s
-    for model in args.models:
-        for name, found in measure(model, args, deadline):
-            load = LOADS[model].get(name)
-            peer = dict(zip(FIELDS, load.vllm, strict=True)) if load else {}
-            print(f"{model} {name}", flush=True)
-            for field, value in found.items():
-                print(f"  {field:22} {value:10,.2f}  vLLM {peer.get(field, '-')}", flush=True)
-            if args.ledger:
-                line = {"commit": args.commit, "model": model, "row": name, **found, "vllm": peer}
-                ledger.append(args.ledger, {**line, "runs": 1, "command": ledger.command()})
+    for model, name, found in measure(args):
+        load = LOADS[model].get(name)
+        peer = dict(zip(FIELDS, load.vllm, strict=True)) if load else {}
+        print(f"{model} {name}", flush=True)
+        for field, value in found.items():
+            print(f"  {field:22} {value:10,.2f}  vLLM {peer.get(field, '-')}", flush=True)
+        if args.ledger:
+            line = {"commit": args.commit, "model": model, "row": name, **found, "vllm": peer}
+            ledger.append(args.ledger, {**line, "runs": 1, "command": ledger.command()})
     return 0
 
 
