@@ -89,9 +89,14 @@ def variants() -> Iterator[tuple[triton.JITFunction, dict[str, object], set[str]
     yield heads._prepare_whole, {**whole, "BLOCK": 16}, set()
     for pieces in (1, 4):
         yield splits.early, {**DECODE, **MERGE, "PIECES": pieces}, EARLIER
-        yield splits.run_of_splits, {**DECODE, "PIECES": pieces}, LISTED
+        yield splits.run_of_splits, {**_prepared(DECODE), "PIECES": pieces}, LISTED
     yield splits.merge_rows, MERGE_ROWS, LISTED
-    yield cascade._attend_shared, SHARED, set()
+    yield cascade._attend_shared, _prepared(SHARED), set()
+
+
+def _prepared(constants: dict[str, object]) -> dict[str, object]:
+    """Constants of a kernel before which heads have been normed and rotated."""
+    return {name: value for name, value in constants.items() if name not in ("NORM", "ROTARY")}
 
 
 def ptx_of(kernel: triton.JITFunction, constants: dict[str, object]) -> tuple[str, list[str]]:

@@ -86,7 +86,7 @@ def test_every_run_has_as_many_tiles(runs):
     tables = [list(range(1, 2 + length // 16)) for length in lengths]
     step = step_over([1] * len(lengths), lengths, tables, 16)
     work = listing.make(step.seq_lens, step.groups[0], listing.Cut(16, 1, runs), spec, None)
-    tiles = [max(1, -(-(length - 1) // 16)) for length in lengths]
+    tiles = [max(1, -(-length // 16)) for length in lengths]
     begins = work.runs[:, 0].tolist()
     assert begins[0] == 0 and begins[-1] == sum(tiles)
     some = [later - earlier for earlier, later in pairwise(begins)]

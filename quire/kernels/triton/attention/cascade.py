@@ -14,9 +14,9 @@ from torch import Tensor
 
 from quire.kernels.triton.attention.listing import Elsewhere, Work
 from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
-from quire.kernels.triton.attention.shared import LOG2E, bounded, bulk_of, partner
+from quire.kernels.triton.attention.shared import LOG2E, bounded, bulk_of
 from quire.kernels.triton.launch import INTERPRETED, begin, device_of
-from quire.ops.attention import AttentionSpec, HeadWeights, KVPages
+from quire.ops.attention import AttentionSpec, KVPages
 from quire.ops.step import SharedInputs, StepInputs
 
 
@@ -138,29 +138,6 @@ def _list_items(
 
 
 @triton.jit
-def _turned_lines(
-    heads, norm, angles, here, eps, D: tl.constexpr, DP: tl.constexpr, ROTARY: tl.constexpr, NORM: tl.constexpr
-):
-    """The heads at the pointers `heads` (n,), normed and rotated, each by its own row of `angles` (n,): (n, DP)."""
-    half: tl.constexpr = ROTARY // 2
-    d = tl.arange(0, DP)
-    other = partner(d, ROTARY, DP)
-    there = here[:, None] & (d < D)[None, :]
-    turning = here[:, None] & (d < ROTARY)[None, :]
-    x = tl.load(heads[:, None] + d[None, :], mask=there, other=0.0).to(tl.float32)
-    y = tl.load(heads[:, None] + other[None, :], mask=there, other=0.0).to(tl.float32)
-    if NORM:
-        scale = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
-        x *= scale * tl.load(norm + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
-        y *= scale * tl.load(norm + other, mask=d < D, other=0.0).to(tl.float32)[None, :]
-    y *= tl.where(d < half, -1.0, 1.0)[None, :]
-    sin = tl.load(angles[:, None] + half + (d % half)[None, :], mask=turning, other=0.0)
-    y *= sin
-    cos = tl.load(angles[:, None] + (d % half)[None, :], mask=turning, other=1.0)
-    return x * cos + y
-
-
-@triton.jit
 def _fetch(
     t, end, k_pool, v_pool, k_bulk, v_bulk, pages, head,
     KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr,
@@ -183,16 +160,15 @@ def _fetch(
     return widened(keys, FORMAT, CONVERTS), widened(values, FORMAT, CONVERTS)
 
 
-# qkv (rows, HEADS + 2 * KV_HEADS, D): queries, keys, values; pools [pages, PAGE, KV_HEADS, D]; table (rows,
-# table_stride) int32; angles (positions, ROTARY) float32; the rest as in `Beginnings` and `listing.Work`.
+# q (rows, HEADS, D): queries as `prepare` leaves them; pools [pages, PAGE, KV_HEADS, D]; table (rows, table_stride)
+# int32; the rest as in `Beginnings` and `listing.Work`.
 @triton.jit(do_not_specialize=["table_stride"])
 def _attend_shared(
-    qkv, k_pool, v_pool, k_bulk, v_bulk, table, table_stride, lengths, angles, q_norm, members, items, total,
-    first_parts, partial, logs, scale, v_scale, eps,
+    q, k_pool, v_pool, k_bulk, v_bulk, table, table_stride, members, items, total, first_parts, partial, logs,
+    scale, v_scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     LINES: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr, CAP: tl.constexpr,
-    NORM: tl.constexpr, ROTARY: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr,
-    CONVERTS: tl.constexpr, PDL: tl.constexpr,
+    WIDE: tl.constexpr, FORMAT: tl.constexpr, CONVERTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     begin(PDL)
     line = tl.arange(0, LINES)
@@ -206,10 +182,9 @@ def _attend_shared(
         here = line // GROUP < count
         row = tl.load(members + first + line // GROUP, mask=here, other=0)
         mine = head * GROUP + line % GROUP
-        position = tl.load(lengths + row, mask=here, other=1) - 1
-        heads = qkv + (row.to(tl.int64) * (HEADS + 2 * KV_HEADS) + mine) * D
-        queries = _turned_lines(heads, q_norm, angles + position.to(tl.int64) * ROTARY, here, eps, D, DP, ROTARY, NORM)
-        queries = halved(queries.to(qkv.dtype.element_ty), FORMAT)
+        there = here[:, None] & (d < D)[None, :]
+        queries = tl.load(q + (row.to(tl.int64) * HEADS + mine)[:, None] * D + d[None, :], mask=there, other=0.0)
+        queries = halved(queries, FORMAT)
         DOT: tl.constexpr = tl.float32 if WIDE else queries.dtype
         top = tl.full((LINES,), float("-inf"), tl.float32)
         weight = tl.zeros((LINES,), tl.float32)
@@ -232,7 +207,6 @@ def _attend_shared(
             acc = tl.dot(p.to(queries.dtype).to(DOT), values.to(DOT), acc * shrink[:, None], input_precision="ieee")
             top = new_top
         part = (tl.load(first_parts + row, mask=here, other=0) + split).to(tl.int64) * HEADS + mine
-        there = here[:, None] & (d < D)[None, :]
         tl.store(partial + part[:, None] * D + d[None, :], acc / weight[:, None] * v_scale, mask=there)
         tl.store(logs + part, top + tl.log2(weight), mask=here)
 
@@ -274,21 +248,19 @@ def listed(shared: SharedInputs, spec: AttentionSpec, itemsize: int) -> Beginnin
 
 
 def attend_shared(
-    found: Beginnings, work: Work, inputs: tuple[Tensor, HeadWeights, KVPages], step: StepInputs, spec: AttentionSpec
+    found: Beginnings, work: Work, q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec
 ) -> None:
-    """Attend to what sequences begin with alike: the first parts of each row in `work`. `inputs` as for `attend`."""
-    qkv, weights, pages = inputs
+    """Attend to what sequences begin with alike: the first parts of each row in `work`. `q` as `prepare` leaves it."""
     (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
-    where, shape, device = step.groups[pages.group], found.shape, device_of(qkv.device)
+    where, shape, device = step.groups[pages.group], found.shape, device_of(q.device)
     bulk = bulk_of(pages, shape.tile) if shape.bulk else (None, None)
-    _attend_shared[(min(_programs(shape, qkv.device), len(found.items) * spec.kv_heads),)](
-        qkv, k_pool, v_pool, *bulk, where.page_table, where.page_table.stride(0), step.seq_lens, weights.table,
-        weights.q_norm, found.members, found.items, found.total, work.first_parts, work.partial, work.logs,
-        spec.scale * k_scale, v_scale, spec.norm_eps or 0.0, HEADS=spec.heads, KV_HEADS=spec.kv_heads,
+    _attend_shared[(min(_programs(shape, q.device), len(found.items) * spec.kv_heads),)](
+        q, k_pool, v_pool, *bulk, where.page_table, where.page_table.stride(0), found.members, found.items,
+        found.total, work.first_parts, work.partial, work.logs, spec.scale * k_scale, v_scale, HEADS=spec.heads,
+        KV_HEADS=spec.kv_heads,
         D=spec.head_dim, DP=_padded(spec.head_dim), GROUP=spec.heads // spec.kv_heads, LINES=_lines(shape, spec),
         PAGE=pages.k.shape[1], TILE=shape.tile, STAGES=device.stages(shape.stages), CAP=spec.soft_cap or 0.0,
-        NORM=spec.norm_eps is not None, ROTARY=spec.rotary_dim, WIDE=INTERPRETED, **form, num_warps=shape.warps,
-        **device.options,
+        WIDE=INTERPRETED, **form, num_warps=shape.warps, **device.options,
     )  # fmt: skip
 
 

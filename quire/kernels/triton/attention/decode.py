@@ -1,7 +1,7 @@
-"""Triton attention for steps in which every sequence computes one token: norm, rope, page write and attention at once.
+"""Triton attention for steps in which every sequence computes one token, with norm, rope and page write before it.
 
 Rows are cut into splits, listed once per step (`listing`), so that one recorded graph serves every length. How, and
-which kernels (`splits`) take them, depends on the size of the batch.
+which kernels (`splits`) take them, depends on the size of the batch: in small ones, one does it all.
 """
 
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from quire.kernels.triton import tuned
 from quire.kernels.triton.attention import cascade, listing, splits
+from quire.kernels.triton.attention.heads import triton_prepare
 from quire.kernels.triton.attention.narrow import kept, scales
 from quire.kernels.triton.launch import INTERPRETED, device_of
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend
@@ -92,9 +93,6 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
         ("splits", pages.group, spec.window, spec.chunk, spec.heads, spec.kv_heads, spec.head_dim),
         lambda: _list(qkv, step, where, spec, shape, runs),
     )
-    qkv = qkv.contiguous()
-    if shared is not None:
-        cascade.attend_shared(shared, work, (qkv, weights, pages), step, spec)
     common = {"HEADS": spec.heads, "KV_HEADS": spec.kv_heads, "D": spec.head_dim, "DP": width}
     common |= {"GROUP": spec.heads // spec.kv_heads, "num_warps": shape.warps, **device.options}
     (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
@@ -102,17 +100,25 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
     group = triton.next_power_of_2(common["GROUP"])
     merging = {"GROUP_P": group, "AT_ONCE": max(1, min(16, 8192 // (group * dim)))}
     v_pairs = v_pool.view(torch.uint16) if form["FORMAT"] else None
-    given = qkv, out, k_pool, v_pool, v_pairs, where.slots, weights.table, weights.q_norm, weights.k_norm
     sinks = weights.sinks if spec.sinks else None
-    numbers = spec.scale * k_scale, v_scale, 1.0 / k_scale, 1.0 / v_scale, spec.norm_eps or 0.0
-    parts = work.partial, work.logs
     listed = work.splits, work.total if shape.early else work.runs, work.tiles, work.places
+    parts, numbers = (work.partial, work.logs), (spec.scale * k_scale, v_scale)
     if shape.early:
-        grid = (rows * shape.splits * spec.kv_heads,)
-        splits.early[grid](*given, sinks, *listed, work.arrived, *parts, *numbers, **constants, **merging)
-    else:
-        splits.run_of_splits[(runs * spec.kv_heads,)](*given, sinks, *listed, *parts, *numbers, **constants)
-        splits.merge_rows[(len(work.firsts), spec.kv_heads)](out, work.splits, work.firsts, *parts, **common, **merging)
+        given = qkv.contiguous(), out, k_pool, v_pool, v_pairs, where.slots, weights.table
+        more = *numbers, 1.0 / k_scale, 1.0 / v_scale, spec.norm_eps or 0.0
+        turning = {"NORM": spec.norm_eps is not None, "ROTARY": spec.rotary_dim}
+        splits.early[(rows * shape.splits * spec.kv_heads,)](
+            *given, weights.q_norm, weights.k_norm, sinks, *listed, work.arrived, *parts, *more,
+            **constants, **turning, **merging,
+        )  # fmt: skip
+        return out
+    q = triton_prepare(qkv, weights, pages, step, spec)
+    if shared is not None:
+        cascade.attend_shared(shared, work, q, pages, step, spec)
+    splits.run_of_splits[(runs * spec.kv_heads,)](
+        q, out, k_pool, v_pool, v_pairs, sinks, *listed, *parts, *numbers, **constants
+    )
+    splits.merge_rows[(len(work.firsts), spec.kv_heads)](out, work.splits, work.firsts, *parts, **common, **merging)
     return out
 
 
@@ -125,7 +131,7 @@ def _constants(spec: AttentionSpec, shape: Shape, work: listing.Work) -> dict[st
         "STAGES": device.stages(shape.stages),
     }
     made |= {"ROWS": max(triton.next_power_of_2(spec.heads // spec.kv_heads), 16), "WIDE": INTERPRETED}
-    made |= {"CAP": spec.soft_cap or 0.0, "NORM": spec.norm_eps is not None, "ROTARY": spec.rotary_dim}
+    made |= {"CAP": spec.soft_cap or 0.0}
     return made | ({"maxnreg": shape.registers} if device.nvidia else {})
 
 

@@ -31,6 +31,8 @@ class Cut:
         tile: tokens read at once.
         splits: of each row that has the tiles, a power of two; where there are no runs.
         runs: programs for each KV head, which get as many tiles each; 0 where each program takes one split.
+
+    Runs read every token of a row in its pages; a program with one split knows the newest before it is there.
     """
 
     tile: int
@@ -83,10 +85,10 @@ class Work:
 
 
 @triton.jit
-def _tiles(length, begin, TILE: tl.constexpr):
-    """Of rows of these lengths, read from token `begin` on: first tile, and tiles."""
+def _tiles(kept, begin, TILE: tl.constexpr):
+    """Of rows that have so many tokens in pages, read from token `begin` on: first tile, and tiles."""
     low = begin // TILE
-    return low, tl.maximum((length - 1 + TILE - 1) // TILE - low, 1)
+    return low, tl.maximum((kept + TILE - 1) // TILE - low, 1)
 
 
 @triton.jit
@@ -118,9 +120,9 @@ def _bounds(split, count, first_tile, tiles, all_tiles, SPLITS: tl.constexpr, RU
 
 
 @triton.jit
-def _seen(token, begin, length, TILE: tl.constexpr):
+def _seen(token, begin, kept, TILE: tl.constexpr):
     """From where to where tokens are seen in the tiles that begin at `token`, of those from `begin` on: 2 x 8 bits."""
-    return tl.maximum(begin - token, 0) | tl.minimum(tl.maximum(length - 1 - token, 0), TILE) << 8
+    return tl.maximum(begin - token, 0) | tl.minimum(tl.maximum(kept - token, 0), TILE) << 8
 
 
 @triton.jit
@@ -147,7 +149,7 @@ def _store_runs(
 
 @triton.jit
 def _store_tiles(
-    marks, places, table, low, tiles, begin, length, start, all_tiles,
+    marks, places, table, low, tiles, begin, kept, start, all_tiles,
     RUNS: tl.constexpr, TILE: tl.constexpr, PAGE: tl.constexpr, PIECE: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """What is seen of a row's tiles, where its splits begin and end, and where its pages, at `table`, lie."""
@@ -157,7 +159,7 @@ def _store_tiles(
     for some in range(0, tiles, AT_ONCE):
         tile = some + tl.arange(0, AT_ONCE)
         token = (low + tile) * TILE
-        seen = _seen(token, begin, length, TILE)
+        seen = _seen(token, begin, kept, TILE)
         if RUNS:
             used = tl.minimum(RUNS, all_tiles)
             at, after = _run_from(start + tile, all_tiles, used), _run_from(start + tile + 1, all_tiles, used)
@@ -166,8 +168,7 @@ def _store_tiles(
             seen |= tl.where((tile == tiles - 1) | (later > after), LAST, 0)
         tl.store(marks + tile, seen, mask=tile < tiles)
         token = token[:, None] + pieces[None, :] * PIECE
-        kept = (tile < tiles)[:, None] & (token < length - 1)
-        pages = tl.load(table + token // PAGE, mask=kept, other=0)
+        pages = tl.load(table + token // PAGE, mask=(tile < tiles)[:, None] & (token < kept), other=0)
         where = tile[:, None] * (TILE // PIECE) + pieces[None, :]
         tl.store(places + where, pages * PAGE + token % PAGE, mask=(tile < tiles)[:, None])
 
@@ -187,7 +188,9 @@ def _list(
     if SHARED:
         begin = tl.load(shared + at, mask=at < rows, other=0)
         others = tl.load(other_parts + at, mask=at < rows, other=0)
-    low, tiles = _tiles(length, begin, TILE)
+    # What runs read has all been written.
+    newest: tl.constexpr = 0 if RUNS else 1
+    low, tiles = _tiles(length - newest, begin, TILE)
     tiles = tl.where(at < rows, tiles, 0)
     ends, all_tiles = tl.cumsum(tiles, 0), tl.sum(tiles, 0)
     if RUNS:
@@ -202,7 +205,8 @@ def _list(
     mine = at == row
     others, count = tl.sum(tl.where(mine, others, 0), 0), tl.sum(tl.where(mine, count, 0), 0)
     length, begin = tl.sum(tl.where(mine, length, 0), 0), tl.sum(tl.where(mine, begin, 0), 0)
-    low, tiles = _tiles(length, begin, TILE)
+    kept = length - newest
+    low, tiles = _tiles(kept, begin, TILE)
     split = tl.arange(0, SPLITS)
     here = split < count
     start, end = _bounds(split, count, first_tile, tiles, all_tiles, SPLITS, RUNS)
@@ -216,9 +220,9 @@ def _list(
     tl.store(entry + 6, (split == count - 1).to(tl.int32), mask=here)
     tl.store(entry + 7, first_part + others + split, mask=here)
     opening = (low + start - first_tile) * TILE
-    tl.store(entry + 8, _seen(opening, begin, length, TILE), mask=here)
+    tl.store(entry + 8, _seen(opening, begin, kept, TILE), mask=here)
     table += row.to(tl.int64) * table_stride
-    page = tl.load(table + opening // PAGE, mask=here & (opening < length - 1), other=0)
+    page = tl.load(table + opening // PAGE, mask=here & (opening < kept), other=0)
     tl.store(entry + 9, page * PAGE + opening % PAGE, mask=here)
     tl.store(first_parts + row, first_part)
     tl.store(total, first_split + count, mask=row == rows - 1)
@@ -230,7 +234,7 @@ def _list(
             SPLITS,
         )  # fmt: skip
     _store_tiles(
-        tiles_out, places, table, low, tiles, begin, length, first_tile, all_tiles, RUNS, TILE, PAGE, PIECE, AT_ONCE
+        tiles_out, places, table, low, tiles, begin, kept, first_tile, all_tiles, RUNS, TILE, PAGE, PIECE, AT_ONCE
     )
 
 

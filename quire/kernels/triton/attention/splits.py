@@ -1,8 +1,9 @@
-"""Kernels that attend for one token of each row: norm, rope, page write and attention over a list of splits.
+"""Kernels that attend for one token of each row, over a list of splits.
 
-In small batches a program takes one split (`early`) and has its keys on their way before it waits for the kernel before
-it; whoever ends a row's last split merges them. In large batches it takes a run of splits (`runs`), reads their tiles
-in one stream, and leaves the merging to a kernel of its own (`merge_rows`). Called by `decode`.
+In small batches a program takes one split (`early`), norms, rotates and writes the new token itself, and has its keys
+on their way before it waits for the kernel before it; whoever ends a row's last split merges them. In large batches it
+takes a run of splits (`run_of_splits`), whose tiles it reads in one stream, after `heads` has done what comes before,
+and leaves the merging to a kernel of its own (`merge_rows`). Called by `decode`.
 """
 
 import triton
@@ -35,17 +36,22 @@ def _fetch(
     brings them there moves 16 bits.
     """
     d, i = tl.arange(0, DP), tl.arange(0, TILE)
-    slot = place.to(tl.int64) + i % (TILE // PIECES)
+    if PIECES == 1:
+        # What is added to the pools is one number, and the places within a tile are the same in every turn.
+        start, slot = place.to(tl.int64) * KV_HEADS + head, i * KV_HEADS
+    else:
+        start, slot = head.to(tl.int64), (place.to(tl.int64) + i % (TILE // PIECES)) * KV_HEADS
     seen = (i >= (marks & 255)) & (i < (marks >> 8 & 255))
-    where = (slot * KV_HEADS + head)[:, None] * D + d[None, :]
+    where = slot[:, None] * D + d[None, :]
     kept = seen[:, None] & (d < D)[None, :]
-    keys = tl.load(k_pool + where, mask=kept, other=0.0)
+    keys = tl.load(k_pool + start * D + where, mask=kept, other=0.0)
     if v_pairs is None:
-        values = tl.load(v_pool + where, mask=kept, other=0.0)
+        values = tl.load(v_pool + start * D + where, mask=kept, other=0.0)
     else:
         pair = tl.arange(0, DP // 2)
-        where = (slot * KV_HEADS + head)[:, None] * (D // 2) + pair[None, :]
-        values = tl.load(v_pairs + where, mask=seen[:, None] & (pair < D // 2)[None, :], other=0)
+        where = slot[:, None] * (D // 2) + pair[None, :]
+        kept = seen[:, None] & (pair < D // 2)[None, :]
+        values = tl.load(v_pairs + start * (D // 2) + where, mask=kept, other=0)
     return keys, values, seen
 
 
@@ -222,7 +228,7 @@ def _entry(splits, split):
     return tl.load(entry), tl.load(entry + 5), tl.load(entry + 6) != 0, tl.load(entry + 3), tl.load(entry + 7)
 
 
-# Arguments of the kernels: qkv (rows, HEADS + 2 * KV_HEADS, D), queries, keys, values; out (rows, HEADS, D); pools
+# Arguments of `early`: qkv (rows, HEADS + 2 * KV_HEADS, D), queries, keys, values; out (rows, HEADS, D); pools
 # [slots, KV_HEADS, D]; new_slots (rows,) int64; angles (positions, ROTARY) float32; the rest as in `listing.Work`.
 @triton.jit
 def early(
@@ -281,39 +287,47 @@ def early(
 
 
 @triton.jit
+def _nothing(ROWS: tl.constexpr, DP: tl.constexpr, FORMAT: tl.constexpr):
+    """Sums over no tokens."""
+    if FORMAT == 0:
+        acc, odd = tl.zeros((ROWS, DP), tl.float32), 0
+    else:
+        acc, odd = tl.zeros((ROWS, DP // 2), tl.float32), tl.zeros((ROWS, DP // 2), tl.float32)
+    return acc, odd, tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
+
+
+@triton.jit
 def run_of_splits(
-    qkv, out, k_pool, v_pool, v_pairs, new_slots, angles, q_norm, k_norm, sinks,
-    splits, runs, tiles, places, partial, logs, scale, v_scale, k_inverse, v_inverse, eps,
+    q, out, k_pool, v_pool, v_pairs, sinks, splits, runs, tiles, places, partial, logs, scale, v_scale,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     ROWS: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
-    CAP: tl.constexpr, NORM: tl.constexpr, ROTARY: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr,
-    CONVERTS: tl.constexpr, PDL: tl.constexpr,
+    CAP: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr, CONVERTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A run of splits. All heads' programs of a run read the same tokens at the same time."""
+    """A run of splits, for queries q (rows, HEADS, D) as `prepare` leaves them, which has written the new tokens, too.
+
+    All heads' programs of a run read the same tokens at the same time.
+    """
     release(PDL)
     head = tl.program_id(0) % KV_HEADS
     run = runs + tl.program_id(0) // KV_HEADS * 2
     begin, end, split = tl.load(run), tl.load(run + 2), tl.load(run + 1) - 1
     wait(PDL)
-    queries = halved(tl.zeros((ROWS, DP), qkv.dtype.element_ty), FORMAT)
-    top, weight = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
-    if FORMAT == 0:
-        acc, odd = tl.zeros((ROWS, DP), tl.float32), 0
-    else:
-        acc, odd = tl.zeros((ROWS, DP // 2), tl.float32), tl.zeros((ROWS, DP // 2), tl.float32)
+    d, g = tl.arange(0, DP)[None, :], tl.minimum(tl.arange(0, ROWS), GROUP - 1)
+    queries = halved(tl.zeros((ROWS, DP), q.dtype.element_ty), FORMAT)
+    acc, odd, top, weight = _nothing(ROWS, DP, FORMAT)
     for t in tl.range(begin, end, num_stages=STAGES):
         marks, place = _find(t, tiles, places, TILE, PIECES)
         keys, values, seen = _fetch(marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES)
         if marks & FIRST:
             split += 1
-            row, length, newest, _, _ = _entry(splits, split)
-            q_turns = _turns(angles, q_norm, length, D, DP, ROTARY, NORM)
-            k_turns = _turns(angles, k_norm, length, D, DP, ROTARY, NORM)
-            queries, acc, odd, top, weight = _start(
-                qkv, row, head, length, newest, tl.load(new_slots + row), q_turns, k_turns, k_pool, v_pool, sinks,
-                scale, k_inverse, v_inverse, eps, HEADS, KV_HEADS, D, DP, GROUP, ROWS, CAP, NORM, ROTARY, FORMAT,
-                CONVERTS,
-            )  # fmt: skip
+            row, _, ends, _, _ = _entry(splits, split)
+            line = q + (row.to(tl.int64) * HEADS + head * GROUP + g)[:, None] * D
+            queries = halved(tl.load(line + d, mask=d < D, other=0.0), FORMAT)
+            acc, odd, top, weight = _nothing(ROWS, DP, FORMAT)
+            if sinks is not None:
+                # A row's last split takes the sinks in.
+                sink = tl.load(sinks + head * GROUP + g).to(tl.float32) * LOG2E
+                top, weight = tl.where(ends, sink, top), tl.where(ends, 1.0, weight)
         acc, odd, top, weight = _add(
             acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS
         )
