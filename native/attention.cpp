@@ -20,7 +20,9 @@ typedef std::pair<int32_t, int32_t> Reader;  // first page of a chunk, or -1; se
 
 long queries_of(const AttentionStep& step, long i) { return step.query_start[i + 1] - step.query_start[i]; }
 
-bool decodes(const AttentionStep& step, long i) { return step.lengths[i] && queries_of(step, i) == 1; }
+bool decodes(const AttentionJob& job, long i) {
+    return !job.shape.batch_invariant && job.step.lengths[i] && queries_of(job.step, i) == 1;
+}
 
 // Most tokens of a prompt that make a piece: few enough that all threads have work.
 long piece_tokens(const AttentionJob& job) {
@@ -39,7 +41,7 @@ Sizes sizes(const AttentionJob& job) {
     const long most = piece_tokens(job);
     for (long i = 0; i < job.step.sequences; i++) {
         const long count = queries_of(job.step, i);
-        if (decodes(job.step, i)) found.readers += job.step.lengths[i] / CHUNK + 1;
+        if (decodes(job, i)) found.readers += job.step.lengths[i] / CHUNK + 1;
         else found.pieces += (count + most - 1) / most, found.longest = std::max(found.longest, std::min(count, most));
     }
     found.pieces += found.readers;
@@ -51,7 +53,7 @@ void cut_prompts(AttentionJob& job) {
     const long most = piece_tokens(job);
     for (long i = 0; i < job.step.sequences; i++) {
         const long count = queries_of(job.step, i);
-        if (count < 2 || !job.step.lengths[i]) continue;
+        if (!count || !job.step.lengths[i] || decodes(job, i)) continue;
         const long parts = (count + most - 1) / most, size = (count + parts - 1) / parts;
         for (long first = (count - 1) / size * size; first >= 0; first -= size)
             job.pieces[job.piece_count++] = {1, (int32_t)first, (int32_t)std::min(size, count - first), (int32_t)i};
@@ -70,7 +72,7 @@ void count_chunks(AttentionJob& job) {
         const long length = job.step.lengths[i];
         job.first_chunk[i] = job.chunks[i] = 0;
         job.first_part[i] = -1;
-        if (!decodes(job.step, i)) continue;
+        if (!decodes(job, i)) continue;
         job.first_chunk[i] = job.first_key(length - 1) / CHUNK;
         job.chunks[i] = (length - 1) / CHUNK + 1 - job.first_chunk[i];
         if (job.chunks[i] < 2) continue;

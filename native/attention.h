@@ -10,6 +10,7 @@ struct AttentionShape {
     int64_t heads, kv_heads, head_dim, rotary_dim;
     int64_t window;  // tokens that a query sees; 0: all
     int64_t has_norm, dtype;
+    int64_t batch_invariant;  // one token is computed as a prompt is: with several, its sums are added up otherwise
     double scale, soft_cap, norm_eps;  // soft_cap 0: none
 };
 

@@ -15,6 +15,8 @@ from quire.config.fields import SECTIONS
 logger = get_logger(__name__)
 
 PREFIX = "QUIRE_"
+OTHER_NAMES = {"VLLM_BATCH_INVARIANT": "deterministic"}
+"""Variables of other servers that say the same as a setting, which wins where both are there."""
 NO_SETTINGS = frozenset({"QUIRE_CPU_ISA", "QUIRE_REQUIRE_NATIVE"})
 """Variables that are asked for by name: which instructions the CPU kernels use, and one that only setup.py reads."""
 
@@ -62,7 +64,7 @@ def settings(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     source = os.environ if environ is None else environ
     known = {variable(section, f.name): f.name for section, cls in SECTIONS.items() for f in fields(cls)}
-    found = {}
+    found = {OTHER_NAMES[name]: text for name, text in source.items() if name in OTHER_NAMES}
     for name, text in source.items():
         if name in known:
             found[known[name]] = text

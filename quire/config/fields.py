@@ -124,6 +124,11 @@ class DeviceConfig:
     device: str = setting("auto", "auto, cpu, cuda, cuda:N, xpu, or a GPU's UUID.")
     kernels: str = setting("auto", "auto, or one provider: reference (plain PyTorch, never Triton), torch_native, ...")
     enforce_eager: bool = setting(False, "Never record decode steps as graphs; saves memory and start-up time.")
+    deterministic: bool = setting(
+        False,
+        "Give a request the same tokens and log-probabilities, to the last bit, alone and in any batch; slower "
+        "(VLLM_BATCH_INVARIANT=1 says the same).",
+    )
     threads: int | None = setting(None, "CPU threads for computing; unset leaves it to torch.")
 
 

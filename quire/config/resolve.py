@@ -7,6 +7,8 @@ is no "auto" left. What only memory can decide comes later, in `Layout`. Called 
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import msgspec
+
 from quire.base.errors import ConfigError
 from quire.checkpoint.facts import ModelFacts
 from quire.config.check import check_engine
@@ -64,6 +66,8 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts, st
     whole = pooling is not None and pooling.whole
     if whole:
         max_num_batched_tokens = _whole_texts(scheduler, max_num_batched_tokens, max_model_len)
+    if engine.device.deterministic:
+        platform = _invariant(platform, engine.parallel.tensor_parallel_size)
     return RunSpec(
         facts=facts,
         platform=platform,
@@ -95,6 +99,7 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts, st
         max_logprobs=model.max_logprobs,
         tensor_parallel_size=engine.parallel.tensor_parallel_size,
         threads=engine.device.threads,
+        deterministic=engine.device.deterministic,
         event_log=engine.log.event_log,
         notes=notes,
     )
@@ -106,6 +111,18 @@ def _defaults(platform: PlatformFacts, streams: bool) -> PlatformDefaults:
         return defaults
     tokens = defaults.max_num_batched_tokens if streams else LARGE_TOKENS
     return replace(defaults, max_num_seqs=LARGE_ROWS, max_num_batched_tokens=tokens)
+
+
+def _invariant(platform: PlatformFacts, ranks: int) -> PlatformFacts:
+    """The platform with kernels for ops of which it has none whose results are the same in every batch."""
+    if platform.name != "cpu" and "triton" not in platform.providers:
+        raise ConfigError("deterministic: on a GPU it needs Triton's kernels; see `quire doctor`, or take --device cpu")
+    if ranks > 2:
+        raise ConfigError(
+            f"deterministic: the order in which {ranks} ranks are summed depends on the size of the step; use one or "
+            f"two (tensor_parallel_size={ranks})"
+        )
+    return msgspec.structs.replace(platform, providers=[*platform.providers, "batch_invariant"])
 
 
 def graph_rows(rows: int) -> list[int]:

@@ -54,6 +54,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
             tokens of prompts.
         itl_target_s: seconds that a step may take while sequences stream, or None.
         watermark: share of pages kept free at admission.
+        deterministic: whether a request's result must be the same to the last bit, alone and in any batch.
         notes: sentences for the user on what was decided against expectation, such as a dtype the device lacks.
     """
 
@@ -88,4 +89,5 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     event_log: str | None
     graph_singles: list[int] = []
     graph_tokens: list[int] = []
+    deterministic: bool = False
     notes: list[str] = []

@@ -29,7 +29,6 @@ from quire.ops.attention import (
     paged_attention,
     prepare,
 )
-from quire.ops.registry import choose
 from quire.ops.step import StepInputs
 
 
@@ -118,6 +117,7 @@ class Attention(nn.Module):
             dtype=b.dtype_name,
             device=str(b.device),
             kv_dtype=None if b.kv_dtype is None else str(b.kv_dtype).removeprefix("torch."),
+            batch_invariant=b.deterministic,
         )
         self.gated = plan.gated
         self.state = b.state(kv_heads, plan.head_dim, self.spec.retention)
@@ -126,7 +126,7 @@ class Attention(nn.Module):
         self.sinks = b.weight(Part("sinks", (plan.heads,), 0)) if plan.sinks else None
         self.head_weights = HeadWeights(rope_table(b, plan.rope, plan.head_dim), self.q_norm, self.k_norm, self.sinks)
         self.before = _changes(b, plan, copies, self.spec)
-        self._mixers = {step: _mixer(b, replace(self.spec, step=step)) for step in get_args(StepClass)}
+        self._mixers = _mixers(b, self.spec)
         self._parts = self._mixers["decode"] is not self._mixers["eager"]
 
     def forward(self, x: Tensor, step: StepInputs) -> Tensor:
@@ -199,9 +199,16 @@ Mixer = Callable[[Tensor, HeadWeights, KVPages, StepInputs, AttentionSpec], Tens
 """The op `attend`, or its two halves one after the other."""
 
 
+def _mixers(b: Build, spec: AttentionSpec) -> dict[StepClass, Mixer]:
+    """For each class of step who is best at it; one for all where that must not change a result."""
+    if b.deterministic:
+        return dict.fromkeys(get_args(StepClass), _mixer(b, spec))
+    return {step: _mixer(b, replace(spec, step=step)) for step in get_args(StepClass)}
+
+
 def _mixer(b: Build, spec: AttentionSpec) -> Mixer:
     """Attention by the best provider: as one block if it has that, else in two halves, each by its own best."""
-    block, half = (choose(op, spec, b.providers) for op in (attend, paged_attention))
+    block, half = (b.choose(op, spec) for op in (attend, paged_attention))
     if len(block.refused) <= len(half.refused):
         return b.op(attend, spec)
     prepared, attended = b.op(prepare, spec), b.op(paged_attention, spec)

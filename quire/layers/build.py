@@ -18,7 +18,7 @@ from quire.loading.quantized import Place, place
 from quire.loading.recipe import Part, Recipe, Weight
 from quire.messages.state import Retention
 from quire.ops.linear import LinearSpec, linear
-from quire.ops.registry import Choice, Op, Provider, choose
+from quire.ops.registry import Choice, Op, Provider, choose, settle
 from quire.ops.stored import Bits, Storage, StoredSpec, Wanted, arranged, offered, storage_for, stored_linear
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import ONLINE, Quantized
@@ -44,6 +44,7 @@ class Build:
         kv_dtype: of keys and values in pages; None is `dtype`.
         providers: kernel folders to try, best first; they are imported already. The reference is implied.
         max_model_len: positions that will occur; None takes the model's own context length.
+        deterministic: only providers serve whose results do not depend on the batch.
         path: where in the checkpoint's names the layer stands.
         states: what layers keep between steps, in layer order.
         choices: which provider serves each op, in order of building.
@@ -55,6 +56,7 @@ class Build:
     device: torch.device
     providers: Sequence[str] = ()
     max_model_len: int | None = None
+    deterministic: bool = False
     quantization: str | None = None
     checkpoint: Quantized | None = None
     kv_dtype: torch.dtype | None = None
@@ -195,12 +197,18 @@ class Build:
     def op(self, op: Op, spec: Any, instead: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """The function that serves `op` for `spec`, chosen here and never again; called with arguments by position.
 
-        `instead` takes the reference's place: for a fused op, the same out of the small ops that were chosen.
+        `instead` takes the reference's place: for a fused op, the same out of the small ops that were chosen. Raises
+        ConfigError where results must not depend on the batch and those of all providers do.
         """
-        last = None if instead is None else Provider(COMPOSED, instead, lambda spec: None)
-        choice = choose(op, spec, self.providers, last)
+        last = None if instead is None else Provider(COMPOSED, instead, lambda spec: None, batch_invariant=True)
+        choice = self.choose(op, spec, last)
+        settle([choice], self.deterministic)
         self.choices.append(choice)
         return choice.function
+
+    def choose(self, op: Op, spec: Any, last: Provider | None = None) -> Choice:
+        """Who would serve `op`. See `registry.choose`."""
+        return choose(op, spec, self.providers, last, self.deterministic)
 
     def provider_names(self) -> dict[str, str]:
         """Op to the provider that serves it (several where layers differ)."""

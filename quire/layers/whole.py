@@ -11,7 +11,7 @@ from quire.layers.joint import Stream
 from quire.layers.mlp import GatedMLP
 from quire.layers.norm import RMSNorm
 from quire.ops.layer import LayerSpec, LayerWeights, pre_norm_layer
-from quire.ops.registry import REFERENCE, choose
+from quire.ops.registry import REFERENCE
 from quire.ops.step import StepInputs
 from quire.ops.stored import StoredSpec
 
@@ -46,7 +46,7 @@ def whole_layer(b: Build, norms: tuple[RMSNorm, RMSNorm], attention: Attention, 
     if changed or b.mesh.size > 1 or qkv is None or out is None or gate_up is None or down is None:
         return None
     spec = LayerSpec(norms[0].spec, qkv, attention.spec, out, norms[1].spec, gate_up, mlp.spec, down)
-    if choose(pre_norm_layer, spec, b.providers).provider == REFERENCE:
+    if b.choose(pre_norm_layer, spec).provider == REFERENCE:
         return None
     first, second, third, fourth = products
     weights = LayerWeights(

@@ -60,6 +60,8 @@ class AttentionSpec:
         step: for which steps a provider is wanted. Only `refuses` looks at it: each may serve the class it is good at.
         chunk: a query sees only tokens since the last multiple of this, itself included.
         sinks: whether each head has a score of its own, which takes its share of the weights and has no value.
+        batch_invariant: a token's result must not depend on what else is computed in its step, to the last bit, nor on
+            how its sequence was cut into steps.
     """
 
     heads: int
@@ -77,6 +79,7 @@ class AttentionSpec:
     norm_dtype: str | None = None
     chunk: int | None = None
     sinks: bool = False
+    batch_invariant: bool = False
 
     @property
     def special(self) -> str | None:
@@ -269,7 +272,7 @@ def _poisoned(
     return step, KVPages(k.to(dtypes[spec.kept]), v.to(dtypes[spec.kept]), 0, 0.5, 1.7)
 
 
-@op(samples=_write_samples)
+@op(samples=_write_samples, batch_invariant=True)
 def write_pages(k: Tensor, v: Tensor, pages: KVPages, step: StepInputs) -> None:
     """Write the new tokens' keys and values, each (tokens, kv_heads, head_dim), to their slots of `pages`."""
     slots = step.groups[pages.group].slots
@@ -331,7 +334,7 @@ def _attend_dense(
     return torch.einsum("hqk,khd->qhd", weights, values).to(q.dtype)
 
 
-@op(samples=_prepare_samples)
+@op(samples=_prepare_samples, batch_invariant=True)
 def prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """Norm and rotate the heads of queries and keys, and write the new keys and values to `pages`.
 

@@ -110,7 +110,7 @@ def _samples() -> Iterator[tuple[Any, dict[str, Any]]]:
             yield None, given | {"tables": EditTables(**parts)}
 
 
-@op(samples=_samples)
+@op(samples=_samples, batch_invariant=True)
 def edit_logits(
     logits: Tensor, rows: Tensor, table: RowTable, tables: EditTables, history: Tensor, known: Tensor
 ) -> Tensor:

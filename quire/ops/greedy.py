@@ -21,7 +21,7 @@ def _samples() -> Iterator[tuple[Any, dict[str, Any]]]:
         yield None, {"logits": logits}
 
 
-@op(samples=_samples)
+@op(samples=_samples, batch_invariant=True)
 def greedy_sample(logits: Tensor) -> Tensor:
     """The most probable token of each row, the first of equals.
 

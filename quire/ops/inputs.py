@@ -36,7 +36,7 @@ def _samples() -> Iterable[tuple[Any, dict[str, Any]]]:
         )
 
 
-@op(samples=_samples)
+@op(samples=_samples, batch_invariant=True)
 def step_inputs(
     order: Tensor,
     counts: Tensor,

@@ -65,7 +65,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: LinearSpec) -> 
     return F.linear(x, weight, bias)
 
 
-@op(samples=_embedding_samples)
+@op(samples=_embedding_samples, batch_invariant=True)
 def embedding(ids: Tensor, weight: Tensor, spec: EmbeddingSpec) -> Tensor:
     """The rows of `weight` that `ids` name; zeros for ids whose row another rank holds.
 

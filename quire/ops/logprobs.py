@@ -33,7 +33,7 @@ def _samples() -> Iterator[tuple[Any, dict[str, Any]]]:
             yield None, {"logits": logits, "chosen": torch.tensor([5, 9, 1, vocab - 1]), "top": top}
 
 
-@op(samples=_samples)
+@op(samples=_samples, batch_invariant=True)
 def token_logprobs(logits: Tensor, chosen: Tensor, top: int) -> Logprobs:
     """Log-probabilities of chosen tokens and of the `top` most probable ones.
 

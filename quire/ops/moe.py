@@ -160,7 +160,7 @@ def sample_biases(spec: MoeSpec) -> MoeBiases:
     return MoeBiases(_choice_bias(spec.route), *(biases if spec.bias else (None, None)))
 
 
-@op(samples=_route_samples)
+@op(samples=_route_samples, batch_invariant=True)
 def route(logits: Tensor, spec: RouteSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The `top_k` experts of each token, best first, and their weights; of equals the lower number comes first.
 

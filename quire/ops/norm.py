@@ -36,7 +36,7 @@ def _add_norm_samples() -> Iterator[tuple[NormSpec, dict[str, Any]]]:
         yield spec, {"residual": x, "delta": normal(spec.dtype, *x.shape, seed=2), **inputs}
 
 
-@op(samples=_norm_samples)
+@op(samples=_norm_samples, batch_invariant=True)
 def rms_norm(x: Tensor, weight: Tensor, spec: NormSpec) -> Tensor:
     """Each row of `x` over its root mean square, times the weight; computed in float32.
 
@@ -51,7 +51,7 @@ def rms_norm(x: Tensor, weight: Tensor, spec: NormSpec) -> Tensor:
     return (scaled * (weight.float() + spec.offset)).to(x.dtype)
 
 
-@op(samples=_add_norm_samples)
+@op(samples=_add_norm_samples, batch_invariant=True)
 def add_rms_norm(residual: Tensor, delta: Tensor, weight: Tensor, spec: NormSpec) -> tuple[Tensor, Tensor]:
     """residual + delta, normed and as it is: `(normed, sum)`, both (tokens, size) in the dtype of `residual`."""
     total = residual + delta
@@ -95,7 +95,7 @@ def _add_layer_norm_samples() -> Iterator[tuple[LayerNormSpec, dict[str, Any]]]:
         yield spec, {"residual": x, "delta": normal(spec.dtype, *x.shape, seed=2), **inputs}
 
 
-@op(samples=_layer_norm_samples)
+@op(samples=_layer_norm_samples, batch_invariant=True)
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, spec: LayerNormSpec) -> Tensor:
     """Each row of `x` less its mean, over its standard deviation, times the weight, plus the bias; in float32.
 
@@ -113,7 +113,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, spec: Laye
     return (scaled if bias is None else scaled + bias.float()).to(x.dtype)
 
 
-@op(samples=_add_layer_norm_samples)
+@op(samples=_add_layer_norm_samples, batch_invariant=True)
 def add_layer_norm(
     residual: Tensor, delta: Tensor, weight: Tensor | None, bias: Tensor | None, spec: LayerNormSpec
 ) -> tuple[Tensor, Tensor]:

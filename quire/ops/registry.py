@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from quire.base.errors import ConfigError
+
 REFERENCE = "reference"
 BUCKETS = ((0, 1), (2, 4), (5, 16), (17, 64), (65, 128), (129, None))
 """Ranges of token counts that may be served by different providers: first and last; None has no end."""
@@ -47,6 +49,8 @@ class Provider:
         capturable: whether a graph may record it: it asks the host nothing and its shapes depend on shapes alone.
         tokens: the token counts that it is worth using for; it is chosen for buckets that lie within.
         start: None where nothing need be made before the first call.
+        batch_invariant: whether what it makes of a token depends, to the last bit, on nothing else in the step; where
+            the spec has a field of that name, if that is set.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Provider:
     capturable: bool = True
     tokens: Callable[[Any], Tokens] = lambda spec: ANY
     start: Start | None = None
+    batch_invariant: bool = False
 
 
 @dataclass(slots=True)
@@ -108,6 +113,7 @@ class Choice:
         table: who serves which token counts, smallest first.
         capturable: whether a graph may record it, with any number of tokens.
         starts: what to call before the first step, each with the spec.
+        batch_invariant: whether one provider serves all steps, and is that.
     """
 
     op: str
@@ -117,6 +123,7 @@ class Choice:
     table: tuple[Served, ...] = ()
     capturable: bool = True
     starts: tuple[tuple[Start, Any], ...] = ()
+    batch_invariant: bool = False
 
 
 OPS: dict[str, Op] = {}
@@ -134,12 +141,15 @@ def op(
     samples: Callable[[], Iterable[tuple[Any, dict[str, Any]]]],
     tolerance: dict[str, tuple[float, float]] | None = None,
     capturable: bool = True,
+    batch_invariant: bool = False,
 ) -> Callable[[Callable[..., Any]], Op]:
     """Make the decorated reference function an Op."""
 
     def define(reference: Callable[..., Any]) -> Op:
         made = Op(reference.__name__, reference, samples, tolerance or DEFAULT_TOLERANCE)
-        made.providers[REFERENCE] = Provider(REFERENCE, reference, lambda spec: None, capturable)
+        made.providers[REFERENCE] = Provider(
+            REFERENCE, reference, lambda spec: None, capturable, batch_invariant=batch_invariant
+        )
         OPS[made.name] = made
         return made
 
@@ -153,12 +163,13 @@ def provide(
     capturable: bool = True,
     tokens: Tokens | Callable[[Any], Tokens] = ANY,
     start: Start | None = None,
+    batch_invariant: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add the decorated function as provider `name` of `target`, worth using for `tokens` (may depend on the spec)."""
     worth = tokens if callable(tokens) else lambda spec: tokens
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        target.providers[name] = Provider(name, function, refuses, capturable, worth, start)
+        target.providers[name] = Provider(name, function, refuses, capturable, worth, start, batch_invariant)
         return function
 
     return add
@@ -171,10 +182,13 @@ def load_providers(names: Sequence[str]) -> None:
             importlib.import_module(f"quire.kernels.{name}")
 
 
-def choose(target: Op, spec: Any, order: Sequence[str], last: Provider | None = None) -> Choice:
+def choose(
+    target: Op, spec: Any, order: Sequence[str], last: Provider | None = None, deterministic: bool = False
+) -> Choice:
     """The first provider in `order` that has `target` and does not refuse `spec`, for each bucket of tokens.
 
-    `last` serves what the others leave; it is the reference unless given.
+    `last` serves what the others leave; it is the reference unless given. `deterministic` passes over those whose
+    results depend on the batch; `last` may be one.
     """
     last = last or target.providers[REFERENCE]
     refused: dict[str, str] = {}
@@ -182,6 +196,8 @@ def choose(target: Op, spec: Any, order: Sequence[str], last: Provider | None = 
     for name in order:
         provider = target.providers.get(name)
         reason = "not implemented" if provider is None else provider.refuses(spec)
+        if provider is not None and reason is None and deterministic:
+            reason = _varies(provider, spec)
         if provider is None or reason is not None:
             refused[name] = str(reason)
             continue
@@ -189,12 +205,38 @@ def choose(target: Op, spec: Any, order: Sequence[str], last: Provider | None = 
         if able[-1][1] == ANY:
             break
     able.append((last, ANY))
-    table = _merged([next(p for p, tokens in able if _within(bucket, tokens)) for bucket in BUCKETS])
+    chosen = [next(p for p, tokens in able if _within(bucket, tokens)) for bucket in BUCKETS]
+    table = _merged(chosen)
     name = table[0].provider if len(table) == 1 else ", ".join(map(str, table))
     starts = tuple((provider.start, spec) for provider, _ in able if provider.start is not None)
     return Choice(
-        target.name, name, _dispatch(table), refused, table, all(served.capturable for served in table), starts
+        target.name,
+        name,
+        _dispatch(table),
+        refused,
+        table,
+        all(served.capturable for served in table),
+        starts,
+        len(table) == 1 and chosen[0].batch_invariant,
     )
+
+
+def settle(choices: Iterable[Choice], deterministic: bool) -> None:
+    """Raise ConfigError where `deterministic` is asked for and a choice is not."""
+    for choice in choices:
+        if deterministic and not choice.batch_invariant:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in choice.refused.items())
+            raise ConfigError(
+                f"deterministic: nothing computes {choice.op} of this model the same way in every batch on this device "
+                f"({reasons}); serve it without, or another model"
+            )
+
+
+def _varies(provider: Provider, spec: Any) -> str | None:
+    """Why a provider's results depend on the batch, or None."""
+    if not provider.batch_invariant:
+        return "results depend on the batch"
+    return None if provider.tokens(spec) == ANY else "serves some numbers of tokens only"
 
 
 def _within(bucket: Tokens, tokens: Tokens) -> bool:

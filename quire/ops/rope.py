@@ -34,7 +34,7 @@ def _samples() -> Iterator[tuple[RopeSpec, dict[str, Any]]]:
             )
 
 
-@op(samples=_samples)
+@op(samples=_samples, batch_invariant=True)
 def rope(x: Tensor, positions: Tensor, table: Tensor, spec: RopeSpec) -> Tensor:
     """Rotate pairs of values of each head by its token's position; computed in float32.
 

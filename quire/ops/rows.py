@@ -22,7 +22,7 @@ def _samples() -> Iterator[tuple[Any, dict[str, Any]]]:
     )
 
 
-@op(samples=_samples)
+@op(samples=_samples, batch_invariant=True)
 def append_tokens(rows: Tensor, drawn: Tensor, tokens: Tensor, known: Tensor) -> None:
     """Append one token to each row, in place.
 

@@ -231,7 +231,7 @@ def stored_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: StoredSp
     return out
 
 
-@op(samples=_embedding_samples)
+@op(samples=_embedding_samples, batch_invariant=True)
 def stored_embedding(ids: Tensor, weight: Tensor, spec: StoredRowsSpec) -> Tensor:
     """The rows of a stored table that `ids` name; zeros for ids whose row another rank holds.
 

@@ -105,6 +105,7 @@ class Runner:
             device=self.device,
             providers=spec.platform.providers,
             max_model_len=spec.max_model_len,
+            deterministic=spec.deterministic,
         )
 
     def load(self, progress: Progress) -> None:
@@ -116,7 +117,7 @@ class Runner:
             native.set_threads(torch.get_num_threads())
         self.make_inputs = self.build.op(step_inputs, None)
         self.draw_greedy = self.build.op(greedy_sample, None)
-        self.kernels = choose_kernels(self.spec.platform.providers)
+        self.kernels = choose_kernels(self.spec.platform.providers, self.spec.deterministic)
         self.append_tokens = self.build.op(append_tokens, None)
         if self.rehearses and self.spec.warm_tokens:
             self.rehearsal = Rehearsal(self.spec, self.mesh.size)

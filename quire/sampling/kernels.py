@@ -12,7 +12,7 @@ from quire.ops.draw import draw_tokens
 from quire.ops.edit import edit_logits
 from quire.ops.greedy import greedy_sample
 from quire.ops.logprobs import Logprobs, token_logprobs
-from quire.ops.registry import Choice, choose
+from quire.ops.registry import Choice, choose, settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,9 @@ class Kernels:
     choices: tuple[Choice, ...] = ()
 
 
-def choose_kernels(providers: Sequence[str]) -> Kernels:
-    """The best of `providers`, which are imported already, for each op."""
+def choose_kernels(providers: Sequence[str], deterministic: bool = False) -> Kernels:
+    """The best of `providers`, which are imported already, for each op; `deterministic` as of `choose`."""
     ops = (greedy_sample, draw_tokens, edit_logits, token_logprobs)
-    greedy, draw, edit, describe = choices = tuple(choose(op, None, providers) for op in ops)
+    greedy, draw, edit, describe = choices = tuple(choose(op, None, providers, None, deterministic) for op in ops)
+    settle(choices, deterministic)
     return Kernels(greedy.function, draw.function, edit.function, describe.function, draw.capturable, choices)

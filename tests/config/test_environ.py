@@ -23,6 +23,12 @@ def test_other_variables_are_left_alone(caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.records
 
 
+def test_a_variable_of_another_server_counts_less_than_one_s_own() -> None:
+    theirs = {"VLLM_BATCH_INVARIANT": "1"}
+    assert environ.settings(theirs) == {"deterministic": "1"}
+    assert environ.settings({**theirs, environ.variable("device", "deterministic"): "0"}) == {"deterministic": "0"}
+
+
 @pytest.mark.parametrize(
     ("slip", "meant"),
     [("QUIRE_MODEL__MAX_MODEL_LEM", "QUIRE_MODEL__MAX_MODEL_LEN"), ("QUIRE_PORT", "QUIRE_SERVER__PORT")],

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from quire.base.errors import ConfigError
 from quire.config.check import RANGES
-from quire.config.fields import SECTIONS, CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from quire.config.fields import (
+    SECTIONS,
+    CacheConfig,
+    DeviceConfig,
+    EngineConfig,
+    ModelConfig,
+    ParallelConfig,
+    SchedulerConfig,
+)
 from quire.config.parse import kind_of
 from quire.config.resolve import resolve
 from quire.config.spec import PlatformFacts, RunSpec
@@ -172,3 +180,14 @@ def _outcome(engine: EngineConfig, facts: Any, platform: Any) -> RunSpec | str:
         return resolve(engine, facts, platform)
     except ConfigError as error:
         return str(error)
+
+
+def test_deterministic_brings_kernels_of_its_own_and_refuses_what_it_cannot_promise() -> None:
+    engine = EngineConfig(device=DeviceConfig(deterministic=True))
+    spec = resolve(engine, model(), CPU)
+    assert spec.deterministic and spec.platform.providers == [*CPU.providers, "batch_invariant"]
+    assert not resolve(EngineConfig(), model(), CPU).deterministic
+    with pytest.raises(ConfigError, match=r"deterministic: .* Triton"):
+        resolve(engine, model(), msgspec.structs.replace(GPU, providers=["torch_native"]))
+    with pytest.raises(ConfigError, match="which 4 ranks"):
+        resolve(replace(engine, parallel=ParallelConfig(tensor_parallel_size=4)), model(), CPU)

@@ -19,7 +19,7 @@ from quire.kernels.triton.attention import prefill
 SHAPE = prefill.shape_of(128, prefill.torch.bfloat16, 4096, engine=True)
 SIZES = {"HEADS": 32, "KV_HEADS": 8, "D": 128, "DP": 128, "GROUP": 4, "GROUP_P": 4, "ROWS": SHAPE.lines, "PAGE": 64}
 SIZES |= {"TILE": SHAPE.tile, "STAGES": SHAPE.stages, "WINDOW": 0, "CAP": 0.0, "WIDE": False, "FORMAT": 0}
-SIZES |= {"CONVERTS": False, "CHUNK": 0, "sinks": None}
+SIZES |= {"CONVERTS": False, "CHUNK": 0, "ALIKE": False, "sinks": None}
 
 
 def machine_code() -> str:

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.torch
 for _module in pkgutil.iter_modules(quire.ops.__path__):
     importlib.import_module(f"quire.ops.{_module.name}")
 INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
-load_providers(["torch_native", *(["cpu"] if native.is_built() else []), *(["triton"] if INTERPRETER else [])])
+NAMES = ["torch_native", "batch_invariant"]
+load_providers([*NAMES, *(["cpu"] if native.is_built() else []), *(["triton"] if INTERPRETER else [])])
 CASES = [(op, name) for op in OPS.values() for name in op.providers if name != REFERENCE]
 
 

@@ -22,7 +22,7 @@ class Shape(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "head_dim", "rotary_dim", "window")),
-        *((name, ctypes.c_int64) for name in ("has_norm", "dtype")),
+        *((name, ctypes.c_int64) for name in ("has_norm", "dtype", "batch_invariant")),
         *((name, ctypes.c_double) for name in ("scale", "soft_cap", "norm_eps")),
     ]
 
@@ -58,7 +58,7 @@ def refuses(spec: AttentionSpec) -> str | None:
     return None
 
 
-@provide("cpu", attend, refuses)
+@provide("cpu", attend, refuses, batch_invariant=True)
 def cpu_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `attend`. Sums are in float32; with bfloat16, probabilities and rotated queries are rounded to it."""
     out = torch.empty(len(qkv), spec.heads * spec.head_dim, dtype=qkv.dtype)
@@ -92,6 +92,7 @@ def shape_of(spec: AttentionSpec) -> Shape:
         spec.window or 0,
         spec.norm_eps is not None,
         native.NUMBERS[spec.dtype],
+        spec.batch_invariant,
         spec.scale,
         spec.soft_cap or 0.0,
         spec.norm_eps or 0.0,

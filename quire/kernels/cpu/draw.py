@@ -20,7 +20,7 @@ _draw.argtypes = [_pointer, _long, _long, _long, _int, *[_pointer] * 5]
 _describe.argtypes = [_pointer, _long, _long, _long, _int, _pointer, _long, *[_pointer] * 3]
 
 
-@provide("cpu", greedy_sample)
+@provide("cpu", greedy_sample, batch_invariant=True)
 def cpu_greedy_sample(logits: Tensor) -> Tensor:
     """See `greedy_sample`."""
     data, rows, vocab, stride, dtype = _described(logits := _readable(logits))
@@ -29,7 +29,7 @@ def cpu_greedy_sample(logits: Tensor) -> Tensor:
     return drawn
 
 
-@provide("cpu", draw_tokens)
+@provide("cpu", draw_tokens, batch_invariant=True)
 def cpu_draw_tokens(
     logits: Tensor, rows: Tensor, known: Tensor, table: RowTable, groups: tuple[Group, ...] | None = None
 ) -> Tensor:
@@ -42,7 +42,7 @@ def cpu_draw_tokens(
     return drawn
 
 
-@provide("cpu", token_logprobs)
+@provide("cpu", token_logprobs, batch_invariant=True)
 def cpu_token_logprobs(logits: Tensor, chosen: Tensor, top: int) -> Logprobs:
     """See `token_logprobs`."""
     logits, chosen = _readable(logits), chosen.contiguous()

@@ -35,7 +35,7 @@ def _refuses_route(spec: RouteSpec) -> str | None:
     return None if spec.plain and spec.dtype in native.NUMBERS else "chooses by a softmax of float32 or bfloat16 alone"
 
 
-@provide("cpu", route, _refuses_route)
+@provide("cpu", route, _refuses_route, batch_invariant=True)
 def cpu_route(logits: Tensor, spec: RouteSpec, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """See `route`."""
     logits = logits.contiguous()
@@ -62,7 +62,7 @@ def _refuses(spec: StoredMoeSpec) -> str | None:
     return None
 
 
-@provide("cpu", stored_moe, _refuses, capturable=False)
+@provide("cpu", stored_moe, _refuses, capturable=False, batch_invariant=True)
 def cpu_stored_moe(
     x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, spec: StoredMoeSpec, biases: MoeBiases | None = None
 ) -> Tensor:

@@ -53,7 +53,7 @@ def _refuses(spec: LayerSpec) -> str | None:
     return refuses(spec.attention)
 
 
-@provide("cpu", pre_norm_layer, _refuses)
+@provide("cpu", pre_norm_layer, _refuses, batch_invariant=True)
 def cpu_layer(
     residual: Tensor, delta: Tensor | None, weights: LayerWeights, pages: KVPages, step: StepInputs, spec: LayerSpec
 ) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ def _refuses(spec: StoredSpec) -> str | None:
     return None if isinstance(spec.storage, Packed) else "reads weights that it packed itself"
 
 
-@provide("cpu", stored_linear, _refuses)
+@provide("cpu", stored_linear, _refuses, batch_invariant=True)
 def cpu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: StoredSpec) -> Tensor:
     """See `stored_linear`. Each output is one sum in the order of the inputs, whatever the number of rows."""
     storage = spec.storage

@@ -23,7 +23,7 @@ def _refuses(spec: NormSpec | GateSpec) -> str | None:
     return None if spec.dtype in native.NUMBERS else f"has no {spec.dtype}"
 
 
-@provide("cpu", rms_norm, _refuses)
+@provide("cpu", rms_norm, _refuses, batch_invariant=True)
 def cpu_rms_norm(x: Tensor, weight: Tensor, spec: NormSpec) -> Tensor:
     """See `rms_norm`."""
     x = x.contiguous()
@@ -32,7 +32,7 @@ def cpu_rms_norm(x: Tensor, weight: Tensor, spec: NormSpec) -> Tensor:
     return out
 
 
-@provide("cpu", add_rms_norm, _refuses)
+@provide("cpu", add_rms_norm, _refuses, batch_invariant=True)
 def cpu_add_rms_norm(residual: Tensor, delta: Tensor, weight: Tensor, spec: NormSpec) -> tuple[Tensor, Tensor]:
     """See `add_rms_norm`."""
     residual, delta = residual.contiguous(), delta.contiguous()
@@ -58,7 +58,7 @@ def _normed(
     )
 
 
-@provide("cpu", gated_activation, _refuses)
+@provide("cpu", gated_activation, _refuses, batch_invariant=True)
 def cpu_gated_activation(gate_up: Tensor, spec: GateSpec) -> Tensor:
     """See `gated_activation`."""
     gate_up = gate_up.contiguous()

@@ -16,7 +16,7 @@ from quire.ops.registry import provide
 from quire.ops.step import StepInputs
 
 
-@provide("torch_native", write_pages)
+@provide("torch_native", write_pages, batch_invariant=True)
 def native_write_pages(k: Tensor, v: Tensor, pages: KVPages, step: StepInputs) -> None:
     """See `write_pages`."""
     slots = step.groups[pages.group].slots

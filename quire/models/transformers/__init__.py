@@ -7,7 +7,7 @@ nor a chunk explains. Only this folder imports transformers, and only it may run
 (`trust_remote_code`).
 """
 
-from quire.base.errors import CheckpointError
+from quire.base.errors import CheckpointError, ConfigError
 from quire.checkpoint.facts import ModelFacts
 from quire.layers.build import Build
 
@@ -22,6 +22,11 @@ except ImportError as missing:
 
 def build(facts: ModelFacts, build: Build, trust_remote_code: bool = False) -> Adopted:
     """The model of a checkpoint, as transformers defines it. Raises CheckpointError where it cannot be served."""
+    if build.deterministic:
+        raise ConfigError(
+            f"deterministic: {facts.name} is computed by transformers (model_impl), whose results depend on the batch; "
+            "serve it without"
+        )
     config = read_config(facts, trust_remote_code)
     check_config(facts, build, config)
     return Adopted(facts, build, config, trust_remote_code)

@@ -122,7 +122,7 @@ def _prepare_whole(
     tl.store(v_pool + slot + HALF, narrowed(raw_high.to(tl.float32), v_inverse, v_pool, FORMAT, CONVERTS), mask=is_v)
 
 
-@provide("triton", prepare)
+@provide("triton", prepare, batch_invariant=True)
 def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `prepare`."""
     tokens, dim = len(qkv), triton.next_power_of_2(spec.head_dim)

@@ -133,7 +133,7 @@ def _prefill(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     GROUP_P: tl.constexpr, ROWS: tl.constexpr, PAGE: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
     WINDOW: tl.constexpr, CHUNK: tl.constexpr, CAP: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr,
-    CONVERTS: tl.constexpr,
+    CONVERTS: tl.constexpr, ALIKE: tl.constexpr,
 ):  # fmt: skip
     block, head = tl.program_id(1), tl.program_id(0)
     if block >= tl.load(total):
@@ -158,6 +158,10 @@ def _prefill(
         inner = tl.maximum(first_seen(start + count - 1, WINDOW, CHUNK) + TILE - 1, 0) // TILE * TILE
         inner = tl.minimum(inner, tl.maximum(clear, begin))
         clear = tl.maximum(clear, inner)
+    if ALIKE:
+        # Which tiles are clear depends on the other queries of the block.
+        clear = begin
+        inner = begin
     if k_bulk is not None:
         acc, top, weight = _stream(
             queries, inner, clear, k_bulk, v_bulk, table, head, scale,
@@ -208,15 +212,15 @@ class Shape:
     bulk: bool = False
 
 
-def shape_of(dim: int, dtype: torch.dtype, most_lines: int, engine: bool) -> Shape:
-    """For heads of `dim` values (a power of two) and sequences of at most so many lines.
+def shape_of(dim: int, dtype: torch.dtype, most_lines: int | None, engine: bool) -> Shape:
+    """For heads of `dim` values (a power of two) and sequences of at most so many lines; None is any number.
 
     `engine`: the copy engine can serve these pages. Two programs of 4 warps then share a multiprocessor, one of them
     multiplying while the other weighs: 1.07 to 1.28 times cuDNN's time on an H200; with 8 warps it is 1.2 to 1.4.
     """
     if dtype.itemsize > 2:
         return Shape(32, 32, 2, 8) if dim <= 128 else Shape(16, 16, 2, 4)
-    if most_lines <= 16:
+    if most_lines is not None and most_lines <= 16:
         return Shape(16, 64 if dim <= 128 else 32, 3, 4)
     if dim > 128:
         return Shape(64, 32, 2, 4)
@@ -227,7 +231,7 @@ def _refuses(spec: AttentionSpec) -> str | None:
     return f"heads of {spec.head_dim} values do not fit; at most 256 do" if spec.head_dim > 256 else None
 
 
-@provide("triton", paged_attention, _refuses)
+@provide("triton", paged_attention, _refuses, batch_invariant=True)
 def triton_paged_attention(
     q: Tensor, pages: KVPages, step: StepInputs, spec: AttentionSpec, sinks: Tensor | None = None
 ) -> Tensor:
@@ -239,9 +243,10 @@ def triton_paged_attention(
     group, dim = spec.heads // spec.kv_heads, max(16, triton.next_power_of_2(spec.head_dim))
     group_p, page_table = triton.next_power_of_2(group), step.groups[pages.group].page_table
     (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
-    bulk = bulk_of(KVPages(k_pool, v_pool), COPIED)
+    bulk = (None, None) if spec.batch_invariant else bulk_of(KVPages(k_pool, v_pool), COPIED)
     widest = max(q.dtype, pages.k.dtype, key=lambda dtype: dtype.itemsize)
-    shape = shape_of(dim, widest, group_p * step.max_query, bulk[0] is not None)
+    most_lines = None if spec.batch_invariant else group_p * step.max_query
+    shape = shape_of(dim, widest, most_lines, bulk[0] is not None)
     queries = max(1, shape.lines // group_p)
     bulk = bulk if shape.bulk else (None, None)
     blocks, total = step.once(("blocks", queries), lambda: list_blocks(step, queries))
@@ -251,7 +256,7 @@ def triton_paged_attention(
         HEADS=spec.heads, KV_HEADS=spec.kv_heads, D=spec.head_dim, DP=dim, GROUP=group, GROUP_P=group_p,
         ROWS=queries * group_p, PAGE=pages.k.shape[1], TILE=shape.tile,
         STAGES=device_of(q.device).stages(shape.stages), WINDOW=spec.window or 0, CHUNK=spec.chunk or 0,
-        CAP=spec.soft_cap or 0.0, WIDE=INTERPRETED, **form, num_warps=shape.warps,
+        CAP=spec.soft_cap or 0.0, WIDE=INTERPRETED, **form, ALIKE=spec.batch_invariant, num_warps=shape.warps,
     )  # fmt: skip
     return out
 

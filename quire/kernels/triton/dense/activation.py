@@ -34,7 +34,7 @@ def _gate_kernel(gate_up, out, stride, INNER: tl.constexpr, KIND: tl.constexpr, 
     tl.store(out + row * INNER + at, (activate(gate, KIND) * up).to(out.dtype.element_ty), mask=inside)
 
 
-@provide("triton", gated_activation)
+@provide("triton", gated_activation, batch_invariant=True)
 def triton_gated_activation(gate_up: Tensor, spec: GateSpec) -> Tensor:
     """See `gated_activation`."""
     rows, inner = len(gate_up), spec.inner

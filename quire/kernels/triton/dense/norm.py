@@ -75,13 +75,13 @@ def _launch(x: Tensor, delta: Tensor | None, weight: Tensor, total: Tensor | Non
     return out.view(x.shape)
 
 
-@provide("triton", rms_norm, _refuses)
+@provide("triton", rms_norm, _refuses, batch_invariant=True)
 def triton_rms_norm(x: Tensor, weight: Tensor, spec: NormSpec) -> Tensor:
     """See `rms_norm`."""
     return _launch(x, None, weight, None, spec)
 
 
-@provide("triton", add_rms_norm, _refuses)
+@provide("triton", add_rms_norm, _refuses, batch_invariant=True)
 def triton_add_rms_norm(residual: Tensor, delta: Tensor, weight: Tensor, spec: NormSpec) -> tuple[Tensor, Tensor]:
     """See `add_rms_norm`."""
     total = torch.empty_like(residual, memory_format=torch.contiguous_format)

@@ -352,7 +352,7 @@ def _space(count: int, parts: int, device: torch.device) -> _Space:
     )
 
 
-@provide("triton", draw_tokens)
+@provide("triton", draw_tokens, batch_invariant=True)
 def triton_draw_tokens(
     logits: Tensor, rows: Tensor, known: Tensor, table: RowTable, groups: tuple[Group, ...] | None = None
 ) -> Tensor:

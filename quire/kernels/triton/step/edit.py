@@ -90,7 +90,7 @@ def _ban(
         tl.store(edited + line * vocab + banned, -float("inf"), mask=active)
 
 
-@provide("triton", edit_logits)
+@provide("triton", edit_logits, batch_invariant=True)
 def triton_edit_logits(
     logits: Tensor, rows: Tensor, table: RowTable, tables: EditTables, history: Tensor, known: Tensor
 ) -> Tensor:

@@ -55,7 +55,7 @@ def _maximum(
     tl.store(drawn + rows + row, bad.to(tl.int64))
 
 
-@provide("triton", greedy_sample)
+@provide("triton", greedy_sample, batch_invariant=True)
 def triton_greedy_sample(logits: Tensor) -> Tensor:
     """See `greedy_sample`."""
     logits = logits.contiguous()

@@ -52,7 +52,7 @@ def _decode_inputs(
             tl.store(lengths, 0)
 
 
-@provide("triton", step_inputs)
+@provide("triton", step_inputs, batch_invariant=True)
 def triton_step_inputs(
     order: Tensor,
     counts: Tensor,

@@ -89,7 +89,7 @@ def _merge(
         head += (place == first).to(tl.int32)
 
 
-@provide("triton", token_logprobs)
+@provide("triton", token_logprobs, batch_invariant=True)
 def triton_token_logprobs(logits: Tensor, chosen: Tensor, top: int) -> Logprobs:
     """See `token_logprobs`."""
     count, vocab = logits.shape

@@ -23,7 +23,7 @@ def _append(
     tl.store(known + row, count + 1)
 
 
-@provide("triton", append_tokens)
+@provide("triton", append_tokens, batch_invariant=True)
 def triton_append_tokens(rows: Tensor, drawn: Tensor, tokens: Tensor, known: Tensor) -> None:
     """See `append_tokens`."""
     if len(rows):

@@ -1,0 +1,92 @@
+"""What `--deterministic` costs, and what it changes: the same requests with it and without, in turn, in one process.
+
+    python benchmarks/deterministic.py [--model default] [--dtype bfloat16] [--rows 32] [--prompt 256] [--ledger FILE]
+
+Tokens a second of one sequence that decodes, of many, and of prompts; medians of three rounds. `changed` is how many
+answers of many, log-probabilities included, are not to the last bit what the same request got alone.
+"""
+
+import argparse
+import contextlib
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lib import ledger
+
+from quire import LLM, RequestOutput, SamplingParams
+
+NEW = 64
+ROUNDS = 3
+SHARE = 0.4
+"""Of a GPU's memory for each of both engines."""
+
+
+def speed(llm: LLM, prompts: list[list[int]], tokens: int) -> float:
+    """Tokens a second: of answers, or of prompts where one token is wanted."""
+    params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
+    began = time.perf_counter()
+    llm.generate(prompts, params, use_tqdm=False)
+    count = sum(map(len, prompts)) if tokens == 1 else tokens * len(prompts)
+    return count / (time.perf_counter() - began)
+
+
+def said(output: RequestOutput) -> object:
+    """An answer to the last bit."""
+    answer = output.outputs[0]
+    return answer.token_ids, [{i: one.logprob for i, one in entry.items()} for entry in answer.logprobs or ()]
+
+
+def changed(llm: LLM, prompts: list[list[int]]) -> int:
+    """How many answers company changes."""
+    params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True, logprobs=1)
+    many = llm.generate(prompts, params, use_tqdm=False)
+    alone = [llm.generate([prompt], params, use_tqdm=False)[0] for prompt in prompts]
+    return sum(said(one) != said(other) for one, other in zip(many, alone, strict=True))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--load-format", default="auto")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--ledger", type=Path)
+    given = parser.parse_args()
+    rng = random.Random(1)
+    made: dict[str, LLM] = {}
+    with contextlib.ExitStack() as stack:
+        for name, deterministic in (("default", False), ("deterministic", True)):
+            settings = {"dtype": given.dtype, "load_format": given.load_format, "enable_prefix_caching": False}
+            room = {
+                "gpu_memory_utilization": SHARE,
+                "max_num_seqs": given.rows,
+                "max_model_len": given.prompt + 2 * NEW,
+            }
+            made[name] = stack.enter_context(LLM(given.model, deterministic=deterministic, **settings, **room))
+        vocab = made["default"].get_tokenizer().vocab_size
+        prompts = [[rng.randrange(vocab // 2) for _ in range(given.prompt)] for _ in range(given.rows)]
+        short = [prompt[: 16 + i % 16] for i, prompt in enumerate(prompts)]
+        rows: dict[str, Callable[[LLM], float]] = {
+            "decode_1": lambda llm: speed(llm, short[:1], NEW),
+            f"decode_{given.rows}": lambda llm: speed(llm, short, NEW),
+            "prompts": lambda llm: speed(llm, prompts, 1),
+        }
+        figures: dict[str, float] = {}
+        for row, measure in rows.items():
+            taken = {name: [measure(llm) for _ in range(ROUNDS)] for name, llm in made.items()}
+            figures |= {f"{row}_{name}": statistics.median(each) for name, each in taken.items()}
+        figures |= {f"changed_{name}": changed(llm, short) for name, llm in made.items()}
+    for name, value in figures.items():
+        print(f"{name:28} {value:.5g}")
+    if given.ledger:
+        line = {"commit": ledger.commit(), "machine": ledger.machine(), "command": ledger.command()}
+        ledger.append(given.ledger, {**line, "benchmark": "deterministic", **figures})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Attention that is declared batch-invariant: a token's result is the same alone, in any chunk and in any company."""
+
+import copy
+import importlib.util
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from quire.kernels.batch_invariant.products import invariant_linear, invariant_stored_linear
+from quire.ops.attention import AttentionSpec, attend, paged_attention
+from quire.ops.linear import LinearSpec
+from quire.ops.registry import OPS, Op, load_providers
+from quire.ops.samples import normal
+from quire.ops.step import StepInputs
+from quire.ops.stored import StoredSpec
+from quire.platforms import native
+from quire.quantization.canonical import Canonical
+
+pytestmark = pytest.mark.torch
+
+INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
+load_providers(["batch_invariant", *(["cpu"] if native.is_built() else []), *(["triton"] if INTERPRETER else [])])
+CASES = [
+    (op, provider.name) for op in (attend, paged_attention) for provider in op.providers.values()
+    if provider.batch_invariant
+]  # fmt: skip
+FIRST = {"attend": "qkv", "paged_attention": "q"}
+
+
+def last_of(step: StepInputs, index: int, count: int) -> tuple[StepInputs, slice]:
+    """A step of the last `count` tokens of sequence `index` alone, and which tokens of `step` these are."""
+    end = int(step.query_start[index + 1])
+    cut = slice(end - count, end)
+    groups = tuple(group.cut(slice(index, index + 1), cut) for group in step.groups)
+    alone = replace(
+        step,
+        positions=step.positions[cut],
+        query_start=torch.tensor([0, count], dtype=torch.int32),
+        seq_lens=step.seq_lens[index : index + 1],
+        groups=tuple(replace(group, shared=None) for group in groups),
+        max_query=count,
+        derived={},
+    )
+    return alone, cut
+
+
+@pytest.mark.parametrize(("op", "provider"), CASES, ids=[f"{op.name}-{name}" for op, name in CASES])
+def test_a_token_s_attention_is_its_own(op: Op, provider: str) -> None:
+    function, compared = op.providers[provider].function, 0
+    refuses = op.providers[provider].refuses
+    interpreted = provider == "triton"
+    for number, (spec, kwargs) in enumerate(op.samples()):
+        spec: AttentionSpec = replace(spec, batch_invariant=True)
+        if spec.step != "eager" or refuses(spec) is not None:
+            continue
+        if interpreted and (number % 3 or kwargs["step"].max_seq > 20 or spec.dtype != "float32"):
+            continue  # it takes its time
+        given: dict[str, Any] = copy.deepcopy(kwargs) | {"spec": spec}
+        whole, step = function(**given), given["step"]
+        for index, length in enumerate(step.seq_lens.tolist()):
+            queries = int(step.query_start[index + 1] - step.query_start[index])
+            for count in {1, queries // 2, queries} - {0} if length else ():
+                part, cut = last_of(step, index, count)
+                alone = function(**{**given, FIRST[op.name]: given[FIRST[op.name]][cut].contiguous(), "step": part})
+                assert torch.equal(alone, whole[cut]), (spec, index, count)
+                compared += 1
+    assert compared > (5 if interpreted else 20)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_row_s_product_is_its_own(dtype: str) -> None:
+    x, weight = normal(dtype, 37, 33), normal(dtype, 21, 33, seed=1)
+    spec = LinearSpec(33, 21, False, dtype)
+    whole = invariant_linear(x, weight, None, spec)
+    storage = Canonical(21, 33, 8, 128, dtype, "cpu")
+    data = storage.allocate()
+    storage.put(data, 0, weight)
+    stored = invariant_stored_linear(x, data, None, StoredSpec(storage, False, dtype))
+    for rows in (slice(5, 6), slice(3, 20)):
+        assert torch.equal(invariant_linear(x[rows], weight, None, spec), whole[rows])
+        assert torch.equal(
+            invariant_stored_linear(x[rows], data, None, StoredSpec(storage, False, dtype)), stored[rows]
+        )
+
+
+def test_who_is_declared_covers_a_decoder() -> None:
+    needed = "linear stored_linear rms_norm add_rms_norm embedding rope prepare paged_attention gated_activation"
+    needed += " pointwise greedy_sample draw_tokens edit_logits token_logprobs step_inputs append_tokens write_pages"
+    for name in needed.split():
+        assert any(p.batch_invariant for p in OPS[name].providers.values()), name
