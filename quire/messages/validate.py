@@ -254,20 +254,19 @@ def _prompt(token_ids: Sequence[int], params: SamplingParams, facts: EngineFacts
     if params.truncate_prompt_tokens is None:
         _check_room(len(token_ids), facts)
     check_token_ids("prompt", token_ids, facts.vocab_size)
-    return list(token_ids[-kept:]) if (kept := _kept_tokens(params, facts)) is not None else list(token_ids)
+    fitting = max(1, min(facts.max_model_len - (params.max_tokens or 1), facts.max_prompt_len))
+    kept = tokens_kept(params.truncate_prompt_tokens, facts.max_model_len, fitting)
+    return list(token_ids if kept is None else token_ids[-kept:])
 
 
-def _kept_tokens(params: SamplingParams, facts: EngineFacts) -> int | None:
-    """How many of the last prompt tokens truncate_prompt_tokens keeps; -1 leaves room for the output."""
-    kept = params.truncate_prompt_tokens
-    if kept is None:
+def tokens_kept(asked: int | None, most: int, fitting: int) -> int | None:
+    """How many tokens of a prompt truncate_prompt_tokens keeps: None all, -1 as many as fit. Raises RequestError."""
+    if asked is None:
         return None
-    check_int("truncate_prompt_tokens", kept, -1, facts.max_model_len)
-    if kept == 0:
+    check_int("truncate_prompt_tokens", asked, -1, most)
+    if asked == 0:
         raise RequestError("truncate_prompt_tokens must be at least 1, or -1.", "truncate_prompt_tokens")
-    if kept > 0:
-        return kept
-    return max(1, min(facts.max_model_len - (params.max_tokens or 1), facts.max_prompt_len))
+    return asked if asked > 0 else fitting
 
 
 def _max_tokens(prompt_len: int, params: SamplingParams, facts: EngineFacts) -> int:

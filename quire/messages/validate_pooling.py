@@ -10,7 +10,7 @@ from quire.checkpoint.pooling import PoolerFacts
 from quire.messages.params import RequestOutputKind, SamplingParams
 from quire.messages.pooling import TOKEN_TASKS, Pooling, PoolingParams, PoolingTask
 from quire.messages.request import Request
-from quire.messages.validate import INT32, MAX_SALT_CHARS, check_int, check_text, check_token_ids
+from quire.messages.validate import INT32, MAX_SALT_CHARS, check_int, check_text, check_token_ids, tokens_kept
 from quire.messages.wire import EngineFacts
 
 SAMPLING = SamplingParams(max_tokens=1, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
@@ -114,10 +114,4 @@ def _prompt(token_ids: Sequence[int], params: PoolingParams, facts: EngineFacts)
 
 def kept_tokens(params: PoolingParams, facts: EngineFacts) -> int | None:
     """How many of the first tokens truncate_prompt_tokens keeps; None keeps all. Raises RequestError."""
-    kept = params.truncate_prompt_tokens
-    if kept is None:
-        return None
-    check_int("truncate_prompt_tokens", kept, -1, facts.max_prompt_len)
-    if kept == 0:
-        raise RequestError("truncate_prompt_tokens must be at least 1, or -1.", "truncate_prompt_tokens")
-    return kept if kept > 0 else facts.max_prompt_len
+    return tokens_kept(params.truncate_prompt_tokens, facts.max_prompt_len, facts.max_prompt_len)
