@@ -168,13 +168,16 @@ def _eos_token_ids(folder: Path, *sources: dict[str, Any]) -> list[int]:
 
 
 def _quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """What is said of quantized weights: in config.json under either name, or in ModelOpt's own file."""
+    """What is said of quantized weights: in config.json under either name, or in ModelOpt's or AutoGPTQ's own file."""
     said = config.get("quantization_config") or config.get("compression_config")
     if isinstance(said, dict):
         return said
     own = _read_json(folder / "hf_quant_config.json", required=False)
     inner = own.get("quantization")
-    return {"quant_method": "modelopt", **inner} if isinstance(inner, dict) else {}
+    if isinstance(inner, dict):
+        return {"quant_method": "modelopt", **inner}
+    own = _read_json(folder / "quantize_config.json", required=False)
+    return {"quant_method": "gptq", **own} if own else {}
 
 
 def _chat_template(folder: Path) -> str | None:

@@ -23,6 +23,10 @@ ONLINE: dict[str, Form] = {
 """Forms that full-precision weights are quantized to while they load; int8 and int4 are `Canonical`'s."""
 
 
+ASKED_LAST = ("awq",)
+"""Formats whose marks others have, too: GPTQ's tensors are AWQ's and one more."""
+
+
 class _Module(Protocol):
     """What a file of `formats/` has."""
 
@@ -120,5 +124,6 @@ def _by_tensors(modules: dict[str, _Module], source: Source) -> str | None:
 
 
 def _modules() -> dict[str, _Module]:
-    names = sorted(module.name for module in pkgutil.iter_modules(formats.__path__))
+    names = [module.name for module in pkgutil.iter_modules(formats.__path__)]
+    names.sort(key=lambda name: (name in ASKED_LAST, name))
     return {name: cast(_Module, importlib.import_module(f"{formats.__name__}.{name}")) for name in names}

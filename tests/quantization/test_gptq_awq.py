@@ -37,7 +37,7 @@ def quantized(weight: Tensor, bits: int, order: Tensor, symmetric: bool) -> tupl
         else:
             low, high = part.amin(1).clamp(max=0), part.amax(1).clamp(min=0)
             scales[:, i] = (high - low) / (2**bits - 1)
-            zeros[:, i] = (-low / scales[:, i]).round().clamp(1, 2**bits - 1)
+            zeros[:, i] = (-low / scales[:, i]).round().clamp(0, 2**bits - 1)
     scales = scales.half()
     codes = (weight / scales.float()[:, order] + zeros[:, order]).round().clamp(0, 2**bits - 1)
     return codes.int(), scales, zeros.int()
@@ -51,7 +51,7 @@ def gptq(weight: Tensor, bits: int, group: int, *, act: bool, symmetric: bool, l
     values = (codes - zeros[:, order]).float() * scales.float()[:, order]
     tensors = {
         "qweight": words(codes.T, bits),
-        "qzeros": words(zeros - less, bits).T,
+        "qzeros": words((zeros - less) % 2**bits, bits).T,
         "scales": scales.T,
         "g_idx": order.int(),
         "bias": torch.zeros(len(weight)),
@@ -67,6 +67,8 @@ def test_gptq(bits: int, act: bool, symmetric: bool, version: int, tmp_path: Pat
     def writer(module: str, weight: Tensor) -> Made | None:
         if not inner(module):
             return None
+        # Nothing below 0: its zero points are 0.
+        weight = weight.abs() if module.endswith("k_proj") else weight
         return gptq(weight, bits, 32, act=act, symmetric=symmetric, less=2 - version)
 
     config: dict[str, Any] = {"quant_method": "gptq", "bits": bits, "group_size": 32, "desc_act": act, "sym": symmetric}
@@ -82,6 +84,15 @@ def test_gptq_with_a_quantized_head_and_one_group_a_row(tmp_path: Path) -> None:
         return gptq(weight, 4, weight.shape[1], act=False, symmetric=True, less=1)
 
     check(*write(tmp_path, {"quant_method": "gptq", "bits": 4, "group_size": -1, "lm_head": True}, writer))
+
+
+@pytest.mark.parametrize("told", ["quantize_config.json", None])
+def test_gptq_that_config_json_does_not_mention(told: str | None, tmp_path: Path) -> None:
+    writer = lambda module, weight: gptq(weight, 4, 32, act=False, symmetric=False, less=1) if inner(module) else None  # noqa: E731
+    folder, plain, values = write(tmp_path, {}, writer)
+    if told is not None:
+        (folder / told).write_text('{"bits": 4, "group_size": 32, "desc_act": false, "sym": false}')
+    check(folder, plain, values)
 
 
 def test_a_kernels_own_order_is_refused(tmp_path: Path) -> None:

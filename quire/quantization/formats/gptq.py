@@ -90,7 +90,8 @@ class Gptq:
     def _points(self, source: Source, name: str, bits: int, outputs: int) -> Tensor:
         """Zero points, (outputs, groups)."""
         words = source.read(name)
-        return unpack(words.view(torch.uint8), bits, outputs).T + self.less
+        # Less 1, a point of 0 has become the largest.
+        return unpack(words.view(torch.uint8), bits, outputs).T + self.less & (1 << bits) - 1
 
     def announced(self, matrix: Matrix) -> Form | None:
         """See `Format`."""

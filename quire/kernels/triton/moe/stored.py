@@ -15,11 +15,11 @@ from quire.kernels.triton.dense.quantized.decode import lift
 from quire.kernels.triton.dense.quantized.rows import of_rows
 from quire.kernels.triton.dense.quantized.skinny import Tiling, fitted
 from quire.kernels.triton.dense.quantized.sweep import row_words, swept
-from quire.kernels.triton.dense.quantized.weight import Weight, unread
+from quire.kernels.triton.dense.quantized.weight import COARSE, Weight, unread
 from quire.kernels.triton.launch import INTERPRETED, begin, device_of
 from quire.kernels.triton.moe.grouped import combine
 from quire.kernels.triton.moe.route import Sorted, refuses_sort, sort
-from quire.ops.moe import CLAMP, GAIN, MoeBiases, RouteSpec
+from quire.ops.moe import CLAMP, GAIN, MoeBiases
 from quire.ops.registry import provide
 from quire.ops.stored_moe import StoredMoeSpec, stored_moe
 from quire.quantization.scaled import Scaled
@@ -110,19 +110,24 @@ def _product_kernel(
     tl.store(out + target[:, None] * N + n[None, :], result, mask=inside[:, None] & (n < N)[None, :])
 
 
-CUTS = {8: Tiling(64, 16, 64, 1, 4, 4), 24: Tiling(64, 32, 64, 1, 4, 4), 48: Tiling(64, 64, 64, 1, 4, 4)}
-"""By entries per expert on average, at most; `rows` are a tile's entries."""
-MANY = Tiling(128, 64, 64, 1, 4, 8)
+CUTS = {8: Tiling(64, 16, 64, 1, 4, 4), 24: Tiling(64, 32, 64, 1, 4, 4), 96: Tiling(128, 64, 64, 1, 4, 8)}
+"""By entries per expert on average, at most; `rows` are a tile's entries. Tuned on an H200, where twice as many rows a
+block are slower up to 64 tokens, and half as many at all sizes."""
+MANY = {False: Tiling(128, 128, 64, 1, 3, 8), True: Tiling(128, 64, 64, 1, 4, 8)}
+"""The like for more, by whether scales are applied to sums: these take registers of their own."""
 PLAIN = Tiling(32, 16, 64, 1, 2, 4)
 """For float32, which matrix units do not multiply exactly."""
 
 
-def cut_for(tokens: int, spec: RouteSpec, dtype: torch.dtype) -> Tiling:
+def cut_for(tokens: int, spec: StoredMoeSpec) -> Tiling:
     """By how many entries an expert has on average."""
-    if dtype == torch.float32:
+    assert isinstance(spec.gate_up, Scaled), "unread() refuses all others"
+    if spec.dtype == "float32":
         return PLAIN
-    average = tokens * spec.top_k / spec.experts
-    return next((cut for most, cut in CUTS.items() if average <= most), MANY)
+    route, group = spec.moe.route, spec.gate_up.form.group
+    average = tokens * route.top_k / route.experts
+    many = MANY[group is not None and group >= COARSE]
+    return next((cut for most, cut in CUTS.items() if average <= most), many)
 
 
 def _product(x: Tensor, half: Half, order: Sorted, cut: Tiling) -> Tensor:
@@ -155,7 +160,7 @@ def triton_stored_moe(
         return torch.empty_like(x)
     assert isinstance(spec.gate_up, Scaled) and isinstance(spec.down, Scaled), "unread() refuses all others"
     biases, moe, x = biases or MoeBiases(), spec.moe, x.contiguous()
-    cut = cut_for(len(x), moe.route, x.dtype)
+    cut = cut_for(len(x), spec)
     order = sort(logits.contiguous(), moe.route, cut.rows, biases.choice)
     first = Half(Weight(spec.gate_up, gate_up), biases.gate_up, moe.gate, moe.weigh_input)
     made = _product(_product(x, first, order, cut), Half(Weight(spec.down, down), biases.down, ""), order, cut)
