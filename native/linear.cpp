@@ -21,7 +21,11 @@ const long OUTPUTS = 128, CACHED = 512 << 10;
 // Values below which it takes longer to share the work than to do it.
 const long FEW_VALUES = 1 << 15, FEW_PRODUCTS = 1 << 17;
 
+// Tiles from which on a thread's share is cut into so many pieces.
+const long MANY_TILES = 32, PIECES = 16;
+
 long most(long a, long b) { return a > b ? a : b; }
+long least(long a, long b) { return a < b ? a : b; }
 
 // Work in pieces of `unit` panels by `block` tiles.
 void multiply(const Product& p, const LinearTable& table) {
@@ -30,9 +34,9 @@ void multiply(const Product& p, const LinearTable& table) {
     while (p.tiles > 1 && unit > 1 && unit * panel_bytes(p.weight) > CACHED) unit /= 2;
     unit = most(unit, divided_up(count, 60'000));
     const long columns = divided_up(count, unit);
-    // Many threads and few outputs: rows are shared out as well.
-    long bands = columns >= 2 * threads() ? 1 : divided_up(2 * threads(), columns);
-    bands = bands < p.tiles ? bands : p.tiles;
+    // Many threads and few outputs: rows are shared out as well. Many rows: in small pieces, so that none ends late.
+    const long wanted = p.tiles < MANY_TILES ? 2 * threads() : PIECES * threads();
+    const long bands = least(divided_up(wanted, columns), p.tiles);
     if (threads() == 1 || p.rows * p.weight.outputs * p.weight.inputs < FEW_PRODUCTS) {
         for (long i = 0; i < columns; i++)
             table.multiply(p, i * unit, i * unit + unit < count ? i * unit + unit : count, 0, p.tiles);

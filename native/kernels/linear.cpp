@@ -18,6 +18,8 @@ namespace {
 // the processor fetches by itself ends with each page of 4 KiB.
 const long AHEAD = 4096;
 const long CHUNK = 256;
+// Rows of the largest tile that there is.
+const long MOST_TILE_ROWS = 32;
 
 template <class A, class B>
 constexpr bool is_same = false;
@@ -36,8 +38,8 @@ inline long column_offset(int c, long panel) {
     return C < V ? c * T::vector_bytes : c / V * panel + c % V * T::vector_bytes;
 }
 
-// What is fetched while a tile is worked on: its own weights so far ahead (0: nothing), or where several tiles share
-// weights, `stride` bytes a step of what comes behind them.
+// What is fetched while a tile is worked on: its own weights so far ahead (0: nothing), or `stride` bytes a step of what
+// will be wanted next.
 struct Fetched {
     long ahead;
     const uint8_t* next;
@@ -208,7 +210,11 @@ inline void any_tile(const Product& p, const Place& at) {
 template <class T, int R>
 void tile_row(const Product& p, Place at, long last) {
     constexpr int V = vectors_per_panel<T>(), C = T::columns(R);
-    for (; at.vector + C <= last; at.vector += C) any_tile<T, R, C>(p, at);
+    const long fetched = at.fetched.stride * (panel_bytes(p.weight) / T::step_bytes);
+    for (; at.vector + C <= last; at.vector += C) {
+        any_tile<T, R, C>(p, at);
+        if (at.fetched.next) at.fetched.next += fetched;
+    }
     if constexpr (C > V)
         for (; at.vector < last; at.vector += V) any_tile<T, R, V>(p, at);
 }
@@ -275,9 +281,12 @@ void multiply_tiles(const Product& p, long first, long last, long tile, long las
     const long bytes = row_bytes<T>(p.weight), tiles = last_tile - tile;
     if (tiles > 1 && tiles <= FEW_TILES) return multiply_few<T>(p, first, last, tile, last_tile);
     for (long t = tile; t < last_tile; t++) {
-        const long row = p.first_row(t);
-        const Place at{p.prepared + row * bytes, row, first * V, {t == tile ? AHEAD : 0, nullptr, 0}};
-        tile_rows<T>(p, at, last * V, int(p.first_row(t + 1) - row));
+        const long row = p.first_row(t), next = p.first_row(t + 1), count = next - row;
+        // The first tile brings the weights into the cache, each of the others the rows of the next one.
+        const long steps = panel_bytes(p.weight) / T::step_bytes * divided_up((last - first) * V, T::columns(int(count)));
+        Fetched fetched{AHEAD, nullptr, 0};
+        if (t > tile) fetched = {0, p.prepared + next * bytes, t + 1 < last_tile ? divided_up(count * bytes, steps) : 0};
+        tile_rows<T>(p, {p.prepared + row * bytes, row, first * V, fetched}, last * V, int(count));
     }
 }
 
@@ -334,16 +343,16 @@ Rows rows_of(const Product& p, long tile) {
     return {row, count, row_bytes<T>(p.weight), count * T::x_bytes, true};
 }
 
+// Chunk by chunk, so that what the rows of a tile write side by side stays in the first cache.
 template <class T>
 void prepare_floats(const Product& p, long tile) {
     const Rows rows = rows_of<T>(p, tile);
     const long inputs = p.weight.inputs, per_step = p.weight.format == BFLOAT16 ? 2 : 1, stride = rows.stride;
     const long row = rows.row;
-    for (long r = 0; r < rows.count; r++) {
-        uint8_t* to = rows.begin(p, r, T::x_bytes);
-        if (!rows.in_steps) memset(to + rows.bytes - 64, 0, 64);
-        for (long k = 0; k < inputs; k += CHUNK) {
-            const long count = inputs - k < CHUNK ? divided_up(inputs - k, per_step) * per_step : CHUNK;
+    for (long r = 0; r < rows.count && !rows.in_steps; r++) memset(rows.begin(p, r, T::x_bytes) + rows.bytes - 64, 0, 64);
+    for (long k = 0; k < inputs; k += CHUNK) {
+        const long count = inputs - k < CHUNK ? divided_up(inputs - k, per_step) * per_step : CHUNK;
+        for (long r = 0; r < rows.count; r++) {
             float values[CHUNK];
             uint16_t halves[CHUNK];
             const void* from = values;
@@ -354,7 +363,7 @@ void prepare_floats(const Product& p, long tile) {
                 for (long i = 0; T::x_bytes == 2 * per_step && i < count; i++) halves[i] = to_bfloat16(values[i]);
                 if (T::x_bytes == 2 * per_step) from = halves;
             }
-            scatter(to + k / per_step * stride, stride, from, count / per_step, T::x_bytes);
+            scatter(rows.begin(p, r, T::x_bytes) + k / per_step * stride, stride, from, count / per_step, T::x_bytes);
         }
     }
 }
@@ -379,6 +388,7 @@ inline void to_bytes(const float* values, long count, float inverse, int8_t* out
 inline void prepare_int8(const Product& p, long tile) {
     const Rows rows = rows_of<Int8>(p, tile);
     const long row = rows.row, bytes = rows.bytes, stride = rows.stride;
+    float inverse[MOST_TILE_ROWS];
     for (long r = 0; r < rows.count; r++) {
         float values[CHUNK], high = 0, poison = 0;
         for (long k = 0; k < bytes; k += CHUNK) {
@@ -386,17 +396,19 @@ inline void prepare_int8(const Product& p, long tile) {
             const float here = largest(values, CHUNK, &poison);
             high = here > high ? here : high;
         }
-        const float inverse = high > 0 ? 127.0f / high : 0.0f;
+        inverse[r] = high > 0 ? 127.0f / high : 0.0f;
         p.factors[row + r] = high / 127.0f + poison;
-        uint8_t* to = rows.begin(p, r, 4);
-        for (long k = 0; k < bytes; k += CHUNK) {
-            const long count = bytes - k < CHUNK ? bytes - k : CHUNK;
+    }
+    for (long k = 0; k < bytes; k += CHUNK) {
+        const long count = bytes - k < CHUNK ? bytes - k : CHUNK;
+        for (long r = 0; r < rows.count; r++) {
+            float values[CHUNK];
             int8_t quantized[CHUNK];
             load_x(p, row + r, k, CHUNK, values);
-            to_bytes(values, CHUNK, inverse, quantized);
+            to_bytes(values, CHUNK, inverse[r], quantized);
             if (Int8::x_unsigned)
                 for (long i = 0; i < CHUNK; i++) quantized[i] = int8_t(quantized[i] ^ -128);
-            scatter(to + k / 4 * stride, stride, quantized, count / 4, 4);
+            scatter(rows.begin(p, r, 4) + k / 4 * stride, stride, quantized, count / 4, 4);
         }
     }
 }
@@ -404,9 +416,8 @@ inline void prepare_int8(const Product& p, long tile) {
 inline void prepare_int4(const Product& p, long tile) {
     const long row = p.first_row(tile), rows = p.first_row(tile + 1) - row, bytes = row_bytes<Int4>(p.weight);
     const long stride = rows * 4, group = p.weight.group, groups = bytes / group;
-    for (long r = 0; r < rows; r++) {
-        uint8_t* to = p.prepared + row * bytes + r * 4;
-        for (long g = 0; g < groups; g++) {
+    for (long g = 0; g < groups; g++)
+        for (long r = 0; r < rows; r++) {
             float values[CHUNK], poison = 0;
             int8_t quantized[CHUNK];
             load_x(p, row + r, g * group, group, values);
@@ -416,9 +427,9 @@ inline void prepare_int4(const Product& p, long tile) {
             for (long i = 0; i < group; i++) sum += quantized[i];
             p.factors[row * groups + g * rows + r] = high / 127.0f + poison;
             p.starts[row * groups + g * rows + r] = -8 * sum;
+            uint8_t* to = p.prepared + row * bytes + r * 4;
             scatter(to + g * (group / 4) * stride, stride, quantized, group / 4, 4);
         }
-    }
 }
 
 int tile_rows_of(int format) {

@@ -26,6 +26,7 @@ from quire.messages.request import Request
 from quire.messages.state import Layout
 from quire.messages.wire import Delta, EngineFacts
 from quire.platforms import detect
+from quire.platforms.ahead import ahead, pays
 from quire.scheduler.build import make
 from quire.structured.matcher import Vocabulary
 from quire.version import __version__
@@ -36,6 +37,9 @@ EXECUTORS = Registry(
     "executor",
     {"inline": "quire.executors.inline:InlineExecutor", "processes": "quire.executors.processes:ProcessExecutor"},
 )
+
+ONLINE_BITS = {"int8": 8, "int4": 4}
+"""Of a weight that is quantized while it loads; the others have 16, or as many as in their files."""
 
 PATIENCE = 3.0
 """A step may take so many times what the largest one took when it was measured."""
@@ -81,17 +85,19 @@ class EngineCore:
     ) -> None:
         self._clock = clock
         timeline = timeline or Timeline()
-        # torch is imported here, if it was not before.
-        platform = detect(config.device.device, config.device.kernels)
-        for warning in platform.warnings:
-            log.warning("%s", warning)
-        spec = resolve(config, model, platform, streams)
-        for note in spec.notes:
-            log.info("%s", note)
-        self.executor = make_executor(spec)
+        with ahead().clearing(_cleared_bytes(config, model)):
+            # torch is imported here, if it was not before.
+            platform = detect(config.device.device, config.device.kernels)
+            for warning in platform.warnings:
+                log.warning("%s", warning)
+            spec = resolve(config, model, platform, streams)
+            for note in spec.notes:
+                log.info("%s", note)
+            self.executor = make_executor(spec)
         timeline.mark("import")
         try:
             choices = self.executor.load(progress)
+            ahead().drop()
             log.info("kernels: %s", "; ".join(f"{op}: {provider}" for op, provider in choices.items()))
             timeline.mark("load")
             began = time.monotonic()
@@ -171,6 +177,15 @@ class Timeline:
         self.seconds[phase] = now - self._last
         self._on_mark()
         self._last = now
+
+
+def _cleared_bytes(config: EngineConfig, model: ModelFacts) -> int:
+    """Memory worth clearing while torch is imported: what the weights will take in this process."""
+    device = config.device
+    if config.parallel.tensor_parallel_size > 1 or not pays(device.device, device.kernels):
+        return 0
+    files = sum(path.stat().st_size for path in Path(model.path).glob("*.safetensors"))
+    return files * ONLINE_BITS.get(config.model.quantization or "", 16) // 16
 
 
 def _vocabulary(config: EngineConfig, model: ModelFacts) -> Vocabulary:

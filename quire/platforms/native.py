@@ -47,6 +47,7 @@ def load() -> tuple[ctypes.CDLL, str]:
     library.qcpu_set_isa.restype = ctypes.c_char_p
     library.qcpu_set_isa.argtypes = [ctypes.c_char_p]
     library.qcpu_bind_thread.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int), ctypes.c_int]
+    library.qcpu_use_huge_pages.argtypes = [ctypes.c_void_p, ctypes.c_long]
     held = "avx2" if environ.read("ATEN_CPU_CAPABILITY") in ("avx2", "default") else None
     return library, start(library, environ.read("QUIRE_CPU_ISA") or held)
 
@@ -67,6 +68,11 @@ def start(library: ctypes.CDLL, wanted: str | None) -> str:
 def number(dtype: object) -> int | None:
     """The library's number of a dtype, by its name or as torch has it; None where there is none."""
     return NUMBERS.get(str(dtype).removeprefix("torch."))
+
+
+def use_huge_pages(address: int, size: int) -> None:
+    """Ask the system to back memory that nobody has touched by huge pages."""
+    load()[0].qcpu_use_huge_pages(address, size)
 
 
 def set_threads(count: int) -> int:

@@ -1,10 +1,12 @@
 """Which processors the threads of the CPU kernels run on."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from quire.platforms import cores
+from quire.platforms import cores, native
 
 pytestmark = pytest.mark.plain
 
@@ -38,3 +40,27 @@ def test_lists_of_numbers() -> None:
 
 def test_this_machine() -> None:
     assert all(node for node in cores.physical())
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not native.is_built(), reason="asks /proc where compiled threads may run"
+)
+def test_threads_of_the_kernels_stay_on_the_node_that_is_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (sorted(os.sched_getaffinity(0)) * 2)[:2]
+    if first == second:
+        pytest.skip("this process may use one processor only")
+    before = places()
+    assert {second} not in before
+    monkeypatch.setattr(cores, "physical", lambda: [[first], [second]])
+    try:
+        assert native.set_threads(2) == 2
+        assert {second} in places()
+    finally:
+        monkeypatch.undo()
+        native.set_threads(2)
+        native.set_threads(1)
+
+
+def places() -> list[set[int]]:
+    """Where each thread of this process may run."""
+    return [os.sched_getaffinity(int(thread.name)) for thread in Path("/proc/self/task").iterdir()]

@@ -5,7 +5,6 @@ token, or with 4-bit weights per token and group.
 """
 
 import ctypes
-import mmap
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +13,10 @@ from torch import Tensor
 from quire.ops.registry import provide
 from quire.ops.stored import StoredSpec, Wanted, offer, stored_linear
 from quire.platforms import native
+from quire.platforms.ahead import HUGE_PAGE, ahead
 
 FORMATS = {None: native.NUMBERS, 8: dict.fromkeys(native.NUMBERS, 2), 4: dict.fromkeys(native.NUMBERS, 3)}
 GROUPS = (32, 64, 128, 256)
-HUGE_PAGE = 2 << 20
 PANEL = 32
 """Outputs that share a panel, at most: what is read by itself is whole panels."""
 
@@ -39,7 +38,6 @@ _pointer, _long, _int = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 _matrix = ctypes.POINTER(Matrix)
 _library.qcpu_packed_bytes.restype = ctypes.c_long
 _library.qcpu_packed_bytes.argtypes = [_matrix]
-_library.qcpu_use_huge_pages.argtypes = [_pointer, _long]
 _library.qcpu_put.argtypes = [_matrix, _long, _long, _pointer, _long, _int]
 _library.qcpu_put_quantized.argtypes = [_matrix, _long, _long, _pointer, _pointer]
 _library.qcpu_get.argtypes = [_matrix, _pointer, _long, _pointer, _int]
@@ -61,11 +59,7 @@ class Packed:
         size: int = _library.qcpu_packed_bytes(self.matrix(None))
         if size < HUGE_PAGE:
             return torch.zeros(size, dtype=torch.uint8)
-        memory = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        whole = torch.frombuffer(memory, dtype=torch.uint8)
-        first = -whole.data_ptr() % HUGE_PAGE
-        _library.qcpu_use_huge_pages(whole.data_ptr() + first, size)
-        return whole[first : first + size]
+        return torch.frombuffer(ahead().take(size), dtype=torch.uint8)
 
     def put(self, data: Tensor, first: int, values: Tensor) -> None:
         """See `Storage`."""

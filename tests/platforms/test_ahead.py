@@ -1,0 +1,87 @@
+"""Memory that is cleared before weights take it."""
+
+import ctypes
+import mmap
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quire.platforms import ahead as module
+from quire.platforms import cores, native
+from quire.platforms.ahead import HUGE_PAGE, PIECE, Ahead, pays
+from quire.platforms.host import Host
+
+pytestmark = [pytest.mark.plain, pytest.mark.skipif(not native.is_built(), reason="needs the compiled kernels")]
+
+HANG_S = 30
+
+
+def address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc how much memory this process has")
+def test_memory_is_there_before_it_is_taken_and_goes_back_where_nobody_took_it() -> None:
+    store, size, before = Ahead(), 8 * PIECE, resident_bytes()
+    with store.clearing(size):
+        end = time.monotonic() + HANG_S
+        while resident_bytes() - before < size // 2 and time.monotonic() < end:
+            time.sleep(0.01)
+    assert resident_bytes() - before >= size // 2
+    kept = store.take(PIECE)
+    kept[:4] = b"kept"
+    store.drop()
+    assert resident_bytes() - before < size // 2
+    assert bytes(kept[:4]) == b"kept"
+    assert bytes(kept[4:]).strip(b"\0") == b""
+
+
+def test_what_is_taken_is_zero_begins_a_huge_page_and_is_nobody_elses() -> None:
+    store = Ahead()
+    with store.clearing(4 * HUGE_PAGE):
+        pass
+    sizes = [HUGE_PAGE + 1, 100, 3 * HUGE_PAGE, HUGE_PAGE]
+    taken = [store.take(size) for size in sizes]
+    for number, (view, size) in enumerate(zip(taken, sizes, strict=True)):
+        assert len(view) == size
+        assert bytes(view).strip(b"\0") == b""
+        assert address(view) % HUGE_PAGE == 0
+        view[:] = bytes([number + 1]) * size
+    assert all(set(view) == {number + 1} for number, view in enumerate(taken))
+
+
+def test_nothing_is_cleared_where_nothing_is_wanted() -> None:
+    store = Ahead()
+    with store.clearing(0):
+        assert len(store.take(HUGE_PAGE)) == HUGE_PAGE
+    store.drop()
+
+
+@pytest.mark.parametrize(
+    ("device", "kernels", "host", "nodes", "expected"),
+    [
+        ("auto", "auto", Host(has_native=True), [[0, 1]], True),
+        ("cpu", "cpu", Host(has_native=True, gpu_vendors=("NVIDIA",)), [[0, 1]], True),
+        ("auto", "auto", Host(has_native=True, gpu_vendors=("NVIDIA",)), [[0, 1]], False),
+        ("cuda", "auto", Host(has_native=True), [[0, 1]], False),
+        ("cpu", "torch_native", Host(has_native=True), [[0, 1]], False),
+        ("cpu", "auto", Host(), [[0, 1]], False),
+        ("cpu", "auto", Host(has_native=True), [[0]], False),
+        ("cpu", "auto", Host(has_native=True), [[0, 1], [2, 3]], False),
+    ],
+)
+def test_it_pays_where_a_core_idles_and_weights_are_packed_here(
+    device: str, kernels: str, host: Host, nodes: list[list[int]], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(module, "look", lambda: host)
+    monkeypatch.setattr(cores, "physical", lambda: nodes)
+    assert pays(device, kernels) is expected
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert not pays(device, kernels)
