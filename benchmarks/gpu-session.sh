@@ -1,22 +1,65 @@
 #!/usr/bin/env bash
-# All that a GPU is needed for, in one go: checks first, then the kernels, then the table. Stops at the first failed check.
-#   benchmarks/gpu-session.sh [OUT [SECONDS_FOR_THE_TABLE]]      logs and figures go to OUT (default: benchmarks/ledger)
-set -euo pipefail
+# All that a GPU is needed for, in parts; figures and logs go to OUT, each as soon as it is known.
+#   benchmarks/gpu-session.sh OUT [SECONDS [PART...]]       SECONDS in all, for parts that can be cut short [3600]
+# table     every cell of the table: three models, 8-bit pages, loading; those most worth knowing first; 450 s on an H200
+# tests     the tests that need a GPU, several at a time; then those that watch its memory, alone
+# memcheck  attention and experts under compute-sanitizer
+# kernels   sampling, attention and products, checked and timed
+set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-out=${1:-benchmarks/ledger} budget=${2:-240}
-export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$PWD
+out=${1:?folder for what is found} deadline=$((SECONDS + ${2:-3600}))
+parts=("${@:3}")
+[ ${#parts[@]} -gt 0 ] || parts=(table tests memcheck kernels)
+export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$PWD PYTHONUNBUFFERED=1
 mkdir -p "$out"
-nvidia-smi -L
-python3 -m pytest -m gpu tests -q 2>&1 | tee "$out/gpu-tests.log"
-if command -v compute-sanitizer >/dev/null; then
+failed=()
+
+logged() { # FILE COMMAND...: run it, keep what it says, remember if it fails
+    local file=$1
+    shift
+    echo "== $SECONDS s: $*" | tee -a "$out/$file.log"
+    "$@" 2>&1 | tee -a "$out/$file.log" || failed+=("$*")
+}
+
+gpu() { # ARGUMENTS of gpu.py, within the time that is left
+    local left=$((deadline - SECONDS))
+    [ $left -lt 20 ] && echo "no time left for $*" && return
+    logged gpu timeout $((left + 5)) python3 benchmarks/gpu.py --ledger "$out/gpu.jsonl" --budget-s $left "$@"
+}
+
+table() {
+    gpu --models qwen3-0.6b --repeat 2
+    gpu --models qwen3-0.6b --workloads mixed --repeat 1 --set kv_cache_dtype=fp8
+    gpu --models qwen3-30b-a3b --repeat 1
+    gpu --models llama-8b --repeat 1
+    gpu --models llama-8b --workloads mixed --repeat 1 --set kv_cache_dtype=fp8
+    [ $((deadline - SECONDS)) -gt 40 ] && logged gpu python3 benchmarks/loading.py --runs 2 --ledger "$out/gpu.jsonl"
+}
+
+tests() {
+    local alone=(tests/gpu/test_restart.py "tests/gpu/test_compiled.py::test_memory_is_enough_with_every_row_and_page_in_use")
+    local many=()
+    python3 -c 'import xdist' 2>/dev/null && many=(-n 10)
+    logged tests python3 -m pytest -q -m gpu -p no:benchmark "${many[@]}" tests/gpu "${alone[@]/#/--deselect=}"
+    logged tests python3 -m pytest -q -m gpu -p no:benchmark "${alone[@]}"
+}
+
+memcheck() {
     # A few: under the sanitizer every access takes a thousand times as long.
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
-        python3 -m pytest -m gpu tests/gpu/test_attention.py tests/gpu/test_moe.py -q -k "96 or routing" 2>&1 | tee "$out/memcheck.log"
-fi
-python3 benchmarks/sampling.py check 2>&1 | tee "$out/sampling.log"
-python3 benchmarks/attention.py check time 2>&1 | tee "$out/attention.log"
-python3 benchmarks/dense.py chain 2>&1 | tee "$out/dense.log"
-python3 benchmarks/loading.py --ledger "$out/loading.jsonl" 2>&1 | tee "$out/loading.log"
-python3 benchmarks/gpu.py --budget-s "$budget" --repeat 2 --profile --ledger "$out/gpu.jsonl" 2>&1 | tee "$out/gpu.log"
-python3 benchmarks/gpu.py --models qwen3-0.6b,llama-8b --workloads mixed --set kv_cache_dtype=fp8 --steps \
-    --budget-s "$budget" --ledger "$out/gpu.jsonl" 2>&1 | tee "$out/gpu-fp8.log"
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 logged memcheck compute-sanitizer --tool memcheck --error-exitcode 1 \
+        python3 -m pytest -m gpu tests/gpu/test_attention.py tests/gpu/test_moe.py -q -k "96 or routing"
+}
+
+kernels() {
+    logged kernels python3 benchmarks/sampling.py check
+    logged kernels python3 benchmarks/attention.py check time
+    logged kernels python3 benchmarks/dense.py chain
+}
+
+nvidia-smi -L
+for part in "${parts[@]}"; do
+    "$part"
+done
+[ ${#failed[@]} -eq 0 ] && exit
+printf 'failed: %s\n' "${failed[@]}"
+exit 1

@@ -34,6 +34,7 @@ READY = "ready"
 ONCE = ("long", "mixed")
 """Workloads that run long enough for one repetition; their warm-up is a part of them."""
 WARMUP_SEED = 99
+CACHE = "TRITON_CACHE_DIR"
 STRETCHES = {"prefill": (2, 8), "long": (4, 16), "mixed": (200, 60)}
 """Turns of workloads that are profiled: the first, and how many."""
 
@@ -112,6 +113,8 @@ def measure_model(session: Session, model: str, folder: Path) -> None:
     args = session.args
     if READY in args.workloads and args.engine == "quire":
         measure_ready(session, model, folder)
+        # The engine of this process need not compile again what those of the others have.
+        os.environ[CACHE] = cache_of(folder)
     chosen = [name for name in SHAPES if name in args.workloads]
     if not chosen and not args.profile:
         return
@@ -192,13 +195,18 @@ def with_bound(session: Session, figure: Figure) -> Figure:
     return Figure(figure.model, figure.workload, figure.engine, figure.values, bound, allowed)
 
 
+def cache_of(folder: Path) -> str:
+    """Where a model's kernels are kept; nothing is there before its first start."""
+    return f"{folder}/triton"
+
+
 def measure_ready(session: Session, model: str, folder: Path) -> None:
     """Start an engine in a new process with empty caches, and once more with what the first left in them."""
     for name in (targets.COLD, targets.WARM):
         if session.left_s < 60:
             print(f"{model} {name}: skipped, {session.left_s:.0f} s are left", flush=True)
             return
-        environ = os.environ | {"TRITON_CACHE_DIR": f"{folder}/triton"}
+        environ = os.environ | {CACHE: cache_of(folder)}
         flags = [f"--{key.replace('_', '-')}={value}" for key, value in session.args.settings.items()]
         words = ["-m", "quire.cli", "bench", "startup", str(folder), "--load-format=dummy", "--log-level=warning"]
         words += [f"--max-model-len={CONTEXT}", *flags]
