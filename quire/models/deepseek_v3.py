@@ -38,7 +38,7 @@ class DeepseekV3(LatentDecoder):
 
     def experts(self) -> MoePlan:
         """What the experts of a layer are like."""
-        return by_sigmoid(self.config)
+        return by_sigmoid(self.config, self.config.shared)
 
 
 def build(facts: ModelFacts, build: Build) -> DeepseekV3:

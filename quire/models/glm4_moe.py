@@ -50,7 +50,7 @@ class Glm4Moe(Decoder):
 
     def experts(self) -> MoePlan:
         """What the experts of a layer are like."""
-        return by_sigmoid(self.config)
+        return by_sigmoid(self.config, self.config.shared)
 
 
 def build(facts: ModelFacts, build: Build) -> Glm4Moe:

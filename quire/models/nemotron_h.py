@@ -11,7 +11,8 @@ from quire.checkpoint.read import typed
 from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.blocks import Single
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Decoder, DecoderConfig, Epsilon, Names
+from quire.layers.decoder import Count, Decoder, Epsilon, Names
+from quire.layers.grouped import RoutedConfig, by_sigmoid
 from quire.layers.mamba import Mamba, MambaPlan
 from quire.layers.mlp import MLP, MLPPlan
 from quire.layers.moe import MoE, MoePlan, SharedPlan
@@ -22,7 +23,7 @@ KINDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 OLD_NAMES = {"mamba": "linear_attention", "attention": "full_attention"}
 
 
-class NemotronHConfig(DecoderConfig, frozen=True, kw_only=True):
+class NemotronHConfig(RoutedConfig, frozen=True, kw_only=True):
     """Fields of config.json that Nemotron-H adds."""
 
     num_hidden_layers: Count = 1  # of no use: the list of layers counts
@@ -47,10 +48,9 @@ class NemotronHConfig(DecoderConfig, frozen=True, kw_only=True):
     moe_intermediate_size: Count = 7688
     moe_shared_expert_intermediate_size: Count = 7688
     moe_latent_size: None = None
-    n_group: Count = 1
-    topk_group: Count = 1
+    n_group: Count | None = 1
+    topk_group: Count | None = 1
     norm_topk_prob: bool = True
-    routed_scaling_factor: float = 1.0
 
     @property
     def kinds(self) -> list[str]:
@@ -111,23 +111,8 @@ class NemotronH(Decoder):
         c = self.config
         if c.mlp_hidden_act != "relu2":
             raise CheckpointError(f"config.json: mlp_hidden_act={c.mlp_hidden_act!r} of experts is not supported")
-        return MoePlan(
-            c.hidden_size,
-            c.moe_intermediate_size,
-            c.n_routed_experts,
-            c.num_experts_per_tok,
-            c.norm_topk_prob,
-            score="sigmoid",
-            groups=c.n_group,
-            top_groups=c.topk_group,
-            group_best=2,
-            scale=c.routed_scaling_factor,
-            choice_bias=True,
-            wide_router=True,
-            gate="relu2",
-            fused=("up_proj", "down_proj"),
-            shared=SharedPlan(c.moe_shared_expert_intermediate_size, gated=False, bias=c.mlp_bias),
-        )
+        shared = SharedPlan(c.moe_shared_expert_intermediate_size, gated=False, bias=c.mlp_bias)
+        return replace(by_sigmoid(c, shared), gate="relu2", fused=("up_proj", "down_proj"))
 
     def norm_at(self, b: Build) -> Norm:
         """With the epsilon under its other name."""
