@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quire.ops.registry import REFERENCE
-from quire.ops.stored import Bits, Storage, StoredSpec, Wanted, arranged, offered, stored_linear
+from quire.ops.stored import Bits, StoredSpec, Wanted, arranged, offered, stored_linear
 from quire.quantization import formats
 from quire.quantization.checkpoint import ONLINE
 from quire.quantization.scaled import Form, Scaled
+from quire.quantization.storage import Storage
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "quantization.md"
 LEDGER = Path(__file__).parent.parent / "benchmarks" / "ledger" / "quantization.json"

@@ -19,10 +19,11 @@ from quire.loading.recipe import Part, Recipe, Weight
 from quire.messages.state import Retention
 from quire.ops.linear import LinearSpec, linear
 from quire.ops.registry import Choice, Op, Provider, choose, settle
-from quire.ops.stored import Bits, Storage, StoredSpec, Wanted, arranged, offered, storage_for, stored_linear
+from quire.ops.stored import Bits, StoredSpec, Wanted, arranged, offered, storage_for, stored_linear
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import ONLINE, Quantized
 from quire.quantization.scaled import Form, Scaled
+from quire.quantization.storage import Storage
 
 INT4_GROUP = 128
 """Inputs that share a scale."""

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from quire.ops.stored import Storage
 from quire.quantization.scheme import Scheme
+from quire.quantization.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,13 @@ from quire.checkpoint.headers import TensorEntry
 from quire.loading.names import fitted
 from quire.loading.quantized import Job, jobs
 from quire.loading.reader import Files, Slice, slices
-from quire.loading.recipe import Parametrised, Part, Weight, weights_of
+from quire.loading.recipe import Parametrised, Part, Span, Weight, weights_of
 from quire.loading.staging import stage_for
-from quire.ops.stored import Storage
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import Quantized
+from quire.quantization.scheme import Range
+from quire.quantization.shares import needs_rows, put_share
+from quire.quantization.storage import Storage
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -104,6 +106,13 @@ def _pieces(weight: Weight, entries: dict[str, TensorEntry], mesh: Mesh) -> list
             row += rows
             continue
         target, entry = data[row : row + rows], entries[part.name]
+        to = None
+        if storage is not None:
+            to = _Target(storage, weight.data, row - spans[0].start)
+            if held is not None:
+                to = _Target(held.storage, weight.data[held.start :], held.first - spans[0].start)
+            to, spans = to.reading(part, spans)
+            target = torch.empty(rows, spans[1].length + spans[1].zeros, dtype=target.dtype, device="meta")
         if part.transposed:
             # Stored weights are put row by row, which is column by column of the file: all of it at once.
             unit = 1 if storage is None else max(1, spans[1].length)
@@ -112,10 +121,7 @@ def _pieces(weight: Weight, entries: dict[str, TensorEntry], mesh: Mesh) -> list
             found = slices(target, entry, spans, part.unit)
         if part.is_changed:
             found = [replace(piece, change=_turned(part) if part.transposed else part.changed) for piece in found]
-        if storage is not None:
-            to = _Target(storage, weight.data, row - spans[0].start)
-            if held is not None:
-                to = _Target(held.storage, weight.data[held.start :], held.first - spans[0].start)
+        if to is not None:
             found = [replace(piece, keep=to.keeper(part, piece)) for piece in found]
         pieces += found
         row += rows
@@ -129,20 +135,34 @@ def _turned(part: Part) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Rows of `data` in `storage`, which are `shift` from those of the checkpoint tensor."""
+    """Rows of `data` in `storage`, which are `shift` from those of the checkpoint tensor.
+
+    `columns` of rows that are read whole are kept; None keeps all that are read.
+    """
 
     storage: Storage
     data: Tensor
     shift: int
+    columns: Range | None = None
+
+    def reading(self, part: Part, spans: list[Span]) -> tuple["_Target", list[Span]]:
+        """What must be read for `spans` of the part: whole rows where these have scales in common; and its target."""
+        first, many = part.columns or (0, part.shape[1])
+        if spans[1].length + spans[1].zeros == many or not needs_rows(self.storage):
+            return self, spans
+        start = spans[1].start - first
+        return replace(self, columns=(start, start + spans[1].length)), [spans[0], Span(first, many)]
 
     def keeper(self, part: Part, piece: Slice) -> Callable[[Tensor], None]:
         """Stores the values of `piece`."""
-        storage, data = self.storage, self.data
-        if part.transposed:
-            first = self.shift + piece.start
-            return lambda values: storage.put(data, first, values.T.contiguous())
-        first = self.shift + piece.first
-        return lambda values: storage.put(data, first, values)
+        first = self.shift + (piece.start if part.transposed else piece.first)
+        return lambda values: self._put(first, values.T.contiguous() if part.transposed else values)
+
+    def _put(self, first: int, values: Tensor) -> None:
+        if self.columns is None:
+            self.storage.put(self.data, first, values)
+        else:
+            put_share(self.storage, self.data, first, values, self.columns)
 
 
 def _jobs(weights: list[Weight], quantized: Quantized, mesh: Mesh) -> list[Job]:

@@ -14,12 +14,13 @@ from torch import Tensor
 from quire.base.errors import CheckpointError
 from quire.loading.held import Held
 from quire.loading.recipe import Part, Span
-from quire.ops.stored import Bits, Storage, Wanted, arranged, offered
+from quire.ops.stored import Bits, Wanted, arranged, offered
 from quire.quantization.blocks import BlockForm, Blocks
 from quire.quantization.checkpoint import Quantized
 from quire.quantization.scaled import Block, Form, Scaled
 from quire.quantization.scheme import Matrix, Range, Scheme, Source, byte_range, group_range
-from quire.quantization.stacked import Member, Plain, Stacked
+from quire.quantization.stacked import Plain, Stacked
+from quire.quantization.storage import Sized, Storage
 
 BLOCK_BYTES = 16 << 20
 """Bytes of codes that are read at once, unless the file has rows as columns."""
@@ -71,7 +72,7 @@ def place(parts: Sequence[Part], quantized: Quantized, where: Place) -> tuple[St
     schemes = [
         None if one is None else _aligned(one, part, cut) for one, part, cut in zip(found, parts, cuts, strict=True)
     ]
-    members: list[Member] = []
+    members: list[Sized] = []
     places: list[tuple[int, int]] = []
     for scheme, cut in zip(schemes, cuts, strict=True):
         member = _member(scheme, cut, where)
@@ -128,7 +129,7 @@ def _aligned(scheme: Scheme, part: Part, cut: list[Span]) -> Scheme:
     return scheme
 
 
-def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Member:
+def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Sized:
     rows, columns = (span.length + span.zeros for span in cut)
     if scheme is None:
         return Plain(rows, columns, where.dtype, where.device)
@@ -145,7 +146,7 @@ def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Member:
     return Scaled(rows, columns, form, last - first, offset, where.dtype, where.device)
 
 
-def _joint(last: Member, other: Member) -> Member | None:
+def _joint(last: Sized, other: Sized) -> Sized | None:
     """One storage for the rows of both, if those of `other` can follow those of `last` in it."""
     if isinstance(last, Plain) and isinstance(other, Plain):
         return replace(last, outputs=last.outputs + other.outputs)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quire.loading.held import Held
-from quire.ops.stored import Storage
+from quire.quantization.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from quire.ops.norm import NormSpec
 from quire.ops.registry import op
 from quire.ops.samples import normal
 from quire.ops.step import StepInputs
-from quire.ops.stored import OFFERS, Storage, StoredSpec, Wanted, storage_for, stored_linear
+from quire.ops.stored import OFFERS, StoredSpec, Wanted, storage_for, stored_linear
+from quire.quantization.storage import Storage
 
 Made = TypeVar("Made")
 

@@ -6,7 +6,7 @@ of everything that reads it. The references turn the weight back into rows of va
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,44 +17,10 @@ from quire.ops.samples import FLOATS, normal
 from quire.quantization.canonical import Canonical
 from quire.quantization.scaled import Form, Scaled
 from quire.quantization.stacked import Stacked
+from quire.quantization.storage import Storage
 
 Bits = Literal[4, 8]
 BITS: tuple[Bits | None, ...] = (None, 8, 4)
-
-
-class Storage(Protocol):
-    """How a weight of `outputs` rows and `inputs` columns is stored. A value: equal ones store alike."""
-
-    @property
-    def outputs(self) -> int:
-        """Its rows."""
-        ...
-
-    @property
-    def inputs(self) -> int:
-        """Its columns."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """Of the values that are put in and read."""
-        ...
-
-    def allocate(self) -> Tensor:
-        """Memory for it; rows that are never put in are zero."""
-        ...
-
-    def put(self, data: Tensor, first: int, values: Tensor) -> None:
-        """Store `values` (n, inputs) as the rows from `first` on. Threads may put different rows at once."""
-        ...
-
-    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
-        """The same for values that are quantized already, in the form that `Canonical` describes."""
-        ...
-
-    def rows(self, data: Tensor, ids: Tensor) -> Tensor:
-        """Rows `ids` (n,) as (n, inputs) values."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

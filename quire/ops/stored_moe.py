@@ -15,8 +15,9 @@ from torch import Tensor
 from quire.ops.moe import MoeBiases, MoeSpec, RouteSpec, gated, route, sample_biases
 from quire.ops.registry import op
 from quire.ops.samples import FLOATS, normal
-from quire.ops.stored import ARRANGES, BITS, FORMS, OFFERS, Storage, Wanted
+from quire.ops.stored import ARRANGES, BITS, FORMS, OFFERS, Wanted
 from quire.quantization.scaled import Form, Scaled
+from quire.quantization.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ def _scaled(moe: MoeSpec, form: Form, tokens: int) -> Iterator[tuple[StoredMoeSp
     count = moe.route.experts
     shapes = (count * moe.firsts * moe.inner, moe.hidden), (count * moe.hidden, moe.inner)
     plain = [Scaled.of(*shape, form, moe.dtype, "cpu") for shape in shapes]
-    for up, down in (plain, *([arrange(one) for one in plain] for arrange in ARRANGES.values())):
+    ways: list[list[Storage | None]] = [[*plain], *([arrange(one) for one in plain] for arrange in ARRANGES.values())]
+    for up, down in ways:
         if up is not None and down is not None:
             yield _sample(StoredMoeSpec(moe, up, down), tokens)
 

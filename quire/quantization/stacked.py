@@ -4,48 +4,12 @@ Parts lie one after another in one tensor of bytes. Parts that are alike are sto
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from quire.quantization.scaled import ALIGNMENT
-
-
-class Member(Protocol):
-    """A storage that knows its size; see `Storage` of `ops/stored.py`."""
-
-    @property
-    def outputs(self) -> int:
-        """Its rows."""
-        ...
-
-    @property
-    def inputs(self) -> int:
-        """Its columns."""
-        ...
-
-    @property
-    def dtype(self) -> str:
-        """Of the values."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of it."""
-        ...
-
-    def allocate(self) -> Tensor:
-        """Memory for it."""
-        ...
-
-    def put(self, data: Tensor, first: int, values: Tensor) -> None:
-        """Store values as rows."""
-        ...
-
-    def rows(self, data: Tensor, ids: Tensor) -> Tensor:
-        """Rows as values."""
-        ...
+from quire.quantization.storage import Sized
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +34,10 @@ class Plain:
         """See `Storage`."""
         self._matrix(data)[first : first + len(values)] = values
 
+    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
+        """Never asked for: rows are of full precision."""
+        raise NotImplementedError("rows in full precision are put by put")
+
     def rows(self, data: Tensor, ids: Tensor) -> Tensor:
         """See `Storage`."""
         return self._matrix(data)[ids]
@@ -87,7 +55,7 @@ class Plain:
 class Stacked:
     """`members`, whose rows follow each other; a `Storage`."""
 
-    members: tuple[Member, ...]
+    members: tuple[Sized, ...]
 
     @property
     def outputs(self) -> int:
@@ -117,7 +85,7 @@ class Stacked:
             start += -(-member.nbytes // ALIGNMENT) * ALIGNMENT
         return found
 
-    def each(self, data: Tensor) -> list[tuple[int, Member, Tensor]]:
+    def each(self, data: Tensor) -> list[tuple[int, Sized, Tensor]]:
         """`(first row, member, its bytes)` of every member."""
         found, row = [], 0
         for member, start in zip(self.members, self.starts(), strict=True):

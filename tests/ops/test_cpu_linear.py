@@ -9,9 +9,10 @@ from torch import Tensor
 from quire.base.errors import PlatformError
 from quire.ops.registry import choose, load_providers
 from quire.ops.samples import dtypes, normal
-from quire.ops.stored import Bits, Storage, StoredSpec, Wanted, storage_for, stored_linear
+from quire.ops.stored import Bits, StoredSpec, Wanted, storage_for, stored_linear
 from quire.platforms import native
 from quire.quantization.canonical import Canonical
+from quire.quantization.storage import Storage
 
 pytestmark = [
     pytest.mark.torch,

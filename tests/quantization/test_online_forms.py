@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from quire.ops.samples import normal
+from quire.parallel.mesh import Mesh
+from quire.platforms import native
 from quire.quantization.checkpoint import ONLINE
 from quire.quantization.scaled import Form, Scaled
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
-from tests.quantization.checkpoints import PROMPTS, SIZES
+from tests.quantization.checkpoints import PROMPTS, PROVIDERS, SIZES
 
 pytestmark = pytest.mark.torch
 # Half a step of the type against the largest value of a group: 2 ** -4 of a value for e4m3; 1 / 6 of the largest for
@@ -43,6 +45,29 @@ def test_what_is_representable_survives(form: Form) -> None:
     again = storage.allocate()
     storage.put_block(again, 0, block)
     assert (storage.rows(again, torch.arange(6)) - once).abs().max() <= 0.2 * once.abs().max()
+
+
+@pytest.mark.parametrize("providers", [*PROVIDERS, *([["cpu"]] if native.is_built() else [])])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["int8", "int4", *ONLINE])
+def test_two_ranks_hold_what_one_does(name: str, family: str, providers: list[str], tmp_path: Path) -> None:
+    # Halves of rows end with a group of every form.
+    sizes = {**SIZES, "hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 256, "num_hidden_layers": 1}
+    if family == "qwen3_moe":
+        sizes |= {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 256, "mlp_only_layers": []}
+    path = make(family, tmp_path, **sizes)
+    whole, *halves = (
+        dict(Driver(path, 4, providers, mesh, quantization=name).model.named_parameters())
+        for mesh in (Mesh(), Mesh(0, 2), Mesh(1, 2))
+    )
+    cut = [key for key, weight in whole.items() if weight.recipe.parts[0].cut == 1]
+    assert len(cut) == 2
+    for key in cut:
+        one, *two = (
+            weight.stored.rows(weight.data, torch.arange(weight.stored.outputs))
+            for weight in (whole[key], *(half[key] for half in halves))
+        )
+        assert torch.equal(torch.cat(two, 1), one), key
 
 
 @pytest.mark.parametrize("name", sorted(BOUNDS))

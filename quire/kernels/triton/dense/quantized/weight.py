@@ -9,8 +9,9 @@ import triton
 from torch import Tensor
 
 from quire.kernels.triton.dense.quantized.decode import EIGHTS, FOURS
-from quire.ops.stored import Storage, Wanted, arrange, offer
+from quire.ops.stored import Wanted, arrange, offer
 from quire.quantization.scaled import Form, Scaled
+from quire.quantization.storage import Storage
 from quire.quantization.words import Words, span
 
 FINE, COARSE = (16, 32, 64), 128
