@@ -69,6 +69,11 @@ class Build:
     def __truediv__(self, name: str) -> "Build":
         return replace(self, path=self.name(name))
 
+    def imagined(self) -> "Build":
+        """The like for a model without memory, of which only names and shapes are wanted."""
+        plain = replace(self, device=torch.device("meta"), providers=(), max_model_len=1, deterministic=False)
+        return replace(plain, states=[], choices=[], tables={})
+
     def name(self, name: str) -> str:
         """The checkpoint's full name of `name` at this level."""
         return f"{self.path}.{name}" if self.path else name

@@ -70,6 +70,19 @@ def load(
     Raises CheckpointError naming missing and left-over tensors, wrong shapes and damaged files.
     """
     weights = weights_of(model)
+    entries = check(weights, facts, quantized)
+    pieces = [piece for weight in weights for piece in _pieces(weight, entries, mesh)]
+    device = weights[0].device if weights else torch.device("cpu")
+    work = [] if quantized is None else _jobs(weights, quantized, mesh)
+    _read(pieces, work, device, progress or (lambda done, total: None))
+
+
+def check(weights: list[Weight], facts: ModelFacts, quantized: Quantized | None = None) -> dict[str, TensorEntry]:
+    """The tensors of the checkpoint by name, if they are those that `weights` are filled from: names and shapes.
+
+    Headers are read and no tensor; weights may be on the device `meta`. Their recipes become those that fit. Raises
+    CheckpointError as `load` does.
+    """
     entries = read_entries(facts)
     if quantized is None:
         parts = (part for weight in weights for part in (*weight.recipe.parts, *weight.recipe.fused))
@@ -78,10 +91,7 @@ def load(
     _drop_further_layers(entries, facts)
     _check_names(weights, entries, facts.path)
     _check_shapes([part for weight in weights for part in _plain_parts(weight)], entries)
-    pieces = [piece for weight in weights for piece in _pieces(weight, entries, mesh)]
-    device = weights[0].device if weights else torch.device("cpu")
-    work = [] if quantized is None else _jobs(weights, quantized, mesh)
-    _read(pieces, work, device, progress or (lambda done, total: None))
+    return entries
 
 
 def _plain_parts(weight: Weight) -> list[Part]:

@@ -49,6 +49,11 @@ def supported() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != OTHERS)
 
 
+def is_own(facts: ModelFacts, impl: Implementation) -> bool:
+    """Whether a file of this folder will build the model."""
+    return impl != OTHERS and facts.model_type.replace("-", "_") in supported()
+
+
 def build(facts: ModelFacts, build: Build, impl: Implementation = "auto", *, trust_remote_code: bool = False) -> Model:
     """The model of checkpoint `facts`, its parameters still empty.
 
@@ -61,7 +66,7 @@ def build(facts: ModelFacts, build: Build, impl: Implementation = "auto", *, tru
     """
     known, name = supported(), facts.model_type.replace("-", "_")
     build = replace(build, max_model_len=build.max_model_len or facts.context_len)
-    if impl != OTHERS and name in known:
+    if is_own(facts, impl):
         family: _Family = importlib.import_module(f"{__name__}.{name}")
         return _with_projections(family.build(facts, build), facts, build)
     close = get_close_matches(name, known, 5, CLOSE)

@@ -123,6 +123,10 @@ class Runner:
             self.rehearsal = Rehearsal(self.spec, self.mesh.size)
         build, quantized = self._quantized()
         impl, trusted = self.spec.model_impl, self.spec.trust_remote_code
+        if self.spec.load_format != "dummy" and models.is_own(self.spec.facts, impl):
+            # What does not fit is found before it has taken the device's memory.
+            imagined = models.build(self.spec.facts, build.imagined(), impl)
+            loading.check(loading.weights_of(imagined), self.spec.facts, quantized)
         self.model = models.build(self.spec.facts, build, impl, trust_remote_code=trusted)
         sizes = Sizes(self.spec.max_num_batched_tokens, self.spec.max_model_len, self.spec.page_size)
         started = start_kernels(self.build.choices, sizes)
