@@ -133,7 +133,7 @@ def cuts(p: Product, rows: int) -> Iterator[Cut]:
                 yield gemv.Shape(outputs, chunk, held, warps)
         return
     if rows == 32:
-        yield skinny.tiling(p.outputs, p.inputs, 64, bool(p.gate))
+        yield skinny.tiling(p.outputs, p.inputs, 64, bool(p.gate), torch.device("cuda"))
         return
     wide = 16 if rows <= 16 else 64 if rows <= 64 else 128
     for tall, warps, depth, parts in itertools.product((16, 32, 64, 128), (4, 8), (64, 128, 256), (1, 2, 3, 4, 6, 8)):

@@ -77,7 +77,7 @@ def test_a_cut_fits_into_shared_memory(shared: int) -> None:
     for outputs, size in ((4096, 1024), (1024, 3072), (14336, 4096), (4096, 14336), (72, 200)):
         for rows in (2, 17, 33, 128):
             for gate in (False, True):
-                cut = skinny.fitted(skinny.tiling(outputs, size, rows, gate), size, gate, shared)
+                cut = skinny.fitted(skinny.tiling(outputs, size, rows, gate, torch.device("cpu")), size, gate, shared)
                 steps = -(-size // (cut.depth * cut.parts))
                 width = cut.outputs * (2 if gate else 1)
                 held = cut.held * width + (cut.rows * cut.held if cut.held == steps else 0)

@@ -16,6 +16,8 @@ FACTS = {
     "decode attention": ("pairs", "group", "bytes", "itemsize", "shares"),
     "one row": ("inputs", "outputs", "gate"),
     "one quantized row": ("inputs", "outputs", "gate", "bits", "floats"),
+    "few rows": ("rows", "inputs", "outputs", "gate", "small"),
+    "own products": ("inputs", "outputs", "small"),
 }
 
 
@@ -29,9 +31,10 @@ def files():
 
 def test_every_rule_makes_a_shape():
     from quire.kernels.triton.attention import decode
-    from quire.kernels.triton.dense import gemv, quantized
+    from quire.kernels.triton.dense import gemv, quantized, skinny
 
     shapes = {"decode attention": decode.Shape, "one row": gemv.Shape, "one quantized row": quantized.gemv.Shape}
+    shapes |= {"few rows": skinny.Rule, "own products": lambda rows: rows}
     for tables in files().values():
         for kernel, rules in tables.items():
             for rule in rules:

@@ -7,6 +7,7 @@ over (`skinny`) and the norm is a kernel of its own. Above, the vendor's library
 import torch
 from torch import Tensor
 
+from quire.kernels.triton import tuned
 from quire.kernels.triton.dense import gemv, skinny
 from quire.kernels.triton.dense.norm import triton_add_rms_norm, triton_rms_norm
 from quire.ops.block import NormGateSpec, NormLinearSpec, norm_gate_up, norm_linear
@@ -14,10 +15,8 @@ from quire.ops.linear import LinearSpec, linear
 from quire.ops.norm import NormSpec
 from quire.ops.registry import Tokens, provide
 
-SOME, MANY = 64, 128
-"""Rows up to which these kernels are faster than the vendor's library: large products, and small or gated ones."""
-LIBRARY_ABOVE = {(6144, 4096): 16}
-"""Exceptions, measured on an H200: (outputs, inputs) of products that the library is sooner better at."""
+MANY = 128
+"""Rows up to which products with a gate are faster here than by the vendor's library."""
 HALVES = ("bfloat16", "float16")
 
 
@@ -32,7 +31,8 @@ def _refuses(spec: LinearSpec | NormLinearSpec | NormGateSpec) -> str | None:
 
 def _tokens(spec: LinearSpec) -> Tokens:
     small = spec.outputs * spec.inputs <= skinny.SMALL
-    return 1, LIBRARY_ABOVE.get((spec.outputs, spec.inputs), MANY if small else SOME)
+    facts = {"inputs": spec.inputs, "outputs": spec.outputs, "small": int(small)}
+    return 1, int(tuned.choose("own products", torch.device(spec.device), facts)["rows"])
 
 
 @provide("triton", linear, _refuses, tokens=_tokens)

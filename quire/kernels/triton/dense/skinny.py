@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton import tuned
 from quire.kernels.triton.dense.activation import activate
 from quire.kernels.triton.launch import device_of, release, wait
 
@@ -193,7 +194,29 @@ def counters_of(device: torch.device) -> Tensor:
     return torch.zeros(MOST_TILES, dtype=torch.int32, device=device)
 
 
-def tiling(outputs: int, inputs: int, rows: int, gate: bool) -> Tiling:
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How the files in `tuned` say that products are cut; see `Tiling`.
+
+    Attributes:
+        rows: 0 for as many as the product has.
+        parts: at least; more until there are `blocks` blocks, while each has `share` inputs.
+        held: weights times rows that a block may hold before it waits; then all of its weights are held.
+    """
+
+    outputs: int
+    depth: int
+    stages: int
+    warps: int
+    rows: int = 0
+    parts: int = 1
+    blocks: int = 0
+    share: int = 1
+    held: int = 0
+
+
+@functools.cache
+def tiling(outputs: int, inputs: int, rows: int, gate: bool, device: torch.device) -> Tiling:
     """How to cut a product of `rows` rows. The rules are what measurements on one H200 had in common.
 
     Small products wait for each other more than for memory: few parts, all weights fetched before the wait, or narrow
@@ -202,27 +225,16 @@ def tiling(outputs: int, inputs: int, rows: int, gate: bool) -> Tiling:
     """
     wide = max(16, triton.next_power_of_2(rows))
     small = outputs * inputs * (2 if gate else 1) <= SMALL
-    if wide == 32 and small and inputs <= 1024:
-        wide = 64
-    if wide <= 32:
-        return _few(outputs, inputs, wide, gate, small)
-    narrow = parts_for(triton.cdiv(outputs, 32), 96, inputs // 128)
-    if wide == 64:
-        if small or outputs <= 32 * 128:
-            return Tiling(32, wide, 128, narrow, 4 if gate else 6, 4)
-        return Tiling(64, wide, 128, 1, 4 if gate else 6, 8 if gate else 4)
-    if small:
-        return Tiling(32, wide, 64 if gate else 128, narrow, 6 if gate else 3, 4)
-    return Tiling(128, wide, 64, 1, 4, 8)
-
-
-def _few(outputs: int, inputs: int, wide: int, gate: bool, small: bool) -> Tiling:
-    if not small:
-        return Tiling(64, wide, 128, 1 if outputs > 64 * 64 else 2, 4 if gate else 6, 4)
-    parts = parts_for(triton.cdiv(outputs, 64), 128 if gate else 64, inputs // 256)
-    # No more weights in flight than shared memory holds twice: of this kernel and of the next.
-    parts = max(parts, triton.cdiv(inputs, 16 * 1024 // wide))
-    return Tiling(64, wide, 256, parts, 4, 4, triton.cdiv(inputs, 256 * parts))
+    facts = {"rows": wide, "inputs": inputs, "outputs": outputs, "gate": int(gate), "small": int(small)}
+    rule = Rule(**tuned.choose("few rows", device, facts))
+    wide = rule.rows or wide
+    parts = max(rule.parts, parts_for(triton.cdiv(outputs, rule.outputs), rule.blocks, inputs // rule.share))
+    held = 0
+    if rule.held:
+        # No more weights in flight than shared memory holds twice: of this kernel and of the next.
+        parts = max(parts, triton.cdiv(inputs, rule.held // wide))
+        held = triton.cdiv(inputs, rule.depth * parts)
+    return Tiling(rule.outputs, wide, rule.depth, parts, rule.stages, rule.warps, held)
 
 
 def fitted(cut: Tiling, inputs: int, gate: bool, shared: int) -> Tiling:
@@ -253,7 +265,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str, cut: Tili
     """x @ weight.T + bias, then gated where `gate` names an activation; 1 to 128 rows."""
     rows, inputs = x.shape
     outputs = len(weight) // 2 if gate else len(weight)
-    cut = fitted(cut or tiling(outputs, inputs, rows, bool(gate)), inputs, bool(gate), device_of(x.device).shared_bytes)
+    cut = cut or tiling(outputs, inputs, rows, bool(gate), x.device)
+    cut = fitted(cut, inputs, bool(gate), device_of(x.device).shared_bytes)
     tiles = triton.cdiv(outputs, cut.outputs)
     assert tiles <= MOST_TILES or cut.parts == 1
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
