@@ -35,6 +35,9 @@ NAME = "default"
 VOCABULARY = 32_000
 FIELDS = ("output_throughput", *(f"p{p}_{name}_ms" for name in ("ttft", "tpot", "itl") for p in (50, 99)))
 ITL = "itl"
+RANGE = 0.1
+"""By how much prompts are shorter or longer than said. vLLM was not measured with more: at 24 requests a second its p99
+gap of 12.3 ms has time for 540 tokens of 8 billion weights at 700 TFLOP/s."""
 LONG_TOKENS, LONG_PROMPTS, BESIDE = 30_000, 4, 32
 
 
@@ -125,7 +128,7 @@ def job(url: str, load: Load, scale: float, **more: Any) -> drive.Job:
         requests=max(4, round(load.requests * scale)),
         input_len=load.prompt,
         output_len=load.output,
-        range_ratio=0.5,
+        range_ratio=RANGE,
         vocab_size=VOCABULARY,
         # Prompts vary, answers do not.
         extra={"max_tokens": load.output},

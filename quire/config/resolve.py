@@ -136,9 +136,9 @@ def graph_rows(rows: int) -> list[int]:
     return [*(size for size in sizes if size < rows), rows]
 
 
-GRAPH_TOKENS = (128, 256, 384, 512, 768, 1024)
-"""Tokens of prompts for which steps are recorded. Larger steps keep the device busy for longer than it takes to launch
-them."""
+GRAPH_TOKENS = tuple(range(128, 1025, 128))
+"""Tokens of prompts for which steps are recorded. What a step has less is computed for nobody: with 8 billion weights 14
+ms become 19 in room for 768 instead of 512. Larger steps keep the device busy for longer than launching them takes."""
 
 
 def graph_singles(rows: int) -> list[int]:
