@@ -137,8 +137,8 @@ def graph_rows(rows: int) -> list[int]:
 
 
 GRAPH_TOKENS = tuple(range(128, 1025, 128))
-"""Tokens of prompts for which steps are recorded. What a step has less is computed for nobody: with 8 billion weights 14
-ms become 19 in room for 768 instead of 512. Larger steps keep the device busy for longer than launching them takes."""
+"""Tokens of prompts for which steps are recorded. What a step has less is computed for nobody: with 8 billion weights
+14 ms become 19 in room for 768 instead of 512. Larger steps keep the device busy for longer than launching takes."""
 
 
 def graph_singles(rows: int) -> list[int]:
