@@ -28,7 +28,7 @@ says only what the family does differently; [Add a model](add-a-model.md) tells 
 
 *Features*: "TP" is tensor parallelism, "prefix" the prefix cache (layers with a window have it, too), "int8, int4" what
 `--quantization` does to its matrices while they load. All have chunked prefill and overlapped steps. Rotary embeddings
-may be stretched in every known way: linear, dynamic, llama3, yarn, longrope.
+may be stretched in every known way: linear, dynamic, ntk, llama3, yarn, longrope.
 
 *Proof* counts the cases that are compared with transformers: tiny random checkpoints, a ragged batch of chunked
 prompts, late arrivals, decoding and shared pages, with the reference kernels and with torch's: greedy tokens equal in

@@ -13,6 +13,14 @@ _GEMMA3 = {
     "rope_theta": 1e6,
     "rope_local_base_freq": 1e4,
 }
+_GTE = {"max_position_embeddings": 8192, "hidden_act": "gelu", "rope_theta": 1.6e5, "type_vocab_size": 1}
+_NOMIC = {
+    "vocab_size": 30528,
+    "max_position_embeddings": 2048,
+    "hidden_act": "silu",
+    "rope_theta": 1000.0,
+    "type_vocab_size": 2,
+}
 _QWEN3_NEXT = {"max_position_embeddings": 32768, "partial_rotary_factor": 0.25}
 _GPT_OSS = {
     "rope_theta": 1.5e5,
@@ -32,12 +40,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "glm": {"partial_rotary_factor": 0.5},
     "glm4": {"partial_rotary_factor": 0.5},
     "glm4_moe": {"partial_rotary_factor": 0.5},
-    "gpt_neox": {"rotary_pct": 0.25},
+    "gpt_neox": {"partial_rotary_factor": 0.25},
     "gpt_oss": _GPT_OSS,
+    "gte": _GTE,
     "llama4_text": {"rope_theta": 5e5},
     # Its state has no end; Codestral Mamba was tried on so much.
     "mamba2": {"max_position_embeddings": 262144},
     "mixtral": {"rope_theta": 1e6},
+    "nomic_bert": _NOMIC,
     "phi3": {"original_max_position_embeddings": 4096},
     "phi": {"partial_rotary_factor": 0.5},
     "qwen3_5_moe_text": _QWEN3_NEXT,
@@ -46,11 +56,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "smollm3": {"rope_theta": 2e6},
     "stablelm": {"partial_rotary_factor": 0.25},
 }
+OLD_TYPES = {"new": "gte"}
+"""Model types of code that came with checkpoints, and what transformers calls them since."""
 OLD_NAMES = {
     "dim": "hidden_size",
+    "layer_norm_epsilon": "layer_norm_eps",
     "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "n_layer": "num_hidden_layers",
     "n_positions": "max_position_embeddings",
+    # Behind n_positions, so that it counts: what lies between asks for a stretched rope.
+    "max_trained_positions": "max_position_embeddings",
     "rotary_emb_base": "rope_theta",
+    "rotary_emb_fraction": "partial_rotary_factor",
     "rotary_pct": "partial_rotary_factor",
 }
 """Fields by other names, and those that the readers use."""
@@ -58,6 +77,9 @@ OLD_NAMES = {
 
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """`config` with its model type's defaults, and old names beside the new ones; what the config says counts."""
-    given = {**DEFAULTS.get(str(config.get("model_type")), {}), **config}
-    renamed = {new: given[old] for old, new in OLD_NAMES.items() if given.get(old) is not None}
-    return {**renamed, **given}
+    kind = config.get("model_type")
+    if isinstance(kind, str) and kind in OLD_TYPES:
+        return completed({**config, "model_type": OLD_TYPES[kind]})
+    defaults = DEFAULTS.get(str(kind), {})
+    renamed = {new: config[old] for old, new in OLD_NAMES.items() if config.get(old) is not None}
+    return {**defaults, **renamed, **config}

@@ -23,6 +23,10 @@ BASES = {
     "xlm-roberta": "roberta",
 }
 """Under which name each encoder's classes hold the bare model. The names of decoders are the loader's business."""
+OLD_BASES = {"gte": "new"}
+"""The same in the code that came with the first checkpoints of a family."""
+OLD_NORMS = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
+"""Endings of BERT's first checkpoints."""
 GENERATING = ("cls.", "decoder.", "lm_head.")
 """How names of heads begin that say words."""
 
@@ -35,6 +39,7 @@ def read_entries(facts: ModelFacts) -> dict[str, TensorEntry]:
         return entries
     behind = _behind(facts.path, pooling)
     base = f"{BASES.get(facts.model_type, 'model')}."
+    entries = _by_new_names(entries.values(), base, f"{OLD_BASES.get(facts.model_type, '')}.")
     if facts.model_type in BASES and not any(name.startswith(base) for name in entries):
         entries = _below(base, entries.values())
     speaks = pooling.tokens and not facts.config.get("tie_word_embeddings")
@@ -42,8 +47,19 @@ def read_entries(facts: ModelFacts) -> dict[str, TensorEntry]:
     if pooling.head != "sequence":
         unused += (f"{base}pooler.",)
     if pooling.head == "none":
-        unused += ("head.",)
+        unused += ("head.", "classifier.")
     return {name: entry for name, entry in entries.items() if not name.startswith(unused)} | behind
+
+
+def _by_new_names(entries: Iterable[TensorEntry], base: str, old: str) -> dict[str, TensorEntry]:
+    """Entries by the names that classes have today."""
+    found: dict[str, TensorEntry] = {}
+    for entry in entries:
+        name = base + entry.name.removeprefix(old) if entry.name.startswith(old) else entry.name
+        for ending, new in OLD_NORMS.items():
+            name = name.removesuffix(ending) + new if name.endswith(ending) else name
+        found[name] = msgspec.structs.replace(entry, name=name)
+    return found
 
 
 def _behind(path: str, pooling: PoolerFacts) -> dict[str, TensorEntry]:

@@ -1,22 +1,27 @@
 """What a checkpoint gives instead of text: vectors, scores of labels; and how tokens become one vector.
 
-Reads the architecture of config.json and the files of sentence-transformers (`modules.json`, `1_Pooling/config.json`,
-`config_sentence_transformers.json`, `sentence_bert_config.json`). Knows no tensor.
+Reads the architecture of config.json and asks `sentences.py` for the files of sentence-transformers. Knows no tensor.
 """
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from quire.base.errors import CheckpointError, RequestError
 from quire.checkpoint.headers import read_headers
-
-T = TypeVar("T", bound=msgspec.Struct)
+from quire.checkpoint.sentences import (
+    Method,
+    Projection,
+    read_dense,
+    read_json,
+    read_max_tokens,
+    read_method,
+    read_modules,
+    read_sides,
+)
 
 Runner = Literal["auto", "generate", "pooling"]
-Method = Literal["cls", "last", "mean"]
 Head = Literal["none", "sequence", "token", "reward"]
 Activation = Literal["none", "sigmoid", "softmax"]
 
@@ -32,15 +37,8 @@ OFFSET = frozenset({
 })  # fmt: skip
 """Those whose positions count from the padding token's id on."""
 
-MODES: dict[str, Method] = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last",
-}
-NAMES: dict[str, Method] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 COLBERT = ("HF_ColBERT", "ColBERT")
 """Architectures of checkpoints whose texts are compared token by token."""
-MODULES = ("Transformer", "Pooling", "Normalize", "Dense")
 Frame = tuple[str, str, str, str]
 """What stands before two texts that are read at once, right before the first, between them, and behind."""
 QWEN3_FRAME: Frame = (
@@ -54,24 +52,6 @@ QWEN3_FRAME: Frame = (
 )
 """How Qwen3-Reranker wants to be asked."""
 IDENTITIES = ("Identity", "activation.Identity")
-
-
-class Projection(msgspec.Struct, frozen=True):
-    """A product that vectors go through behind the model.
-
-    Attributes:
-        name: of its module; those of sentence-transformers begin with their folder.
-        folder: whose model.safetensors holds it; "" is the model's own.
-        inputs, outputs: values of a vector, before and after.
-        bias, tanh: whether it has a bias, and goes through tanh.
-    """
-
-    name: str
-    folder: str
-    inputs: int
-    outputs: int
-    bias: bool = False
-    tanh: bool = False
 
 
 class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,29 +109,32 @@ class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
         return self.prompts[chosen]
 
 
-class _Pooling(msgspec.Struct, frozen=True):
-    """What `1_Pooling/config.json` says beside the modes."""
+class _Said(msgspec.Struct, frozen=True):
+    """Fields of config.json."""
 
-    include_prompt: bool = True
-    pooling_mode: str | None = None
+    architectures: list[str | None] | None = None
+    id2label: dict[str, Any] | None = None
+    num_labels: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] | None = None
+    matryoshka_dimensions: list[Annotated[int, msgspec.Meta(ge=1)]] | None = None
+
+    @property
+    def architecture(self) -> str:
+        """The class whose checkpoint it is; "" where it is not said."""
+        return (self.architectures or [""])[0] or ""
+
+    def labels(self, usual: int) -> list[str]:
+        """Names of labels, `usual` many where nothing is said. Raises CheckpointError."""
+        names = self.id2label or {str(i): f"LABEL_{i}" for i in range(self.num_labels or usual)}
+        if not all(key.isdecimal() for key in names):
+            raise CheckpointError(f"config.json: id2label has the keys {', '.join(names)}; they must be numbers")
+        return [str(names[key]) for key in sorted(names, key=int)]
 
 
-class _Sentences(msgspec.Struct, frozen=True):
-    """config_sentence_transformers.json."""
-
-    prompts: dict[str, str] | None = None
-    default_prompt_name: str | None = None
-    query_prefix: str = ""
-    document_prefix: str = ""
-
-
-class _Dense(msgspec.Struct, frozen=True):
-    """`N_Dense/config.json`."""
-
-    in_features: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
-    out_features: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
-    bias: bool = True
-    activation_function: str = "Tanh"
+def _said(config: dict[str, Any]) -> _Said:
+    try:
+        return msgspec.convert(config, _Said)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"config.json: {error}") from None
 
 
 def is_encoder(config: dict[str, Any]) -> bool:
@@ -160,8 +143,15 @@ def is_encoder(config: dict[str, Any]) -> bool:
 
 
 def position_offset(config: dict[str, Any]) -> int:
-    """Entries of a table of learned positions that come before that of the first token."""
-    return int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in OFFSET else 0
+    """Entries of a table of learned positions that come before that of the first token. Raises CheckpointError."""
+    if config.get("model_type") not in OFFSET:
+        return 0
+    padding = config.get("pad_token_id", 1)
+    if type(padding) is not int or padding < 0:
+        raise CheckpointError(
+            f"config.json: pad_token_id is {padding!r}; positions count from it, so it must be a token"
+        )
+    return padding + 1
 
 
 def pooler_facts(
@@ -176,9 +166,8 @@ def pooler_facts(
 
     Raises CheckpointError for files of sentence-transformers that ask for what is not served.
     """
-    names = config.get("architectures") or [""]
-    architecture = str(names[0])
-    modules = _modules(folder)
+    said = _said(config)
+    architecture, modules = said.architecture, read_modules(folder)
     encoder = is_encoder(config)
     if runner == "generate" and encoder:
         raise CheckpointError(
@@ -192,11 +181,10 @@ def pooler_facts(
     if "classifier_from_token" in config:
         return _from_tokens(folder, config, method)
     if head != "none":
-        return _classifier(config, head, method, encoder)
-    found = _from_modules(folder, modules)
-    sentences = _read(folder / "config_sentence_transformers.json", _Sentences)
+        return _classifier(config, said, head, method)
+    found, sentences = read_method(folder, modules), read_sides(folder)
     default: Method = "mean" if encoder else "last"
-    projections = [_dense(folder, path) for kind, path in modules if kind == "Dense"]
+    projections = [read_dense(folder, path) for kind, path in modules if kind == "Dense"]
     late = architecture in COLBERT or (found is None and bool(projections))
     if architecture in COLBERT and not projections:
         projections = [_colbert(folder, _size(config))]
@@ -212,10 +200,10 @@ def pooler_facts(
         projections=projections,
         late=late,
         sides=(sentences.query_prefix, sentences.document_prefix) if late else ("", ""),
-        dimensions=sorted(config.get("matryoshka_dimensions") or []),
+        dimensions=sorted(said.matryoshka_dimensions or []),
         prompts=sentences.prompts or {},
         default_prompt=sentences.default_prompt_name,
-        max_tokens=_json(folder / "sentence_bert_config.json").get("max_seq_length"),
+        max_tokens=read_max_tokens(folder),
     )
 
 
@@ -259,7 +247,7 @@ def _from_tokens(folder: Path, config: dict[str, Any], method: Method | None) ->
 
 def _token_ids(file: Path, names: list[str]) -> list[int]:
     """The ids of tokens by their text. Raises CheckpointError."""
-    told = _json(file)
+    told = read_json(file)
     model = told.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     known = dict(vocabulary) if isinstance(vocabulary, dict) else {}
@@ -269,10 +257,9 @@ def _token_ids(file: Path, names: list[str]) -> list[int]:
     return [known[name] for name in names]
 
 
-def _classifier(config: dict[str, Any], head: Head, method: Method | None, encoder: bool) -> PoolerFacts:
-    usual = 1 if head == "reward" and "Process" not in config["architectures"][0] else 2
-    names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(config.get("num_labels") or usual)}
-    labels = [str(names[key]) for key in sorted(names, key=int)]
+def _classifier(config: dict[str, Any], said: _Said, head: Head, method: Method | None) -> PoolerFacts:
+    usual = 1 if head == "reward" and "Process" not in said.architecture else 2
+    labels, encoder = said.labels(usual), is_encoder(config)
     own: Method = "mean" if config.get("classifier_pooling") == "mean" else "cls"
     if head in ("token", "reward"):
         tasks = ["token_classify"]
@@ -303,40 +290,6 @@ def _activation(config: dict[str, Any], head: Head, labels: int) -> Activation:
     return "sigmoid" if labels == 1 or kind == "multi_label_classification" else "softmax"
 
 
-def _modules(folder: Path) -> list[tuple[str, str]]:
-    """The modules of sentence-transformers: kind and folder, in order."""
-    file = folder / "modules.json"
-    if not file.is_file():
-        return []
-    try:
-        listed = msgspec.json.decode(file.read_bytes(), type=list[dict[str, Any]])
-        return [(str(entry["type"]).rpartition(".")[2], str(entry["path"])) for entry in listed]
-    except (msgspec.DecodeError, KeyError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); download it again") from None
-
-
-def _from_modules(folder: Path, modules: list[tuple[str, str]]) -> Method | None:
-    method: Method | None = None
-    for kind, path in modules:
-        if kind == "Pooling":
-            method = _mode(folder / path / "config.json")
-        elif kind not in MODULES:
-            raise CheckpointError(
-                f"{folder / 'modules.json'}: the module {kind} is not supported; known: {', '.join(MODULES)}"
-            )
-    return method
-
-
-def _dense(folder: Path, path: str) -> Projection:
-    """A module of sentence-transformers behind the model. Raises CheckpointError."""
-    file = folder / path / "config.json"
-    said = _read(file, _Dense)
-    activation = said.activation_function.rpartition(".")[2]
-    if activation not in ("Identity", "Tanh"):
-        raise CheckpointError(f"{file}: activation_function {activation} is not supported; known: Identity, Tanh")
-    return Projection(f"{path}.linear", path, said.in_features, said.out_features, said.bias, activation == "Tanh")
-
-
 def _colbert(folder: Path, inputs: int) -> Projection:
     """The product that ColBERT's own checkpoints hold beside the encoder. Raises CheckpointError."""
     entry = read_headers(folder).get("linear.weight")
@@ -345,43 +298,8 @@ def _colbert(folder: Path, inputs: int) -> Projection:
     return Projection("linear", "", inputs, entry.shape[0])
 
 
-def _mode(file: Path) -> Method:
-    values, typed = _json(file), _read(file, _Pooling)
-    chosen = [name for name, value in values.items() if name.startswith("pooling_mode_") and value is True]
-    if typed.pooling_mode is not None:
-        chosen = [typed.pooling_mode]
-    known = {**MODES, **NAMES}
-    if len(chosen) != 1 or chosen[0] not in known:
-        raise CheckpointError(
-            f"{file}: pooling by {' and '.join(chosen) or 'nothing'} is not supported; known: {', '.join(NAMES)}"
-        )
-    if not typed.include_prompt:
-        raise CheckpointError(f"{file}: include_prompt: false is not supported")
-    return known[chosen[0]]
-
-
 def _size(config: dict[str, Any]) -> int:
     size = config.get("hidden_size")
     if not isinstance(size, int) or size < 1:
         raise CheckpointError(f"config.json: hidden_size is {size!r}; it must be a positive number")
     return size
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no file."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
-def _read(file: Path, kind: type[T]) -> T:
-    try:
-        return msgspec.convert(_json(file), kind)
-    except msgspec.ValidationError as error:
-        raise CheckpointError(f"{file}: {error}") from None

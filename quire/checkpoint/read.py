@@ -13,8 +13,9 @@ import msgspec
 from quire.base.errors import CheckpointError
 from quire.checkpoint.defaults import completed
 from quire.checkpoint.facts import ModelFacts
-from quire.checkpoint.pooling import Method, PoolerFacts, Runner, is_encoder, pooler_facts, position_offset
+from quire.checkpoint.pooling import PoolerFacts, Runner, is_encoder, pooler_facts, position_offset
 from quire.checkpoint.rope import KINDS, is_per_layer, rope_facts, rope_kind
+from quire.checkpoint.sentences import Method
 
 Config = TypeVar("Config", bound=msgspec.Struct)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -142,7 +143,12 @@ def _positions(config: dict[str, Any], positions: int) -> int:
     Dynamic rope is stretched only where a user asks for more: up to max_position_embeddings it is plain rope.
     """
     if is_encoder(config):
-        return positions - position_offset(config)
+        offset = position_offset(config)
+        if offset >= positions:
+            raise CheckpointError(
+                f"config.json: max_position_embeddings is {positions}, of which pad_token_id takes {offset}"
+            )
+        return positions - offset
     if rope_kind(config) not in KINDS:
         # Whoever runs the model may understand it, or refuses it.
         return positions

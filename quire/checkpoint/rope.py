@@ -11,7 +11,7 @@ import msgspec
 
 from quire.base.errors import CheckpointError
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+KINDS = ("default", "linear", "dynamic", "ntk", "llama3", "yarn", "longrope")
 OLD_NAMES = {"su": "longrope"}
 
 

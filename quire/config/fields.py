@@ -11,7 +11,8 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Literal
 
 from quire.checkpoint.facts import Implementation
-from quire.checkpoint.pooling import Method, Runner
+from quire.checkpoint.pooling import Runner
+from quire.checkpoint.sentences import Method
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 KVCacheDtype = Literal["auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2"]

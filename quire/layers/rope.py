@@ -41,6 +41,8 @@ def _frequencies(facts: RopeFacts, dim: int, length: int) -> tuple[Tensor, float
     """Radians per token of each pair, (dim / 2,) float32, and what the rotated vectors are multiplied by."""
     if facts.kind == "linear":
         return _plain(facts.rope_theta, dim) / facts.factor, 1.0
+    if facts.kind == "ntk":
+        return _ntk(facts, dim), 1.0
     if facts.kind == "dynamic":
         return _dynamic(facts, dim, length), 1.0
     if facts.kind == "llama3":
@@ -54,6 +56,11 @@ def _frequencies(facts: RopeFacts, dim: int, length: int) -> tuple[Tensor, float
 
 def _plain(theta: float, dim: int) -> Tensor:
     return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
+def _ntk(facts: RopeFacts, dim: int) -> Tensor:
+    """A larger theta, and all wavelengths longer by as much as its first pair loses by that (GTE's own code)."""
+    return _plain(facts.rope_theta * facts.factor, dim) / facts.factor ** (2 / dim)
 
 
 def _dynamic(facts: RopeFacts, dim: int, length: int) -> Tensor:

@@ -33,6 +33,16 @@ class RotaryConfig(msgspec.Struct, frozen=True, kw_only=True):
     type_vocab_size: Rows = 0
     hidden_act: Literal["gelu", "silu"]
     layer_norm_eps: Epsilon = 1e-12
+    # What the code that came with checkpoints could be asked for beside this.
+    activation_function: Literal["swiglu"] = "swiglu"
+    position_embedding_type: Literal["rope"] = "rope"
+    layer_norm_type: Literal["layer_norm"] = "layer_norm"
+    logn_attention_scale: Literal[False] = False
+    prenorm: Literal[False] = False
+    parallel_block: Literal[False] = False
+    use_rms_norm: Literal[False] = False
+    rotary_emb_interleaved: Literal[False] = False
+    rotary_scaling_factor: None = None
 
 
 @dataclass(frozen=True, slots=True)

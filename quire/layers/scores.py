@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from quire.checkpoint.facts import ModelFacts
-from quire.checkpoint.pooling import Projection
+from quire.checkpoint.sentences import Projection
 from quire.layers.build import Build
 from quire.layers.linear import Linear
 from quire.layers.norm import LayerNorm

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from typing import Literal
 
-import msgspec
-
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
@@ -22,13 +20,14 @@ class Ministral3Config(DecoderConfig, frozen=True, kw_only=True):
     head_dim: Count | None = 128
     rms_norm_eps: Epsilon = 1e-5
     num_key_value_heads: Count | None = 8
-    rope_parameters: dict[str, object] = msgspec.field(default_factory=dict)
+    rope_parameters: dict[str, object] | None = None
+    rope_scaling: dict[str, object] | None = None
 
     @property
     def growth(self) -> Growth:
         """How queries grow. Raises CheckpointError where the config does not say it."""
-        beta = self.rope_parameters.get("llama_4_scaling_beta")
-        original = self.rope_parameters.get("original_max_position_embeddings")
+        said = self.rope_parameters or self.rope_scaling or {}
+        beta, original = said.get("llama_4_scaling_beta"), said.get("original_max_position_embeddings")
         if not isinstance(beta, (int, float)) or not isinstance(original, int) or original < 1:
             raise CheckpointError(
                 "config.json: rope_parameters needs llama_4_scaling_beta and original_max_position_embeddings"
