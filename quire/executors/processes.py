@@ -4,6 +4,7 @@ A rank is `python -m quire.executors.rank`, so callers need no `__main__` guard.
 socket's end is the rank's end, whichever side dies first.
 """
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -74,7 +75,9 @@ class ProcessExecutor:
         size = self._spec.tensor_parallel_size
         self._folder = tempfile.mkdtemp(prefix="quire-")
         try:
-            self._ranks = [_spawn(index) for index in range(size)]
+            for index in range(size):
+                # One by one: when the next cannot be begun, those before it must be ended.
+                self._ranks.append(_spawn(index))
             for rank in self._ranks:
                 self._tell(rank, Begin(self._spec, rank.index, size, f"file://{self._folder}/rendezvous"))
             loaded = [self._expect(rank, Loaded, progress) for rank in self._ranks]
@@ -177,13 +180,16 @@ def _spawn(index: int) -> Rank:
     # The kernel watches the thread that starts a process: of a core that is the main one. `LLM` may be anywhere.
     if threading.current_thread() is threading.main_thread():
         command.append(TIED)
-    with theirs, their_side:
+    with contextlib.ExitStack() as unless_born, theirs, their_side:
+        for own in (ours, side):
+            unless_born.callback(own.close)
         process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno(), their_side.fileno()],
             stdin=subprocess.DEVNULL,
             env=environ.snapshot() | environ.computing(),
         )
+        unless_born.pop_all()
     return Rank(index, process, side, ours)
 
 

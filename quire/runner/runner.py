@@ -155,7 +155,7 @@ class Runner:
         # Two pages per group are enough: every entry of the page tables names page 1.
         scratch = [GroupLayout(spec, 1, self.spec.page_size, 2) for spec in dict.fromkeys(specs)]
         layout = Layout(scratch, self.spec.max_model_len)
-        if self.rehearsal is not None and self.rehearsal.wanted:
+        if self.rehearsal is not None and self._agreed(self.rehearsal.wanted):
             self.allocate(layout)
             self.rehearsal.play(self._rehearse)
             self.release()
@@ -167,6 +167,10 @@ class Runner:
                 recorded = self._recorded_bytes()
                 self.release()
         return Capacity(self.memory.budget(free, self.spec.memory_fraction, needed[0] + recorded), specs)
+
+    def _agreed(self, wanted: bool) -> bool:
+        """What rank 0 says: steps are run by all ranks or by none."""
+        return bool(self.mesh.broadcast(torch.tensor([wanted], dtype=torch.uint8, device=self.device)).item())
 
     @torch.inference_mode()
     def _recorded_bytes(self) -> int:

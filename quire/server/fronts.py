@@ -44,10 +44,12 @@ log = get_logger(__name__)
 ANSWER_S = 1.0
 """How long front ends may take to answer each other; who is late is left out."""
 FIRST_WAIT_S, STEADY_S, TRIES = 0.1, 10.0, 10
+FIRST_SIGN_S = 120.0
+"""How long a front end may take to load its tokenizer; then its event loop goes round."""
 STACKS_S = 0.5
+"""How long a hung front end gets to write what its threads do."""
 STOPPING_S = 0.1
 """How soon whoever waits to begin a front end again hears that the server stops."""
-"""How long a hung front end gets to write what its threads do."""
 STRIKES = 256
 """News of requests that are told to front ends that are born later."""
 
@@ -78,16 +80,16 @@ class Child:
 
     Attributes:
         name: which no other one has had.
+        heard_by: by when its event loop must say again that it goes round.
         served_at: when it began to answer; None before.
-        heard_at: when its event loop last said that it goes round; None before the first time.
         counted: what it said when it was last asked.
     """
 
     name: str
     process: asyncio.subprocess.Process
     wire: Wire[FromFront]
+    heard_by: float
     served_at: float | None = None
-    heard_at: float | None = None
     counted: list[Tally] = field(default_factory=list)
 
 
@@ -216,7 +218,8 @@ class Fronts:
                 start_new_session=True,
             )
             unless_born.pop_all()
-        child = Child(f"front-{next(self._names)}", process, await Wire.open(ours, FromFront))
+        wire = await Wire.open(ours, FromFront)
+        child = Child(f"front-{next(self._names)}", process, wire, _now() + max(FIRST_SIGN_S, self._stall_s))
         for message in [*self._owner.born(listener.fileno(), child.name), *self._strikes]:
             child.wire.send(message)
         self._children[index] = child
@@ -226,8 +229,8 @@ class Fronts:
         """Kill a front end whose event loop has stopped going round."""
         while True:
             await asyncio.sleep(min(1.0, self._stall_s / 20))
-            if child.heard_at is not None and _now() - child.heard_at > self._stall_s:
-                log.error("front end %d has not moved for %.1f s; this is what its threads do:", index, self._stall_s)
+            if _now() > child.heard_by:
+                log.error("front end %d does not move any more; this is what its threads do:", index)
                 with contextlib.suppress(ProcessLookupError):
                     for number in (signal.SIGUSR1, signal.SIGCONT):
                         child.process.send_signal(number)
@@ -245,7 +248,7 @@ class Fronts:
 
     def _handle(self, index: int, child: Child, message: FromFront) -> None:
         if isinstance(message, Alive):
-            child.heard_at = _now()
+            child.heard_by = _now() + self._stall_s
         elif isinstance(message, Serving):
             child.served_at = _now()
             self._owner.serving(message)

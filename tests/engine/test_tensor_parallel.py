@@ -1,9 +1,11 @@
 """Two ranks over gloo give what one gives: tokens, log-probabilities and random weights."""
 
+import psutil
 import pytest
 
 from quire import LLM, SamplingParams
-from quire.base.errors import ConfigError
+from quire.base.errors import ConfigError, EngineError
+from quire.executors import processes
 from tests.models.checkpoints import make
 from tests.tokenizer.samples import make_byte_bpe
 
@@ -33,3 +35,34 @@ def test_a_size_that_does_not_divide_is_refused(tmp_path):
     make_byte_bpe(folder)
     with pytest.raises(ConfigError, match="tensor_parallel_size=3"):
         generate(folder, 3)
+
+
+def test_a_rank_that_dies_ends_the_engine(tmp_path):
+    folder = make("llama", tmp_path)
+    make_byte_bpe(folder)
+    params = SamplingParams(temperature=0.0, max_tokens=10, ignore_eos=True)
+    before = set(psutil.Process().children())
+    with LLM(str(folder), tensor_parallel_size=2, num_gpu_blocks_override=100, dtype="float32") as llm:
+        ranks = [child for child in psutil.Process().children() if child not in before]
+        assert len(ranks) == 2
+        ranks[1].kill()
+        with pytest.raises(EngineError):
+            llm.generate(PROMPTS, params)
+    assert not any(rank.is_running() for rank in ranks)
+
+
+def test_a_rank_that_cannot_be_begun_leaves_none_behind(tmp_path, monkeypatch):
+    folder = make("llama", tmp_path)
+    make_byte_bpe(folder)
+    begun, start = [], processes.subprocess.Popen
+
+    def fail_at_second(*args, **named):
+        if begun:
+            raise OSError("no more processes")
+        begun.append(start(*args, **named))
+        return begun[0]
+
+    monkeypatch.setattr(processes.subprocess, "Popen", fail_at_second)
+    with pytest.raises(OSError, match="no more processes"):
+        generate(folder, 2)
+    assert begun[0].poll() is not None, "it has ended, and was waited for"

@@ -154,3 +154,23 @@ def test_a_job_goes_on_when_its_client_has_left_and_nobody_waits_for_ever(
         assert len(workers()) == WORKERS, "they have not been stopped for it"
 
     run(tmp_path, play)
+
+
+@pytest.mark.multi
+def test_nobody_waits_for_ever_for_a_worker_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(texts: Texts) -> None:
+        await texts.render(HI, {})
+        while len(workers()) < WORKERS:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
+        monkeypatch.setattr(pool_module, "PATIENCE_S", 0.5)
+        monkeypatch.setattr(pool_module, "AGAIN_S", 60.0)
+        monkeypatch.setattr(pool_module.sys, "executable", "/nowhere/python")
+        for worker in workers():
+            worker.kill()
+        for _ in range(2):
+            with pytest.raises(ApiError) as refused:
+                await texts.render(HI, {})
+            assert (refused.value.status, refused.value.code) == (503, "queue_full")
+
+    run(tmp_path, play)

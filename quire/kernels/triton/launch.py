@@ -48,13 +48,15 @@ class Device:
 @functools.cache
 def device_of(device: torch.device) -> Device:
     """What launches must know of `device`."""
-    if INTERPRETED or device.type != "cuda":
+    if INTERPRETED or device.type not in ("cuda", "xpu"):
         return Device(1 if INTERPRETED else 64, False, False)
+    index = torch.accelerator.current_device_index() if device.index is None else device.index
+    shared = int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
+    if device.type != "cuda":
+        return Device(64, False, False, shared_bytes=shared)
     facts = torch.cuda.get_device_properties(device)
     nvidia = torch.version.hip is None
     capability = (facts.major, facts.minor)
-    index = torch.cuda.current_device() if device.index is None else device.index
-    shared = int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
     dependent, converts = nvidia and facts.major >= 9, nvidia and capability >= (8, 9)
     return Device(facts.multi_processor_count, nvidia, dependent, converts, shared)
 

@@ -30,7 +30,7 @@ from quire.messages.text import (
     Setup,
 )
 from quire.server.channel import Wire
-from quire.server.errors import unavailable
+from quire.server.errors import ApiError, unavailable
 
 log = get_logger(__name__)
 
@@ -44,6 +44,9 @@ RENDER_S = 12.0
 JOB_S = 120.0
 PATIENCE_S = 30.0
 """How long a job waits for a worker."""
+
+START_S = 60.0
+"""How long a worker may take to be ready."""
 
 AGAIN_S = 1.0
 
@@ -62,17 +65,22 @@ class Worker:
     async def start(cls, setup: Setup) -> "Worker":
         """One that is ready. Raises EngineError."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as unless_born, theirs:
+            unless_born.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "quire.server.text.worker", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 env=environ.snapshot() | {"RAYON_NUM_THREADS": "1"},
             )
+            unless_born.pop_all()
         worker = cls(process, await Wire.open(ours, FromWorker))
         said = None
         try:
-            said = await worker.ask(setup)
+            async with asyncio.timeout(START_S):
+                said = await worker.ask(setup)
+        except TimeoutError:
+            log.error("a text worker is not ready after %g s", START_S)
         finally:
             if said is None:
                 await worker.end()
@@ -143,7 +151,7 @@ class TextPool:
                     await places.__aexit__(None, None, None)
                     raise
         except TimeoutError:
-            raise unavailable("Too many texts are waiting to be read; try again later.", "queue_full") from None
+            raise _full() from None
 
     async def _work(self, worker: Worker, job: Job, places: Places) -> Answer | Refused | Failed:
         try:
@@ -159,7 +167,10 @@ class TextPool:
                 log.warning("a text worker was stopped, or has died; another one begins")
                 if late:
                     break
-                worker = await self._idle.get()
+                try:
+                    worker = await asyncio.wait_for(self._idle.get(), PATIENCE_S)
+                except TimeoutError:
+                    raise _full() from None
             else:
                 self._idle.put_nowait(worker)
             return _stopped(job)
@@ -192,6 +203,10 @@ class TextPool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _full() -> ApiError:
+    return unavailable("Too many texts are waiting to be read; try again later.", "queue_full")
 
 
 def _chars(job: Job) -> int:

@@ -1,0 +1,53 @@
+"""Front ends as children: one that never says anything is replaced, too."""
+
+import asyncio
+import os
+import socket
+
+import pytest
+
+from quire.server import fronts as module
+from quire.server.fronts import Fronts
+
+pytestmark = pytest.mark.multi
+
+SILENT = ("-c", "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: None); time.sleep(60)")
+
+
+class Nobody:
+    """An owner that is told of those who have died."""
+
+    def __init__(self) -> None:
+        self.died = asyncio.Queue[str]()
+
+    def born(self, listener: int, name: str) -> list:
+        return []
+
+    def serving(self, serving: object) -> None:
+        raise AssertionError("they never serve")
+
+    def gone(self, name: str) -> None:
+        self.died.put_nowait(name)
+
+    def tallies(self) -> list:
+        return []
+
+
+def test_one_that_hangs_before_its_first_sign_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_SIGN_S", 0.5)
+    monkeypatch.setattr(module, "STACKS_S", 0.0)
+
+    async def play() -> None:
+        owner = Nobody()
+        read, write = os.pipe()
+        with socket.socket() as listener, os.fdopen(read, "rb"), os.fdopen(write, "wb"):
+            fronts = Fronts(owner, [listener], read, SILENT, stall_s=0.2)
+            keeping = asyncio.create_task(fronts.keep(0))
+            async with asyncio.timeout(30):
+                assert [await owner.died.get() for _ in range(2)] == ["front-0", "front-1"]
+            fronts.stopping = True
+            fronts.kill()
+            async with asyncio.timeout(10):
+                await keeping
+
+    asyncio.run(play())
