@@ -218,7 +218,7 @@ class Fronts:
                 start_new_session=True,
             )
             unless_born.pop_all()
-        wire = await Wire.open(ours, FromFront)
+        wire: Wire[FromFront] = await Wire.open(ours, FromFront)
         child = Child(f"front-{next(self._names)}", process, wire, _now() + max(FIRST_SIGN_S, self._stall_s))
         for message in [*self._owner.born(listener.fileno(), child.name), *self._strikes]:
             child.wire.send(message)
