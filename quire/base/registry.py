@@ -6,7 +6,7 @@ everything it offers without paying for what is not used.
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -44,10 +44,10 @@ class Registry:
         return load(self._entries[name])
 
 
-def did_you_mean(name: str, known: Mapping[str, object] | list[str]) -> str:
-    """A remedy for a mistyped name: the closest known names, or all of them."""
-    close = get_close_matches(name, list(known), n=3)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+def did_you_mean(name: str, known: Collection[str], otherwise: str = "") -> str:
+    """A remedy for a mistyped name: the closest known names; where none is close `otherwise`, or all of them."""
+    close = get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else otherwise or f"known: {', '.join(sorted(known))}"
 
 
 def lazy_attributes(module: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -5,10 +5,10 @@ Knows nothing of settings; `flags` fills it from the dataclasses. Made by `main`
 
 import argparse
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NoReturn
 
 from quire.base.errors import ConfigError
+from quire.base.registry import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,9 +30,13 @@ class Parser(argparse.ArgumentParser):
         self.topics: dict[str, str] = {}
         self.add_argument("-h", "--help", nargs="?", const="", metavar="TOPIC", help="all flags, or about one topic")
 
+    @property
+    def _lists(self) -> str:
+        return f"{self.prog} --help lists the flags"
+
     def error(self, message: str) -> NoReturn:
         """Called by argparse. Raises ConfigError."""
-        raise ConfigError(f"{message}; {self.prog} --help lists the flags")
+        raise ConfigError(f"{message}; {self._lists}")
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """The arguments; `args.helped` says that help was asked for and printed, so that nothing is left to do.
@@ -57,9 +61,7 @@ class Parser(argparse.ArgumentParser):
         if topic in ("", "all"):
             return self.format_help().rstrip()
         if topic not in self.topics:
-            close = get_close_matches(topic, self.topics, n=3)
-            remedy = f"did you mean {' or '.join(close)}?" if close else f"{self.prog} --help lists the flags"
-            raise ConfigError(f"no help on {topic!r}; {remedy}")
+            raise ConfigError(f"no help on {topic!r}; {did_you_mean(topic, self.topics, self._lists)}")
         return self.topics[topic]
 
     def _unknown(self, left: Sequence[str]) -> str:
@@ -68,9 +70,7 @@ class Parser(argparse.ArgumentParser):
             return f"unexpected argument {left[0]!r}; {self.prog} --help shows what it takes (quote texts with spaces)"
         name = flag.partition("=")[0]
         known = [option for action in self._actions for option in action.option_strings]
-        close = get_close_matches(name, known, n=2)
-        remedy = f"did you mean {' or '.join(close)}?" if close else f"{self.prog} --help lists the flags"
-        return f"unknown flag {name}; {remedy}"
+        return f"unknown flag {name}; {did_you_mean(name, known, self._lists)}"
 
 
 def _with_dashes(words: Sequence[str]) -> list[str]:

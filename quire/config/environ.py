@@ -7,9 +7,9 @@ that one search shows all that the environment can change. Called by `sources`, 
 import os
 from collections.abc import Mapping
 from dataclasses import fields
-from difflib import get_close_matches
 
 from quire.base.logging import get_logger, warn_once
+from quire.base.registry import did_you_mean
 from quire.config.fields import SECTIONS
 
 logger = get_logger(__name__)
@@ -75,5 +75,5 @@ def settings(environ: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def _remedy(name: str, known: list[str]) -> str:
     # QUIRE_PORT is a likely slip for QUIRE_SERVER__PORT, so a right field without its section counts as near.
-    close = [k for k in known if k.split("__")[1] == name.removeprefix(PREFIX)] or get_close_matches(name, known, n=2)
-    return f"did you mean {' or '.join(close)}?" if close else "names are QUIRE_SECTION__FIELD, see `quire config`"
+    same = [k for k in known if k.split("__")[1] == name.removeprefix(PREFIX)]
+    return did_you_mean(name, same or known, "names are QUIRE_SECTION__FIELD, see `quire config`")

@@ -7,10 +7,10 @@ import json
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
 
 from quire.base.errors import ConfigError
+from quire.base.registry import did_you_mean
 from quire.config.fields import SECTIONS, section_of
 
 
@@ -81,8 +81,7 @@ def _field(path: str, name: str, section: str | None = None) -> str:
     known = section_of(name)
     if known is None:
         names = [f.name for cls in SECTIONS.values() for f in fields(cls)]
-        close = get_close_matches(name, names, n=2)
-        remedy = f"did you mean {' or '.join(close)}?" if close else "`quire config` lists all keys"
+        remedy = did_you_mean(name, names, "`quire config` lists all keys")
         raise ConfigError(f"{path}: unknown key {f'{section}.{name}' if section else name!r}; {remedy}")
     if section and known[0] != section:
         raise ConfigError(f"{path}: {section}.{name} belongs in the section {known[0]}")
