@@ -7,7 +7,7 @@ from quire.checkpoint.read import typed
 from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.blocks import PreNorm
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Decoder
+from quire.layers.decoder import Count, Decoder, Epsilon
 from quire.layers.grouped import GroupedConfig, by_sigmoid
 from quire.layers.moe import MoE, MoePlan
 
@@ -15,7 +15,7 @@ from quire.layers.moe import MoE, MoePlan
 class Glm4MoeConfig(GroupedConfig, frozen=True, kw_only=True):
     """Fields of config.json that GLM-4 with experts adds."""
 
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: Epsilon = 1e-5
     use_qk_norm: bool = False
     moe_intermediate_size: Count = 1408
     num_experts_per_tok: Count = 8

@@ -7,7 +7,7 @@ from quire.checkpoint.read import typed
 from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.blocks import PreNorm
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Decoder, DecoderConfig
+from quire.layers.decoder import Count, Decoder, DecoderConfig, Epsilon
 from quire.layers.moe import MoE, MoePlan
 from quire.layers.window import LayerType, is_windowed
 
@@ -15,7 +15,7 @@ from quire.layers.window import LayerType, is_windowed
 class GptOssConfig(DecoderConfig, frozen=True, kw_only=True):
     """Fields of config.json that gpt-oss adds."""
 
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: Epsilon = 1e-5
     attention_bias: bool = True
     sliding_window: Count | None = 128
     layer_types: list[LayerType] | None = None

@@ -1,8 +1,9 @@
 """Granite 4: Mamba layers, a few of attention, often without rope; four multipliers; experts beside one for all."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
+import msgspec
 from torch import Tensor
 
 from quire.checkpoint.facts import ModelFacts
@@ -26,7 +27,7 @@ class GraniteHybridConfig(DecoderConfig, frozen=True, kw_only=True):
     attention_multiplier: Cap = 1.0
     residual_multiplier: float = 1.0
     logits_scaling: Cap = 1.0
-    num_local_experts: int = 8
+    num_local_experts: Annotated[int, msgspec.Meta(ge=0, le=1 << 24)] = 8
     num_experts_per_tok: Count = 2
     shared_intermediate_size: Count = 1024
     position_embedding_type: str | None = None

@@ -10,7 +10,7 @@ from quire.checkpoint.read import typed
 from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.blocks import PreNorm
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Decoder, DecoderConfig
+from quire.layers.decoder import Count, Decoder, DecoderConfig, Epsilon
 from quire.layers.heads import Growth
 from quire.layers.mlp import GatedMLP
 from quire.layers.moe import MoE, MoePlan, SharedPlan
@@ -20,7 +20,7 @@ class Llama4Config(DecoderConfig, frozen=True, kw_only=True):
     """Fields of config.json that Llama 4 adds."""
 
     hidden_act: Literal["silu"] = "silu"
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: Epsilon = 1e-5
     head_dim: Count | None = 128
     attention_bias: bool = False
     intermediate_size_mlp: Count = 16384
@@ -86,7 +86,9 @@ class Llama4(Decoder):
         if not turns:
             growth = Growth(c.attn_scale, c.floor_scale, ahead=1) if c.attn_temperature_tuning else None
             return replace(plan, rope=None, growth=growth)
-        # A rotation leaves the length of a head as it is, so the norm may come first.
+        if c.use_qk_norm and self.rope.kind in ("yarn", "longrope"):
+            raise CheckpointError(f"config.json: rope of the kind {self.rope.kind} and use_qk_norm are not supported")
+        # A plain rotation leaves the length of a head as it is, so the norm may come first.
         norm = c.rms_norm_eps if c.use_qk_norm else None
         return replace(plan, neighbours=True, head_norm_eps=norm, head_norm_weight=False)
 

@@ -8,7 +8,7 @@ from quire.checkpoint.read import typed
 from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.blocks import PreNorm
 from quire.layers.build import Build
-from quire.layers.decoder import Cap, Count, Decoder, DecoderConfig
+from quire.layers.decoder import Cap, Count, Decoder, DecoderConfig, Epsilon
 from quire.layers.moe import MoE, MoePlan
 
 
@@ -16,7 +16,7 @@ class OlmoeConfig(DecoderConfig, frozen=True, kw_only=True):
     """Fields of config.json that OLMoE adds."""
 
     hidden_act: Literal["silu"] = "silu"
-    rms_norm_eps: float = 1e-5
+    rms_norm_eps: Epsilon = 1e-5
     attention_bias: bool = False
     clip_qkv: Cap | None = None
     num_experts_per_tok: Count = 8

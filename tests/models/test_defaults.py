@@ -1,4 +1,4 @@
-"""What a config.json leaves out because transformers has it as a default means the same here."""
+"""What config.json leaves out because transformers has it as a default means the same here; absurd values are named."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from quire import models
+from quire.base.errors import CheckpointError
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
 from quire.layers.decoder import Decoder
@@ -21,6 +22,8 @@ KEPT = {"model_type", "vocab_size"}
 # transformers writes what follows from other fields; the plans of attention say whether it does here, too.
 UNUSED = {"sliding_window", "layer_types", "rope_parameters"}
 UNUSED |= {"time_step_limit"}  # from 0 to infinity is no limit
+SIZES = ("num_", "n_", "hidden_size", "_eps", "epsilon", "intermediate_size", "head_dim", "vocab_size")
+"""How fields begin or end of which nothing good can be less than 0, a word or a million millions."""
 
 
 def built(folder: Path, config: dict[str, Any]) -> Decoder:
@@ -46,3 +49,18 @@ def test_defaults_may_be_left_out(family: str, tmp_path: Path) -> None:
     assert other.rope == one.rope
     layers = range(one.config.num_hidden_layers)
     assert [other.attention(i) for i in layers] == [one.attention(i) for i in layers]
+
+
+@pytest.mark.parametrize("family", FAMILY)
+def test_absurd_values_are_named(family: str, tmp_path: Path) -> None:
+    fields = {**BASE, **FAMILY[family]}
+    made = AutoConfig.for_model(family, **{name: value for name, value in fields.items() if value is not ...})
+    full = json.loads(made.to_json_string(use_diff=False))
+    read = built(tmp_path, full).config.__struct_encode_fields__
+    # Lengths are told by the readers' name for them.
+    tried = [name for name in read if (name.startswith(SIZES) or name.endswith(SIZES)) and name != "n_positions"]
+    assert len(tried) >= 4
+    for name in tried:
+        for value in (-1, "many", 1 << 40):
+            with pytest.raises(CheckpointError, match=name):
+                built(tmp_path, {**full, name: value})
