@@ -84,9 +84,15 @@ class Ready(msgspec.Struct, tag=True):
 
 
 class Parsed(msgspec.Struct, tag=True):
-    """The object in a body."""
+    """The object in a body.
+
+    Attributes:
+        value: without the fields in `numbers`.
+        numbers: fields that are long lists of token ids, packed.
+    """
 
     value: dict[str, Any]
+    numbers: dict[str, bytes] = {}
 
 
 class Encoded(msgspec.Struct, tag=True):

@@ -14,7 +14,7 @@ from quire.base.errors import RequestError
 from quire.messages.text import Encode, Setup
 from quire.server.errors import ApiError
 from quire.server.text import pool as pool_module
-from quire.server.text.desk import Desk
+from quire.server.text.desk import MANY_IDS, Desk
 from quire.server.text.pool import WORKERS, TextPool
 from quire.server.text.texts import Run, Texts, in_threads
 from quire.tokenizer.tokenizer import Tokenizer
@@ -65,6 +65,11 @@ async def check_answers(texts: Texts) -> None:
         assert await texts.encode_pairs([(text, "b")]) == ([pair], [second])
         assert await texts.decode(tokenizer.encode(text)) == text
     assert await texts.parse([b'{"a": ', b"[1, null]}"]) == {"a": [1, None]}
+    many = list(range(-5, 2 * MANY_IDS))
+    for odd in ([], [True], [1.0], [None], [1 << 31], ["1"]):
+        # Types and values are those that were sent, however the list travels.
+        body = {"ids": [*many, *odd], "b": many[:3]}
+        assert repr(sorted((await texts.parse([json.dumps(body).encode()])).items())) == repr(sorted(body.items()))
     with pytest.raises(RequestError) as refused:
         await texts.parse([b'{"a": 1, "a": 2}'])
     assert (refused.value.code, refused.value.param) == ("duplicate_key", "a")

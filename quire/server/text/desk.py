@@ -29,6 +29,9 @@ from quire.server.text.strict_json import parse_object
 
 log = get_logger(__name__)
 
+MANY_IDS = 5_000
+"""So many in a list take a millisecond to be read as what they are."""
+
 
 class Tokenizer(Protocol):
     """What jobs need of a tokenizer."""
@@ -89,7 +92,8 @@ class Desk:
             case Parse():
                 value = parse_object(b"".join(job.parts))
                 check_body(value)
-                return Parsed(value)
+                numbers = {name: packed for name in value if (packed := _packed(value[name])) is not None}
+                return Parsed({name: field for name, field in value.items() if name not in numbers}, numbers)
             case Render():
                 assert self._template is not None, "whoever has no template renders nothing"
                 return Encoded([pack(self._template.render(job.messages, **job.options))])
@@ -100,6 +104,16 @@ class Desk:
                 return Encoded([pack(ids) for ids, _ in pairs], [second for _, second in pairs])
             case Decode():
                 return Decoded(self._tokenizer.decode(job.ids, skip_special_tokens=False))
+
+
+def _packed(value: object) -> bytes | None:
+    """A long list of token ids, packed; None for all else."""
+    if not isinstance(value, list) or len(value) < MANY_IDS or set(map(type, value)) != {int}:
+        return None
+    try:
+        return pack(value)
+    except OverflowError:
+        return None
 
 
 def encode(tokenizer: Tokenizer, how: Encode, text: str) -> list[int]:

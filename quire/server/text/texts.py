@@ -53,7 +53,7 @@ class Texts:
         """A body as a JSON object. Raises RequestError."""
         answer = await self._ask(Parse(parts))
         assert isinstance(answer, Parsed)
-        return answer.value
+        return {**answer.value, **{name: await _unpacked(packed) for name, packed in answer.numbers.items()}}
 
     async def encode(self, how: Encode) -> list[list[int]]:
         """Token ids of texts. Raises RequestError."""
