@@ -5,6 +5,7 @@
 # tests     the tests that need a GPU, several at a time; then those that watch its memory, alone
 # memcheck  attention and experts under compute-sanitizer
 # kernels   sampling, attention and products, checked and timed
+# soak      an engine kept full, as long as there is time, ten minutes at most; only where it is asked for
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:?folder for what is found} deadline=$((SECONDS + ${2:-3600}))
@@ -54,6 +55,14 @@ kernels() {
     logged kernels python3 benchmarks/sampling.py check
     logged kernels python3 benchmarks/attention.py check time
     logged kernels python3 benchmarks/dense.py chain
+}
+
+soak() {
+    local left=$((deadline - SECONDS - 60))
+    [ $left -lt 60 ] && echo "no time left to soak" && return
+    [ $left -gt 600 ] && left=600
+    logged soak timeout $((left + 90)) python3 benchmarks/gpu_soak.py --minutes "$((left / 60)).$((left % 60 * 10 / 60))" \
+        --ledger "$out/gpu_soak.jsonl"
 }
 
 nvidia-smi -L
