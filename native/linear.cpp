@@ -21,8 +21,8 @@ const long OUTPUTS = 128, CACHED = 512 << 10;
 // Values below which it takes longer to share the work than to do it.
 const long FEW_VALUES = 1 << 15, FEW_PRODUCTS = 1 << 17;
 
-// Tiles from which on a thread's share is cut into so many pieces.
-const long MANY_TILES = 32, PIECES = 16;
+// Pieces of a thread's share where there are many rows, and the tiles of rows that such a piece has at least.
+const long PIECES = 16, PIECE_TILES = 8;
 
 long most(long a, long b) { return a > b ? a : b; }
 long least(long a, long b) { return a < b ? a : b; }
@@ -35,8 +35,8 @@ void multiply(const Product& p, const LinearTable& table) {
     unit = most(unit, divided_up(count, 60'000));
     const long columns = divided_up(count, unit);
     // Many threads and few outputs: rows are shared out as well. Many rows: in small pieces, so that none ends late.
-    const long wanted = p.tiles < MANY_TILES ? 2 * threads() : PIECES * threads();
-    const long bands = least(divided_up(wanted, columns), p.tiles);
+    const auto shared = [&](long each, long tiles) { return least(divided_up(each * threads(), columns), tiles); };
+    const long bands = most(shared(2, p.tiles), shared(PIECES, p.tiles / PIECE_TILES));
     if (threads() == 1 || p.rows * p.weight.outputs * p.weight.inputs < FEW_PRODUCTS) {
         for (long i = 0; i < columns; i++)
             table.multiply(p, i * unit, i * unit + unit < count ? i * unit + unit : count, 0, p.tiles);
