@@ -190,9 +190,13 @@ def _chat_template(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    source = _read_json(folder / "tokenizer_config.json", required=False).get("chat_template")
-    if isinstance(source, list):
-        # Several named templates: the one for plain chat is called "default".
-        named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
-        source = named.get("default")
-    return source if isinstance(source, str) else None
+    # The second is where processors of images and text once kept it.
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        source = _read_json(folder / name, required=False).get("chat_template")
+        if isinstance(source, list):
+            # Several named templates: the one for plain chat is called "default".
+            named = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}
+            source = named.get("default")
+        if isinstance(source, str):
+            return source
+    return None

@@ -54,6 +54,13 @@ def test_the_text_part_of_a_nested_config(tmp_path: Path) -> None:
     assert "vision_config" not in facts.config
 
 
+def test_a_chat_template_that_processors_keep(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    write(tmp_path, "tokenizer_config.json", {"chat_template": None})
+    write(tmp_path, "chat_template.json", {"chat_template": "old"})
+    assert read_facts("x", tmp_path).chat_template == "old"
+
+
 def test_the_chat_template_of_its_own_file_counts_first(tmp_path: Path) -> None:
     write_config(tmp_path)
     write(tmp_path, "tokenizer_config.json", {"chat_template": "old"})
