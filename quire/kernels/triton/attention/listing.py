@@ -126,6 +126,20 @@ def _seen(token, begin, kept, TILE: tl.constexpr):
 
 
 @triton.jit
+def _store_splits(entry, split, row, start, end, others, count, first_part, length):
+    """What `FIELDS` says of a row's splits, but for what their first tiles hold."""
+    here = split < count
+    tl.store(entry, row + 0 * split, mask=here)
+    tl.store(entry + 1, start, mask=here)
+    tl.store(entry + 2, end - start, mask=here)
+    tl.store(entry + 3, others + count + 0 * split, mask=here)
+    tl.store(entry + 4, first_part + 0 * split, mask=here)
+    tl.store(entry + 5, length + 0 * split, mask=here)
+    tl.store(entry + 6, (split == count - 1).to(tl.int32), mask=here)
+    tl.store(entry + 7, first_part + others + split, mask=here)
+
+
+@triton.jit
 def _store_runs(
     runs, firsts, split, start, end, all_tiles, count, is_last, MERGES: tl.constexpr, RUNS: tl.constexpr,
     RUNS_P: tl.constexpr,
@@ -211,14 +225,7 @@ def _list(
     here = split < count
     start, end = _bounds(split, count, first_tile, tiles, all_tiles, SPLITS, RUNS)
     entry = splits + (first_split + split) * FIELDS
-    tl.store(entry, row + 0 * split, mask=here)
-    tl.store(entry + 1, start, mask=here)
-    tl.store(entry + 2, end - start, mask=here)
-    tl.store(entry + 3, others + count + 0 * split, mask=here)
-    tl.store(entry + 4, first_part + 0 * split, mask=here)
-    tl.store(entry + 5, length + 0 * split, mask=here)
-    tl.store(entry + 6, (split == count - 1).to(tl.int32), mask=here)
-    tl.store(entry + 7, first_part + others + split, mask=here)
+    _store_splits(entry, split, row, start, end, others, count, first_part, length)
     opening = (low + start - first_tile) * TILE
     tl.store(entry + 8, _seen(opening, begin, kept, TILE), mask=here)
     table += row.to(tl.int64) * table_stride
