@@ -65,7 +65,10 @@ class Generates(Protocol):
 
 def add_arguments(parser: Parser) -> None:
     """Add the kind of measurement, the workload and the engine's settings."""
-    parser.usage = "quire bench {throughput,latency,startup,kernels} [MODEL] [FLAGS]"
+    parser.usage = (
+        "quire bench {throughput,latency,startup,kernels} [MODEL] [FLAGS]\n"
+        "       quire bench {serve,multiturn,prefix,structured} [FLAGS]    load on a running server"
+    )
     help = "all requests at once, seconds per batch, seconds from process start to ready, or microseconds per op"
     parser.add_argument("kind", choices=("throughput", "latency", "startup", "kernels"), help=help)
     flags.add_model(parser)
