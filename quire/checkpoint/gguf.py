@@ -23,6 +23,11 @@ BLOCKS = {
     14: ("Q6_K", 256, 210),
 }  # fmt: skip
 """ggml's number of a type: its name, values and bytes of a block."""
+UNREAD = {
+    16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS",
+    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
+}  # fmt: skip
+"""Types that are known by name only."""
 NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 TEXT, ARRAY = 8, 9
 MAX_COUNT = 1 << 24
@@ -32,14 +37,20 @@ NAMES = {
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate", "ffn_gate_exps": "mlp.experts.gate_proj", "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
 }  # fmt: skip
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3_moe"}
+"""What files call architectures, and config.json."""
 PERMUTED = ("llama",)
 """Architectures whose files hold queries and keys in neighbouring pairs."""
 
 
 class GgufTensor(msgspec.Struct, frozen=True):
-    """One tensor: `shape` as torch has it, `kind` a name of FLOATS or BLOCKS, `nbytes` at `offset` of the file."""
+    """One tensor: `shape` as torch has it, `kind` a name of FLOATS or BLOCKS, `nbytes` at `offset` of the file.
+
+    Stacks of experts' matrices are one matrix of all their rows.
+    """
 
     name: str
     kind: str
@@ -127,11 +138,15 @@ def _tensor(file: Path, info: tuple[str, tuple[int, ...], int, int], start: int,
         kind, per, each = BLOCKS[number]
     else:
         known = ", ".join([*FLOATS.values(), *(block[0] for block in BLOCKS.values())])
-        raise CheckpointError(f"{file}: tensor {name} has ggml's type {number}; supported: {known}")
+        kind = UNREAD.get(number, str(number))
+        raise CheckpointError(
+            f"{file}: tensor {name} has ggml's type {kind}, which is not supported; take a file of {known}"
+        )
     nbytes = count // per * each
     if (shape and shape[-1] % per) or start + offset + nbytes > size:
         raise CheckpointError(f"{file}: tensor {name} does not fit the file; download it again")
-    return GgufTensor(name, kind, shape, start + offset, nbytes)
+    whole = (shape[0] * shape[1], shape[2]) if len(shape) == 3 else shape
+    return GgufTensor(name, kind, whole, start + offset, nbytes)
 
 
 def published(name: str) -> str:
@@ -174,7 +189,7 @@ def _config(file: Path, found: Gguf) -> dict[str, Any]:
         kv_heads = data.get(f"{arch}.attention.head_count_kv", heads)
         hidden, context = data[f"{arch}.embedding_length"], data[f"{arch}.context_length"]
         config = {
-            "model_type": arch,
+            "model_type": ARCHITECTURES[arch],
             "vocab_size": len(data["tokenizer.ggml.tokens"]),
             "hidden_size": hidden,
             "intermediate_size": data[f"{arch}.feed_forward_length"],
@@ -189,6 +204,7 @@ def _config(file: Path, found: Gguf) -> dict[str, Any]:
             "eos_token_id": data.get("tokenizer.ggml.eos_token_id"),
             "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in found.tensors),
             "quantization_config": {"quant_method": "gguf"},
+            **(_experts(data, arch) if f"{arch}.expert_count" in data else {}),
         }
     except KeyError as error:
         raise CheckpointError(f"{file}: the metadata lacks {error}; convert the model again") from None
@@ -196,6 +212,18 @@ def _config(file: Path, found: Gguf) -> dict[str, Any]:
         config["quantization_config"] = {"quant_method": "gguf", "permuted": {"q_proj": heads, "k_proj": kv_heads}}
     scaling = _rope(file, found, arch, context)
     return {**config, "rope_scaling": scaling} if scaling else config
+
+
+def _experts(data: dict[str, Any], arch: str) -> dict[str, Any]:
+    """What config.json says of experts, which all layers have."""
+    return {
+        "num_experts": data[f"{arch}.expert_count"],
+        "num_experts_per_tok": data[f"{arch}.expert_used_count"],
+        "moe_intermediate_size": data[f"{arch}.expert_feed_forward_length"],
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
 
 
 def _rope(file: Path, found: Gguf, arch: str, context: int) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from quire.ops.stored import Bits, StoredSpec, Wanted, arranged, offered, storag
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import ONLINE, Quantized
 from quire.quantization.scaled import Form, Scaled
+from quire.quantization.scheme import Matrix
 from quire.quantization.storage import Storage
 
 INT4_GROUP = 128
@@ -137,6 +138,13 @@ class Build:
     def holds(self, name: str) -> bool:
         """Whether the checkpoint is quantized and has a tensor `name` at this level."""
         return self.checkpoint is not None and self.name(name) in self.checkpoint.source.entries
+
+    def quantizes(self, part: Part) -> bool:
+        """Whether the checkpoint holds this matrix quantized, whatever config.json says of it."""
+        if self.checkpoint is None:
+            return False
+        module = self.name(part.name).removesuffix(".weight")
+        return self.checkpoint.scheme(Matrix(module, part.shape[0], part.shape[1])) is not None
 
     def _quantized(self, recipe: Recipe, providers: Sequence[str], matrices: int = 1) -> Weight | None:
         """The weight of a recipe that the checkpoint holds quantized, `matrices` of equal size."""

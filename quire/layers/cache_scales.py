@@ -8,6 +8,7 @@ from quire.layers.build import Build
 
 PLACES = (
     "{kind}_proj.{kind}_scale",
+    "{kind}_proj.output_scale",
     "qkv_proj.{kind}_scale",
     "{kind}_scale",
     "attn.{kind}_scale",

@@ -86,7 +86,9 @@ class Decoder(nn.Module):
         self.rope: RopeFacts = rope_facts(facts.config)
         names = self.names
         m, head = b / names.root, b / names.head
-        tied = head.name("weight") if config.tie_word_embeddings and facts.pooling is None else None
+        part = vocabulary_part(head, config.vocab_size, config.hidden_size)
+        shared = config.tie_word_embeddings and not head.quantizes(part)
+        tied = head.name("weight") if shared and facts.pooling is None else None
         self.embedding = Embedding(m / names.embedding, config.vocab_size, config.hidden_size, tied)
         layers = [self.layer(m / f"{names.layers}.{i}", i) for i in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(layers)
@@ -95,7 +97,6 @@ class Decoder(nn.Module):
         words = m / names.embedding if config.tie_word_embeddings else head
         self.scorer = decoder_scores(facts, b, words.name("weight"))
         if facts.pooling is None:
-            part = vocabulary_part(head, config.vocab_size, config.hidden_size)
             table = self.embedding.weight if tied else head.matrix(part, head=True)
             self.head = Head(head, config.vocab_size, table, self.head_bias)
 

@@ -52,6 +52,8 @@ class Sizes(Protocol):
 
 def matrices(b: Build, plan: Sizes, arrangement: Arrangement) -> tuple[Weight, Weight]:
     """The parameters of gate and up, and of down. `b` stands above the experts' names."""
+    if b.holds("gate_proj.weight"):
+        return b.experts(plan.firsts * plan.experts, _stacks(plan)), b.experts(plan.experts, [_down_stack(plan)])
     if arrangement == "single":
         first = b.experts(plan.firsts * plan.experts, _gate_up(plan), _fused_gate_up(plan))
         return first, b.experts(plan.experts, _down(plan), _fused_down(plan))
@@ -95,6 +97,18 @@ def _fused_gate_up(plan: Sizes) -> tuple[Part, ...]:
 
 def _fused_down(plan: Sizes) -> tuple[Part, ...]:
     return (Part(plan.fused[1], (plan.experts * plan.hidden, plan.inner), 1, stacked=True),)
+
+
+def _stacks(plan: Sizes) -> list[Part]:
+    """One tensor for the gates of all experts and one for their ups, as GGUF has them."""
+    shape, inner, names = (plan.experts * plan.inner, plan.hidden), plan.inner, plan.names[2 - plan.firsts : 2]
+    return [
+        Part(f"{name}.weight", shape, 0, first=i * inner, rows=inner) for i in range(plan.experts) for name in names
+    ]
+
+
+def _down_stack(plan: Sizes) -> Part:
+    return Part(f"{plan.names[2]}.weight", (plan.experts * plan.hidden, plan.inner), 1)
 
 
 def _turned(plan: Sizes) -> list[Part]:

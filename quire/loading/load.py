@@ -43,7 +43,7 @@ IGNORED_ENDINGS = (
 # Scales of 8-bit pages: `layers/cache_scales.py` reads those that are needed.
 CACHE_ENDINGS = (
     *(".k_scale", ".v_scale", ".kv_scale", ".k_cache.scale", ".v_cache.scale"),
-    *(".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point"),
+    *(".q_scale", ".prob_scale", ".k_zero_point", ".v_zero_point", "_proj.output_scale"),
 )
 OTHER_HEADS = ("mtp.",)
 """Beginnings of what guesses tokens further ahead, beside the model: nobody asks for it."""
@@ -158,9 +158,9 @@ class _Target:
     def reading(self, part: Part, spans: list[Span]) -> tuple["_Target", list[Span]]:
         """What must be read for `spans` of the part: whole rows where these have scales in common; and its target."""
         first, many = part.columns or (0, part.shape[1])
-        if spans[1].length + spans[1].zeros == many or not needs_rows(self.storage):
-            return self, spans
         start = spans[1].start - first
+        if spans[1].length + spans[1].zeros == many or not needs_rows(self.storage, start):
+            return self, spans
         return replace(self, columns=(start, start + spans[1].length)), [spans[0], Span(first, many)]
 
     def keeper(self, part: Part, piece: Slice) -> Callable[[Tensor], None]:

@@ -148,13 +148,12 @@ def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Sized:
 
 def _joint(last: Sized, other: Sized) -> Sized | None:
     """One storage for the rows of both, if those of `other` can follow those of `last` in it."""
-    if isinstance(last, Plain) and isinstance(other, Plain):
-        return replace(last, outputs=last.outputs + other.outputs)
-    if not isinstance(last, Scaled) or replace(last, outputs=other.outputs) != other:
+    if not isinstance(last, Plain | Scaled | Blocks) or replace(last, outputs=other.outputs) != other:
         return None
-    form = last.form
-    if form.ordered or form.columns or last.outputs % form.row_block or other.outputs % form.row_block:
-        return None
+    if isinstance(last, Scaled):
+        form = last.form
+        if form.ordered or form.columns or last.outputs % form.row_block or other.outputs % form.row_block:
+            return None
     return replace(last, outputs=last.outputs + other.outputs)
 
 

@@ -23,8 +23,8 @@ ONLINE: dict[str, Form] = {
 """Forms that full-precision weights are quantized to while they load; int8 and int4 are `Canonical`'s."""
 
 
-ASKED_LAST = ("awq",)
-"""Formats whose marks others have, too: GPTQ's tensors are AWQ's and one more."""
+ASKED_LAST = ("awq", "modelopt")
+"""Formats whose marks others have, too: GPTQ's tensors are AWQ's and one more, and many have scales."""
 
 
 class _Module(Protocol):
@@ -43,13 +43,16 @@ class _Module(Protocol):
 class Quantized:
     """The quantized matrices of one checkpoint.
 
+    Args:
+        told: whether there is metadata that calls matrices quantized.
+
     Attributes:
         name: of the format.
         announced: modules that the metadata calls quantized and whose tensors are of full precision.
     """
 
-    def __init__(self, name: str, form: Format, source: Source) -> None:
-        self.name, self.source = name, source
+    def __init__(self, name: str, form: Format, source: Source, told: bool = True) -> None:
+        self.name, self.source, self._told = name, source, told
         self.announced: list[str] = []
         self._format = form
         self._schemes: dict[Matrix, Scheme | None] = {}
@@ -62,7 +65,7 @@ class Quantized:
 
     def online(self, matrix: Matrix) -> Form | None:
         """What a matrix of full precision is quantized to, since the metadata says so."""
-        form = self._format.announced(matrix)
+        form = self._format.announced(matrix) if self._told else None
         if form is not None:
             self.announced.append(matrix.module)
         return form
@@ -113,7 +116,7 @@ def find(config: dict[str, Any], source: Source, asked: str | None = None) -> Qu
         raise CheckpointError(
             f"quantization={asked}: the checkpoint is {modules[name].METHODS[0]}; leave quantization unset"
         )
-    return Quantized(name, modules[name].make(config), source)
+    return Quantized(name, modules[name].make(config), source, told=bool(method))
 
 
 def _by_tensors(modules: dict[str, _Module], source: Source) -> str | None:

@@ -25,10 +25,14 @@ class Integers(Storage, Protocol):
         ...
 
 
-def needs_rows(storage: Storage) -> bool:
-    """Whether values put into `storage` count for scales of their whole row."""
+def needs_rows(storage: Storage, start: int) -> bool:
+    """Whether values put into `storage` count for scales of their whole row, of which it holds columns from `start` on.
+
+    Where ranks cut groups, each has scales of its own.
+    """
     if isinstance(storage, Scaled):
-        return storage.form.group is None or storage.form.factor is not None
+        form = storage.form
+        return form.group is None or (form.factor is not None and start % form.group == 0)
     return isinstance(storage, Integers) and storage.bits == 8
 
 

@@ -52,6 +52,14 @@ def test_one_scale_a_tensor_and_memory(tmp_path: Path) -> None:
 
 
 def test_tensors_without_metadata_are_believed(tmp_path: Path) -> None:
+    """What they do not quantize stays as it is."""
+    check(
+        *(made := write(tmp_path, {}, lambda module, weight: None if "mlp" in module else per_tensor(module, weight)))
+    )
+    assert not any("mlp" in name for name in made[2])
+
+
+def test_a_head_without_metadata(tmp_path: Path) -> None:
     def writer(module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
         if not inner(module) and module != "lm_head":
             return None

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
@@ -120,6 +121,19 @@ def test_every_algorithm(algorithm: str, head: bool, tmp_path: Path) -> None:
 
     config = {"quant_method": "modelopt", "quant_algo": algorithm, "exclude_modules": ["lm_head", "model.embed*"]}
     check(*write(tmp_path, config, writer))
+
+
+def test_a_quantized_head_counts_for_more_than_tied_embeddings(tmp_path: Path) -> None:
+    writer = lambda module, weight: nvfp4(module, weight) if inner(module) else None  # noqa: E731
+    config = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    folder, plain, values = write(tmp_path, config, writer, tie_word_embeddings=True)
+    tensors, values["lm_head"] = nvfp4("lm_head", load_file(plain / "model.safetensors")["model.embed_tokens.weight"])
+    for path, head in ((folder, tensors), (plain, {"weight": values["lm_head"]})):
+        own = load_file(path / "model.safetensors") | {f"lm_head.{ending}": value for ending, value in head.items()}
+        save_file(own, path / "model.safetensors")
+    told = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**told, "tie_word_embeddings": False}))
+    check(folder, plain, values)
 
 
 def test_nvfp4_stays_small(tmp_path: Path) -> None:

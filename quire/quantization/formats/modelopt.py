@@ -15,7 +15,7 @@ from quire.quantization.scaled import Block, Form
 from quire.quantization.scheme import Matrix, Range, Scheme, Source, expect, group_of, group_range, present, shape_of
 
 METHODS = ("modelopt", "modelopt_fp4", "nvfp4", "modelopt_mixed")
-MARKS = (".weight_scale_2",)
+MARKS = (".weight_scale",)
 UNUSED = ("input_scale", "weight_shape")
 NVFP4 = Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply")
 MXFP4 = Form("fp4_e2m1", 32, "e8m0")
