@@ -42,7 +42,7 @@ def survey(device: str, kernels: str) -> Survey:
         ops = []
         names = ", ".join([*platform.providers, "reference"])
         what = f"The kernels {names} cannot be judged ({type(error).__name__}: {error})."
-        troubles.append(Trouble(what, "pip install --force-reinstall quire, or run with --kernels reference"))
+        troubles.append(Trouble(what, "reinstall quire from where it came, or run with --kernels reference"))
     # Kernels that can be judged are loaded.
     instructions = native.load()[1] if ops and "cpu" in platform.providers else ""
     return Survey(torch=torch, platform=platform, ops=ops, troubles=troubles, native=instructions)
