@@ -15,7 +15,7 @@ COMPANY = {
     "chunks and preemption": {
         "max_num_batched_tokens": 96,
         "max_num_seqs": 40,
-        "num_gpu_blocks_override": 40,
+        "num_gpu_blocks_override": 24,
         "max_model_len": 512,
         "enforce_eager": True,
     },
@@ -34,7 +34,7 @@ def asked() -> tuple[list[list[int]], list[SamplingParams]]:
     head = [rng.randrange(300, VOCAB) for _ in range(130)]
     own = [[rng.randrange(300, VOCAB) for _ in range(rng.choice((1, 5, 30, 90, 200)))] for _ in range(96)]
     prompts = [head + tokens if i % 3 == 0 else tokens for i, tokens in enumerate(own)]
-    base = {"max_tokens": 16, "ignore_eos": True, "logprobs": 2}
+    base = {"max_tokens": 40, "ignore_eos": True, "logprobs": 2}
     return prompts, [
         SamplingParams(temperature=i % 2, seed=i, prompt_logprobs=None if i % 8 else 1, **base)
         for i in range(len(prompts))
