@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lib import ceilings, ledger, shapes, targets
+from lib import ceilings, ledger, packed, shapes, targets
 from lib.bounds import Replay
 from lib.engines import CONTEXT, ENGINES, Engine, OutOfTimeError, Quire
 from lib.report import CAUTION, Figure, Session, report, table
@@ -51,7 +51,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="quire-bench-") as folder:
         for model in args.models:
             try:
-                measure_model(session, model, shapes.write(model, Path(folder)))
+                measure_model(session, model, folder_of(args, model, Path(folder)))
             except Exception as error:  # the other models are worth measuring still
                 print(f"{model}: failed, {type(error).__name__}: {error}", flush=True)
                 traceback.print_exc(limit=-4)
@@ -59,6 +59,16 @@ def main() -> int:
                 beside(session, model)
     print(table(session))
     return 0
+
+
+def folder_of(args: argparse.Namespace, model: str, parent: Path) -> Path:
+    """The model's folder: a config alone, or a quantized checkpoint as tools write them."""
+    if args.checkpoint is None:
+        return shapes.write(model, parent)
+    started = time.monotonic()
+    folder = packed.write(args.checkpoint, model, parent)
+    print(f"{model}: {args.checkpoint} written in {time.monotonic() - started:.1f} s", flush=True)
+    return folder
 
 
 def arguments() -> argparse.Namespace:
@@ -77,6 +87,7 @@ def arguments() -> argparse.Namespace:
         "--steps", action="store_true", help="serve each workload once more and tell of its steps by kind"
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the engine")
+    parser.add_argument("--checkpoint", choices=list(packed.KINDS), help="quantized files in place of random weights")
     parser.add_argument("--ledger", type=Path, default=ledger.LEDGER / "gpu.jsonl", help="file that gets the figures")
     parser.add_argument("--commit", default=ledger.commit(), help="what is measured, where git cannot tell")
     parser.add_argument("--engine", choices=list(ENGINES), default="quire", help="which engine [quire]")
@@ -88,6 +99,8 @@ def arguments() -> argparse.Namespace:
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
     args.settings = {name: parsed(value) for name, _, value in (word.partition("=") for word in args.set)}
+    if args.checkpoint is not None:
+        args.settings |= {"load_format": "auto"}
     return args
 
 

@@ -63,7 +63,7 @@ def report(session: Session, figure: Figure) -> None:
         "machine": session.machine,
         "engine": figure.engine,
         "model": figure.model,
-        "quantization": args.settings.get("quantization"),
+        "quantization": args.checkpoint or args.settings.get("quantization"),
         "kv_cache_dtype": cache,
         "workload": figure.workload,
         "metric": metric,
