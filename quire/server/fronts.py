@@ -44,6 +44,8 @@ log = get_logger(__name__)
 ANSWER_S = 1.0
 """How long front ends may take to answer each other; who is late is left out."""
 FIRST_WAIT_S, STEADY_S, TRIES = 0.1, 10.0, 10
+GONE_S = 1.0
+"""How long a process that was killed may take to be gone."""
 FIRST_SIGN_S = 120.0
 """How long a front end may take to load its tokenizer; then its event loop goes round."""
 STACKS_S = 0.5
@@ -157,6 +159,14 @@ class Fronts:
         for child in self._children.values():
             with contextlib.suppress(ProcessLookupError):
                 child.process.kill()
+
+    async def end(self) -> None:
+        """Kill those that nobody keeps any more, and wait until they are gone."""
+        self.kill()
+        for child in self._children.values():
+            child.wire.close()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(child.process.wait(), GONE_S)
 
     async def keep(self, index: int) -> None:
         """Keep front end number `index` alive until the server stops.

@@ -100,6 +100,7 @@ class Supervisor:
             for task in (engine, fronts):
                 task.cancel()
             await asyncio.gather(engine, fronts, return_exceptions=True)
+            await self._fronts.end()
             if self._keeper.core is not None:
                 # One that still loads does not look up.
                 await self._keeper.core.stop(CORE_STOP_S if self._signals < 2 and self._pulse.serves else 0)

@@ -3,11 +3,15 @@
 import asyncio
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from quire.server import fronts as module
 from quire.server.fronts import Fronts
+from tests.engine.toy import make_toy
 
 pytestmark = pytest.mark.multi
 
@@ -51,3 +55,12 @@ def test_one_that_hangs_before_its_first_sign_is_replaced(monkeypatch: pytest.Mo
                 await keeping
 
     asyncio.run(play())
+
+
+def test_an_engine_that_refuses_is_one_sentence_and_leaves_nothing_open(tmp_path: Path) -> None:
+    words = ["serve", "--model", str(make_toy(tmp_path / "model")), "--port", "0", "--kv-cache-memory-bytes", "1"]
+    command = [sys.executable, "-X", "dev", "-m", "quire.cli", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 2
+    assert "does not hold one page" in ended.stderr
+    assert "ResourceWarning" not in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
