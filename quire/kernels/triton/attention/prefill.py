@@ -126,6 +126,24 @@ def _stream(
     return acc, top, weight
 
 
+@triton.jit
+def _cuts(start, count, TILE: tl.constexpr, WINDOW: tl.constexpr, CHUNK: tl.constexpr, ALIKE: tl.constexpr):
+    """Of a block of `count` queries from `start` on: the first token that any of them sees, the first that all see, and
+    the first that comes after one of them; borders of tiles."""
+    begin, inner = 0, 0
+    clear = (start + 1) // TILE * TILE
+    if WINDOW > 0 or CHUNK > 0:
+        begin = tl.maximum(first_seen(start, WINDOW, CHUNK), 0) // TILE * TILE
+        inner = tl.maximum(first_seen(start + count - 1, WINDOW, CHUNK) + TILE - 1, 0) // TILE * TILE
+        inner = tl.minimum(inner, tl.maximum(clear, begin))
+        clear = tl.maximum(clear, inner)
+    if ALIKE:
+        # Which tiles are clear depends on the other queries of the block.
+        clear = begin
+        inner = begin
+    return begin, inner, clear
+
+
 # q and out (tokens, HEADS, D); pools [pages, PAGE, KV_HEADS, D]; table (rows, table_stride) int32.
 @triton.jit(do_not_specialize=["table_stride"])
 def _prefill(
@@ -150,18 +168,7 @@ def _prefill(
     position = start + index
     table += row * table_stride
     stop = tl.minimum(start + count, length)
-    # Tokens below `clear` come before every query of the block; those from `inner` on are seen by every query.
-    begin, inner = 0, 0
-    clear = (start + 1) // TILE * TILE
-    if WINDOW > 0 or CHUNK > 0:
-        begin = tl.maximum(first_seen(start, WINDOW, CHUNK), 0) // TILE * TILE
-        inner = tl.maximum(first_seen(start + count - 1, WINDOW, CHUNK) + TILE - 1, 0) // TILE * TILE
-        inner = tl.minimum(inner, tl.maximum(clear, begin))
-        clear = tl.maximum(clear, inner)
-    if ALIKE:
-        # Which tiles are clear depends on the other queries of the block.
-        clear = begin
-        inner = begin
+    begin, inner, clear = _cuts(start, count, TILE, WINDOW, CHUNK, ALIKE)
     if k_bulk is not None:
         acc, top, weight = _stream(
             queries, inner, clear, k_bulk, v_bulk, table, head, scale,
