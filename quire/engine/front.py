@@ -137,7 +137,7 @@ class FrontEnd:
             params,
             facts,
             eos_token_ids=self.model.eos_token_ids,
-            encode=lambda piece: self.tokenizer.encode(piece, add_special_tokens=False),
+            encode=self.tokenizer.encode_word,
             priority=scheduling.priority,
             cache_salt=scheduling.cache_salt,
             in_process=in_process,

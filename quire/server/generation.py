@@ -245,7 +245,7 @@ def check(service: Service, job: Job) -> None:
             job.params,
             engine.facts,
             eos_token_ids=engine.model.eos_token_ids,
-            encode=lambda text: engine.tokenizer.encode(text, add_special_tokens=False),
+            encode=engine.tokenizer.encode_word,
             priority=job.priority,
             cache_salt=job.cache_salt,
         )

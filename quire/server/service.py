@@ -49,6 +49,9 @@ class Tokenizer(desk.Tokenizer, Protocol):
     def special_ids(self) -> frozenset[int]:
         """Ids that are left out of texts."""
 
+    def encode_word(self, word: str) -> list[int]:
+        """A short text to ids, without special tokens."""
+
     def token_text(self, token_id: int, /) -> str:
         """One token as text."""
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +24,7 @@ from quire.tokenizer.pieces import DecoderRules, Piece, rules_of
 T = TypeVar("T")
 
 LONG_TEXT_CHARS = 4_000
+WORDS_KEPT = 2_048
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,14 @@ class Tokenizer:
         """
         _check_text(text)
         return _guard(lambda: _encode(self._tokenizer, text, add_special_tokens))
+
+    def encode_word(self, word: str) -> list[int]:
+        """Token ids of a short text without special tokens, remembered: requests ban the same few words."""
+        return list(self._word(word))
+
+    @cached_property
+    def _word(self) -> Callable[[str], tuple[int, ...]]:
+        return lru_cache(WORDS_KEPT)(lambda word: tuple(self.encode(word, add_special_tokens=False)))
 
     def encode_within(self, text: str, most: int) -> list[int]:
         """At most so many token ids of `text`: what goes around a text stays, the text's own end is left out."""

@@ -238,3 +238,15 @@ def test_unigram_spells_tokens_from_plain_text(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(make_unigram(tmp_path))
     assert tokenizer._plain.start.encode("a</s>b", add_special_tokens=False).ids.count(tokenizer.eos_id) == 1
     assert tokenizer.eos_id not in tokenizer.encode_plain("a</s>b")
+
+
+def test_words_are_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_byte_bpe(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    asked: list[str] = []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text, **how: asked.append(text) or encode(text, **how))
+    first = tokenizer.encode_word(" sea")
+    first.append(0)  # whoever gets them may change them
+    assert tokenizer.encode_word(" sea") == encode(" sea", add_special_tokens=False)
+    assert asked == [" sea"]
