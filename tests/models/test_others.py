@@ -27,8 +27,8 @@ pytestmark = pytest.mark.torch
 
 NEW = 6
 TOLERANCE = 1e-4
-OURS = ("gemma2", "gpt_oss", "qwen3_moe")
-"""Families of ours that both implementations run: soft caps, sinks, experts."""
+OURS = ("gemma2", "gpt_oss", "opt", "qwen3_moe")
+"""Families of ours that both implementations run: soft caps, sinks, a head that calls a part of the model, experts."""
 HEADS_OF_THEIR_OWN = ("albert", "eurobert")
 """Whose heads for texts pool in a way that no single state gives."""
 

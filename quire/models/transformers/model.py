@@ -3,7 +3,8 @@
 import inspect
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,12 +36,17 @@ class Given(nn.Module):
 
     Args:
         kind: of what the inner model returns.
-        pooler: of the inner model, if it has one.
+        inner: the model; its pooler is still called, and some heads call a model within it.
     """
 
-    def __init__(self, kind: type[ModelOutput], pooler: nn.Module | None) -> None:
+    def __init__(self, kind: type[ModelOutput], inner: nn.Module) -> None:
         super().__init__()
-        self.kind, self.pooler = kind, pooler
+        children = dict(inner.named_children())
+        self.kind, self.pooler = kind, children.get("pooler")
+        # Not as children, of which a module may not be its own.
+        vars(self).update(
+            (name, self) for name, child in children.items() if isinstance(child, transformers.PreTrainedModel)
+        )
         self.states = torch.empty(0)
 
     def forward(self, *args: Any, **given: Any) -> ModelOutput:
@@ -79,7 +85,7 @@ class Adopted(nn.Module):
         self._learn(facts, b, config)
         self._checked = False
         if self._place is not None:
-            self.given = Given(self._kind, dict(self.inner.named_children()).get("pooler"))
+            self.given = Given(self._kind, self.inner)
             setattr(self.outer, self._place, self.given)
 
     def forward(self, step: StepInputs) -> Tensor:
@@ -118,12 +124,8 @@ class Adopted(nn.Module):
     def _learn(self, facts: ModelFacts, b: Build, config: Any) -> None:
         """The first run: what calls of attention there are. Raises CheckpointError where they cannot be served."""
         name = f"{facts.path}: {_name(self.inner)}"
-        try:
+        with _refusing(name):
             self._run(self._probe, self._probe, None, {})
-        except CheckpointError as error:
-            raise CheckpointError(f"{name} cannot be served from pages: {error}") from None
-        except Exception as error:
-            raise CheckpointError(f"{name} cannot be served from pages: {error!r}") from error
         calls, layers = self._seam.calls, int(config.get_text_config().num_hidden_layers)
         if len(calls) < layers:
             raise CheckpointError(
@@ -158,15 +160,30 @@ class Adopted(nn.Module):
         self._seam.begin(None)
         own = self.outer(input_ids=self._probe[None], position_ids=self._probe[None] + self._offset).logits[0]
         setattr(self.outer, self._place, self.given)
-        if self._pooling is None:
-            found = self.logits(states)
-        elif self._pooling.head == "token":
-            found = self.scores(states)
-        else:
-            pooled = {"cls": states[:1], "last": states[-1:], "mean": states.mean(0, keepdim=True)}
-            found = self.scores(pooled[self._pooling.method])[0]
+        with _refusing(_name(self.outer)):
+            found = self._judged(states)
         if not _alike(own, found):
             raise CheckpointError(f"the head of {_name(self.outer)} needs more than the states that it is given")
+
+    def _judged(self, states: Tensor) -> Tensor:
+        """What the head makes of the states of one text."""
+        if self._pooling is None:
+            return self.logits(states)
+        if self._pooling.head == "token":
+            return self.scores(states)
+        pooled = {"cls": states[:1], "last": states[-1:], "mean": states.mean(0, keepdim=True)}
+        return self.scores(pooled[self._pooling.method])[0]
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Whatever goes wrong while the library's code is tried is why the model is refused."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{name} cannot be served from pages: {error}") from None
+    except Exception as error:
+        raise CheckpointError(f"{name} cannot be served from pages: {error!r}") from error
 
 
 def _place_of_inner(outer: nn.Module, facts: ModelFacts) -> str | None:
