@@ -5,8 +5,8 @@
     python benchmarks/recurrent.py --compile-ahead 8    compiles everything in so many processes first
 
 Shapes: Qwen3-Next-80B-A3B (delta), Granite-4.0-H-Small (scan). Every figure is the median over replays of
-a graph. One token a sequence: each state is read and written, which is the bound; TB/s counts these bytes. Prompts:
-TFLOP/s counts the products of the algorithm by chunks of 64 tokens. One JSON line a figure.
+a graph. TB/s counts what must be moved: inputs, results, and every state read and written; with one token a sequence
+that is nearly all states. TFLOP/s counts the products of the algorithm by chunks of 64 tokens. One JSON line a figure.
 """
 
 import argparse
@@ -81,7 +81,7 @@ class Case:
             heads, k, v = DELTA.value_heads, DELTA.key_dim, DELTA.value_dim
             weights = DeltaWeights(torch.rand(heads, device="cuda"), torch.rand(heads, device="cuda"))
             self.inputs: tuple[Any, ...] = normal(tokens, sum(DELTA.widths)), normal(tokens, 2 * heads), weights
-            shape, self.flops = (heads, k, v), 2 * chunks * heads * (CHUNK**2 * (3 * k + 2 * v) + 3 * CHUNK * k * v)
+            shape, self.flops = (heads, k, v), 2 * chunks * heads * (2 * CHUNK**2 * (k + v) + 3 * CHUNK * k * v)
         else:
             self.spec = SCAN
             heads, p, n = SCAN.heads, SCAN.head_dim, SCAN.state
@@ -89,7 +89,9 @@ class Case:
             self.inputs = normal(tokens, sum(SCAN.widths), scale=0.3), normal(tokens, heads), ScanWeights(*scales)
             shape, self.flops = (heads, p, n), 2 * chunks * heads * (CHUNK**2 * (n + p) + 2 * CHUNK * p * n)
         self.pages = StatePages(torch.zeros(1, 1, 1, device="cuda"), torch.randn(pages, *shape, device="cuda"), 0)
-        self.bytes = 2 * len(counts) * shape[0] * shape[1] * shape[2] * 4
+        inputs = sum(x.numel() for x in self.inputs[:2])
+        self.bytes = 2 * (inputs + tokens * heads * shape[-1 if name == "gated_delta_rule" else 1])
+        self.bytes += 2 * 4 * len(counts) * shape[0] * shape[1] * shape[2]
 
     @cached_property
     def want(self) -> Tensor:
@@ -146,8 +148,8 @@ def variants(op: str) -> Iterator[str]:
     """Sets other tiles, one kernel's at a time, and says which; the shipped ones come back at the end."""
     module: Any = delta_chunks if op == "gated_delta_rule" else scan
     shipped = module.TILES
-    changes = [{"walk": n, "walk_warps": w} for n, w in product((16, 32, 64, 128), (2, 4, 8))]
-    changes += [{"read": n, "read_warps": w} for n, w in product((32, 64, 128), (4, 8))]
+    tiles = product((32, 64), (4, 8), (2, 3))
+    changes = [{"walk": n, "walk_warps": w, "walk_stages": d} for n, w, d in tiles]
     if op == "gated_delta_rule":
         changes += [{"solve_warps": w} for w in (2, 8)]
     for change in changes:

@@ -46,12 +46,13 @@ CONFIGS = {
 STEPS = [[1] * 33, [300], [1, 1, 70, 200, 3], [64, 128, 65]]
 
 
-def cases(dtype):
+def cases(dtype, keys=128, values=128):
+    """Of both recurrences: name, sizes, values and gates of a token, a state's shape, weights."""
     rates = [torch.rand(8) for _ in range(3)]
-    delta = DeltaSpec(4, 8, 128, 128, dtype)
-    yield "gated_delta_rule", delta, sum(delta.widths), 16, (8, 128, 128), DeltaWeights(*rates[:2])
-    scan = ScanSpec(8, 2, 64, 128, dtype=dtype)
-    yield "ssd_scan", scan, sum(scan.widths), 8, (8, 64, 128), ScanWeights(*rates)
+    delta = DeltaSpec(4, 8, keys, values, dtype)
+    yield "gated_delta_rule", delta, sum(delta.widths), 16, (8, keys, values), DeltaWeights(*rates[:2])
+    scan = ScanSpec(8, 2, values // 2, keys, dtype=dtype)
+    yield "ssd_scan", scan, sum(scan.widths), 8, (8, values // 2, keys), ScanWeights(*rates)
 
 
 def on_gpu(step):
@@ -61,23 +62,37 @@ def on_gpu(step):
     return replace(step, groups=groups, derived={}, **moved)
 
 
+def check(case, most, counts):
+    name, spec, width, gates, shape, weights = case
+    kind = getattr(torch, spec.dtype)
+    # Every other sequence goes on, within its page or into the next one.
+    step, pages = state_step(counts, [n + 13 * (i % 2) for i, n in enumerate(counts)], 16)
+    x, g = torch.randn(sum(counts), width).to(kind) * 0.3, torch.randn(sum(counts), gates).to(kind)
+    state = torch.randn(pages, *shape)
+    kept = [StatePages(torch.zeros(1), state.clone(), 0), StatePages(torch.zeros(1).cuda(), state.cuda(), 0)]
+    want = OPS[name].reference(x, g, weights, kept[0], step, spec)
+    moved = type(weights)(*(getattr(weights, field).cuda() for field in weights.__slots__))
+    got = OPS[name].providers["triton"].function(x.cuda(), g.cuda(), moved, kept[1], on_gpu(step), spec).cpu()
+    assert (got.float() - want.float()).norm() <= most * want.float().norm()
+    assert (kept[1].state.cpu() - kept[0].state).norm() <= most * kept[0].state.norm()
+
+
 @pytest.mark.parametrize("counts", STEPS, ids=str)
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-4), ("bfloat16", 2e-2)])
 def test_recurrences_equal_the_reference(dtype, most, counts):
     load_providers(["triton"])
     torch.manual_seed(0)
-    for name, spec, width, gates, shape, weights in cases(dtype):
-        # Every other sequence goes on, within its page or into the next one.
-        step, pages = state_step(counts, [n + 13 * (i % 2) for i, n in enumerate(counts)], 16)
-        kind = getattr(torch, dtype)
-        x, g = torch.randn(sum(counts), width).to(kind) * 0.3, torch.randn(sum(counts), gates).to(kind)
-        state = torch.randn(pages, *shape)
-        kept = [StatePages(torch.zeros(1), state.clone(), 0), StatePages(torch.zeros(1).cuda(), state.cuda(), 0)]
-        want = OPS[name].reference(x, g, weights, kept[0], step, spec)
-        moved = type(weights)(*(getattr(weights, field).cuda() for field in weights.__slots__))
-        got = OPS[name].providers["triton"].function(x.cuda(), g.cuda(), moved, kept[1], on_gpu(step), spec).cpu()
-        assert (got.float() - want.float()).norm() <= most * want.float().norm()
-        assert (kept[1].state.cpu() - kept[0].state).norm() <= most * kept[0].state.norm()
+    for case in cases(dtype):
+        check(case, most, counts)
+
+
+@pytest.mark.parametrize("sizes", [(12, 10), (16, 16), (32, 32), (64, 32), (64, 64), (16, 128), (128, 16)], ids=str)
+def test_small_heads_equal_the_reference(sizes):
+    """Compilers have made wrong addresses of tiles narrower than a chunk is long."""
+    load_providers(["triton"])
+    torch.manual_seed(0)
+    for case in cases("bfloat16", *sizes):
+        check(case, 2e-2, [45, 23, 70])
 
 
 @pytest.mark.parametrize("family", CONFIGS)

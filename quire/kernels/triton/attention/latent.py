@@ -82,22 +82,19 @@ def _part(
 @triton.jit(do_not_specialize=["rows"])
 def _merge(
     partial, logs, out, rows,
-    HEADS: tl.constexpr, RANK: tl.constexpr, RANK_P: tl.constexpr, SPLITS: tl.constexpr, AT_ONCE: tl.constexpr,
+    HEADS: tl.constexpr, RANK: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Add up the parts of a row and head; those of a row without tokens leave zeros."""
+    """Add up the parts of a row and head, some of their values; those of a row without tokens leave zeros."""
     line = tl.program_id(0).to(tl.int64)
-    r = tl.arange(0, RANK_P)
-    log = tl.load(logs + tl.arange(0, SPLITS) * (HEADS * rows) + line)
+    r = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.arange(0, SPLITS) * (HEADS * rows) + line
+    log = tl.load(logs + place)
     top = tl.max(log, 0)
-    top = tl.where(top == float("-inf"), 0.0, top)
-    acc = tl.zeros((RANK_P,), tl.float32)
-    for first in tl.range(0, SPLITS, AT_ONCE):
-        place = (first + tl.arange(0, AT_ONCE)) * (HEADS * rows) + line
-        share = tl.exp2(tl.load(logs + place) - top)
-        part = tl.load(partial + place[:, None] * RANK + r[None, :], mask=(r < RANK)[None, :], other=0.0)
-        acc += tl.sum(part * share[:, None], 0)
-    total = tl.sum(tl.exp2(log - top), 0)
-    tl.store(out + line * RANK + r, acc / tl.where(total > 0, total, 1.0), mask=r < RANK)
+    share = tl.exp2(log - tl.where(top == float("-inf"), 0.0, top))
+    part = tl.load(partial + place[:, None] * RANK + r[None, :], mask=(r < RANK)[None, :], other=0.0)
+    total = tl.sum(share, 0)
+    acc = tl.sum(part * share[:, None], 0) / tl.where(total > 0, total, 1.0)
+    tl.store(out + line * RANK + r, acc, mask=r < RANK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +106,7 @@ class Shape:
         tile: tokens read at once.
         stages, warps: of a program.
         resident: programs that a multiprocessor holds.
+        most: parts that a row is read in.
     """
 
     block: int
@@ -116,16 +114,18 @@ class Shape:
     stages: int
     warps: int
     resident: int
+    most: int = 64
 
 
-MOST_SPLITS = 64
+MERGED = 4096
+"""Values of all parts that one block adds up."""
 
 
 def shape_of(heads: int, itemsize: int) -> Shape:
     """For so many heads on this rank, and values of so many bytes."""
     if itemsize > 2:
         return Shape(16, 16, 2, 4, 1)
-    return Shape(16, 64, 2, 4, 2) if heads <= 16 else Shape(64, 64, 2, 8, 2)
+    return Shape(16, 64, 2, 4, 2, 128) if heads <= 16 else Shape(64, 64, 2, 8, 2)
 
 
 def splits_of(programs: int, shape: Shape, device: torch.device) -> int:
@@ -136,7 +136,7 @@ def splits_of(programs: int, shape: Shape, device: torch.device) -> int:
     if INTERPRETED:
         return 2
     room = max(1, device_of(device).processors * shape.resident // programs)
-    return min(1 << room.bit_length() - 1, MOST_SPLITS)
+    return min(1 << room.bit_length() - 1, shape.most)
 
 
 def _refuses(spec: LatentSpec) -> str | None:
@@ -163,17 +163,18 @@ def triton_latent_attention(q: Tensor, up: Tensor, pages: KVPages, step: StepInp
     out = torch.empty_like(inner)
     partial = torch.empty(splits if splits > 1 else 0, *inner.shape, dtype=torch.float32, device=device)
     logs = torch.empty(partial.shape[:-1], dtype=torch.float32, device=device)
-    sizes = {"HEADS": spec.heads, "RANK": spec.rank, "RANK_P": max(16, triton.next_power_of_2(spec.rank))}
     _part[(rows, blocks, splits)](
         inner, q, latents, keys, table, table.stride(0), step.seq_lens, out, partial, logs, rows,
         spec.scale * latent_scale, key_scale / latent_scale, latent_scale,
-        **sizes, PLAIN=spec.plain, TURNED=spec.turned, TURNED_P=max(16, triton.next_power_of_2(spec.turned)),
+        HEADS=spec.heads, RANK=spec.rank, RANK_P=max(16, triton.next_power_of_2(spec.rank)),
+        PLAIN=spec.plain, TURNED=spec.turned, TURNED_P=max(16, triton.next_power_of_2(spec.turned)),
         BLOCK=shape.block, PAGE=pages.k.shape[1], TILE=shape.tile, SPLITS=splits,
         STAGES=device_of(device).stages(shape.stages), WIDE=INTERPRETED, **form, num_warps=shape.warps,
     )  # fmt: skip
     if splits > 1:
-        _merge[(spec.heads * rows,)](
-            partial, logs, out, rows, **sizes, SPLITS=splits, AT_ONCE=min(splits, 8), num_warps=4
+        block = min(triton.next_power_of_2(spec.rank), MERGED // splits)
+        _merge[(spec.heads * rows, triton.cdiv(spec.rank, block))](
+            partial, logs, out, rows, spec.heads, spec.rank, block, splits, num_warps=4
         )
     made = torch.bmm(out, up[:, spec.plain :].transpose(1, 2))
     return made.transpose(0, 1).reshape(rows, -1)

@@ -14,8 +14,6 @@ from quire.ops.step import StepInputs
 
 CHUNK = 32 if triton.knobs.runtime.interpret else 64
 """Tokens. The interpreter takes its time for every turn of a loop."""
-DEEPEST = 3
-"""Stages of a loop where there is room."""
 WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
 """The interpreter multiplies no bfloat16 matrices."""
 EXACT = tl.constexpr("ieee" if torch.version.cuda is None else "tf32x3")
@@ -75,11 +73,25 @@ def block_of(size: int) -> int:
 
 
 @cache
-def stages_for(turn_bytes: int, device: torch.device) -> int:
+def stages_for(turn_bytes: int, most: int, device: torch.device) -> int:
     """How deep a loop that loads so many bytes a turn is pipelined, so that it fits in shared memory."""
     if triton.knobs.runtime.interpret or device.type != "cuda":
-        return DEEPEST
-    return max(1, min(DEEPEST, device_of(device).shared_bytes // turn_bytes - 1))
+        return most
+    return max(1, min(most, device_of(device).shared_bytes // turn_bytes - 1))
+
+
+@triton.jit
+def pages_of(slots, i, sequences):
+    """Of a sequence: its page to begin with, that to end with, and whether the first holds anything."""
+    begin, end = tl.load(slots + i).to(tl.int64), tl.load(slots + sequences + i).to(tl.int64)
+    return begin, end, tl.load(slots + 2 * sequences + i) == 0
+
+
+@triton.jit
+def tokens_of(chunk, sequence, first, starts, CHUNK: tl.constexpr):
+    """Where the tokens of a sequence's chunk are in the step, and which of them there are."""
+    t = tl.load(starts + sequence) + (chunk - tl.load(first + sequence)) * CHUNK + tl.arange(0, CHUNK)
+    return t.to(tl.int64), t < tl.load(starts + sequence + 1)
 
 
 @triton.jit
@@ -97,7 +109,7 @@ def left_of(total, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def times(a, b):
+def product(a, b):
     """a @ b in float32; of float32 without rounding."""
     if WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)

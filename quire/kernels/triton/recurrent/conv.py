@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.recurrent.chunks import slots_of
+from quire.kernels.triton.recurrent.chunks import pages_of, slots_of
 from quire.ops.recurrent import ConvSpec, StatePages, causal_conv1d
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs
@@ -36,9 +36,8 @@ def _one(
 ):
     i, c = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = c < channels
-    begin = tl.load(slots + i).to(tl.int64) * (WIDTH - 1)
-    end = tl.load(slots + sequences + i).to(tl.int64) * (WIDTH - 1)
-    known = inside & (tl.load(slots + 2 * sequences + i) == 0)
+    begin, end, known = pages_of(slots, i, sequences)
+    begin, end, known = begin * (WIDTH - 1), end * (WIDTH - 1), inside & known
     new = tl.load(x + i.to(tl.int64) * x_stride + c, mask=inside, other=0.0)
     total = new.to(tl.float32) * tl.load(weight + c * WIDTH + WIDTH - 1, mask=inside, other=0.0).to(tl.float32)
     for j in tl.static_range(WIDTH - 1):
@@ -109,9 +108,8 @@ def _keep(
     inside = c < channels
     first = tl.load(starts + i)
     count = tl.load(starts + i + 1) - first
-    begin = tl.load(slots + i).to(tl.int64) * (WIDTH - 1)
-    end = tl.load(slots + sequences + i).to(tl.int64) * (WIDTH - 1)
-    known = inside & (tl.load(slots + 2 * sequences + i) == 0)
+    begin, end, known = pages_of(slots, i, sequences)
+    begin, end, known = begin * (WIDTH - 1), end * (WIDTH - 1), inside & known
     for j in tl.static_range(WIDTH - 1):
         # Ascending: what is written is never read afterwards, even if both pages are one.
         at = count - (WIDTH - 1) + j

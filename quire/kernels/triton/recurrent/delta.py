@@ -5,14 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.recurrent.chunks import block_of, slots_of, softplus
+from quire.kernels.triton.recurrent.chunks import block_of, pages_of, slots_of, softplus
 from quire.kernels.triton.recurrent.delta_chunks import by_chunks
 from quire.ops.delta import KEY_EPS, DeltaSpec, DeltaWeights, gated_delta_rule
 from quire.ops.recurrent import StatePages
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs
 
-LARGEST = 256
+LARGEST = 128
 """Values of a key or a value: tiles of more do not fit."""
 VALUES, WARPS = 32, 4
 """Values of a head that a block takes where there is one token, and its warps."""
@@ -43,9 +43,8 @@ def _one(
     k_in, v_in = k_at < KEY, v_at < VALUE
     inside = k_in[:, None] & v_in[None, :]
     tile = k_at[:, None] * VALUE + v_at[None, :]
-    known = tl.load(slots + 2 * sequences + i) == 0
-    begin = (tl.load(slots + i).to(tl.int64) * heads + head) * KEY * VALUE
-    s = tl.load(state + begin + tile, mask=inside & known, other=0.0)
+    begin, end, known = pages_of(slots, i, sequences)
+    s = tl.load(state + (begin * heads + head) * KEY * VALUE + tile, mask=inside & known, other=0.0)
     row = qkv + i.to(tl.int64) * (2 * key_heads * KEY + heads * VALUE)
     shared = head // (heads // key_heads) * KEY
     q = tl.load(row + shared + k_at, mask=k_in, other=0.0).to(tl.float32)
@@ -59,8 +58,7 @@ def _one(
     s *= tl.exp(-tl.exp(tl.load(a_log + head)) * softplus(slack))
     change = rate * (v - tl.sum(s * k[:, None], axis=0))
     s += k[:, None] * change[None, :]
-    end = (tl.load(slots + sequences + i).to(tl.int64) * heads + head) * KEY * VALUE
-    tl.store(state + end + tile, s, mask=inside)
+    tl.store(state + (end * heads + head) * KEY * VALUE + tile, s, mask=inside)
     made = tl.sum(s * q[:, None], axis=0).to(out.dtype.element_ty)
     tl.store(out + (i.to(tl.int64) * heads + head) * VALUE + v_at, made, mask=v_in)
 

@@ -1,9 +1,10 @@
 """The gated delta rule by chunks of tokens.
 
 Yang et al., "Parallelizing Linear Transformers with the Delta Rule over Sequence Length", 2024, section 3.2, with decay
-as in "Gated Delta Networks". `_solve` finds what a chunk's tokens would add to an empty state and what they read of the
-one before (both from the inverse of a triangular matrix), `_walk` takes the state from chunk to chunk and does nothing
-else, for it is the only one whose chunks wait for each other, `_read` makes results of the states that it left behind.
+as in "Gated Delta Networks". `_solve` works out for all chunks at once what needs no state: the inverse of a triangular
+matrix, by which a chunk's tokens correct each other, and what they read of each other. `_walk` goes from chunk to
+chunk, moves the state on and makes results. Keys and queries are taken as they are: what they are divided by is applied
+to what their products give.
 """
 
 from dataclasses import dataclass
@@ -14,39 +15,44 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.recurrent.chunks import CHUNK, block_of, chunks_of, left_of, softplus, stages_for, times
+from quire.kernels.triton.recurrent.chunks import (
+    CHUNK,
+    block_of,
+    chunks_of,
+    left_of,
+    pages_of,
+    product,
+    softplus,
+    stages_for,
+    tokens_of,
+)
 from quire.ops.delta import KEY_EPS, DeltaSpec
 from quire.ops.recurrent import StatePages
 from quire.ops.step import StepInputs
 
 SOLVED = 16
 """Rows of a chunk that are solved one after another; a chunk has four times as many at most."""
+FACTORS = 4
+"""For each token: what its read of the state is multiplied with where values are corrected by it, its learning rate,
+what its key is multiplied with where it writes, and its query where it reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Values of a head that one block takes, and its warps: in `_solve` (all values), in `_walk` and in `_read`."""
+    """Warps of a block of `_solve`; values of a head that a block of `_walk` takes, its warps, its stages at most."""
 
     solve_warps: int = 4
     walk: int = 32
     walk_warps: int = 4
-    read: int = 64
-    read_warps: int = 4
+    walk_stages: int = 3
 
 
 TILES = Tiles()
 
 
 @triton.jit
-def _unit(x, EPS: tl.constexpr):
-    return x * tl.rsqrt(tl.sum(x * x, axis=1) + EPS)[:, None]
-
-
-@triton.jit
-def _decay(gates, at, head, a_log, dt_bias, heads: tl.constexpr, real):
-    """Logarithms of decay of some tokens, 0 where there is none."""
-    slack = tl.load(gates + at + heads + head, mask=real, other=0.0).to(tl.float32) + tl.load(dt_bias + head)
-    return tl.where(real, -tl.exp(tl.load(a_log + head)) * softplus(slack), 0.0)
+def _over_length(x, EPS: tl.constexpr):
+    return tl.rsqrt(tl.sum(x * x, axis=1) + EPS)
 
 
 @triton.jit
@@ -80,113 +86,10 @@ def _solve(
     owner,  # (chunks,) int32
     first,  # (sequences,) int32
     starts,  # (sequences + 1,) int32
-    added,  # (chunks, heads, CHUNK, VALUE): what tokens would add
-    reads,  # (chunks, heads, CHUNK, KEY): what they read of the state before
-    keys,  # (chunks, heads, CHUNK, KEY): keys, decayed to the chunk's end
+    inverse,  # (chunks, heads, CHUNK, CHUNK)
+    within,  # (chunks, heads, CHUNK, CHUNK): what a token (row) reads of what another (column) writes
+    factors,  # (chunks, heads, FACTORS, CHUNK) float32
     rest,  # (chunks, heads) float32: what is left of the state before at the chunk's end
-    gates_stride,
-    sequences,
-    EPS: tl.constexpr,
-    key_heads: tl.constexpr,
-    heads: tl.constexpr,
-    KEY: tl.constexpr,
-    VALUE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    CHUNK: tl.constexpr,
-    SOLVED: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    chunk, head = tl.program_id(0), tl.program_id(1)
-    sequence = tl.load(owner + chunk)
-    if sequence >= sequences:
-        return
-    row, k_at, v_at = tl.arange(0, CHUNK), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
-    t = tl.load(starts + sequence) + (chunk - tl.load(first + sequence)) * CHUNK + row
-    real = t < tl.load(starts + sequence + 1)
-    t = t.to(tl.int64)
-    rate = 1.0 / (1.0 + tl.exp(-tl.load(gates + t * gates_stride + head, mask=real, other=0.0).to(tl.float32)))
-    rate = tl.where(real, rate, 0.0)
-    total = tl.cumsum(_decay(gates, t * gates_stride, head, a_log, dt_bias, heads, real), axis=0)
-    last = tl.sum(tl.where(row == CHUNK - 1, total, 0.0))
-    width: tl.constexpr = 2 * key_heads * KEY + heads * VALUE
-    where = t[:, None] * width + key_heads * KEY + head // (heads // key_heads) * KEY + k_at[None, :]
-    k = _unit(tl.load(qkv + where, mask=real[:, None] & (k_at < KEY)[None, :], other=0.0).to(tl.float32), EPS)
-    kind = qkv.dtype.element_ty
-    base = (chunk * heads + head).to(tl.int64)
-    tl.store(rest + base, tl.exp(last))
-    place, k_in = (base * CHUNK + row)[:, None] * KEY + k_at[None, :], (k_at < KEY)[None, :]
-    tl.store(keys + place, (k * tl.exp(last - total)[:, None]).to(kind), mask=k_in)
-    weighed = k * rate[:, None]
-    lower = times(weighed.to(kind), tl.trans(k.to(kind))) * left_of(total, CHUNK)
-    lower = tl.where(row[:, None] > row[None, :], lower, 0.0)
-    inverse = _inverse(lower, CHUNK, SOLVED, PRECISION).to(kind)
-    made = times(inverse, (weighed * tl.exp(total)[:, None]).to(kind))
-    tl.store(reads + place, made.to(kind), mask=k_in)
-    where = t[:, None] * width + 2 * key_heads * KEY + head * VALUE + v_at[None, :]
-    v = tl.load(qkv + where, mask=real[:, None] & (v_at < VALUE)[None, :], other=0.0).to(tl.float32)
-    made = times(inverse, (v * rate[:, None]).to(kind))
-    place = (base * CHUNK + row)[:, None] * VALUE + v_at[None, :]
-    tl.store(added + place, made.to(kind), mask=(v_at < VALUE)[None, :])
-
-
-@triton.jit(do_not_specialize=["sequences"])
-def _walk(
-    state,  # (pages, heads, KEY, VALUE)
-    slots,  # (3, sequences) int32
-    first,
-    counts,  # (sequences,) int32
-    added,  # becomes what tokens really add
-    reads,
-    keys,
-    rest,
-    before,  # (chunks, heads, KEY, VALUE): the state at the beginning of each chunk
-    sequences,
-    heads: tl.constexpr,
-    KEY: tl.constexpr,
-    VALUE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    i, head = tl.program_id(0), tl.program_id(1)
-    row, k_at = tl.arange(0, CHUNK), tl.arange(0, BLOCK_K)
-    v_at = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
-    k_in, v_in = k_at < KEY, v_at < VALUE
-    inside = k_in[:, None] & v_in[None, :]
-    tile = k_at[:, None] * VALUE + v_at[None, :]
-    known = tl.load(slots + 2 * sequences + i) == 0
-    begin = (tl.load(slots + i).to(tl.int64) * heads + head) * KEY * VALUE
-    s = tl.load(state + begin + tile, mask=inside & known, other=0.0)
-    kind = before.dtype.element_ty
-    chunks, at = tl.load(counts + i), tl.load(first + i)
-    for c in range(chunks):
-        base = ((at + c) * heads + head).to(tl.int64)
-        narrow = s.to(kind)
-        tl.store(before + base * KEY * VALUE + tile, narrow, mask=inside)
-        here = (base * CHUNK + row)[:, None]
-        w = tl.load(reads + here * KEY + k_at[None, :], mask=k_in[None, :], other=0.0)
-        k = tl.load(keys + here * KEY + k_at[None, :], mask=k_in[None, :], other=0.0)
-        u = tl.load(added + here * VALUE + v_at[None, :], mask=v_in[None, :], other=0.0).to(tl.float32)
-        change = (u - times(w, narrow)).to(kind)
-        tl.store(added + here * VALUE + v_at[None, :], change, mask=v_in[None, :])
-        s = s * tl.load(rest + base) + times(tl.trans(k), change)
-    finish = (tl.load(slots + sequences + i).to(tl.int64) * heads + head) * KEY * VALUE
-    tl.store(state + finish + tile, s, mask=inside)
-
-
-@triton.jit(do_not_specialize=["gates_stride", "sequences"])
-def _read(
-    qkv,
-    gates,
-    a_log,
-    dt_bias,
-    owner,
-    first,
-    starts,
-    added,
-    before,
-    out,  # (tokens, heads * VALUE)
     gates_stride,
     sequences,
     scale: tl.constexpr,
@@ -196,35 +99,107 @@ def _read(
     KEY: tl.constexpr,
     VALUE: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    BLOCK_V: tl.constexpr,
     CHUNK: tl.constexpr,
+    FACTORS: tl.constexpr,
+    SOLVED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     chunk, head = tl.program_id(0), tl.program_id(1)
     sequence = tl.load(owner + chunk)
     if sequence >= sequences:
         return
     row, k_at = tl.arange(0, CHUNK), tl.arange(0, BLOCK_K)
-    v_at = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
-    k_in, v_in = k_at < KEY, v_at < VALUE
-    t = tl.load(starts + sequence) + (chunk - tl.load(first + sequence)) * CHUNK + row
-    real = t < tl.load(starts + sequence + 1)
-    t = t.to(tl.int64)
-    total = tl.cumsum(_decay(gates, t * gates_stride, head, a_log, dt_bias, heads, real), axis=0)
+    t, real = tokens_of(chunk, sequence, first, starts, CHUNK)
+    at = t * gates_stride + head
+    rate = 1.0 / (1.0 + tl.exp(-tl.load(gates + at, mask=real, other=0.0).to(tl.float32)))
+    rate = tl.where(real, rate, 0.0)
+    slack = tl.load(gates + at + heads, mask=real, other=0.0).to(tl.float32) + tl.load(dt_bias + head)
+    decay = tl.where(real, -tl.exp(tl.load(a_log + head)) * softplus(slack), 0.0)
+    total = tl.cumsum(decay, axis=0)
+    last = tl.sum(decay)
     width: tl.constexpr = 2 * key_heads * KEY + heads * VALUE
     where = t[:, None] * width + head // (heads // key_heads) * KEY + k_at[None, :]
-    mask = real[:, None] & k_in[None, :]
-    kind = qkv.dtype.element_ty
-    q = _unit(tl.load(qkv + where, mask=mask, other=0.0).to(tl.float32), EPS) * scale
-    k = _unit(tl.load(qkv + where + key_heads * KEY, mask=mask, other=0.0).to(tl.float32), EPS).to(kind)
-    within = (times(q.to(kind), tl.trans(k)) * left_of(total, CHUNK)).to(kind)
+    mask = real[:, None] & (k_at < KEY)[None, :]
+    q = tl.load(qkv + where, mask=mask, other=0.0)
+    k = tl.load(qkv + where + key_heads * KEY, mask=mask, other=0.0)
+    q_over, k_over = _over_length(q.to(tl.float32), EPS) * scale, _over_length(k.to(tl.float32), EPS)
     base = (chunk * heads + head).to(tl.int64)
-    here = (base * CHUNK + row)[:, None]
-    change = tl.load(added + here * VALUE + v_at[None, :], mask=v_in[None, :], other=0.0)
+    tl.store(rest + base, tl.exp(last))
+    place = factors + base * (FACTORS * CHUNK) + row
+    tl.store(place, rate * k_over * tl.exp(total))
+    tl.store(place + CHUNK, rate)
+    tl.store(place + 2 * CHUNK, k_over * tl.exp(last - total))
+    tl.store(place + 3 * CHUNK, q_over * tl.exp(total))
+    left = left_of(total, CHUNK) * k_over[None, :]
+    tile = base * (CHUNK * CHUNK) + row[:, None] * CHUNK + row[None, :]
+    kind = qkv.dtype.element_ty
+    tl.store(within + tile, (product(q, tl.trans(k)) * left * q_over[:, None]).to(kind))
+    lower = product(k, tl.trans(k)) * left * (rate * k_over)[:, None]
+    lower = tl.where(row[:, None] > row[None, :], lower, 0.0)
+    tl.store(inverse + tile, _inverse(lower, CHUNK, SOLVED, PRECISION).to(kind))
+
+
+@triton.jit(do_not_specialize=["sequences"])
+def _walk(
+    qkv,
+    state,  # (pages, heads, KEY, VALUE)
+    slots,  # (3, sequences) int32
+    first,
+    counts,  # (sequences,) int32
+    starts,
+    inverse,
+    within,
+    factors,
+    rest,
+    out,  # (tokens, heads * VALUE)
+    sequences,
+    key_heads: tl.constexpr,
+    heads: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    CHUNK: tl.constexpr,
+    FACTORS: tl.constexpr,
+):
+    i, head = tl.program_id(0), tl.program_id(1)
+    row, k_at = tl.arange(0, CHUNK), tl.arange(0, BLOCK_K)
+    v_at = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
+    k_in, v_in = k_at < KEY, v_at < VALUE
+    inside = k_in[:, None] & v_in[None, :]
     tile = k_at[:, None] * VALUE + v_at[None, :]
-    s = tl.load(before + base * KEY * VALUE + tile, mask=k_in[:, None] & v_in[None, :], other=0.0)
-    made = times((q * tl.exp(total)[:, None]).to(kind), s) + times(within, change)
-    place = (t[:, None] * heads + head) * VALUE + v_at[None, :]
-    tl.store(out + place, made.to(out.dtype.element_ty), mask=real[:, None] & v_in[None, :])
+    begin, finish, old = pages_of(slots, i, sequences)
+    s = tl.load(state + (begin * heads + head) * KEY * VALUE + tile, mask=inside & old, other=0.0)
+    start, end = tl.load(starts + i), tl.load(starts + i + 1)
+    width: tl.constexpr = 2 * key_heads * KEY + heads * VALUE
+    shared = head // (heads // key_heads) * KEY
+    square = row[:, None] * CHUNK + row[None, :]
+    kind = qkv.dtype.element_ty
+    chunks, at = tl.load(counts + i), tl.load(first + i)
+    wide = row[:, None] * width
+    for c in range(chunks):
+        base = ((at + c) * heads + head).to(tl.int64)
+        token = start + c * CHUNK
+        real = row < end - token
+        line = qkv + token.to(tl.int64) * width
+        mask = real[:, None] & k_in[None, :]
+        q = tl.load(line + shared + wide + k_at[None, :], mask=mask, other=0.0)
+        k = tl.load(line + (key_heads * KEY + shared) + wide + k_at[None, :], mask=mask, other=0.0)
+        mask = real[:, None] & v_in[None, :]
+        v = tl.load(line + (2 * key_heads * KEY + head * VALUE) + wide + v_at[None, :], mask=mask, other=0.0)
+        corrects = tl.load(inverse + base * (CHUNK * CHUNK) + square)
+        reads = tl.load(within + base * (CHUNK * CHUNK) + square)
+        factor = factors + base * (FACTORS * CHUNK) + row
+        known, rate = tl.load(factor), tl.load(factor + CHUNK)
+        writes, sees = tl.load(factor + 2 * CHUNK), tl.load(factor + 3 * CHUNK)
+        narrow = s.to(kind)
+        wanted = v.to(tl.float32) * rate[:, None] - product(k, narrow) * known[:, None]
+        change = product(corrects, wanted.to(kind))
+        made = product(q, narrow) * sees[:, None] + product(reads, change.to(kind))
+        place = out + (token.to(tl.int64) * heads + head) * VALUE
+        tl.store(place + row[:, None] * (heads * VALUE) + v_at[None, :], made.to(out.dtype.element_ty), mask=mask)
+        s = s * tl.load(rest + base) + product(tl.trans(k), (change * writes[:, None]).to(kind))
+    tl.store(state + (finish * heads + head) * KEY * VALUE + tile, s, mask=inside)
 
 
 def by_chunks(inputs: tuple[Tensor, ...], pages: StatePages, out: Tensor, step: StepInputs, spec: DeltaSpec) -> None:
@@ -237,59 +212,53 @@ def by_chunks(inputs: tuple[Tensor, ...], pages: StatePages, out: Tensor, step: 
     qkv, gates = inputs[:2]
     heads, key, value = spec.value_heads, spec.key_dim, spec.value_dim
 
-    def scratch(*shape: int) -> Tensor:
-        return torch.empty(chunks.room, heads, *shape, dtype=qkv.dtype, device=qkv.device)
+    def scratch(*each: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(chunks.room, heads, *each, dtype=dtype, device=qkv.device)
 
-    added, reads, keys, before = scratch(CHUNK, value), scratch(CHUNK, key), scratch(CHUNK, key), scratch(key, value)
-    rest = torch.empty(chunks.room, heads, dtype=torch.float32, device=qkv.device)
-    sizes: tuple[Any, ...] = (KEY_EPS, spec.key_heads, heads, key, value, block_of(key))
-    places, ends = (chunks.owner, chunks.first, step.query_start), (gates.stride(0), sequences)
+    inverse, within = scratch(CHUNK, CHUNK, dtype=qkv.dtype), scratch(CHUNK, CHUNK, dtype=qkv.dtype)
+    factors, rest = scratch(FACTORS, CHUNK), scratch()
+    sizes: tuple[Any, ...] = (spec.key_heads, heads, key, value, block_of(key))
     _solve[(chunks.room, heads)](
         *inputs,
-        *places,
-        added,
-        reads,
-        keys,
+        chunks.owner,
+        chunks.first,
+        step.query_start,
+        inverse,
+        within,
+        factors,
         rest,
-        *ends,
+        gates.stride(0),
+        sequences,
+        key**-0.5,
+        KEY_EPS,
         *sizes,
-        block_of(value),
         CHUNK,
+        FACTORS,
         SOLVED,
         _precision(qkv),
         num_warps=TILES.solve_warps,
     )
     block = min(TILES.walk, block_of(value))
+    turn = CHUNK * (2 * block_of(key) + block + 2 * CHUNK) * qkv.itemsize
     _walk[(sequences, heads, triton.cdiv(value, block))](
+        qkv,
         pages.state,
         chunks.slots,
         chunks.first,
         chunks.counts,
-        added,
-        reads,
-        keys,
+        step.query_start,
+        inverse,
+        within,
+        factors,
         rest,
-        before,
-        sequences,
-        *sizes[2:],
-        block,
-        CHUNK,
-        num_warps=TILES.walk_warps,
-        num_stages=stages_for(CHUNK * (2 * key + block) * qkv.itemsize, qkv.device),
-    )
-    block = min(TILES.read, block_of(value))
-    _read[(chunks.room, heads, triton.cdiv(value, block))](
-        *inputs,
-        *places,
-        added,
-        before,
         out,
-        *ends,
-        key**-0.5,
+        sequences,
         *sizes,
         block,
         CHUNK,
-        num_warps=TILES.read_warps,
+        FACTORS,
+        num_warps=TILES.walk_warps,
+        num_stages=stages_for(turn, TILES.walk_stages, qkv.device),
     )
 
 

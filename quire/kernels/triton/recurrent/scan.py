@@ -1,11 +1,10 @@
-"""Mamba's scan. One token a sequence: every state read and written once. Longer: two kernels over chunks.
+"""Mamba's scan. One token a sequence: every state read and written once. Longer: by chunks of tokens.
 
-Dao and Gu, "Transformers are SSMs", 2024, section 6: `_walk` takes the state from chunk to chunk, `_read` makes results
-of the states that it left behind and of a chunk's own tokens.
+Dao and Gu, "Transformers are SSMs", 2024, section 6: `_measure` finds the time steps of all chunks, `_walk` goes from
+chunk to chunk, moves the state on and makes results of it and of a chunk's own tokens.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -17,40 +16,42 @@ from quire.kernels.triton.recurrent.chunks import (
     block_of,
     chunks_of,
     left_of,
+    pages_of,
+    product,
     slots_of,
     softplus,
     stages_for,
-    times,
+    tokens_of,
 )
 from quire.ops.recurrent import StatePages
 from quire.ops.registry import provide
 from quire.ops.ssd import ScanSpec, ScanWeights, ssd_scan
 from quire.ops.step import StepInputs
 
-LARGEST = 256
+LARGEST = 128
 """Values of a head, or of a state for each of them: tiles of more do not fit."""
+HEADS = 16
+"""Whose time steps one block of `_measure` works out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Values of a head that one block takes, and its warps: in steps of one token, in `_walk` and in `_read`."""
+    """Values of a head that one block takes, and its warps: in steps of one token, and in `_walk`; stages at most."""
 
     one: int = 32
     one_warps: int = 4
     walk: int = 64
     walk_warps: int = 4
-    read: int = 64
-    read_warps: int = 4
+    walk_stages: int = 3
 
 
 TILES = Tiles()
 
 
 @triton.jit
-def _time(dt, at, head, dt_bias, low: tl.constexpr, high: tl.constexpr, real):
-    """Time steps of some tokens, 0 where there is none."""
-    time = softplus(tl.load(dt + at + head, mask=real, other=0.0).to(tl.float32) + tl.load(dt_bias + head))
-    return tl.where(real, tl.minimum(tl.maximum(time, low), high), 0.0)
+def _time(said, bias, low: tl.constexpr, high: tl.constexpr):
+    """Time steps of what tokens say of them."""
+    return tl.minimum(tl.maximum(softplus(said.to(tl.float32) + bias), low), high)
 
 
 @triton.jit(do_not_specialize=["dt_stride", "sequences"])
@@ -79,40 +80,67 @@ def _one(
     h_in, s_in = h_at < HEAD, s_at < STATE
     inside = h_in[:, None] & s_in[None, :]
     tile = h_at[:, None] * STATE + s_at[None, :]
-    known = tl.load(slots + 2 * sequences + i) == 0
-    begin = (tl.load(slots + i).to(tl.int64) * heads + head) * HEAD * STATE
-    s = tl.load(state + begin + tile, mask=inside & known, other=0.0)
+    begin, end, known = pages_of(slots, i, sequences)
+    s = tl.load(state + (begin * heads + head) * HEAD * STATE + tile, mask=inside & known, other=0.0)
     row = xbc + i.to(tl.int64) * (heads * HEAD + 2 * groups * STATE)
     shared = heads * HEAD + head // (heads // groups) * STATE
     x = tl.load(row + head * HEAD + h_at, mask=h_in, other=0.0).to(tl.float32)
     writes = tl.load(row + shared + s_at, mask=s_in, other=0.0).to(tl.float32)
     reads = tl.load(row + shared + groups * STATE + s_at, mask=s_in, other=0.0).to(tl.float32)
-    time = softplus(tl.load(dt + i.to(tl.int64) * dt_stride + head).to(tl.float32) + tl.load(dt_bias + head))
-    time = tl.minimum(tl.maximum(time, low), high)
+    time = _time(tl.load(dt + i.to(tl.int64) * dt_stride + head), tl.load(dt_bias + head), low, high)
     s = s * tl.exp(-tl.exp(tl.load(a_log + head)) * time) + (time * x)[:, None] * writes[None, :]
-    end = (tl.load(slots + sequences + i).to(tl.int64) * heads + head) * HEAD * STATE
-    tl.store(state + end + tile, s, mask=inside)
+    tl.store(state + (end * heads + head) * HEAD * STATE + tile, s, mask=inside)
     made = tl.sum(s * reads[None, :], axis=1) + tl.load(skip + head) * x
     tl.store(out + (i.to(tl.int64) * heads + head) * HEAD + h_at, made.to(out.dtype.element_ty), mask=h_in)
 
 
 @triton.jit(do_not_specialize=["dt_stride", "sequences"])
-def _walk(
-    xbc,
+def _measure(
     dt,
     a_log,
-    skip,
     dt_bias,
-    state,
-    slots,
-    first,
-    counts,
-    starts,
-    before,  # (chunks, heads, HEAD, STATE): the state at the beginning of each chunk
+    owner,  # (chunks,) int32
+    first,  # (sequences,) int32
+    starts,  # (sequences + 1,) int32
+    times,  # (chunks, heads, CHUNK) float32
+    totals,  # (chunks, heads, CHUNK) float32: logarithms of decay since the chunk's beginning
     dt_stride,
     sequences,
     low: tl.constexpr,
     high: tl.constexpr,
+    heads: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    chunk, row = tl.program_id(0), tl.arange(0, CHUNK)
+    head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    sequence = tl.load(owner + chunk)
+    if sequence >= sequences:
+        return
+    t, real = tokens_of(chunk, sequence, first, starts, CHUNK)
+    real = real[:, None] & (head < heads)[None, :]
+    bias = tl.load(dt_bias + head, mask=head < heads, other=0.0)
+    said = tl.load(dt + t[:, None] * dt_stride + head[None, :], mask=real, other=0.0)
+    time = tl.where(real, _time(said, bias[None, :], low, high), 0.0)
+    speed = -tl.exp(tl.load(a_log + head, mask=head < heads, other=0.0))
+    place = (chunk.to(tl.int64) * heads + head[None, :]) * CHUNK + row[:, None]
+    tl.store(times + place, time, mask=(head < heads)[None, :])
+    tl.store(totals + place, tl.cumsum(time * speed[None, :], axis=0), mask=(head < heads)[None, :])
+
+
+@triton.jit(do_not_specialize=["sequences"])
+def _walk(
+    xbc,
+    skip,
+    state,
+    slots,
+    first,
+    counts,  # (sequences,) int32
+    starts,
+    times,
+    totals,
+    out,  # (tokens, heads * HEAD)
+    sequences,
     heads: tl.constexpr,
     groups: tl.constexpr,
     HEAD: tl.constexpr,
@@ -125,87 +153,38 @@ def _walk(
     row, s_at = tl.arange(0, CHUNK), tl.arange(0, BLOCK_S)
     h_at = tl.program_id(2) * BLOCK_H + tl.arange(0, BLOCK_H)
     h_in, s_in = h_at < HEAD, s_at < STATE
-    inside = h_in[:, None] & s_in[None, :]
-    tile = h_at[:, None] * STATE + s_at[None, :]
-    known = tl.load(slots + 2 * sequences + i) == 0
-    begin = (tl.load(slots + i).to(tl.int64) * heads + head) * HEAD * STATE
-    s = tl.load(state + begin + tile, mask=inside & known, other=0.0)
+    # Turned round: so its products need neither states nor tokens to be transposed in registers.
+    inside = s_in[:, None] & h_in[None, :]
+    tile = s_at[:, None] + h_at[None, :] * STATE
+    begin, finish, known = pages_of(slots, i, sequences)
+    s = tl.load(state + (begin * heads + head) * HEAD * STATE + tile, mask=inside & known, other=0.0)
     start, end = tl.load(starts + i), tl.load(starts + i + 1)
     width: tl.constexpr = heads * HEAD + 2 * groups * STATE
     shared = heads * HEAD + head // (heads // groups) * STATE
-    speed = -tl.exp(tl.load(a_log + head))
+    past = tl.load(skip + head)
     kind = xbc.dtype.element_ty
     chunks, at = tl.load(counts + i), tl.load(first + i)
+    wide = row[:, None] * width
     for c in range(chunks):
-        base = ((at + c) * heads + head).to(tl.int64) * HEAD * STATE
-        tl.store(before + base + tile, s.to(kind), mask=inside)
-        t = start + c * CHUNK + row
-        real = t < end
-        t = t.to(tl.int64)
-        time = _time(dt, t * dt_stride, head, dt_bias, low, high, real)
-        total = tl.cumsum(time * speed, axis=0)
-        last = tl.sum(tl.where(row == CHUNK - 1, total, 0.0))
-        where = t[:, None] * width
-        x = tl.load(xbc + where + head * HEAD + h_at[None, :], mask=real[:, None] & h_in[None, :], other=0.0)
-        writes = tl.load(xbc + where + shared + s_at[None, :], mask=real[:, None] & s_in[None, :], other=0.0)
+        token = start + c * CHUNK
+        real = row < end - token
+        line = xbc + token.to(tl.int64) * width
+        mask = real[:, None] & s_in[None, :]
+        writes = tl.load(line + shared + wide + s_at[None, :], mask=mask, other=0.0)
+        reads = tl.load(line + (shared + groups * STATE) + wide + s_at[None, :], mask=mask, other=0.0)
+        mask = real[:, None] & h_in[None, :]
+        x = tl.load(line + head * HEAD + wide + h_at[None, :], mask=mask, other=0.0)
+        base = ((at + c) * heads + head).to(tl.int64) * CHUNK
+        time, total = tl.load(times + base + row), tl.load(totals + base + row)
+        last = tl.load(totals + base + CHUNK - 1)
+        within = product(reads, tl.trans(writes)) * left_of(total, CHUNK) * time[None, :]
+        made = product(reads, s.to(kind)) * tl.exp(total)[:, None] + product(within.to(kind), x)
+        made += past * x.to(tl.float32)
+        place = out + (token.to(tl.int64) * heads + head) * HEAD
+        tl.store(place + row[:, None] * (heads * HEAD) + h_at[None, :], made.to(out.dtype.element_ty), mask=mask)
         x = (x.to(tl.float32) * (time * tl.exp(last - total))[:, None]).to(kind)
-        s = s * tl.exp(last) + times(tl.trans(x), writes)
-    finish = (tl.load(slots + sequences + i).to(tl.int64) * heads + head) * HEAD * STATE
-    tl.store(state + finish + tile, s, mask=inside)
-
-
-@triton.jit(do_not_specialize=["dt_stride", "sequences"])
-def _read(
-    xbc,
-    dt,
-    a_log,
-    skip,
-    dt_bias,
-    owner,
-    first,
-    starts,
-    before,
-    out,  # (tokens, heads * HEAD)
-    dt_stride,
-    sequences,
-    low: tl.constexpr,
-    high: tl.constexpr,
-    heads: tl.constexpr,
-    groups: tl.constexpr,
-    HEAD: tl.constexpr,
-    STATE: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
-    chunk, head = tl.program_id(0), tl.program_id(1)
-    sequence = tl.load(owner + chunk)
-    if sequence >= sequences:
-        return
-    row, s_at = tl.arange(0, CHUNK), tl.arange(0, BLOCK_S)
-    h_at = tl.program_id(2) * BLOCK_H + tl.arange(0, BLOCK_H)
-    h_in, s_in = h_at < HEAD, s_at < STATE
-    t = tl.load(starts + sequence) + (chunk - tl.load(first + sequence)) * CHUNK + row
-    real = t < tl.load(starts + sequence + 1)
-    t = t.to(tl.int64)
-    time = _time(dt, t * dt_stride, head, dt_bias, low, high, real)
-    total = tl.cumsum(time * -tl.exp(tl.load(a_log + head)), axis=0)
-    width: tl.constexpr = heads * HEAD + 2 * groups * STATE
-    where = t[:, None] * width + heads * HEAD + head // (heads // groups) * STATE + s_at[None, :]
-    mask = real[:, None] & s_in[None, :]
-    writes = tl.load(xbc + where, mask=mask, other=0.0)
-    reads = tl.load(xbc + where + groups * STATE, mask=mask, other=0.0)
-    kind = xbc.dtype.element_ty
-    within = times(reads, tl.trans(writes)) * left_of(total, CHUNK) * time[None, :]
-    place = t[:, None] * width + head * HEAD + h_at[None, :]
-    x = tl.load(xbc + place, mask=real[:, None] & h_in[None, :], other=0.0)
-    base = (chunk * heads + head).to(tl.int64) * HEAD * STATE
-    tile = h_at[:, None] * STATE + s_at[None, :]
-    s = tl.load(before + base + tile, mask=h_in[:, None] & s_in[None, :], other=0.0)
-    made = times((reads.to(tl.float32) * tl.exp(total)[:, None]).to(kind), tl.trans(s)) + times(within.to(kind), x)
-    made += tl.load(skip + head) * x.to(tl.float32)
-    place = (t[:, None] * heads + head) * HEAD + h_at[None, :]
-    tl.store(out + place, made.to(out.dtype.element_ty), mask=real[:, None] & h_in[None, :])
+        s = s * tl.exp(last) + product(tl.trans(writes), x)
+    tl.store(state + (finish * heads + head) * HEAD * STATE + tile, s, mask=inside)
 
 
 def _refuses(spec: ScanSpec) -> str | None:
@@ -217,49 +196,80 @@ def triton_ssd_scan(
     xbc: Tensor, dt: Tensor, weights: ScanWeights, pages: StatePages, step: StepInputs, spec: ScanSpec
 ) -> Tensor:
     """See `ssd_scan`."""
-    tokens, heads, sequences = len(xbc), spec.heads, len(step.seq_lens)
+    tokens, heads, xbc = len(xbc), spec.heads, xbc.contiguous()
     out = torch.empty(tokens, heads * spec.head_dim, dtype=xbc.dtype, device=xbc.device)
     if not tokens:
         return out
-    inputs = xbc.contiguous(), dt, weights.a_log, weights.skip, weights.dt_bias
-    sizes: tuple[Any, ...] = (spec.shortest, spec.longest, heads, spec.groups, spec.head_dim, spec.state)
-    rest = (dt.stride(0), sequences, *sizes, block_of(spec.state))
-    largest = block_of(spec.head_dim)
-    if step.max_query == 1:
-        block = min(TILES.one, largest)
-        grid = tokens * heads, triton.cdiv(spec.head_dim, block)
-        slots = slots_of(step, pages.group)
-        _one[grid](*inputs, pages.state, slots, out, *rest, block, num_warps=TILES.one_warps)
+    if step.max_query > 1:
+        _by_chunks((xbc, dt, weights), pages, out, step, spec)
         return out
-    chunks = chunks_of(step, pages.group)
-    shape = chunks.room, heads, spec.head_dim, spec.state
-    before = torch.empty(shape, dtype=xbc.dtype, device=xbc.device)
-    block = min(TILES.walk, largest)
+    block = min(TILES.one, block_of(spec.head_dim))
+    _one[(tokens * heads, triton.cdiv(spec.head_dim, block))](
+        xbc,
+        dt,
+        weights.a_log,
+        weights.skip,
+        weights.dt_bias,
+        pages.state,
+        slots_of(step, pages.group),
+        out,
+        dt.stride(0),
+        len(step.seq_lens),
+        spec.shortest,
+        spec.longest,
+        *_sizes(spec),
+        block,
+        num_warps=TILES.one_warps,
+    )
+    return out
+
+
+def _sizes(spec: ScanSpec) -> tuple[int, ...]:
+    return spec.heads, spec.groups, spec.head_dim, spec.state, block_of(spec.state)
+
+
+def _by_chunks(
+    inputs: tuple[Tensor, Tensor, ScanWeights], pages: StatePages, out: Tensor, step: StepInputs, spec: ScanSpec
+) -> None:
+    """Fill `out`, and move states on; `inputs` are the op's first, xbc contiguous."""
+    chunks, sequences, heads = chunks_of(step, pages.group), len(step.seq_lens), spec.heads
+    xbc, dt, weights = inputs
+    times, totals = torch.empty(2, chunks.room, heads, CHUNK, dtype=torch.float32, device=xbc.device)
+    _measure[(chunks.room, triton.cdiv(heads, HEADS))](
+        dt,
+        weights.a_log,
+        weights.dt_bias,
+        chunks.owner,
+        chunks.first,
+        step.query_start,
+        times,
+        totals,
+        dt.stride(0),
+        sequences,
+        spec.shortest,
+        spec.longest,
+        heads,
+        HEADS,
+        CHUNK,
+        num_warps=4,
+    )
+    block = min(TILES.walk, block_of(spec.head_dim))
+    turn = CHUNK * (2 * block_of(spec.state) + block) * xbc.itemsize
     _walk[(sequences, heads, triton.cdiv(spec.head_dim, block))](
-        *inputs,
+        xbc,
+        weights.skip,
         pages.state,
         chunks.slots,
         chunks.first,
         chunks.counts,
         step.query_start,
-        before,
-        *rest,
+        times,
+        totals,
+        out,
+        sequences,
+        *_sizes(spec),
         block,
         CHUNK,
         num_warps=TILES.walk_warps,
-        num_stages=stages_for(CHUNK * (spec.state + block) * xbc.itemsize, xbc.device),
+        num_stages=stages_for(turn, TILES.walk_stages, xbc.device),
     )
-    block = min(TILES.read, largest)
-    _read[(chunks.room, heads, triton.cdiv(spec.head_dim, block))](
-        *inputs,
-        chunks.owner,
-        chunks.first,
-        step.query_start,
-        before,
-        out,
-        *rest,
-        block,
-        CHUNK,
-        num_warps=TILES.read_warps,
-    )
-    return out
