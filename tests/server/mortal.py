@@ -43,6 +43,10 @@ class Family:
                 self.ready.set()
         self.ready.set()
 
+    def wait(self) -> None:
+        """Until it is ready."""
+        assert self.ready.wait(START_S) and self.url, self.text()
+
     def children(self, kind: str) -> list[psutil.Process]:
         """Processes of a kind (mortal_core, quire.server.front), oldest first."""
         found = []
@@ -147,7 +151,7 @@ def server(*flags: str, step_ms: float = 5.0, wait: bool = True) -> Iterator[Fam
     known: list[psutil.Process] = []
     try:
         if wait:
-            assert family.ready.wait(START_S) and family.url, family.text()
+            family.wait()
         yield family
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -185,7 +189,11 @@ def gone(processes: list[psutil.Process]) -> bool:
 if __name__ == "__main__":
     from quire.base.logging import setup
     from quire.config.sources import load
+    from quire.server import keeper
     from quire.server.run import Commands, serve
+
+    # `test_supervision.py` has the waits; here every death would cost seconds.
+    keeper.FIRST_WAIT_S = 0.2
 
     given = dict(word.split("=", 1) for word in sys.argv[2:])
     config, _ = load({"port": "0", "max_num_seqs": "64", **given}, None)
