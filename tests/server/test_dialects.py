@@ -197,6 +197,29 @@ def test_messages_go_on_with_the_answers_of_tools() -> None:
         assert (more["role"], more["content"][0]["text"]) == ("user", "and?")
 
 
+def test_messages_as_a_coding_agent_sends_them() -> None:
+    """With marks for caches everywhere, thoughts, what to clear from the context, and a length beyond the context."""
+    cached = {"cache_control": {"type": "ephemeral"}}
+    body = {
+        "model": MODEL,
+        "max_tokens": 32_000,
+        "temperature": 1,
+        "stream": True,
+        "system": [{"type": "text", "text": "Be brief.", **cached}, {"type": "text", "text": "Use tools.", **cached}],
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi", **cached}]}],
+        "tools": [{**tool, **cached} for tool in THEIRS],
+        "thinking": {"type": "enabled", "budget_tokens": 31_999},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "metadata": {"user_id": "user_1_account__session_2"},
+        "output_config": {"effort": "medium"},
+    }
+    with Saying(ANSWER) as running, running.http(headers={"anthropic-beta": "context-management-2025-06-27"}) as http:
+        answer = http.post("/v1/messages?beta=true", json=body)
+    assert answer.status_code == 200, answer.text
+    kinds = [line.removeprefix("event: ") for line in answer.text.splitlines() if line.startswith("event: ")]
+    assert (kinds[0], kinds[-1], kinds.count("content_block_stop")) == ("message_start", "message_stop", 4)
+
+
 def test_messages_choose_and_keep_to_a_form() -> None:
     given: Any = {"model": MODEL, "max_tokens": 400, "messages": HI, "tools": THEIRS}
     with Saying(NOW + NOW) as running, running.claude() as claude:

@@ -34,13 +34,13 @@ class MessagesRequest(CountRequest, kw_only=True):
 
 IGNORED_HERE = IGNORED | {
     *("cache_control", "inference_geo", "speed", "diagnostics", "user_profile_id", "workspace_id", "betas"),
-    "anthropic_version",
+    *("anthropic_version", "context_management"),
 }
 
 REFUSED_HERE = refused_fields(
     MessagesRequest,
     {
-        **dict.fromkeys(("container", "mcp_servers", "context_management"), NOTHING),
+        **dict.fromkeys(("container", "mcp_servers"), NOTHING),
         "stop": NOTHING,
     },
 )
