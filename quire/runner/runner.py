@@ -246,23 +246,23 @@ class Runner:
 
         After `allocate`: recordings hold the addresses of pages.
         """
-        self._run_all(Recorder(self.device))
+        self._run_all(Recorder(self.device), self.ragged, self.graphs)
 
     @torch.inference_mode()
     def _rehearse(self) -> None:
         self.launch(self._largest(len(self.layout.groups))).result()
         self._begin(StepPlan(0, list(self.rows.host), [], []))
-        self._run_all(Recorder(self.device, rehearses=True))
+        # What compiles longest are kernels of decode steps: they shall not be the last to be heard of.
+        self._run_all(Recorder(self.device, rehearses=True), self.graphs, self.ragged)
 
-    def _run_all(self, recorder: Recorder) -> None:
+    def _run_all(self, recorder: Recorder, *recordings: DecodeGraphs | RaggedGraphs) -> None:
         most = self.layout.max_model_len - 1
         for tokens in self.spec.warm_tokens:
             self._warm([min(tokens, most)], DRAWS[0])
         if self.spec.warm_tokens:
             self._warm_mixtures(most)
-        if self._recordable:
-            self.ragged.record(recorder)
-            self.graphs.record(recorder)
+        for some in recordings if self._recordable else ():
+            some.record(recorder)
 
     def _warm(self, counts: list[int], params: SamplingParams) -> None:
         """Sequences of so many tokens each, all on one page that nobody uses yet."""

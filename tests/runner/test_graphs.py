@@ -57,7 +57,7 @@ def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monke
     played: list[bool] = []
     plain = generated(6)
     monkeypatch.setattr(core, "resolve", recorded([1, 4, 8]))
-    monkeypatch.setattr(runner, "choose_kernels", lambda providers: Kernels(recordable=True))
+    monkeypatch.setattr(runner, "choose_kernels", lambda *given: Kernels(recordable=True))
     assert generated(6) == plain
     assert generated(5) == plain[:5]
     assert played == [False, True, True]
