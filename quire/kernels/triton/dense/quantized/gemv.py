@@ -100,22 +100,30 @@ def _product(
     found, factors, points = fetched
     PARTS: tl.constexpr = 16 // BITS
     parts = spread(found, KIND, NATIVE) if BITS == 4 else eights(found, KIND, tl.float32, NATIVE)
+    FINE: tl.constexpr = GROUP > 0 and GROUP < 128
     total = sums if GROUP == 0 else tl.zeros_like(sums)
+    # What the bits themselves have added to every value, and the inputs that a zero point counts for.
+    extra = tl.zeros([unit.shape[0], 1], tl.float32)
+    whole = tl.zeros([unit.shape[0], 1], tl.float32)
     for i in tl.static_range(PARTS):
         part = tl.sum(parts[i] * inputs[i], axis=2)
-        # What the bits themselves have added to every value, and the zero point.
-        if added(KIND, i, NATIVE) != 0.0:
-            part -= added(KIND, i, NATIVE) * tl.sum(inputs[i], axis=2)
-        if ZEROS:
-            part -= points[0 if GROUP >= 128 else i].to(tl.float32) * tl.sum(inputs[i], axis=2)
-        if GROUP > 0 and GROUP < 128:
+        if FINE:
+            if added(KIND, i, NATIVE) != 0.0:
+                part -= added(KIND, i, NATIVE) * tl.sum(inputs[i], axis=2)
+            if ZEROS:
+                part -= points[i].to(tl.float32) * tl.sum(inputs[i], axis=2)
             sums += part * _factor(factors, i, unit, BITS, GROUP, SCALE)
         else:
             total += part
-    if GROUP >= 128:
-        sums += total * _factor(factors, 0, unit, BITS, GROUP, SCALE)
-    elif GROUP == 0:
-        sums = total
+            if added(KIND, i, NATIVE) != 0.0:
+                extra += added(KIND, i, NATIVE) * tl.sum(inputs[i], axis=2)
+            if ZEROS:
+                whole += tl.sum(inputs[i], axis=2)
+    if not FINE:
+        total -= extra
+        if ZEROS:
+            total -= points[0].to(tl.float32) * whole
+        sums = total if GROUP == 0 else sums + total * _factor(factors, 0, unit, BITS, GROUP, SCALE)
     return sums
 
 
