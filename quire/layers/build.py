@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
+from quire.layers.stacked import beside
 from quire.layers.state import LayerState, RecurrentState
 from quire.loading.quantized import Place, place
 from quire.loading.recipe import Part, Recipe, Weight
@@ -24,6 +25,7 @@ from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import ONLINE, Quantized
 from quire.quantization.scaled import Form, Scaled
 from quire.quantization.scheme import Matrix
+from quire.quantization.stacked import Stacked
 from quire.quantization.storage import Storage
 
 INT4_GROUP = 128
@@ -177,6 +179,8 @@ class Build:
             spec = LinearSpec(weight.columns, weight.rows, bias, self.dtype_name, str(self.device))
             return spec, self.op(linear, spec)
         spec = StoredSpec(weight.stored, bias, self.dtype_name, str(self.device))
+        if isinstance(weight.stored, Stacked):
+            return spec, beside(weight.stored, spec, self.op)
         return spec, self.op(stored_linear, spec)
 
     def _named(self, parts: Sequence[Part]) -> tuple[Part, ...]:

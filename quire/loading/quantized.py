@@ -87,10 +87,10 @@ def place(parts: Sequence[Part], quantized: Quantized, where: Place) -> tuple[St
         online = any(scheme is None or scheme.online for scheme in schemes)
         storage = (arranged(whole, where.providers) or whole) if online else _repacked(whole, where)
         return storage, tuple(Held(storage, 0, row, scheme) for scheme, (_, row) in zip(schemes, places, strict=True))
-    stack = Stacked(tuple(members))
+    stack = Stacked(tuple(_read_by(member, where.providers) for member in members))
     starts = stack.starts()
     return stack, tuple(
-        Held(cast(Storage, members[number]), starts[number], row, scheme)
+        Held(cast(Storage, stack.members[number]), starts[number], row, scheme)
         for scheme, (number, row) in zip(schemes, places, strict=True)
     )
 
@@ -155,6 +155,12 @@ def _joint(last: Sized, other: Sized) -> Sized | None:
         if form.ordered or form.columns or last.outputs % form.row_block or other.outputs % form.row_block:
             return None
     return replace(last, outputs=last.outputs + other.outputs)
+
+
+def _read_by(member: Sized, providers: Sequence[str]) -> Sized:
+    """A member as the first of the providers that reads it arranges it, or itself."""
+    own = arranged(member, providers) if isinstance(member, Scaled) else None
+    return own if isinstance(own, Scaled) else member
 
 
 def _repacked(whole: Scaled, where: Place) -> Storage:

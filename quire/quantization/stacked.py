@@ -32,7 +32,7 @@ class Plain:
 
     def put(self, data: Tensor, first: int, values: Tensor) -> None:
         """See `Storage`."""
-        self._matrix(data)[first : first + len(values)] = values
+        self.matrix(data)[first : first + len(values)] = values
 
     def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
         """Never asked for: rows are of full precision."""
@@ -40,9 +40,10 @@ class Plain:
 
     def rows(self, data: Tensor, ids: Tensor) -> Tensor:
         """See `Storage`."""
-        return self._matrix(data)[ids]
+        return self.matrix(data)[ids]
 
-    def _matrix(self, data: Tensor) -> Tensor:
+    def matrix(self, data: Tensor) -> Tensor:
+        """All rows, (outputs, inputs); `data` itself."""
         return data[: self.nbytes].view(self._type).view(self.outputs, self.inputs)
 
     @property

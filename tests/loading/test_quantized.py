@@ -1,16 +1,19 @@
 """Where the parts of a quantized matrix go: neighbours that are alike share a storage."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
 from quire.loading.quantized import Place, place
 from quire.loading.recipe import Part
+from quire.ops.stored import ARRANGES
 from quire.quantization.checkpoint import Quantized
 from quire.quantization.scaled import Form, Scaled
 from quire.quantization.scheme import Block, Matrix, Scheme
 from quire.quantization.stacked import Plain, Stacked
+from quire.quantization.words import Words
 
 pytestmark = pytest.mark.torch
 
@@ -54,6 +57,20 @@ def test_neighbours_that_are_alike_are_one_member() -> None:
     assert [(type(member), member.outputs) for member in storage.members] == [(Scaled, 8), (Plain, 8), (Scaled, 4)]
     first, second, third = storage.starts()
     assert held == [(first, 0), (first, 4), (second, 0), (second, 4), (third, 0)]
+
+
+def test_members_are_arranged_as_a_kernel_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARRANGES, "a kernel", Words.like)
+    found = place(
+        [Part(f"{name}.weight", (4, 32), 0) for name in ("q0", "p0")],
+        Announced(),
+        replace(HERE, providers=("a kernel",)),
+    )
+    assert found is not None
+    storage, held = found
+    assert isinstance(storage, Stacked)
+    assert [type(member) for member in storage.members] == [Words, Plain]
+    assert [one.storage for one in held] == list(storage.members)
 
 
 def test_blocks_of_rows_are_not_joined_within_a_block() -> None:
