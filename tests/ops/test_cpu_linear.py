@@ -116,9 +116,13 @@ def test_a_row_does_not_depend_on_the_others(instructions: str, dtype: str, bits
         assert torch.equal(product(x[3 : 3 + rows], storage, data), together[3 : 3 + rows])
 
 
-def test_threads_change_nothing(instructions: str) -> None:
-    x, weight = normal("float32", 1100, 64), normal("float32", 700, 64, seed=1)
-    storage, data = stored(weight)
+@pytest.mark.parametrize(
+    ("dtype", "bits", "rows"),
+    [("float32", None, 1100), ("bfloat16", None, 300), ("bfloat16", 8, 300), ("float32", 4, 300)],
+)
+def test_threads_change_nothing(instructions: str, dtype: str, bits: Bits | None, rows: int) -> None:
+    x, weight = normal(dtype, rows, 64), normal(dtype, 700, 64, seed=1)
+    storage, data = stored(weight, bits)
     alone = product(x, storage, data)
     try:
         for threads in (2, 3):
@@ -172,7 +176,7 @@ def test_what_others_packed_is_left_to_the_reference() -> None:
 
 def test_instructions_that_there_are_not_are_refused_by_name() -> None:
     library, best = native.load()
-    with pytest.raises(PlatformError, match="QUIRE_CPU_ISA=mmx cannot be used.*leave it unset"):
+    with pytest.raises(PlatformError, match=r"QUIRE_CPU_ISA=mmx cannot be used.*leave it unset"):
         native.start(library, "mmx")
     assert native.start(library, None) == best
     native.start(library, best)
