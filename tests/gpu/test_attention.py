@@ -138,7 +138,7 @@ def test_every_size_of_batch_equals_the_reference(rows):
 
 @pytest.mark.parametrize("rows", [2, 7, 64])
 def test_a_row_does_not_depend_on_what_its_batch_mates_hold(rows):
-    """Small batches are cut by length alone: not a bit may change. Large ones are cut where a run ends: rounding may."""
+    """Small batches are cut by length alone: not a bit may change. Large ones are cut where runs end: rounding may."""
     torch.manual_seed(0)
     arguments = decoding(rows, [1777, *torch.randint(1, 4000, (rows - 1,)).tolist()])
     step = arguments[3]

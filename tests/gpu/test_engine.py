@@ -10,6 +10,8 @@ torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 VOCAB = 4096
+GAP = 0.25
+"""Between logits that bfloat16 may take for one another: two steps of it where logits are large."""
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -63,6 +65,21 @@ def test_any_batch_equals_the_reference(count):
     alone, _ = generate(given[:7], tokens=6, kernels="reference", enforce_eager=True, max_num_seqs=1)
     for i, found in enumerate(tokens):
         assert found[:6] == alone[i % 7][:6]
+
+
+def test_bfloat16_parts_from_the_reference_only_where_two_tokens_are_as_likely():
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, logprobs=2)
+    found = []
+    for settings in ({"kernels": "reference", "enforce_eager": True}, {}):
+        with LLM(device="cuda", dtype="bfloat16", num_gpu_blocks_override=2000, **settings) as llm:
+            outputs = llm.generate(prompts(96), params, use_tqdm=False)
+            found.append([output.outputs[0] for output in outputs])
+    for expected, got in zip(*found, strict=True):
+        both = zip(expected.token_ids, got.token_ids, strict=True)
+        parted = next((i for i, (one, other) in enumerate(both) if one != other), None)
+        if parted is not None:
+            first, second = sorted((entry.logprob for entry in expected.logprobs[parted].values()), reverse=True)[:2]
+            assert first - second < GAP
 
 
 def test_seeds_fix_samples_recorded_or_not():
