@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quire.kernels.triton.dense import gemv, launch, skinny
+from quire.kernels.triton import launch
+from quire.kernels.triton.dense import gemv, skinny
 from quire.kernels.triton.dense.linear import triton_linear, triton_norm_gate_up, triton_norm_linear
 from quire.kernels.triton.dense.norm import triton_add_rms_norm
 from quire.layers.build import Build

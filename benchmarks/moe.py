@@ -195,7 +195,7 @@ def main() -> None:
         case.time("triton", lambda *a, p=provider: p(*a, SPEC))
         case.time("torch._grouped_mm", library)
         if tokens > FEW_TOKENS:
-            case.parts(plan_for(tokens, SPEC.route), "shipped", rest=True)
+            case.parts(plan_for(tokens, SPEC), "shipped", rest=True)
         if args.sweep and tokens in args.sweep_tokens:
             sweep(case)
 
