@@ -28,8 +28,8 @@ Activation = Literal["none", "sigmoid", "softmax"]
 ENCODERS = frozenset({
     "bert", "camembert", "gte", "modernbert", "nomic_bert", "roberta", "xlm-roberta",
     # Through transformers:
-    "albert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert", "roberta-prelayernorm",
-    "xlm-roberta-xl", "xmod",
+    "albert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert", "jina_embeddings_v3",
+    "roberta-prelayernorm", "roc_bert", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
 """Model types whose attention looks both ways: they read a text as a whole and generate none."""
 OFFSET = frozenset({

@@ -28,11 +28,13 @@ class Origin:
             dimension for experts follow each other.
         rows: of each; empty where all have as many.
         transposed: whether the checkpoint holds the matrix the other way round.
+        share: (which, of how many): only this of so many equal shares of the only tensor's rows.
     """
 
     names: tuple[str, ...]
     rows: tuple[int, ...] = ()
     transposed: bool = False
+    share: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,10 @@ class Source:
             raise CheckpointError(
                 f"{name} has the shape {tuple(tensor.shape)}, which cannot be filled from {origin.names}"
             )
-        stacked = tensor.dim() == 3 and len(origin.names) == 1
+        which, shares = origin.share
+        whole = Part("", (), transposed=origin.transposed, stacked=tensor.dim() == 3 and len(origin.names) == 1)
         return tuple(
-            Part(part, (count, *shape[1:]), stacked=stacked, transposed=origin.transposed)
+            replace(whole, name=part, shape=(count * shares, *shape[1:]), first=which * count, rows=count)
             for part, count in zip(origin.names, rows, strict=True)
         )
 
@@ -199,7 +202,7 @@ def _cut(parts: tuple[Part, ...], mesh: Mesh, cut: bool) -> tuple[Part, ...]:
     """This rank's rows of the only part."""
     if not cut:
         return parts
-    rows = parts[0].shape[0]
+    rows = parts[0].rows or parts[0].shape[0]
     return (replace(parts[0], cut=0, pad=mesh.padded(rows) - rows),)
 
 
@@ -214,12 +217,17 @@ def _weight(b: Build, place: Place, parts: Iterable[Part], source: Source) -> We
 
 
 def _put(module: nn.Module, place: Place, values: Tensor) -> None:
-    """Make `values` what all holders of a parameter hold."""
-    if place.tensor.is_meta:
-        parameter = nn.Parameter(values, requires_grad=False)
-        for name in place.names:
-            holder, _, own = name.rpartition(".")
-            module.get_submodule(holder).register_parameter(own, parameter)
+    """Make `values` what all holders of a tensor hold that had no memory."""
+    if not place.tensor.is_meta:
+        return
+    parameter = nn.Parameter(values, requires_grad=False)
+    for name in place.names:
+        holder, _, own = name.rpartition(".")
+        at = module.get_submodule(holder)
+        if own in dict(at.named_buffers(recurse=False)):
+            at.register_buffer(own, values)
+        else:
+            at.register_parameter(own, parameter)
 
 
 class _Deal:

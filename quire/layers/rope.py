@@ -60,7 +60,8 @@ def _plain(theta: float, dim: int) -> Tensor:
 
 def _ntk(facts: RopeFacts, dim: int) -> Tensor:
     """A larger theta, and all wavelengths longer by as much as its first pair loses by that (GTE's own code)."""
-    return _plain(facts.rope_theta * facts.factor, dim) / facts.factor ** (2 / dim)
+    longer: float = facts.factor ** (2 / dim)
+    return _plain(facts.rope_theta * facts.factor, dim) / longer
 
 
 def _dynamic(facts: RopeFacts, dim: int, length: int) -> Tensor:

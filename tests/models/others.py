@@ -92,7 +92,9 @@ OTHER_ENCODERS: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 24},
     "ernie": {},
     "eurobert": {"num_key_value_heads": 2},
+    "jina_embeddings_v3": {},
     "roberta-prelayernorm": {},
+    "roc_bert": {"pronunciation_vocab_size": 97, "shape_vocab_size": 97},
     "xlm-roberta-xl": {},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
 }

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
+    Chunk,
     Concatenate,
     MergeModulelist,
     Transpose,
@@ -39,7 +40,12 @@ def source(model: Any, facts: ModelFacts) -> Source:
     for name, entry in entries.items():
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
         found.setdefault(target, {}).setdefault(pattern or "", []).append(entry)
-    origins = {name: _origin(name, parts, converters) for name, parts in found.items() if name in held}
+    origins = {
+        target: origin
+        for name, parts in found.items()
+        if name in held
+        for target, origin in _origins(name, parts, converters).items()
+    }
     spare = [
         entry.name for name, parts in found.items() if name not in held for each in parts.values() for entry in each
     ]
@@ -49,11 +55,23 @@ def source(model: Any, facts: ModelFacts) -> Source:
     return Source(origins, tuple(unused))
 
 
-def _origin(name: str, parts: Mapping[str, list[TensorEntry]], converters: list[WeightConverter]) -> Origin:
-    """The origin of one parameter from the tensors that its rules bring together."""
+def _origins(name: str, parts: Mapping[str, list[TensorEntry]], converters: list[WeightConverter]) -> dict[str, Origin]:
+    """The origin of parameter `name`, and of those that a rule fills from the same tensor."""
     if "" in parts:
-        return Origin((parts[""][0].name,))
+        return {name: Origin((parts[""][0].name,))}
     rule = next(rule for rule in converters if next(iter(parts)) in rule.source_patterns)
+    targets, [first, *others] = rule.target_patterns, rule.operations
+    if type(first) is Chunk and not others and first.dim == 0 and first.num_shards_attribute is None:
+        [[entry]] = parts.values()
+        return {
+            name.replace(targets[0], target): Origin((entry.name,), share=(which, len(targets)))
+            for which, target in enumerate(targets)
+        }
+    return {name: _origin(name, parts, rule)}
+
+
+def _origin(name: str, parts: Mapping[str, list[TensorEntry]], rule: WeightConverter) -> Origin:
+    """The origin of one parameter from the tensors that a rule brings together."""
     # In the order of the rule, and within each in the order of their numbers.
     columns = [sorted(parts[pattern], key=_counted) for pattern in rule.source_patterns if pattern in parts]
     kinds = [type(operation) for operation in rule.operations]
