@@ -11,6 +11,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,6 +49,9 @@ class BuildNative(build_ext):
         if self.inplace:
             for ext in self.extensions:
                 Path(self.get_ext_filename(ext.name)).unlink(missing_ok=True)
+            # An editable installation is made again with each extra; of itself it keeps nothing of what it compiled.
+            told = " ".join(os.environ.get(name, "") for name in ("CXX", "CXXFLAGS"))
+            self.build_temp = str(Path("build", f"native-{zlib.crc32(told.encode()):08x}"))
         super().run()
 
     def build_extension(self, ext: Extension) -> None:

@@ -59,6 +59,18 @@ def test_a_library_is_put_where_an_earlier_one_was(source: Path) -> None:
     assert (source / LIBRARY).read_bytes() == b""
 
 
+def test_nothing_is_compiled_twice(source: Path) -> None:
+    compiler = stand_in(source)
+    assert build(source, CXX=compiler).returncode == 0
+    made = (source / "made").read_text().split()
+    assert build(source, CXX=compiler).returncode == 0
+    again = (source / "made").read_text().split()[len(made) :]
+    assert len(made) > 10 and again == made[-1:], "linked, and no more"
+    os.utime(next((source / "native").glob("*.h")))
+    assert build(source, CXX=compiler).returncode == 0
+    assert sorted((source / "made").read_text().split()[len(made) + 1 :]) == sorted(made), "a header is newer"
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler")
 def test_with_a_compiler_there_is_a_library(source: Path) -> None:
     made = ROOT / LIBRARY
