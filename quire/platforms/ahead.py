@@ -79,11 +79,11 @@ class Ahead:
             thread.join()
 
     def take(self, size: int) -> memoryview:
-        """`size` bytes of zeros from the start of a huge page on, for the caller alone; cleared already if possible."""
+        """`size` bytes of zeros from the start of a page on, for the caller alone; cleared already if possible."""
         first = self._given
         if self._room is None or first + size > len(self._room.view):
             return Room(size).view
-        self._given += -(-size // HUGE_PAGE) * HUGE_PAGE
+        self._given += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         return self._room.view[first : first + size]
 
     def drop(self) -> None:

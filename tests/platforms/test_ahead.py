@@ -42,7 +42,7 @@ def test_memory_is_there_before_it_is_taken_and_goes_back_where_nobody_took_it()
     assert bytes(kept[4:]).strip(b"\0") == b""
 
 
-def test_what_is_taken_is_zero_begins_a_huge_page_and_is_nobody_elses() -> None:
+def test_what_is_taken_is_zero_begins_a_page_and_is_nobody_elses() -> None:
     store = Ahead()
     with store.clearing(4 * HUGE_PAGE):
         pass
@@ -51,7 +51,7 @@ def test_what_is_taken_is_zero_begins_a_huge_page_and_is_nobody_elses() -> None:
     for number, (view, size) in enumerate(zip(taken, sizes, strict=True)):
         assert len(view) == size
         assert bytes(view).strip(b"\0") == b""
-        assert address(view) % HUGE_PAGE == 0
+        assert address(view) % mmap.PAGESIZE == 0
         view[:] = bytes([number + 1]) * size
     assert all(set(view) == {number + 1} for number, view in enumerate(taken))
 
