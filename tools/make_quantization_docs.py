@@ -36,7 +36,10 @@ of a few million values back at a time, so every format runs everywhere, also wi
 All formats become one form (`quire/quantization/scaled.py`): codes of a small type, scales of groups of inputs or
 blocks of rows, and where a format has them zero points, a factor for each row, an order of columns, a number for each
 column. Parts of a fused matrix that differ are stored side by side. Each rank reads its share; where a rank's rows cut
-blocks of scales, every row gets its own.
+blocks of scales, every row gets its own. Two ranks hold what one does, also of weights that are quantized while they
+load: for scales of whole rows each reads them whole. Only groups that ranks cut get other scales there.
+
+One GGUF file is enough to start: `llama`, `qwen2`, `qwen3` and `qwen3moe`. Its i-quants are refused by name.
 
 With `--kv-cache-dtype fp8`, scales of keys and values that the checkpoint brings (`k_scale`, `v_scale`, wherever
 exporters put them) are used; wide pages need none. Static scales of activations (`input_scale`) are accepted and not
@@ -50,8 +53,9 @@ used: activations that are rounded get a scale for each token, which loses less.
 ONLINE_HEAD = """
 ## While they load
 
-`--quantization NAME` quantizes weights of full precision while they stream in; heads keep 8 bits. Bits are those of
-4,096 inputs, scales included.
+`--quantization NAME` quantizes weights of full precision while they stream in; heads keep 8 bits. At its peak this
+takes what is left of the weights and no more than one shard (`tests/quantization/test_memory.py` measures it). Bits are
+those of 4,096 inputs, scales included.
 
 | name | values | scales | bits a weight |
 |---|---|---|---|
@@ -85,9 +89,15 @@ On GPUs, Triton's kernels (`quire/kernels/triton/dense/quantized`) read one orde
 belong to inputs 32 apart (`quire/quantization/words.py`), which weights are brought into as they are loaded. One row is
 a kernel that streams weights. Of more rows, fp8 with a scale a row meets activations rounded to fp8, one scale a token,
 in cuBLAS; other forms keep their values on the matrix units up to 128 rows. Above, int8 meets activations rounded to
-int8, and all others become values once for all rows, some rows of weights at a time. Rows of inputs that are no
-multiple of 128 (4 bits) or 64 (8 bits) are left to the reference, and experts are, too: a mixture of quantized experts
-is slow on GPUs.
+int8, and all others become values once for all rows, some rows of weights at a time. Rows of inputs end with a whole
+run of 128 (4 bits) or 64 (8 bits); those that would grow by more than an eighth are left to the reference.
+
+Experts in the same forms are multiplied by one kernel (`quire/kernels/triton/moe/stored.py`), whatever their gate,
+biases and choice: tokens are sorted by expert, and weights become values on their way to the matrix units.
+
+What no kernel reads (order of activation, nf4, ggml's k-quants, other widths than 4 and 8 bits) becomes values by tiles
+in every product, also in recorded steps: every token is as dear as reading the weights several times. Experts in such
+forms cannot be recorded, either.
 
 One H200, Llama 3.1 8B's shape, random weights, tokens a second (`benchmarks/ledger/gpu.jsonl`, the kernels alone by
 `benchmarks/quantized.py`):
@@ -98,7 +108,20 @@ One H200, Llama 3.1 8B's shape, random weights, tokens a second (`benchmarks/led
 | `--quantization fp8` | 421 | 6,494 | 73,240 | 14,862 |
 | `--quantization int4` | 504 | | | |
 | `--quantization nvfp4` | 435 | | | |
+| a checkpoint of AWQ (groups of 128, zero points, head in bfloat16) | 456 | | | |
+| a checkpoint of NVFP4 (head in bfloat16) | 416 | | | |
 | vLLM 0.24, fp8 | 285 | 6,417 | 66,600 | 13,817 |
+
+The experts of one layer of Qwen3-30B-A3B on an H200, choice and sum included, microseconds by tokens; mxfp4 is one of
+gpt-oss-20b (`benchmarks/ledger/moe.jsonl`, `benchmarks/quantized_experts.py`):
+
+| | 1 | 16 | 64 | 512 | 4,096 |
+|---|---|---|---|---|---|
+| bfloat16 | 24 | 193 | 297 | 326 | 660 |
+| int4 | 27 | 98 | 141 | 213 | 906 |
+| nvfp4 | 32 | 113 | 161 | 274 | 994 |
+| fp8 | 28 | 115 | 162 | 228 | 869 |
+| mxfp4 | 72 | 218 | 258 | 646 | 2,566 |
 """
 LOST = """
 ## What is lost
