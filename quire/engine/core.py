@@ -157,6 +157,12 @@ class EngineCore:
         self.grammars.close()
         self.executor.stop()
 
+    def abandon(self) -> None:
+        """End the ranks without waiting for plans in flight: a step has failed."""
+        self.in_flight.clear()
+        self.grammars.close()
+        self.executor.stop()
+
 
 class Timeline:
     """Seconds that each phase of the start took.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
 
-from quire.base.errors import ConfigError, EngineError, RequestError
+from quire.base.errors import ConfigError, EngineDeadError, EngineError, RequestError
 from quire.base.registry import load
 from quire.config.sources import engine_config
 from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt, Scheduling, as_list
@@ -50,6 +50,7 @@ class LLM(PoolingCalls):
         with weights_progress(self._front.model.name) as progress:
             make = load("quire.engine.core:EngineCore")
             self._core: EngineCore | None = make(config, self._front.model, progress, streams=False)
+        self._ended = "was closed"
         self._processor = OutputProcessor(self._front.tokenizer)
         self._ready: dict[str, deque[RequestOutput]] = {}
         self._single_rank = config.parallel.tensor_parallel_size == 1
@@ -159,7 +160,7 @@ class LLM(PoolingCalls):
 
     def _running(self) -> "EngineCore":
         if self._core is None:
-            raise EngineError("this LLM was closed; make a new one")
+            raise EngineError(f"this LLM {self._ended}; make a new one")
         return self._core
 
     def _params_for(
@@ -222,7 +223,13 @@ class LLM(PoolingCalls):
 
     def _turn(self) -> None:
         core = self._running()
-        deltas = core.turn()
+        try:
+            deltas = core.turn()
+        except Exception as error:
+            # What the ranks hold is not known any more.
+            self._core, self._ended = None, f"has failed ({type(error).__name__}: {error})"
+            core.abandon()
+            raise EngineDeadError(f"this LLM {self._ended}; make a new one") from error
         if deltas is None:
             raise EngineError("requests wait but nothing can run; please report this with the event log")
         outputs, finishes = self._processor.process(deltas)
