@@ -3,6 +3,7 @@
 Reads the architecture of config.json and asks `sentences.py` for the files of sentence-transformers. Knows no tensor.
 """
 
+import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,6 +73,7 @@ class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
         projections: products behind the model, in order.
         late: whether a text is the vectors of its tokens, and two are compared token by token (ColBERT).
         sides: what goes before queries and before documents, where texts are compared so.
+        skipped: tokens of documents that do not count then.
         tokens: of a generating model whose logits make the score: with two that of the second less that of the first.
         frame: around two texts that are read at once; None is the tokenizer's way. Only what stands before and behind
             both may spell special tokens.
@@ -92,6 +94,7 @@ class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
     projections: list[Projection] = []
     late: bool = False
     sides: tuple[str, str] = ("", "")
+    skipped: list[int] = []
     tokens: list[int] = []
     frame: Frame | None = None
 
@@ -200,6 +203,7 @@ def pooler_facts(
         projections=projections,
         late=late,
         sides=(sentences.query_prefix, sentences.document_prefix) if late else ("", ""),
+        skipped=_skipped(folder, sentences.skiplist_words) if late else [],
         dimensions=sorted(said.matryoshka_dimensions or []),
         prompts=sentences.prompts or {},
         default_prompt=sentences.default_prompt_name,
@@ -245,13 +249,26 @@ def _from_tokens(folder: Path, config: dict[str, Any], method: Method | None) ->
     )
 
 
+def _vocabulary(file: Path) -> dict[str, int]:
+    """The ids of tokens by their text, where tokenizer.json lists them so."""
+    model = read_json(file).get("model")
+    listed = model.get("vocab") if isinstance(model, dict) else None
+    found = listed.items() if isinstance(listed, dict) else ()
+    return {name: number for name, number in found if type(number) is int}
+
+
+def _skipped(folder: Path, words: list[str]) -> list[int]:
+    """The tokens of `words`, or of punctuation where ColBERT's own file says so."""
+    if read_json(folder / "artifact.metadata").get("mask_punctuation") is True:
+        words = [*words, *string.punctuation]
+    known = _vocabulary(folder / "tokenizer.json") if words else {}
+    return sorted({known[word] for word in words if word in known})
+
+
 def _token_ids(file: Path, names: list[str]) -> list[int]:
     """The ids of tokens by their text. Raises CheckpointError."""
-    told = read_json(file)
-    model = told.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    known = dict(vocabulary) if isinstance(vocabulary, dict) else {}
-    missing = [name for name in names if type(known.get(name)) is not int]
+    known = _vocabulary(file)
+    missing = [name for name in names if name not in known]
     if missing:
         raise CheckpointError(f"{file}: classifier_from_token: there is no token {', '.join(map(repr, missing))}")
     return [known[name] for name in names]

@@ -53,12 +53,14 @@ class Sides(msgspec.Struct, frozen=True):
     Attributes:
         prompts, default_prompt_name: by name, and the name of the one that is always put there.
         query_prefix, document_prefix: before texts that are compared token by token.
+        skiplist_words: tokens of such documents that do not count.
     """
 
     prompts: dict[str, str] | None = None
     default_prompt_name: str | None = None
     query_prefix: str = ""
     document_prefix: str = ""
+    skiplist_words: list[str] = []
 
 
 class _Dense(msgspec.Struct, frozen=True):

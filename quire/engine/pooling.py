@@ -136,8 +136,7 @@ class PoolingCalls(ABC):
             texts = list(dict.fromkeys(text for pair in pairs for text in pair))
             params = _with_task(pooling_params, scoring_task(pooler))
             found = dict(zip(texts, self._pool(texts, params, use_tqdm), strict=True))
-            vectors = {text: values_of(output) for text, output in found.items()}
-            scores = [compare(pooler, vectors[a], vectors[b]) for a, b in pairs]
+            scores = [compare(pooler, found[a], found[b]) for a, b in pairs]
             ids = [found[a].prompt_token_ids + found[b].prompt_token_ids for a, b in pairs]
         return [
             ScoringRequestOutput(request_id=str(i), prompt_token_ids=ids[i], outputs=ScoringOutput(score))

@@ -93,19 +93,27 @@ def similarity(first: Sequence[float], second: Sequence[float]) -> float:
     return dot / size if size else 0.0
 
 
-def late_similarity(query: Sequence[float], document: Sequence[float], width: int) -> float:
-    """How well two texts go together, whose tokens have vectors of `width` values: for each token of the query what the
-    document's best one gives, added up (Khattab and Zaharia, "ColBERT", 2020).
+def late_similarity(query: Sequence[float], document: Sequence[float], counts: Sequence[bool]) -> float:
+    """How well two texts go together, whose tokens have a vector each: for each token of the query what the document's
+    best one gives, added up (Khattab and Zaharia, "ColBERT", 2020).
+
+    Args:
+        counts: whether it does, for each token of the document.
     """
-    first, second = (np.asarray(values, dtype=np.float32).reshape(-1, width) for values in (query, document))
-    return float((first @ second.T).max(axis=1).sum())
+    second = np.asarray(document, dtype=np.float32).reshape(len(counts), -1)
+    first = np.asarray(query, dtype=np.float32).reshape(-1, second.shape[1])
+    return float((first @ second[np.asarray(counts)].T).max(axis=1).sum())
 
 
-def compare(pooler: PoolerFacts, first: Sequence[float], second: Sequence[float]) -> float:
-    """How well a query and a document go together, by what a model that reads them one by one made of them."""
-    if pooler.late:
-        return late_similarity(first, second, pooler.dimension)
-    return similarity(first, second)
+def compare(pooler: PoolerFacts, query: RequestOutput, document: RequestOutput) -> float:
+    """How well two texts go together, by what a model that reads them one by one made of them."""
+    first, second = values_of(query), values_of(document)
+    if not pooler.late:
+        return similarity(first, second)
+    tokens, skipped = document.prompt_token_ids, frozenset(pooler.skipped)
+    # A document of skipped tokens alone counts as it is.
+    everything = skipped.issuperset(tokens)
+    return late_similarity(first, second, [everything or token not in skipped for token in tokens])
 
 
 def sided(pooler: PoolerFacts, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -80,12 +80,23 @@ def test_queries_and_documents_have_beginnings_of_their_own(tmp_path: Path) -> N
     path = make("modernbert", tmp_path / "late")
     judge = make("modernbert", tmp_path / "judge")
     dense(path, 1, matrix(), False, "linear.Identity")
-    sides = {"query_prefix": "w90 ", "document_prefix": "w91 w92 "}
+    sides = {"query_prefix": "w90 ", "document_prefix": "w91 w92 ", "skiplist_words": ["w9", "w5", "unknown"]}
     (path / "config_sentence_transformers.json").write_text(json.dumps(sides))
     with LLM(str(path), threads=1) as llm:
         [score] = llm.score("w5 w9", "w9 w6 w5", use_tqdm=False)
-    want = expected(path, "w90 w5 w9", "w91 w92 w9 w6 w5", judge)
+    query, document = (late(hidden(judge, ids(text))) for text in ("w90 w5 w9", "w91 w92 w9 w6 w5"))
+    want = float((query @ document[[0, 1, 3]].T).max(1).values.sum())
     assert score.outputs.score == pytest.approx(want, abs=1e-4)
+
+
+def test_punctuation_of_colberts_own_checkpoints_does_not_count(tmp_path: Path) -> None:
+    path = colbert(tmp_path)
+    told = json.loads((path / "tokenizer.json").read_text())
+    told["model"]["vocab"] |= {",": told["model"]["vocab"].pop("w7"), "?": told["model"]["vocab"].pop("w8")}
+    (path / "tokenizer.json").write_text(json.dumps(told))
+    (path / "artifact.metadata").write_text('{"mask_punctuation": true, "query_maxlen": 32}')
+    facts = read_facts("x", path).pooling
+    assert facts is not None and facts.skipped == [7, 8]
 
 
 def test_dense_modules_behind_pooling(tmp_path: Path) -> None:
@@ -122,4 +133,6 @@ def test_a_matrix_must_be_beside_a_colbert(tmp_path: Path) -> None:
 
 
 def test_the_best_of_the_document_counts_for_each_token_of_the_query() -> None:
-    assert late_similarity([1.0, 0.0, 0.0, 2.0], [0.5, 0.5, 3.0, -1.0, 0.0, 1.0], 2) == 3.0 + 2.0
+    query, document = [1.0, 0.0, 0.0, 2.0], [0.5, 0.5, 3.0, -1.0, 0.0, 1.0]
+    assert late_similarity(query, document, [True, True, True]) == 3.0 + 2.0
+    assert late_similarity(query, document, [True, False, True]) == 0.5 + 2.0

@@ -84,5 +84,5 @@ async def _scores(
     pairs, params = sided(pooler, pairs), replace(params, task=scoring_task(pooler))
     texts = list(dict.fromkeys(text for pair in pairs for text in pair))
     outputs = await call.run(await read_inputs(texts, call, params), params)
-    vectors = dict(zip(texts, map(values_of, outputs), strict=True))
-    return await asyncio.to_thread(lambda: [compare(pooler, vectors[a], vectors[b]) for a, b in pairs]), outputs
+    found = dict(zip(texts, outputs, strict=True))
+    return await asyncio.to_thread(lambda: [compare(pooler, found[a], found[b]) for a, b in pairs]), outputs
