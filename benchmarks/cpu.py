@@ -103,21 +103,23 @@ LOAD = """
 import sys
 from quire.config.environ import become_computing
 become_computing()
-import psutil, torch, quire
-from pathlib import Path
-before = psutil.Process().memory_info().rss
-Path("/proc/self/clear_refs").write_text("5")
-llm = quire.LLM(sys.argv[1], device="cpu", kernels=sys.argv[2], kv_cache_memory_bytes=64 << 20, max_model_len=512)
+import quire
+if sys.argv[1:]:
+    llm = quire.LLM(sys.argv[1], device="cpu", kernels=sys.argv[2], kv_cache_memory_bytes=64 << 20, max_model_len=512)
+else:
+    import torch
 high = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
-print((int(high.split()[1]) << 10) - before)
+print(int(high.split()[1]) << 10)
 """
 
 
 def peak(folder: Path, kernels: str) -> float:
     """Most memory that loading takes beyond torch, over the bytes of the weights; 64 MiB of pages are part of it."""
-    words = [sys.executable, "-c", LOAD, str(folder), kernels]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1]) / (folder / "model.safetensors").stat().st_size
+    loaded, bare = (
+        int(subprocess.run([sys.executable, "-c", LOAD, *words], capture_output=True, text=True, check=True).stdout)
+        for words in ([str(folder), kernels], [])
+    )
+    return (loaded - bare) / (folder / "model.safetensors").stat().st_size
 
 
 def bandwidth_probe(folder: Path):

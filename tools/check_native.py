@@ -11,6 +11,7 @@ What is missing on this machine (a compiler for AArch64, qemu-user, objdump) is 
 """
 
 import importlib.util
+import os
 import platform
 import re
 import shutil
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -64,13 +66,15 @@ def _driver(title: str, machine: str, compiler: str, emulator: list[str], how: t
     if missing:
         print(f"{title}: left out, there is no {' and no '.join(missing)}")
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         program = Path(folder) / "driver"
-        objects = []
-        for name, command in _setup().commands([*_sources(), *DRIVER], machine).items():
-            objects.append(str(Path(folder) / name))
-            flags = [flag for flag in command[:-1] if flag != "-O3"]
-            _run([compiler, *flags, *how[0], "-c", command[-1], "-o", objects[-1]])
+        commands = _setup().commands([*_sources(), *DRIVER], machine)
+        objects = [str(Path(folder) / name) for name in commands]
+        compiles = (
+            [compiler, *(flag for flag in command[:-1] if flag != "-O3"), *how[0], "-c", command[-1], "-o", made]
+            for made, command in zip(objects, commands.values(), strict=True)
+        )
+        list(pool.map(_run, compiles))
         _run([compiler, *how[0], "-pthread", *objects, "-o", str(program)])
         done = subprocess.run([*emulator, str(program), how[1]], capture_output=True, text=True)
     print(f"{title}:\n{done.stdout.rstrip()}")

@@ -52,7 +52,7 @@ struct Attention {
     // Sequences that begin with `shared` pages that they have in common, or with none.
     Attention(int dtype) {
         const long kv_heads = between(1, 3), group = between(1, 5), sizes[] = {1, 5, 16, 64, 300};
-        shape = {kv_heads * group, kv_heads, 2 * between(1, 70), 0, 0, long(next() % 2), dtype, 0.2, 0, 1e-6};
+        shape = {kv_heads * group, kv_heads, 2 * between(1, 70), 0, 0, long(next() % 2), dtype, long(next() % 2), 0.2, 0, 1e-6};
         shape.rotary_dim = 2 * between(1, shape.head_dim / 2);
         if (next() % 3 == 0) shape.window = between(1, 400);
         if (next() % 3 == 0) shape.soft_cap = 2;

@@ -83,3 +83,14 @@ def test_with_a_compiler_there_is_a_library(source: Path) -> None:
     library = made.read_bytes()
     assert library.startswith(b"\x7fELF")
     assert b"libgomp" not in library and b"libtorch" not in library and b"libpython" not in library
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler")
+def test_what_checks_the_library_under_sanitizers_and_emulators_knows_its_interface() -> None:
+    sources = sorted((ROOT / "tests/native").glob("*.cpp"))
+    done = subprocess.run(
+        ["g++", "-std=c++17", "-fsyntax-only", f"-I{ROOT / 'native'}", *map(str, sources)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
