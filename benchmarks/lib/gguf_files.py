@@ -26,23 +26,15 @@ NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
-"""Parameters of a layer of Qwen3: Hugging Face's names and llama.cpp's."""
+"""Parameters of a layer of Llama or Qwen3: Hugging Face's names and llama.cpp's."""
 
 
 def write_gguf(folder: Path, target: Path, gguf: Any, numpy: Any) -> None:
     """Matrices in bfloat16, norms in float32, a vocabulary of numbers."""
     config = json.loads((folder / "config.json").read_text())
     out = gguf.GGUFWriter(target, "qwen3")
-    out.add_block_count(config["num_hidden_layers"])
-    out.add_context_length(config["max_position_embeddings"])
-    out.add_embedding_length(config["hidden_size"])
-    out.add_feed_forward_length(config["intermediate_size"])
-    out.add_head_count(config["num_attention_heads"])
-    out.add_head_count_kv(config["num_key_value_heads"])
-    out.add_key_length(config["head_dim"])
-    out.add_value_length(config["head_dim"])
+    describe(out, config)
     out.add_rope_freq_base(config["rope_theta"])
-    out.add_layer_norm_rms_eps(config["rms_norm_eps"])
     out.add_file_type(32)  # LLAMA_FTYPE_MOSTLY_BF16
     out.add_tokenizer_model("gpt2")
     out.add_tokenizer_pre("qwen2")
@@ -65,6 +57,19 @@ def write_gguf(folder: Path, target: Path, gguf: Any, numpy: Any) -> None:
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
     out.close()
+
+
+def describe(out: Any, config: dict[str, Any]) -> None:
+    """Tell a writer the sizes of a model, as config.json has them."""
+    out.add_block_count(config["num_hidden_layers"])
+    out.add_context_length(config["max_position_embeddings"])
+    out.add_embedding_length(config["hidden_size"])
+    out.add_feed_forward_length(config["intermediate_size"])
+    out.add_head_count(config["num_attention_heads"])
+    out.add_head_count_kv(config["num_key_value_heads"])
+    out.add_key_length(config["head_dim"])
+    out.add_value_length(config["head_dim"])
+    out.add_layer_norm_rms_eps(config["rms_norm_eps"])
 
 
 def renamed(name: str) -> str:

@@ -2,15 +2,8 @@
 
 from typing import Any
 
-LATENT: dict[str, Any] = {
+GROUPS: dict[str, Any] = {
     "num_hidden_layers": 3,
-    "first_k_dense_replace": 1,
-    "q_lora_rank": 22,
-    "kv_lora_rank": 18,
-    "qk_nope_head_dim": 10,
-    "qk_rope_head_dim": 8,
-    "head_dim": 8,
-    "v_head_dim": 14,
     "n_routed_experts": 8,
     "num_experts_per_tok": 3,
     "moe_intermediate_size": 20,
@@ -18,6 +11,16 @@ LATENT: dict[str, Any] = {
     "n_group": 4,
     "topk_group": 2,
     "routed_scaling_factor": 1.5,
+}
+LATENT: dict[str, Any] = {
+    **GROUPS,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 22,
+    "kv_lora_rank": 18,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "head_dim": 8,
+    "v_head_dim": 14,
     "num_key_value_heads": 4,
 }
 EXPERTS: dict[str, dict[str, Any]] = {
@@ -53,16 +56,5 @@ EXPERTS: dict[str, dict[str, Any]] = {
         "mlp_only_layers": [1],
     },
     "olmoe": {"num_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 20, "head_dim": 12, "clip_qkv": 1.5},
-    "glm4_moe": {
-        "num_hidden_layers": 3,
-        "n_routed_experts": 8,
-        "num_experts_per_tok": 3,
-        "moe_intermediate_size": 20,
-        "n_shared_experts": 2,
-        "n_group": 4,
-        "topk_group": 2,
-        "routed_scaling_factor": 1.5,
-        "use_qk_norm": True,
-        "attention_bias": True,
-    },
+    "glm4_moe": {**GROUPS, "use_qk_norm": True, "attention_bias": True},
 }

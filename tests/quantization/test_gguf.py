@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import quire
+from benchmarks.lib.gguf_files import describe, renamed
 from quire.base.errors import CheckpointError
 from quire.checkpoint.gguf import BLOCKS, read_gguf, unfold
 from quire.checkpoint.gguf_tokenizer import tokenizer_files
@@ -27,12 +28,6 @@ pytestmark = pytest.mark.torch
 BIG = {**SIZES, "hidden_size": 256, "intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 1}
 # Where a block keeps its numbers of 16 bits.
 HALVES = {"Q2_K": (80, 84), "Q3_K": (108, 110), "Q4_K": (0, 4), "Q5_K": (0, 4), "Q6_K": (208, 210)}
-SHORT = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "q_proj": "attn_q",
-    "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm", "gate_proj": "ffn_gate", "up_proj": "ffn_up", "down_proj": "ffn_down",
-    "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
-}  # fmt: skip
 
 
 def blocks_of(kind: str, weight: np.ndarray) -> np.ndarray:
@@ -73,19 +68,19 @@ def write(
     config = json.loads((plain / "config.json").read_text())
     writer = gguf.GGUFWriter(folder / "model.gguf", family)
     describe(writer, config)
+    writer.add_rope_freq_base(10000.0)
     describe_words(writer, config)
     values: dict[str, Tensor] = {}
     for name, tensor in list(tensors.items()):
         module = name.removesuffix(".weight")
-        short = SHORT.get(module) or f"blk.{module.split('.')[2]}.{SHORT[module.rsplit('.', 1)[-1]]}"
         heads = {"q_proj": 4, "k_proj": 2}.get(module.rsplit(".", 1)[-1]) if family == "llama" else None
         array = turned(tensor.numpy(), heads)
         if not module.endswith("_proj") and not (ends and module in ("model.embed_tokens", "lm_head")):
-            writer.add_tensor(f"{short}.weight", array)
+            writer.add_tensor(renamed(name), array)
             continue
         number = gguf.GGMLQuantizationType[kind]
         raw = blocks_of(kind, array)
-        writer.add_tensor(f"{short}.weight", raw, raw_dtype=number)
+        writer.add_tensor(renamed(name), raw, raw_dtype=number)
         back = torch.from_numpy(gguf.quants.dequantize(raw, number).reshape(tensor.shape).copy())
         if heads:
             back = back.view(heads, -1, 2, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
@@ -104,18 +99,6 @@ def turned(array: np.ndarray, heads: int | None) -> np.ndarray:
         return array
     halves = array.reshape(heads, 2, array.shape[0] // heads // 2, *array.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(array.shape))
-
-
-def describe(writer: Any, config: dict[str, Any]) -> None:
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(10000.0)
 
 
 def describe_words(writer: Any, config: dict[str, Any]) -> None:
@@ -220,6 +203,7 @@ def test_stretched_frequencies(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     config = {**BIG, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "vocab_size": 8}
     describe(writer, config)
+    writer.add_rope_freq_base(10000.0)
     describe_words(writer, config)
     writer.add_tensor("rope_freqs.weight", np.full(32, 4.0, dtype=np.float32))
     writer.write_header_to_file()

@@ -1,6 +1,5 @@
 """Every bad input on a real server, beside a canary that must not notice. See `liveness`."""
 
-import contextlib
 import json
 import socket
 import time
@@ -17,6 +16,7 @@ from tests.acceptance.serving import Served
 from tests.server.cases import ALL, CHAT, COMPLETIONS, MODEL, Case, chat
 from tests.server.form_cases import BOMB_CASE, DEAD_END, FORMATS
 from tests.server.liveness import ask, family, toy_server, watched
+from tests.server.plain_bytes import talk
 from tests.server.test_bad_input import check
 
 pytestmark = pytest.mark.multi
@@ -42,21 +42,6 @@ def send_all(served: Served, cases: Iterable[Case]) -> None:
             except AssertionError as error:
                 wrong.append(f"{case.path} {case.name[:60]}: {error}")
     assert not wrong, "\n".join(wrong)
-
-
-def talk(served: Served, *parts: bytes) -> bytes:
-    """What the server says to these bytes until it closes or pauses."""
-    url = httpx.URL(served.url)
-    with socket.create_connection((url.host, url.port or 80), timeout=10) as wire:
-        with contextlib.suppress(ConnectionError):
-            for part in parts:
-                wire.sendall(part)
-        answer = b""
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            while piece := wire.recv(65536):
-                answer += piece
-                wire.settimeout(0.3)
-        return answer
 
 
 def test_bad_input_of_all_kinds(served):

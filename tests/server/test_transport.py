@@ -1,6 +1,5 @@
 """What comes over the wire before any field is read: limits, methods, odd framing."""
 
-import contextlib
 import json
 import socket
 import time
@@ -12,6 +11,7 @@ import pytest
 from quire.server import body
 from quire.server.app import ROUTES
 from tests.server.fake_engine import ANSWER
+from tests.server.plain_bytes import talk
 from tests.server.serving import Serving, wait_for
 
 pytestmark = pytest.mark.plain
@@ -19,21 +19,6 @@ pytestmark = pytest.mark.plain
 CHAT = {"model": "org/fake-model", "messages": [{"role": "user", "content": "hi"}]}
 RAW = json.dumps(CHAT).encode()
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-
-
-def talk(running: Serving, *parts: bytes, pause_s: float = 0.0) -> bytes:
-    """Send bytes, read until the server closes or says nothing for a while."""
-    with socket.create_connection(("127.0.0.1", running.port), timeout=3) as wire:
-        with contextlib.suppress(ConnectionError):
-            for part in parts:
-                wire.sendall(part)
-                time.sleep(pause_s)
-        answer = b""
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            while piece := wire.recv(65536):
-                answer += piece
-                wire.settimeout(0.3)
-        return answer
 
 
 def error_of(answer: bytes) -> tuple[int, Any]:
