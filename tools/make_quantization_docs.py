@@ -87,17 +87,18 @@ turns tiles back into values first.
 GPUS = """
 On GPUs, Triton's kernels (`quire/kernels/triton/dense/quantized`) read one order of codes, words of 16 bits whose parts
 belong to inputs 32 apart (`quire/quantization/words.py`), which weights are brought into as they are loaded. One row is
-a kernel that streams weights. Of more rows, fp8 with a scale a row meets activations rounded to fp8, one scale a token,
-in cuBLAS; other forms keep their values on the matrix units up to 128 rows. Above, int8 meets activations rounded to
-int8, and all others become values once for all rows, some rows of weights at a time. Rows of inputs end with a whole
-run of 128 (4 bits) or 64 (8 bits); those that would grow by more than an eighth are left to the reference.
+a kernel that streams weights; inputs in an order of activation are put in that order first. Of more rows, fp8 with a
+scale a row meets activations rounded to fp8, one scale a token, in cuBLAS; other forms keep their values on the matrix
+units up to 128 rows. Above, int8 meets activations rounded to int8, and all others become values once for all rows,
+some rows of weights at a time. Rows of inputs end with a whole run of 128 (4 bits) or 64 (8 bits); those that would
+grow by more than an eighth are left to the reference.
 
 Experts in the same forms are multiplied by one kernel (`quire/kernels/triton/moe/stored.py`), whatever their gate,
 biases and choice: tokens are sorted by expert, and weights become values on their way to the matrix units.
 
-What no kernel reads (order of activation, nf4, ggml's k-quants, other widths than 4 and 8 bits) becomes values by tiles
-in every product, also in recorded steps: every token is as dear as reading the weights several times. Experts in such
-forms cannot be recorded, either.
+What no kernel reads (nf4, ggml's k-quants, other widths than 4 and 8 bits; an order of activation where ranks cut the
+inputs, and of experts) becomes values by tiles in every product, also in recorded steps: every token is as dear as
+reading the weights several times. Experts in such forms cannot be recorded, either.
 
 One H200, Llama 3.1 8B's shape, random weights, tokens a second (`benchmarks/ledger/gpu.jsonl`, the kernels alone by
 `benchmarks/quantized.py`):

@@ -5,9 +5,12 @@ activations, without a value ever moving between threads. Codes of int4 are rais
 4-bit integers are natural numbers. Kernels offer this order by `ops/stored.py`.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from quire.base.errors import CheckpointError
 from quire.quantization.elements import unpack
 from quire.quantization.scaled import Block, Scaled
 
@@ -18,22 +21,37 @@ MOST_ADDED = 1 / 8
 
 
 class Words(Scaled):
-    """A `Scaled` weight of 4-bit or 8-bit codes. Rows end with a run: codes of no input, and scales of those."""
+    """A `Scaled` weight of 4-bit or 8-bit codes. Rows end with a run: codes of no input, and scales of those.
+
+    Columns that say themselves which group they belong to are stored group by group; the part `order` then holds where
+    each of the stored columns comes from.
+    """
 
     @staticmethod
     def holds(other: Scaled) -> bool:
         """Whether a weight can be stored so, with no more than `MOST_ADDED` of a row added."""
-        if other.form.bits not in (4, 8) or other.offset:
+        form = other.form
+        if form.bits not in (4, 8) or other.offset:
             return False
-        return _whole(other.inputs, other.form.bits) <= other.inputs * (1 + MOST_ADDED)
+        # A rank's share of the columns has other shares of each group.
+        if form.ordered and (form.group is None or other.inputs != other.groups * form.group):
+            return False
+        return _whole(other.inputs, form.bits) <= other.inputs * (1 + MOST_ADDED)
 
     @staticmethod
     def like(other: Scaled) -> "Words":
         """The same weight in this order."""
         form, groups = other.form, other.groups
-        if form.group is not None and not form.ordered:
+        if form.group is not None:
             groups = -(-_whole(other.inputs, form.bits) // form.group)
         return Words(other.outputs, other.inputs, form, groups, other.offset, other.dtype, other.device)
+
+    def allocate(self) -> Tensor:
+        """See `Scaled`; columns are in order until a block says otherwise."""
+        data = super().allocate()
+        if self.form.ordered:
+            self.part(data, "order").copy_(torch.arange(self.inputs, device=self.device))
+        return data
 
     @property
     def width(self) -> int:
@@ -43,9 +61,33 @@ class Words(Scaled):
     def put_block(self, data: Tensor, first: int, block: Block) -> None:
         """See `Scaled`; the block's codes are packed as everywhere else."""
         codes = unpack(block.codes ^ self._raised, self.form.bits, self.inputs)
+        if block.order is not None:
+            order = self._sorted(block.order)
+            codes, block = codes[:, order], replace(block, order=order)
         codes = torch.nn.functional.pad(codes, (0, self.width - self.inputs))
         self.part(data, "codes")[first : first + len(codes)] = woven(codes, self.form.bits)
         self.put_scales(data, first, block)
+
+    def _sorted(self, groups: Tensor) -> Tensor:
+        """The columns by their groups. Raises CheckpointError where groups are not of equal size."""
+        order = torch.argsort(groups, stable=True)
+        even = torch.arange(self.inputs, device=groups.device) // (self.form.group or self.inputs)
+        if not torch.equal(groups[order].long(), even):
+            raise CheckpointError(
+                f"the groups of {self.inputs} inputs (g_idx) do not have {self.form.group} inputs each"
+            )
+        return order
+
+    def rows(self, data: Tensor, ids: Tensor) -> Tensor:
+        """See `Scaled`."""
+        found = super().rows(data, ids)
+        return found if not self.form.ordered else found[:, torch.argsort(self.part(data, "order"))]
+
+    def _spread(self, data: Tensor, grouped: Tensor) -> Tensor:
+        """See `Scaled`."""
+        if not self.form.ordered:
+            return super()._spread(data, grouped)
+        return grouped.repeat_interleave(self.form.group or self.inputs, 1)[:, : self.inputs]
 
     def codes_of(self, data: Tensor, ids: Tensor) -> Tensor:
         """See `Scaled`."""

@@ -21,6 +21,7 @@ if torch.cuda.is_available():
         "mxfp8": Form("fp8_e4m3", 32, "e8m0"),
         "int8": Form("int8", None),
         "int4": Form("uint4b8", 128),
+        "int4 ordered": Form("uint4b8", 128, ordered=True),
         "int4 32": Form("uint4b8", 32, "bfloat16"),
         "nvfp4": Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply"),
         "mxfp4": Form("fp4_e2m1", 32, "e8m0"),
@@ -36,7 +37,9 @@ def weight(name, dtype="bfloat16"):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17, 64, 128, 129, 700])
-@pytest.mark.parametrize("name", ["fp8", "fp8 groups", "mxfp8", "int8", "int4", "int4 32", "nvfp4", "mxfp4"])
+@pytest.mark.parametrize(
+    "name", ["fp8", "fp8 groups", "mxfp8", "int8", "int4", "int4 ordered", "int4 32", "nvfp4", "mxfp4"]
+)
 def test_products_equal_the_reference_in_every_run(name, rows):
     storage, data = weight(name)
     x, bias = torch.randn(rows, INPUTS, device="cuda").bfloat16(), torch.randn(OUTPUTS, device="cuda").bfloat16()

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from quire.base.errors import CheckpointError
 from quire.ops.samples import normal
 from quire.ops.stored import StoredSpec, stored_linear
 from quire.quantization.elements import ELEMENTS
@@ -27,6 +28,7 @@ FORMS = {
     "int4 64": Form("uint4b8", 64, "float16"),
     "int4 zeros": Form("uint4", 128, "float16", zeros=True),
     "int4 fine zeros": Form("uint4", 32, "float16", zeros=True),
+    "int4 ordered": Form("uint4", 32, "float16", zeros=True, ordered=True),
     "int4 rows": Form("int4", None),
     "nvfp4": Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply"),
     "nvfp4, divided": Form("fp4_e2m1", 16, "float8_e4m3fn", factor="divide"),
@@ -53,6 +55,8 @@ def weight(form: Form, outputs: int, inputs: int) -> tuple[Scaled, torch.Tensor]
     if form.zeros:
         points = torch.randint(0, 1 << form.bits, (outputs, storage.groups), generator=generator, dtype=torch.uint8)
         block = replace(block, zeros=points)
+    if form.ordered:
+        block = replace(block, order=torch.randperm(inputs, generator=generator).int() // (form.group or 1))
     if form.factor:
         block = replace(block, factors=torch.rand(outputs, generator=generator) + 0.5)
     data = storage.allocate()
@@ -86,6 +90,13 @@ def weight(form: Form, outputs: int, inputs: int) -> tuple[Scaled, torch.Tensor]
 def test_words_hold_the_same_values(name: str, inputs: int) -> None:
     storage, _ = weight(FORMS[name], 40, inputs)
     assert isinstance(storage, Words)
+
+
+def test_groups_of_unequal_size_are_refused() -> None:
+    own = Words.like(Scaled.of(1, 128, Form("uint4b8", 64, ordered=True), "float32", "cpu"))
+    block = Block(torch.zeros(1, 64, dtype=torch.uint8), torch.ones(1, 2), order=torch.arange(128).int() // 100)
+    with pytest.raises(CheckpointError, match="do not have 64 inputs each"):
+        own.put_block(own.allocate(), 0, block)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -143,7 +154,9 @@ def test_what_is_not_read_is_said() -> None:
 
     assert "int3" in refusal(Form("int3", None)) and "nf4" in refusal(Form("nf4", 64))
     assert "multiple of 128" in refusal(Form("uint4b8", 32), 96)
-    assert "order" in refusal(Form("uint4b8", 128, ordered=True))
+    share = Scaled(8, 256, Form("uint4b8", 128, ordered=True), 4, 0, "float32", "cpu")
+    assert not Words.holds(share) and "order" in (unread(share) or "")
+    assert "factors" in refusal(Form("uint4b8", 128, columns=True))
     assert "groups of 48" in refusal(Form("uint4b8", 48), 384) and not refusal(Form("uint4b8", 128))
 
 

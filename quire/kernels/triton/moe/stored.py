@@ -148,6 +148,8 @@ def _product(x: Tensor, half: Half, order: Sorted, cut: Tiling) -> Tensor:
 def _refuses(spec: StoredMoeSpec) -> str | None:
     if spec.dtype not in ("bfloat16", "float16", "float32"):
         return f"activations of {spec.dtype}"
+    if any(isinstance(storage, Scaled) and storage.form.ordered for storage in (spec.gate_up, spec.down)):
+        return "does not put inputs in order"
     return refuses_sort(spec.moe.route) or unread(spec.gate_up) or unread(spec.down)
 
 

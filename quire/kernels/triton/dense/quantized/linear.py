@@ -33,6 +33,7 @@ def triton_stored_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: S
     rows, seen = len(x), _seen(spec, weight)
     if not rows:
         return torch.empty((0, seen.outputs), dtype=x.dtype, device=x.device)
+    x = _in_order(x, seen)
     if rows == 1:
         return gemv.product(x, seen, bias, "")
     if narrowed.takes(seen, rows):
@@ -45,12 +46,17 @@ def triton_stored_gate_up(x: Tensor, weight: Tensor, bias: Tensor | None, spec: 
     """See `stored_gate_up`."""
     rows, seen = len(x), _seen(spec.product, weight)
     if rows == 1:
-        return gemv.product(x, seen, bias, spec.gate.activation)
+        return gemv.product(_in_order(x, seen), seen, bias, spec.gate.activation)
     if 0 < rows <= FEW and not narrowed.takes(seen, rows):
-        return skinny.product(x, seen, bias, spec.gate.activation)
+        return skinny.product(_in_order(x, seen), seen, bias, spec.gate.activation)
     made: Tensor = triton_stored_linear(x, weight, bias, spec.product)
     gated: Tensor = triton_gated_activation(made, spec.gate)
     return gated
+
+
+def _in_order(x: Tensor, weight: Weight) -> Tensor:
+    """Activations as the weight's columns lie."""
+    return x if weight.order is None else x.index_select(1, weight.order)
 
 
 def _seen(spec: StoredSpec, weight: Tensor) -> Weight:

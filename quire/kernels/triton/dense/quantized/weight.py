@@ -42,10 +42,10 @@ def unread(storage: Storage) -> str | None:
     form = storage.form
     if form.element not in (*FOURS, *EIGHTS, "int4"):
         return f"does not read {form.element}"
-    if form.ordered or form.columns or storage.offset:
-        return "does not read weights whose columns have an order, factors or cut groups"
+    if form.columns or storage.offset:
+        return "does not read weights whose columns have factors or cut groups"
     if not isinstance(storage, Words):
-        return f"reads rows of about a multiple of {span(form.bits)} inputs"
+        return f"reads rows of about a multiple of {span(form.bits)} inputs, and an order of all of their columns"
     group = storage.inputs if form.zeros and form.group is None else form.group
     if group is not None and group not in FINE and group % COARSE:
         return f"does not read groups of {group} of {storage.inputs} inputs"
@@ -113,6 +113,11 @@ class Weight:
         """(outputs / row_block, groups), those of 8 bits as bytes."""
         found = self.storage.part(self.data, "scales")
         return found.view(torch.uint8) if self.storage.form.scale in BYTES else found
+
+    @property
+    def order(self) -> Tensor | None:
+        """(inputs,) int32: which input each column belongs to; None where it is the one at its place."""
+        return self.storage.part(self.data, "order") if self.storage.form.ordered else None
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
