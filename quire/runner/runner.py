@@ -5,9 +5,8 @@ executors; it knows neither the scheduler nor any process border.
 """
 
 import logging
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from quire.config.spec import RunSpec
 from quire.layers.build import Build
 from quire.loading.source import FileSource
 from quire.messages.params import SamplingParams
-from quire.messages.plan import Grant, StepPlan, StepResult, TokenLogprobs
+from quire.messages.plan import Grant, StepPlan
 from quire.messages.state import Capacity, GroupLayout, Layout
 from quire.ops.greedy import greedy_sample
 from quire.ops.inputs import step_inputs
@@ -29,7 +28,9 @@ from quire.parallel.mesh import Mesh
 from quire.platforms import native
 from quire.quantization.checkpoint import Quantized, settle
 from quire.runner.graphs import DecodeGraphs, DecodeWork, Recorder
+from quire.runner.in_flight import InFlight
 from quire.runner.memory import memory_of
+from quire.runner.prompt_logprobs import describe_prompts, wants_prompt_logprobs
 from quire.runner.ragged import RaggedGraphs, Room
 from quire.runner.rehearsal import Rehearsal
 from quire.runner.rows import Rows
@@ -37,45 +38,16 @@ from quire.runner.start import start_kernels
 from quire.runner.upload import upload
 from quire.runner.warm import DRAWS, LOGIT_ROWS, largest_step, step_of
 from quire.sampling.kernels import choose_kernels
-from quire.sampling.sampler import Sampler, Samples, prompt_logprobs
+from quire.sampling.sampler import Sampler, Samples
 from quire.structured.store import GrammarStore
 
 logger = logging.getLogger(__name__)
-
-HEAD_SLICE = 256
-"""Rows of logits made at once for prompt log-probabilities; bounds the memory that a long prompt takes."""
 
 RECORDING_BYTES = 4 << 20
 """What one more recording takes on the device for its list of launches."""
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and in all, while weights load."""
-
-
-@dataclass(slots=True)
-class InFlight:
-    """A launched step. `result` waits for the device and brings to the host what was sampled."""
-
-    step: int
-    rows: list[int] = field(default_factory=list)
-    samples: Samples | None = None
-    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
-    sampler: Sampler | None = None
-
-    def result(self) -> StepResult:
-        """The step's result; empty on ranks that do not sample."""
-        spoiled = [row for row, entries in self.prompt_logprobs.items() if not all(map(_finite, entries))]
-        if self.samples is None:
-            return StepResult(self.step, [], [], spoiled, prompt_logprobs=self.prompt_logprobs)
-        tokens, bad, logprobs, errors = self.samples.to_host()
-        bad += [row for row in spoiled if row not in bad]
-        complete = self.sampler.advance(self.rows, tokens, errors) if self.sampler is not None else []
-        return StepResult(self.step, self.rows, tokens, bad, logprobs, self.prompt_logprobs, errors, complete)
-
-
-def _finite(entry: TokenLogprobs) -> bool:
-    """Whether the logits behind an entry were: a row with NaN or an infinity has NaN everywhere."""
-    return not math.isnan(entry.logprobs[0])
 
 
 class Runner:
@@ -300,7 +272,7 @@ class Runner:
         # Those that compute one token come first, so that kernels can tell them from the others.
         grants = sorted(plan.grants, key=lambda grant: grant.tokens > 1)
         lines = [i for i, g in enumerate(grants) if g.samples]
-        room = None if self._describes(grants) else self.ragged.find(grants)
+        room = None if wants_prompt_logprobs(self.rows, grants) else self.ragged.find(grants)
         if room is not None:
             return self._launch_ragged(plan.step, room, grants)
         numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants), *lines], self.device)
@@ -309,7 +281,9 @@ class Runner:
         bounds = (sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
         singles = sum(g.tokens == 1 for g in grants)
         inputs, hidden = self._forward(order, counts.int(), sampling, bounds, self.rows.sharing, singles)
-        step = InFlight(plan.step, prompt_logprobs=self._prompt_logprobs(grants, hidden, inputs), sampler=self.sampler)
+        described = describe_prompts(self.rows, grants, hidden, self.model, self.kernels)
+        # Every rank takes part in making logits; the one that samples tells.
+        step = InFlight(plan.step, prompt_logprobs=described if self.sampler else {}, sampler=self.sampler)
         if lines:
             step.rows = [grants[i].row for i in lines]
             step.samples = self._sample(step.rows, order[sampling], hidden[inputs.logit_rows])
@@ -325,10 +299,6 @@ class Runner:
         numbers = upload([*rows, *(ends[i] for i in lines)], self.device)
         order, at = torch.split(numbers, [len(lines), len(lines)])
         return InFlight(step, rows, self._sample(rows, order, hidden.index_select(0, at)), sampler=self.sampler)
-
-    def _describes(self, grants: list[Grant]) -> bool:
-        """Whether log-probabilities of prompts are wanted, for which every hidden state is needed."""
-        return any(self.rows.host[grant.row].new.params.prompt_logprobs is not None for grant in grants)
 
     def _forward(
         self,
@@ -406,26 +376,3 @@ class Runner:
     def _append(self, rows: Tensor, tokens: Tensor) -> None:
         """Enter one new token into each row. rows, tokens: (n,) int64."""
         self.append_tokens(rows, tokens, self.rows.tokens, self.rows.known)
-
-    def _prompt_logprobs(
-        self, grants: list[Grant], hidden: Tensor, inputs: StepInputs
-    ) -> dict[int, list[TokenLogprobs]]:
-        """Of each prompt token computed now that has a successor in the prompt: the entry describes the successor."""
-        found: dict[int, list[TokenLogprobs]] = {}
-        start = 0
-        for grant in grants:
-            host = self.rows.host[grant.row]
-            wanted = host.new.params.prompt_logprobs
-            count = min(grant.tokens, host.new.prompt_len - 1 - host.computed)
-            if wanted is not None and count > 0:
-                targets = self.rows.tokens[grant.row, host.computed + 1 : host.computed + 1 + count].long()
-                found[grant.row] = self._describe(hidden[start : start + count], targets, wanted)
-            start += grant.tokens
-        return found if self.sampler is not None else {}
-
-    def _describe(self, hidden: Tensor, targets: Tensor, top: int) -> list[TokenLogprobs]:
-        entries: list[TokenLogprobs] = []
-        for first in range(0, len(targets), HEAD_SLICE):
-            logits = self.model.logits(hidden[first : first + HEAD_SLICE])
-            entries += prompt_logprobs(logits, targets[first : first + HEAD_SLICE], top, self.kernels)
-        return entries
