@@ -54,8 +54,9 @@ def test_the_command_answers_at_once(flag: str) -> None:
 def test_the_installed_script_is_the_same_command() -> None:
     script = shutil.which("quire", path=str(Path(sys.executable).parent))
     assert script, "the package is not installed beside this interpreter"
-    done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
-    assert done.stdout == f"quire {__version__}\n"
+    for words in ([script], [sys.executable, "-m", "quire"]):
+        done = subprocess.run([*words, "--version"], capture_output=True, text=True, timeout=60)
+        assert done.stdout == f"quire {__version__}\n"
 
 
 @pytest.fixture(scope="module")
