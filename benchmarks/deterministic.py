@@ -2,8 +2,9 @@
 
     python benchmarks/deterministic.py [--model default] [--dtype bfloat16] [--rows 32] [--prompt 256] [--ledger FILE]
 
-Tokens a second of one sequence that decodes, of many, and of prompts; medians of three rounds. `changed` is how many
-answers of many, log-probabilities included, are not to the last bit what the same request got alone.
+Tokens a second of one sequence that decodes, of many, of prompts, and of answers with their prompts; medians of three
+rounds. `changed` is how many answers of many, log-probabilities included, are not to the last bit what the same request
+got alone.
 """
 
 import argparse
@@ -75,14 +76,18 @@ def main() -> None:
             "decode_1": lambda llm: speed(llm, short[:1], NEW),
             f"decode_{given.rows}": lambda llm: speed(llm, short, NEW),
             "prompts": lambda llm: speed(llm, prompts, 1),
+            f"decode_{given.rows}_after_prompts": lambda llm: speed(llm, prompts, NEW),
         }
         figures: dict[str, float] = {}
         for row, measure in rows.items():
-            taken = {name: [measure(llm) for _ in range(ROUNDS)] for name, llm in made.items()}
+            taken: dict[str, list[float]] = {name: [] for name in made}
+            for _ in range(ROUNDS):
+                for name, llm in made.items():
+                    taken[name].append(measure(llm))
             figures |= {f"{row}_{name}": statistics.median(each) for name, each in taken.items()}
         figures |= {f"changed_{name}": changed(llm, short) for name, llm in made.items()}
     for name, value in figures.items():
-        print(f"{name:28} {value:.5g}")
+        print(f"{name:40} {value:.5g}")
     if given.ledger:
         line = {"commit": ledger.commit(), "machine": ledger.machine(), "command": ledger.command()}
         ledger.append(given.ledger, {**line, "benchmark": "deterministic", **figures})

@@ -65,6 +65,25 @@ def test_company_changes_no_bit(family, dtype, kernels, overrides, tmp_path):
         assert preemptions or name != "preempting"
 
 
+GAP = 0.1
+"""What rounding may change a log-probability by, in bfloat16: docs/reliability.md states it."""
+
+
+def test_without_it_company_changes_only_what_was_nearly_equal():
+    rng = random.Random(4)
+    prompts = [[rng.randrange(300, 4000) for _ in range(rng.choice((3, 17, 40)))] for _ in range(10)]
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, logprobs=2)
+    with LLM(dtype="bfloat16", kernels="torch_native", num_gpu_blocks_override=300, max_num_batched_tokens=20) as llm:
+        alone = [llm.generate([prompt], params)[0].outputs[0] for prompt in prompts]
+        crowd = [output.outputs[0] for output in llm.generate(prompts, params)]
+    for one, other in zip(alone, crowd, strict=True):
+        pairs = zip(one.token_ids, other.token_ids, one.logprobs, strict=True)
+        entry = next((entry for a, b, entry in pairs if a != b), None)
+        if entry is not None:
+            best, second = sorted((found.logprob for found in entry.values()), reverse=True)[:2]
+            assert best - second < GAP
+
+
 def test_what_cannot_be_had_is_refused(tmp_path):
     folder = make("granitemoehybrid", tmp_path)
     make_byte_bpe(folder)
