@@ -1,0 +1,47 @@
+"""The core has memory for weights cleared while torch is imported, as much as they will take."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from quire import LLM
+from quire.engine import core
+from tests.engine.toy import make_toy
+
+pytestmark = pytest.mark.torch
+
+PAGES = {"num_gpu_blocks_override": 8, "device": "cpu"}
+
+
+class Store:
+    """Writes down what it is asked for."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    @contextmanager
+    def clearing(self, size: int) -> Iterator[None]:
+        self.heard.append(size)
+        yield
+        self.heard.append("imported")
+
+    def drop(self) -> None:
+        self.heard.append("dropped")
+
+
+@pytest.mark.parametrize(
+    ("settings", "pays", "size"),
+    [({}, True, 4096), ({"quantization": "int8"}, True, 2048), ({"quantization": "int4"}, True, 1024), ({}, False, 0)],
+)
+def test_as_much_is_cleared_as_the_weights_will_take(
+    settings: dict[str, str], pays: bool, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_toy(tmp_path / "toy")
+    (folder / "model.safetensors").write_bytes((4088).to_bytes(8, "little") + b"{}" + b" " * 4086)
+    store = Store()
+    monkeypatch.setattr(core, "ahead", lambda: store)
+    monkeypatch.setattr(core, "pays", lambda device, kernels: pays)
+    with LLM(str(folder), **PAGES, **settings):
+        assert store.heard == [size, "imported", "dropped"]
