@@ -18,7 +18,7 @@ from quire.base.logging import get_logger
 from quire.executors.base import Executor
 from quire.messages.request import Request
 from quire.messages.structured import FIELD, StructuredOutputsParams, grammar_key
-from quire.messages.wire import Refused
+from quire.messages.wire import FAILED, Refused
 from quire.scheduler.scheduler import Scheduler
 from quire.structured.court import Court
 from quire.structured.matcher import Vocabulary
@@ -140,7 +140,8 @@ class GrammarDesk:
         error = case.error
         refused = []
         if error is not None:
-            _remember(self._refused, case.key, error, REMEMBERED)
+            if error.code != FAILED:
+                _remember(self._refused, case.key, error, REMEMBERED)
             for request_id in sorted(case.users):
                 self._scheduler.abort(request_id)
                 refused.append(Refused(request_id, error.message, error.param, error.code))
@@ -173,9 +174,9 @@ class GrammarDesk:
             self._executor.prepare(wanted, self._vocabulary)
         except RequestError as error:
             return error
-        except Exception:  # a fault here is one request's; the engine shows its own elsewhere
+        except Exception:  # a fault of ours, which may pass (no process, no memory), and of nobody else's request
             log.error("%s", traceback.format_exc())
-            return RequestError("the grammar could not be compiled.", FIELD, "invalid_schema")
+            return RequestError("The grammar could not be compiled: the engine failed.", FIELD, FAILED)
         return None
 
 

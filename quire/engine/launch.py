@@ -72,6 +72,7 @@ class CoreProcess:
     def __init__(self, process: asyncio.subprocess.Process, address: str, folder: Path | None) -> None:
         self._process = process
         self._folder = folder
+        self._over = False
         self.address = address
 
     @classmethod
@@ -84,15 +85,20 @@ class CoreProcess:
         """
         place = home or Home(private_folder())
         address = f"ipc://{place.folder}/{place.name}"
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *core,
-            stdin=asyncio.subprocess.PIPE,
-            env=environ.snapshot() | environ.computing(),
-            pass_fds=[] if place.pulse < 0 else [place.pulse],
-            # Ctrl-C in a terminal is for the launcher, which ends the core in its own way.
-            start_new_session=True,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *core,
+                stdin=asyncio.subprocess.PIPE,
+                env=environ.snapshot() | environ.computing(),
+                pass_fds=[] if place.pulse < 0 else [place.pulse],
+                # Ctrl-C in a terminal is for the launcher, which ends the core in its own way.
+                start_new_session=True,
+            )
+        except OSError:
+            if home is None:
+                shutil.rmtree(place.folder, ignore_errors=True)
+            raise
         assert process.stdin is not None
         frame = msgspec.json.encode(Launch(config, model, address, place.pulse, place.secret))
         # One that has ended already is found by whoever waits for its end.
@@ -121,11 +127,14 @@ class CoreProcess:
             await asyncio.wait_for(self._process.wait(), timeout_s)
         self.kill()
         await self._process.wait()
+        self._over = True
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def kill(self) -> None:
         """End the core and whatever it has started, also if the core itself has ended."""
+        if self._over:
+            return  # its number may be somebody else's by now
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 

@@ -94,12 +94,18 @@ class Child:
     served_at: float | None = None
     counted: list[Tally] = field(default_factory=list)
 
+    def kill(self) -> None:
+        """End the process, if it has not ended."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
 
 class _Exchange:
     """A question on its way: who asked, and who has not answered."""
 
-    def __init__(self, asker: int, ask: Ask, others: set[int]) -> None:
+    def __init__(self, asker: int, child: Child, ask: Ask, others: set[int]) -> None:
         self.asker = asker
+        self.child = child
         self.ask = ask
         self.missing = others
         self.replies: list[Reply] = []
@@ -157,8 +163,7 @@ class Fronts:
     def kill(self) -> None:
         """End all of them at once."""
         for child in self._children.values():
-            with contextlib.suppress(ProcessLookupError):
-                child.process.kill()
+            child.kill()
 
     async def end(self) -> None:
         """Kill those that nobody keeps any more, and wait until they are gone."""
@@ -187,7 +192,7 @@ class Fronts:
                 continue
             if self.stopping:
                 # The others were killed before this one was known.
-                child.process.kill()
+                child.kill()
             watching = asyncio.create_task(self._watch(index, child))
             await self._listen(index, child)
             code = await child.process.wait()
@@ -244,8 +249,8 @@ class Fronts:
                 with contextlib.suppress(ProcessLookupError):
                     for number in (signal.SIGUSR1, signal.SIGCONT):
                         child.process.send_signal(number)
-                    await asyncio.sleep(STACKS_S)
-                    child.process.kill()
+                await asyncio.sleep(STACKS_S)
+                child.kill()
                 return
 
     async def _listen(self, index: int, child: Child) -> None:
@@ -254,7 +259,7 @@ class Fronts:
                 self._handle(index, child, message)
         except TransportError as error:
             log.error("front end %d: %s", index, error)
-            child.process.kill()
+            child.kill()
 
     def _handle(self, index: int, child: Child, message: FromFront) -> None:
         if isinstance(message, Alive):
@@ -280,14 +285,14 @@ class Fronts:
             child.wire.send(message)
         except TransportError as error:
             log.error("front end %d: %s", index, error)
-            child.process.kill()
+            child.kill()
 
     def _ask(self, index: int, child: Child, ask: Ask) -> None:
         if isinstance(ask.own, Counted):
             child.counted = ask.own.tallies
         others = {other for other, each in self._children.items() if other != index and each.served_at is not None}
         number = next(self._numbers)
-        exchange = self._exchanges[number] = _Exchange(index, ask, others)
+        exchange = self._exchanges[number] = _Exchange(index, child, ask, others)
         exchange.timer = asyncio.get_running_loop().call_later(ANSWER_S, self._end, number)
         for other in others.copy():
             self._tell(other, Asked(number, ask.question))
@@ -313,7 +318,8 @@ class Fronts:
         if isinstance(exchange.ask.question, Count):
             late = [self._children[index].counted for index in exchange.missing if index in self._children]
             exchange.replies.append(Counted(0, total([self._past, self._owner.tallies(), *late])))
-        if exchange.asker in self._children:
+        # Whoever has taken the asker's place has numbers of its own.
+        if self._children.get(exchange.asker) is exchange.child:
             self._tell(exchange.asker, Answers(exchange.ask.number, exchange.replies))
 
     def _buried(self, index: int, child: Child) -> None:

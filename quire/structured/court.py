@@ -3,6 +3,7 @@
 Calls wait for the judge, so they are made from a thread of their own (`engine/grammars.py`).
 """
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -55,7 +56,8 @@ class Court:
 
     def _open(self) -> socket.socket:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as unless_born, theirs:
+            unless_born.callback(ours.close)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "quire.structured.judge", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -63,6 +65,7 @@ class Court:
                 stderr=subprocess.DEVNULL,
                 env=environ.snapshot() | {"RAYON_NUM_THREADS": "1"},
             )
+            unless_born.pop_all()
         self._channel = ours
         try:
             _read(self._ask(ours, msgspec.json.encode(self._vocabulary)))

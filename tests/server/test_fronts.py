@@ -6,11 +6,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from quire.messages.control import Answered, Ask, Count, Counted
 from quire.server import fronts as module
-from quire.server.fronts import Fronts
+from quire.server.fronts import Child, Fronts
 from tests.engine.toy import make_toy
 
 pytestmark = pytest.mark.multi
@@ -64,3 +66,19 @@ def test_an_engine_that_refuses_is_one_sentence_and_leaves_nothing_open(tmp_path
     assert ended.returncode == 2
     assert "does not hold one page" in ended.stderr
     assert "ResourceWarning" not in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
+
+
+def test_an_answer_is_not_for_whoever_takes_the_asker_s_place() -> None:
+    async def play() -> None:
+        fronts = Fronts(Nobody(), [], -1, SILENT, stall_s=1.0)
+        asker, other, heir = (
+            Child(name, mock.Mock(), mock.Mock(), 0.0, served_at=0.0) for name in ("asker", "other", "heir")
+        )
+        fronts._children = {0: asker, 1: other}
+        fronts._ask(0, asker, Ask(7, Count(), Counted(0, [])))
+        fronts._buried(0, asker)
+        fronts._children[0] = heir
+        fronts._answered(1, other, Answered(0, Counted(0, [])))
+        assert not heir.wire.send.called and not fronts._exchanges
+
+    asyncio.run(play())
