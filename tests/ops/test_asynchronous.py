@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.ops.programs import needs_triton, said_by
+from tests.ops.triton import needs_triton, said_by
 
 pytestmark = [pytest.mark.torch, needs_triton]
 

@@ -1,8 +1,6 @@
 """Attention that is declared batch-invariant: a token's result is the same alone, in any chunk and in any company."""
 
 import copy
-import importlib.util
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +16,10 @@ from quire.ops.step import StepInputs
 from quire.ops.stored import StoredSpec
 from quire.platforms import native
 from quire.quantization.canonical import Canonical
+from tests.ops.triton import INTERPRETER
 
 pytestmark = pytest.mark.torch
 
-INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 load_providers(["batch_invariant", *(["cpu"] if native.is_built() else []), *(["triton"] if INTERPRETER else [])])
 CASES = [
     (op, provider.name) for op in (attend, paged_attention) for provider in op.providers.values()

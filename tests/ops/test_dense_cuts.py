@@ -1,21 +1,16 @@
 """How dense Triton kernels cut their work, by the interpreter: more ways than the samples of the ops reach."""
 
-import importlib.util
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quire.ops.samples import normal
+from tests.ops.triton import needs_interpreter
 
 pytestmark = [
     pytest.mark.torch,
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
-        reason="needs triton's interpreter",
-    ),
+    needs_interpreter,
 ]
 
 ACTIVATIONS = {"silu": F.silu, "gelu_tanh": lambda gate: F.gelu(gate, approximate="tanh")}

@@ -1,8 +1,5 @@
 """Drawing without a sort equals the reference, whatever the settings: tokens, cuts among equals, rows that are lost."""
 
-import importlib.util
-import os
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,10 +9,10 @@ from quire.kernels.torch_native import draw as native
 from quire.ops.draw import Group, Kind, RowTable, draw_tokens, sample_table
 from quire.ops.registry import load_providers
 from quire.platforms.native import is_built
+from tests.ops.triton import INTERPRETER, needs_interpreter
 
 pytestmark = pytest.mark.torch
 
-INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 load_providers(["torch_native", *(["cpu"] if is_built() else []), *(["triton"] if INTERPRETER else [])])
 PROVIDERS = [name for name in draw_tokens.providers if name in ("torch_native", "cpu", "triton")]
 
@@ -114,7 +111,7 @@ def test_what_is_kept_equals_the_reference(provider, line, setting, monkeypatch)
     assert len(set(want[0].tolist())) > 2
 
 
-@pytest.mark.skipif(not INTERPRETER, reason="needs Triton's interpreter")
+@needs_interpreter
 @pytest.mark.parametrize("top_k", [0, 5])
 def test_a_lost_row_changes_no_neighbour(top_k):
     vocab = 300

@@ -1,8 +1,5 @@
 """Triton's edits of logits and log-probabilities, over parts of a vocabulary, equal the reference."""
 
-import importlib.util
-import os
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,9 +9,9 @@ from quire.ops.draw import FREQUENCY, PRESENCE, REPETITION, sample_table
 from quire.ops.edit import ANY_TOKEN, FOREVER, IN_PROMPT, BanTable, EditTables, Slots, edit_logits
 from quire.ops.logprobs import token_logprobs
 from quire.ops.registry import load_providers
+from tests.ops.triton import INTERPRETER, needs_interpreter
 
-INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
-pytestmark = [pytest.mark.torch, pytest.mark.skipif(not INTERPRETER, reason="needs Triton's interpreter")]
+pytestmark = [pytest.mark.torch, needs_interpreter]
 if INTERPRETER:
     load_providers(["triton"])
     from quire.kernels.triton.step import edit, logprobs

@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import importlib
-import importlib.util
-import os
 import pkgutil
 from collections.abc import Iterator
 from typing import Any
@@ -15,12 +13,12 @@ import torch
 import quire.ops
 from quire.ops.registry import OPS, REFERENCE, Op, load_providers
 from quire.platforms import native
+from tests.ops.triton import INTERPRETER
 
 pytestmark = pytest.mark.torch
 
 for _module in pkgutil.iter_modules(quire.ops.__path__):
     importlib.import_module(f"quire.ops.{_module.name}")
-INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 NAMES = ["torch_native", "batch_invariant"]
 load_providers([*NAMES, *(["cpu"] if native.is_built() else []), *(["triton"] if INTERPRETER else [])])
 CASES = [(op, name) for op in OPS.values() for name in op.providers if name != REFERENCE]

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.util
-import os
 
 import pytest
 import torch
@@ -11,8 +9,8 @@ import torch
 from quire.ops.attention import attend
 from quire.ops.registry import load_providers
 from quire.ops.samples import dtypes
+from tests.ops.triton import INTERPRETER, needs_interpreter
 
-INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 PROVIDERS = ["torch_native", *(["triton"] if INTERPRETER else [])]
 
 pytestmark = pytest.mark.torch
@@ -55,7 +53,7 @@ def test_only_the_first_table_is_looked_at(name):
     assert compared >= 4
 
 
-@pytest.mark.skipif(not INTERPRETER, reason="needs Triton's interpreter")
+@needs_interpreter
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [

@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import importlib.util
-import os
 from itertools import accumulate, pairwise
 
 import pytest
@@ -11,13 +9,11 @@ import torch
 
 from quire.ops.attention import attend, paged_attention
 from quire.ops.registry import load_providers
+from tests.ops.triton import needs_interpreter
 
 pytestmark = [
     pytest.mark.torch,
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
-        reason="needs Triton's interpreter",
-    ),
+    needs_interpreter,
 ]
 
 

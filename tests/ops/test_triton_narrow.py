@@ -1,19 +1,14 @@
 """Triton's conversions of 8 bits by whole numbers: the same bits as the reference's, for every value that there is."""
 
-import importlib.util
-import os
-
 import pytest
 import torch
 
 from quire.ops.narrow import LARGEST, narrowed, widened
+from tests.ops.triton import needs_interpreter
 
 pytestmark = [
     pytest.mark.torch,
-    pytest.mark.skipif(
-        os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None,
-        reason="needs Triton's interpreter",
-    ),
+    needs_interpreter,
 ]
 
 DTYPES = pytest.mark.parametrize("dtype", LARGEST, ids=lambda dtype: str(dtype).removeprefix("torch."))

@@ -3,10 +3,8 @@
 A test says by `Writer` what becomes of each matrix: the tensors as the format publishes them, and their values.
 """
 
-import importlib.util
 import itertools
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from quire.loading.recipe import weights_of
 from quire.parallel.mesh import Mesh
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
+from tests.ops.triton import INTERPRETER
 
 SIZES: dict[str, Any] = {
     "vocab_size": 96,
@@ -30,7 +29,7 @@ SIZES: dict[str, Any] = {
 }
 PROVIDERS: list[list[str]] = [[]]
 """Kernels whose own arrangements of weights are looked at; Triton's run here where it is interpreted."""
-if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None:
+if INTERPRETER:
     PROVIDERS.append(["triton"])
 PROMPTS = [[5, 9, 11, 3, 90, 17, 40, 41, 8, 7, 23], [60, 61, 62], [90, 4, 33, 21, 3, 3, 7]]
 

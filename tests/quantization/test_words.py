@@ -1,7 +1,5 @@
 """Weights in the order of GPU kernels: the same values, and interpreted kernels that make the same products."""
 
-import importlib.util
-import os
 from dataclasses import replace
 
 import pytest
@@ -13,9 +11,9 @@ from quire.ops.stored import StoredSpec, stored_linear
 from quire.quantization.elements import ELEMENTS
 from quire.quantization.scaled import Block, Form, Scaled
 from quire.quantization.words import Words, span, woven
+from tests.ops.triton import INTERPRETER, needs_interpreter
 
 pytestmark = pytest.mark.torch
-INTERPRETER = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 FORMS = {
     "fp8": Form("fp8_e4m3", None),
     "fp8 blocks": Form("fp8_e4m3", 128, row_block=8),
@@ -109,7 +107,7 @@ def test_parts_of_a_word_are_inputs_a_run_apart(bits: int) -> None:
         assert parts == [int(codes[0, first + 32 * i]) for i in range(16 // bits)]
 
 
-@pytest.mark.skipif(not INTERPRETER, reason="needs Triton's interpreter")
+@needs_interpreter
 @pytest.mark.parametrize("rows", [1, 3, 150])
 @pytest.mark.parametrize(
     ("name", "inputs"), [(n, k) for n in FORMS for k in INPUTS if (n, k) != ("int8 zeros", INPUTS[1])]
@@ -127,7 +125,7 @@ def test_kernels_multiply_what_the_reference_does(name: str, rows: int, inputs: 
     assert (got - want).norm() / want.norm() < may
 
 
-@pytest.mark.skipif(not INTERPRETER, reason="needs Triton's interpreter")
+@needs_interpreter
 @pytest.mark.parametrize("kind", ["uint4b8", "uint4", "fp4_e2m1"])
 def test_every_code_of_four_bits_is_its_value(kind: str) -> None:
     from quire.kernels.triton.dense.quantized import unpacked
@@ -144,7 +142,7 @@ def test_every_code_of_four_bits_is_its_value(kind: str) -> None:
     assert torch.equal(unpacked.values(Weight(own, data), 0, 1, torch.float32)[0], wanted)
 
 
-@pytest.mark.skipif(not INTERPRETER, reason="needs Triton's interpreter")
+@needs_interpreter
 def test_what_is_not_read_is_said() -> None:
     from quire.kernels.triton.dense.quantized.weight import unread
 

@@ -1,4 +1,7 @@
-"""Programs beside the tests, which compile kernels: a process that interprets Triton's kernels cannot."""
+"""What tests of Triton's kernels need: the interpreter here, or a program beside the tests that compiles.
+
+A process that interprets Triton's kernels cannot compile them.
+"""
 
 import importlib.util
 import json
@@ -9,7 +12,12 @@ from typing import Any
 
 import pytest
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETER = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton's kernels can run in this process."""
+
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+needs_interpreter = pytest.mark.skipif(not INTERPRETER, reason="needs Triton's interpreter")
 
 
 def said_by(name: str, **environ: str) -> Any:
