@@ -53,14 +53,14 @@ def _samples() -> Iterator[tuple[StoredMoeSpec, dict[str, Any]]]:
                 if first is not None and second is not None:
                     yield _sample(StoredMoeSpec(moe, first, second), tokens)
 
-    for tokens in (1, 9):
+    for tokens, forms in ((1, FORMS[:2]), (9, FORMS[2:])):
         best = RouteSpec(8, 3, True, score="sigmoid", bias=True, groups=4, top_groups=2, group_best=2, scale=2.5)
-        for form in FORMS:
+        for form in forms:
             yield from _scaled(MoeSpec(best, 128, 128), form, tokens)
         yield from _scaled(MoeSpec(RouteSpec(8, 2, True), 120, 120, gate="clamped", bias=True), FORMS[1], tokens)
-        yield from _scaled(MoeSpec(RouteSpec(8, 2, True), 128, 128, gate="relu2"), FORMS[2], tokens)
-        single = RouteSpec(6, 1, False, score="sigmoid")
-        yield from _scaled(MoeSpec(single, 128, 128, weigh_input=True), FORMS[0], tokens)
+    yield from _scaled(MoeSpec(RouteSpec(8, 2, True), 128, 128, gate="relu2"), FORMS[2], 3)
+    single = RouteSpec(6, 1, False, score="sigmoid")
+    yield from _scaled(MoeSpec(single, 128, 128, weigh_input=True), FORMS[0], 3)
 
 
 def _scaled(moe: MoeSpec, form: Form, tokens: int) -> Iterator[tuple[StoredMoeSpec, dict[str, Any]]]:
