@@ -63,6 +63,7 @@ class AsyncLLM:
         dead: why no engine answers; None while one does.
         retry_after_s: when another one may.
         on_death: called with that reason.
+        on_lost: called when news of a core that goes on were lost: only a new front end can serve by it.
         suspects: requests that cores died of.
     """
 
@@ -90,6 +91,7 @@ class AsyncLLM:
         self.dead: str | None = "the engine is starting"
         self.retry_after_s = 10
         self.on_death: Callable[[str], None] = lambda reason: None
+        self.on_lost: Callable[[], None] = lambda: None
         self.suspects = Suspects()
 
     @classmethod
@@ -355,6 +357,7 @@ class AsyncLLM:
             # News were lost: nobody may wait for what they would have said.
             log.exception("what the engine says cannot be understood")
             self.end(f"what the engine says cannot be understood: {type(error).__name__}")
+            self.on_lost()
 
     def _dispatch(self, message: ToClient) -> None:
         if isinstance(message, Deltas):

@@ -58,6 +58,8 @@ JOIN_S = 2.0
 """How long a front end that replaces another one may take to join the engine before it answers."""
 ALIVE_S = 0.25
 """How often a front end says that its event loop goes round."""
+LAST_WORDS_S = 0.5
+"""How long open streams get to say that they have failed, where the front end must end."""
 
 
 class Front:
@@ -82,7 +84,8 @@ class Front:
         self._pool = TextPool(Setup(front.tokenizer_path, source, said.log_level, said.log_format))
         self._engine.on_death = lambda reason: log.error("requests are refused until there is an engine: %s", reason)
         self._family = Family(wire, born.count)
-        self._known = asyncio.Event()
+        self._known, self._lost = asyncio.Event(), asyncio.Event()
+        self._engine.on_lost = self._lost.set
         # Where an engine was ready before, this front end replaces one: clients wait for it, so it answers them in any
         # case, if only to say that there is no engine now.
         self._wait_s = None if born.facts is None else JOIN_S
@@ -92,7 +95,7 @@ class Front:
 
     async def run(self) -> None:
         """Serve until the supervisor says that it is over."""
-        tasks = [asyncio.create_task(work()) for work in (self._hear, self._serve, self._live)]
+        tasks = [asyncio.create_task(work()) for work in (self._hear, self._serve, self._live, self._end_lost)]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             if task.done():
@@ -120,6 +123,12 @@ class Front:
         keep_what_lives()
         await self._server.serve([self._listener])
         service.tracer.close()
+
+    async def _end_lost(self) -> None:
+        """End where nothing of the core is understood any more; the supervisor begins another one."""
+        await self._lost.wait()
+        await asyncio.sleep(LAST_WORDS_S)
+        log.error("this front end ends: it has lost what the engine said")
 
     async def _live(self) -> None:
         """Say that the event loop goes round."""
