@@ -139,3 +139,23 @@ def test_refusals_and_callables_are_recorded_too(tmp_path):
     engine.add(prompt=3, logits_processors=[print])
     engine.finish_all()
     assert replay(log).counters == engine.scheduler.counters
+
+
+def test_ends_and_resets_are_recorded_too(tmp_path):
+    log = str(tmp_path / "events.jsonl")
+    engine = Engine(
+        scheduler=RecordedScheduler(Limits(max_num_seqs=8, max_num_batched_tokens=16), Engine().layout, log)
+    )
+    name = engine.add(prompt=8, max_tokens=20)
+    engine.turn()
+    assert engine.scheduler.finish(name, 0, 1)
+    engine.silent.add((name, 0))
+    engine.finish_all()
+
+    def findable() -> int:
+        return sum(len(group.index.pages) for group in replay(log).roster.pages.groups)
+
+    assert findable() > 0
+    engine.scheduler.reset_prefix_cache()
+    assert findable() == 0
+    assert replay(log).counters == engine.scheduler.counters
