@@ -78,6 +78,18 @@ def test_part_of_a_fused_product_in_full_precision(tmp_path: Path) -> None:
     check(*write(tmp_path, config, writer))
 
 
+@pytest.mark.parametrize("skipped", ["model.layers.0", "layers.0.self_attn", "k_proj"])
+def test_what_metadata_leaves_out_may_be_a_part_of_the_name(skipped: str, tmp_path: Path) -> None:
+    def left_out(module: str) -> bool:
+        return f".{skipped}." in f".{module}."
+
+    config = {"quant_method": "fp8", "modules_to_not_convert": [skipped]}
+    writer = lambda module, weight: None if left_out(module) else per_tensor(module, weight)  # noqa: E731
+    quantized, plain, values = write(tmp_path, config, writer)
+    assert values and not any(map(left_out, values))
+    check(quantized, plain, values)
+
+
 def test_latents_of_deepseek(tmp_path: Path) -> None:
     """Also the matrix that is read by head, whose products go either way."""
 

@@ -32,9 +32,8 @@ class Fp8:
         return eight_bits(matrix, source, scale, present(source, matrix, *UNUSED), self.block)
 
     def announced(self, matrix: Matrix) -> Form | None:
-        """See `Format`. Heads, embeddings and what the metadata lists stay as they are."""
-        ends = ("lm_head", "embed_tokens", *self.skipped)
-        if any(matrix.module == name or matrix.module.endswith(f".{name}") for name in ends):
+        """See `Format`. Heads, embeddings and what the metadata lists, by name or part of it, stay."""
+        if any(f".{name}." in f".{matrix.module}." for name in ("lm_head", "embed_tokens", *self.skipped)):
             return None
         if self.block is None:
             return Form("fp8_e4m3", None)
