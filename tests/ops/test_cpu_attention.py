@@ -35,6 +35,7 @@ def specs(draw: st.DrawFn) -> AttentionSpec:
         soft_cap=draw(st.none() | st.just(2.0)),
         norm_eps=draw(st.none() | st.just(1e-6)),
         dtype=draw(st.sampled_from(["float32", "bfloat16"])),
+        batch_invariant=draw(st.booleans()),
     )
 
 
