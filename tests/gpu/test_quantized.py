@@ -26,7 +26,8 @@ if torch.cuda.is_available():
         "nvfp4": Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply"),
         "mxfp4": Form("fp4_e2m1", 32, "e8m0"),
     }
-    OUTPUTS, INPUTS = 272, 896
+
+OUTPUTS, INPUTS = 272, 896
 
 
 def weight(name, dtype="bfloat16", inputs=INPUTS):
