@@ -56,9 +56,9 @@ def _noting(engine: Quire, layers: list[MoE], chosen: list[set[int]], last: list
                 last.append(end - 1)
         return step(plan)
 
-    def noting(function: Callable[..., Tensor], found: set[int]) -> Callable[..., Tensor]:
+    def noting(function: Callable[..., Tensor], top_k: int, found: set[int]) -> Callable[..., Tensor]:
         def run(x: Tensor, logits: Tensor, *rest: Any) -> Tensor:
-            ids = torch.topk(logits[last].float(), rest[-1].route.top_k).indices
+            ids = torch.topk(logits[last].float(), top_k).indices
             found.update(ids.flatten().tolist())
             return function(x, logits, *rest)
 
@@ -66,7 +66,7 @@ def _noting(engine: Quire, layers: list[MoE], chosen: list[set[int]], last: list
 
     executor.step = noting_step
     for layer, function, found in zip(layers, kept, chosen, strict=True):
-        layer._moe = noting(function, found)
+        layer._moe = noting(function, layer.spec.route.top_k, found)
     try:
         yield
     finally:
