@@ -29,6 +29,12 @@ class Session:
         """Seconds of the budget."""
         return float(self.args.budget_s) - (time.monotonic() - self.started)
 
+    @property
+    def quantization(self) -> str | None:
+        """How the weights are stored, where it is not in 16 bits."""
+        found = self.args.checkpoint or self.args.settings.get("quantization")
+        return None if found is None else str(found)
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -50,7 +56,8 @@ def report(session: Session, figure: Figure) -> None:
     value, median = better(figure.values), statistics.median(figure.values)
     cache = args.settings.get("kv_cache_dtype")
     cell = targets.FP8_MIXED if cache == "fp8" and figure.workload == "mixed" else figure.workload
-    target = targets.TARGETS[figure.model].get(cell) if cache in (None, "auto") or cell == targets.FP8_MIXED else None
+    meant = session.quantization is None and (cache in (None, "auto") or cell == targets.FP8_MIXED)
+    target = targets.TARGETS[figure.model].get(cell) if meant else None
     session.rows.append(
         f"{figure.model:<14} {figure.engine.split()[0]:<6} {cell:<20}{number(value):>10}{number(median):>10}"
         f"{number(figure.bound):>10}"
@@ -63,7 +70,7 @@ def report(session: Session, figure: Figure) -> None:
         "machine": session.machine,
         "engine": figure.engine,
         "model": figure.model,
-        "quantization": args.checkpoint or args.settings.get("quantization"),
+        "quantization": session.quantization,
         "kv_cache_dtype": cache,
         "workload": figure.workload,
         "metric": metric,
