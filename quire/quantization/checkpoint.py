@@ -53,7 +53,7 @@ class Quantized:
 
     def __init__(self, name: str, form: Format, source: Source, told: bool = True) -> None:
         self.name, self.source, self._told = name, source, told
-        self.announced: list[str] = []
+        self.announced: set[str] = set()
         self._format = form
         self._schemes: dict[Matrix, Scheme | None] = {}
 
@@ -67,7 +67,7 @@ class Quantized:
         """What a matrix of full precision is quantized to, since the metadata says so."""
         form = self._format.announced(matrix) if self._told else None
         if form is not None:
-            self.announced.append(matrix.module)
+            self.announced.add(matrix.module)
         return form
 
     def notes(self) -> list[str]:

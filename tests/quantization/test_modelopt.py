@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quire import models
 from quire.base.errors import CheckpointError
+from quire.checkpoint.read import read_facts
 from tests.models.driver import Driver
 from tests.quantization.checkpoints import check, inner, stored_bytes, write
 
@@ -174,6 +176,8 @@ def test_what_is_announced_over_full_precision_is_carried_out(tmp_path: Path) ->
     assert note.startswith("12 matrices are of full precision though the checkpoint calls them modelopt")
     stored = [weight for weight in driver.model.parameters() if weight.stored]
     assert len(stored) == 8, "fused products and the others"
+    models.build(read_facts("tiny", quantized), driver.build.imagined())
+    assert driver.build.checkpoint.notes() == [note], "a model of which only names are wanted counts nothing again"
 
 
 def test_tensors_that_nothing_explains_are_named(tmp_path: Path) -> None:
