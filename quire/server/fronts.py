@@ -168,7 +168,8 @@ class Fronts:
     async def end(self) -> None:
         """Kill those that nobody keeps any more, and wait until they are gone."""
         self.kill()
-        for child in self._children.values():
+        # A copy: one that is still kept is buried while this waits.
+        for child in list(self._children.values()):
             child.wire.close()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(child.process.wait(), GONE_S)

@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 
+from quire.base.errors import ConfigError
 from quire.messages.control import Answered, Ask, Count, Counted
 from quire.server import fronts as module
 from quire.server.fronts import Child, Fronts
@@ -55,6 +56,29 @@ def test_one_that_hangs_before_its_first_sign_is_replaced(monkeypatch: pytest.Mo
             fronts.kill()
             async with asyncio.timeout(10):
                 await keeping
+
+    asyncio.run(play())
+
+
+def test_the_end_waits_for_all_while_some_are_still_kept() -> None:
+    async def play() -> None:
+        owner = Nobody()
+        read, write = os.pipe()
+        with socket.socket() as listener, os.fdopen(read, "rb"), os.fdopen(write, "wb"):
+            fronts = Fronts(owner, [listener] * 3, read, SILENT, stall_s=60.0)
+            keeping = [asyncio.create_task(fronts.keep(index)) for index in range(3)]
+            async with asyncio.timeout(30):
+                while len(fronts._children) < 3:
+                    await asyncio.sleep(0.01)
+                processes = [child.process for child in fronts._children.values()]
+                fronts._cannot = "no such model"
+                fronts._children[0].kill()
+                with pytest.raises(ConfigError, match="no such model"):
+                    await asyncio.gather(*keeping)
+                fronts.stopping = True
+                await fronts.end()
+                await asyncio.gather(*keeping[1:])
+            assert all(process.returncode is not None for process in processes)
 
     asyncio.run(play())
 
