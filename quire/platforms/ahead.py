@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from quire.platforms import cores, native
+from quire.platforms.cpu import VECTORS
 from quire.platforms.host import look
 
 HUGE_PAGE = 2 << 20
@@ -33,7 +34,8 @@ def pays(device: str, kernels: str) -> bool:
         return False
     host, nodes = look(), cores.physical()
     on_cpu = device == "cpu" or not host.gpu_vendors or host.gpus_hidden
-    return on_cpu and host.has_native and len(nodes) == 1 and len(nodes[0]) > 1
+    packs = host.has_native and bool(VECTORS & host.cpu_flags)
+    return on_cpu and packs and len(nodes) == 1 and len(nodes[0]) > 1
 
 
 class Room:

@@ -16,6 +16,7 @@ from quire.platforms.host import Host
 pytestmark = [pytest.mark.plain, pytest.mark.skipif(not native.is_built(), reason="needs the compiled kernels")]
 
 HANG_S = 30
+AVX2 = frozenset({"avx2"})
 
 
 def address(view: memoryview) -> int:
@@ -66,14 +67,15 @@ def test_nothing_is_cleared_where_nothing_is_wanted() -> None:
 @pytest.mark.parametrize(
     ("device", "kernels", "host", "nodes", "expected"),
     [
-        ("auto", "auto", Host(has_native=True), [[0, 1]], True),
-        ("cpu", "cpu", Host(has_native=True, gpu_vendors=("NVIDIA",)), [[0, 1]], True),
-        ("auto", "auto", Host(has_native=True, gpu_vendors=("NVIDIA",)), [[0, 1]], False),
-        ("cuda", "auto", Host(has_native=True), [[0, 1]], False),
-        ("cpu", "torch_native", Host(has_native=True), [[0, 1]], False),
-        ("cpu", "auto", Host(), [[0, 1]], False),
-        ("cpu", "auto", Host(has_native=True), [[0]], False),
-        ("cpu", "auto", Host(has_native=True), [[0, 1], [2, 3]], False),
+        ("auto", "auto", Host(has_native=True, cpu_flags=AVX2), [[0, 1]], True),
+        ("cpu", "cpu", Host(has_native=True, cpu_flags=AVX2, gpu_vendors=("NVIDIA",)), [[0, 1]], True),
+        ("auto", "auto", Host(has_native=True, cpu_flags=AVX2, gpu_vendors=("NVIDIA",)), [[0, 1]], False),
+        ("cuda", "auto", Host(has_native=True, cpu_flags=AVX2), [[0, 1]], False),
+        ("cpu", "torch_native", Host(has_native=True, cpu_flags=AVX2), [[0, 1]], False),
+        ("cpu", "auto", Host(cpu_flags=AVX2), [[0, 1]], False),
+        ("cpu", "auto", Host(has_native=True), [[0, 1]], False),
+        ("cpu", "auto", Host(has_native=True, cpu_flags=AVX2), [[0]], False),
+        ("cpu", "auto", Host(has_native=True, cpu_flags=AVX2), [[0, 1], [2, 3]], False),
     ],
 )
 def test_it_pays_where_a_core_idles_and_weights_are_packed_here(
