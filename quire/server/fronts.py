@@ -101,13 +101,14 @@ class Child:
 
 
 class _Exchange:
-    """A question on its way: who asked, and who has not answered."""
+    """A question on its way: who asked, who has not answered, and what the dead had counted when it was asked."""
 
-    def __init__(self, asker: int, child: Child, ask: Ask, others: set[int]) -> None:
+    def __init__(self, asker: int, child: Child, ask: Ask, others: set[int], past: list[Tally]) -> None:
         self.asker = asker
         self.child = child
         self.ask = ask
         self.missing = others
+        self.past = past
         self.replies: list[Reply] = []
         self.timer: asyncio.TimerHandle | None = None
 
@@ -293,7 +294,7 @@ class Fronts:
             child.counted = ask.own.tallies
         others = {other for other, each in self._children.items() if other != index and each.served_at is not None}
         number = next(self._numbers)
-        exchange = self._exchanges[number] = _Exchange(index, child, ask, others)
+        exchange = self._exchanges[number] = _Exchange(index, child, ask, others, self._past)
         exchange.timer = asyncio.get_running_loop().call_later(ANSWER_S, self._end, number)
         for other in others.copy():
             self._tell(other, Asked(number, ask.question))
@@ -318,7 +319,7 @@ class Fronts:
             exchange.timer.cancel()
         if isinstance(exchange.ask.question, Count):
             late = [self._children[index].counted for index in exchange.missing if index in self._children]
-            exchange.replies.append(Counted(0, total([self._past, self._owner.tallies(), *late])))
+            exchange.replies.append(Counted(0, total([exchange.past, self._owner.tallies(), *late])))
         # Whoever has taken the asker's place has numbers of its own.
         if self._children.get(exchange.asker) is exchange.child:
             self._tell(exchange.asker, Answers(exchange.ask.number, exchange.replies))
@@ -329,7 +330,11 @@ class Fronts:
         self._owner.gone(child.name)
         self._past = total([self._past, child.counted])
         for number, exchange in list(self._exchanges.items()):
-            exchange.missing.discard(index)
+            if index in exchange.missing:
+                # Whoever had answered before it died is counted already.
+                exchange.missing.discard(index)
+                if isinstance(exchange.ask.question, Count):
+                    exchange.replies.append(Counted(0, child.counted))
             if not exchange.missing:
                 self._end(number)
 

@@ -11,9 +11,10 @@ from unittest import mock
 import pytest
 
 from quire.base.errors import ConfigError
-from quire.messages.control import Answered, Ask, Count, Counted
+from quire.messages.control import Answered, Ask, Count, Counted, Tally
 from quire.server import fronts as module
 from quire.server.fronts import Child, Fronts
+from quire.server.tallies import total
 from tests.engine.toy import make_toy
 
 pytestmark = pytest.mark.multi
@@ -104,5 +105,30 @@ def test_an_answer_is_not_for_whoever_takes_the_asker_s_place() -> None:
         fronts._children[0] = heir
         fronts._answered(1, other, Answered(0, Counted(0, [])))
         assert not heir.wire.send.called and not fronts._exchanges
+
+    asyncio.run(play())
+
+
+def _counted(value: float) -> Counted:
+    return Counted(0, [Tally("served", "", "counter", [("served_total", {}, value)])])
+
+
+@pytest.mark.parametrize(("answers", "sum_of_all"), [(True, 130.0), (False, 120.0)])
+def test_one_that_dies_while_all_are_counted_counts_once(answers: bool, sum_of_all: float) -> None:
+    async def play() -> None:
+        fronts = Fronts(Nobody(), [], -1, SILENT, stall_s=1.0)
+        asker, dying, other = (
+            Child(name, mock.Mock(), mock.Mock(), 0.0, served_at=0.0) for name in ("asker", "dying", "other")
+        )
+        dying.counted = _counted(20.0).tallies
+        fronts._children = {0: asker, 1: dying, 2: other}
+        fronts._ask(0, asker, Ask(7, Count(), _counted(1.0)))
+        if answers:
+            fronts._answered(1, dying, Answered(0, _counted(30.0)))
+        fronts._buried(1, dying)
+        fronts._answered(2, other, Answered(0, _counted(100.0)))
+        (answer,) = asker.wire.send.call_args.args
+        (served,) = total([reply.tallies for reply in answer.replies])
+        assert served.samples == [("served_total", {}, sum_of_all)]
 
     asyncio.run(play())
