@@ -110,6 +110,7 @@ class EngineCore:
             if sentence := shrunk(spec, layout):
                 log.warning("%s", sentence)
         except BaseException:
+            ahead().drop()
             self.executor.stop()
             raise
         self.scheduler = make(spec, layout)

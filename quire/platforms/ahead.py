@@ -65,20 +65,28 @@ class Ahead:
 
     @contextlib.contextmanager
     def clearing(self, size: int) -> Iterator[None]:
-        """Within the block a thread clears up to `size` bytes, for `take`."""
-        if not size:
+        """Within the block a thread clears up to `size` bytes, for `take`; none if the system grants no so large room.
+
+        A block that fails leaves nothing behind.
+        """
+        self.drop()
+        with contextlib.suppress(OSError):
+            self._room = Room(size) if size else None
+        if self._room is None:
             yield
             return
-        self.drop()
-        self._room = room = Room(size)
         self._stop.clear()
-        thread = threading.Thread(target=self._touch, args=(room.address, size), daemon=True, name="ahead")
+        thread = threading.Thread(target=self._touch, args=(self._room.address, size), daemon=True, name="ahead")
         thread.start()
         try:
-            yield
-        finally:
-            self._stop.set()
-            thread.join()
+            try:
+                yield
+            finally:
+                self._stop.set()
+                thread.join()
+        except BaseException:
+            self.drop()
+            raise
 
     def take(self, size: int) -> memoryview:
         """`size` bytes of zeros from the start of a page on, for the caller alone; cleared already if possible."""

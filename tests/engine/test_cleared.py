@@ -1,5 +1,6 @@
 """The core has memory for weights cleared while torch is imported, as much as they will take."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from quire import LLM
+from quire.base.errors import CheckpointError
 from quire.engine import core
 from tests.engine.toy import make_toy
 
@@ -45,3 +47,14 @@ def test_as_much_is_cleared_as_the_weights_will_take(
     monkeypatch.setattr(core, "pays", lambda device, kernels: pays)
     with LLM(str(folder), **PAGES, **settings):
         assert store.heard == [size, "imported", "dropped"]
+
+
+def test_a_start_that_fails_gives_back_what_was_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_toy(tmp_path / "toy")
+    header = json.dumps({"more": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    store = Store()
+    monkeypatch.setattr(core, "ahead", lambda: store)
+    with pytest.raises(CheckpointError, match="more"):
+        LLM(str(folder), **PAGES)
+    assert store.heard[1:] == ["imported", "dropped"]

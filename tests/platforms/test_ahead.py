@@ -1,10 +1,12 @@
 """Memory that is cleared before weights take it."""
 
 import ctypes
+import errno
 import mmap
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -27,14 +29,18 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
+def wait_for(resident: int) -> None:
+    end = time.monotonic() + HANG_S
+    while resident_bytes() < resident:
+        assert time.monotonic() < end, "nothing clears memory"
+        time.sleep(0.01)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc how much memory this process has")
 def test_memory_is_there_before_it_is_taken_and_goes_back_where_nobody_took_it() -> None:
     store, size, before = Ahead(), 8 * PIECE, resident_bytes()
     with store.clearing(size):
-        end = time.monotonic() + HANG_S
-        while resident_bytes() - before < size // 2 and time.monotonic() < end:
-            time.sleep(0.01)
-    assert resident_bytes() - before >= size // 2
+        wait_for(before + size // 2)
     kept = store.take(PIECE)
     kept[:4] = b"kept"
     store.drop()
@@ -60,8 +66,30 @@ def test_what_is_taken_is_zero_begins_a_page_and_is_nobody_elses() -> None:
 def test_nothing_is_cleared_where_nothing_is_wanted() -> None:
     store = Ahead()
     with store.clearing(0):
+        assert store._room is None
         assert len(store.take(HUGE_PAGE)) == HUGE_PAGE
     store.drop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc how much memory this process has")
+def test_a_block_that_fails_leaves_nothing_behind() -> None:
+    store, size, before = Ahead(), 8 * PIECE, resident_bytes()
+    with pytest.raises(InterruptedError), store.clearing(size):
+        wait_for(before + size // 2)
+        raise InterruptedError
+    assert resident_bytes() - before < size // 2
+    assert store._room is None
+
+
+def test_nothing_is_cleared_where_the_system_grants_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Ahead()
+    with store.clearing(HUGE_PAGE):
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", mock.Mock(side_effect=OSError(errno.ENOMEM, "no memory")))
+        with store.clearing(PIECE):
+            assert store._room is None
+    assert len(store.take(HUGE_PAGE)) == HUGE_PAGE
 
 
 @pytest.mark.parametrize(
