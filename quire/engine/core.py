@@ -187,12 +187,15 @@ class Timeline:
 
 
 def _cleared_bytes(config: EngineConfig, model: ModelFacts) -> int:
-    """Memory worth clearing while torch is imported: what the weights will take in this process."""
+    """Memory worth clearing while torch is imported: what the weights will take in this process, by their files' size.
+
+    Too much where files hold float32 that becomes bfloat16, or scales: what nobody takes is given back.
+    """
     device = config.device
     if config.parallel.tensor_parallel_size > 1 or not pays(device.device, device.kernels):
         return 0
-    files = sum(path.stat().st_size for path in Path(model.path).glob("*.safetensors"))
-    return files * ONLINE_BITS.get(config.model.quantization or "", 16) // 16
+    files = [path for path in Path(model.path).glob("*.safetensors") if not path.name.startswith("consolidated")]
+    return sum(path.stat().st_size for path in files) * ONLINE_BITS.get(config.model.quantization or "", 16) // 16
 
 
 def _vocabulary(config: EngineConfig, model: ModelFacts) -> Vocabulary:

@@ -42,6 +42,7 @@ def test_as_much_is_cleared_as_the_weights_will_take(
 ) -> None:
     folder = make_toy(tmp_path / "toy")
     (folder / "model.safetensors").write_bytes((4088).to_bytes(8, "little") + b"{}" + b" " * 4086)
+    (folder / "consolidated.safetensors").write_bytes(bytes(4096))  # the same weights once more, which nobody reads
     store = Store()
     monkeypatch.setattr(core, "ahead", lambda: store)
     monkeypatch.setattr(core, "pays", lambda device, kernels: pays)
