@@ -1,6 +1,7 @@
 """A front end that cannot understand its core is of no use any more: it says so, and ends."""
 
 import asyncio
+import socket
 from unittest import mock
 
 import pytest
@@ -9,7 +10,7 @@ from quire.base.errors import EngineDeadError, TransportError
 from quire.engine.async_llm import AsyncLLM
 from quire.messages.params import SamplingParams
 from quire.messages.request import Request
-from quire.server.front import LAST_WORDS_S, Front
+from quire.server import front as module
 
 pytestmark = pytest.mark.plain
 
@@ -54,12 +55,19 @@ def test_what_is_lost_ends_requests_and_is_told() -> None:
 
 def test_its_front_end_ends() -> None:
     async def play() -> None:
-        front = object.__new__(Front)
-        front._lost = asyncio.Event()
-        ending = asyncio.create_task(front._end_lost())
-        done, _ = await asyncio.wait([ending], timeout=0.05)
-        assert not done
-        front._lost.set()
-        await asyncio.wait_for(ending, 10 * LAST_WORDS_S)
+        config = mock.Mock(server=mock.Mock(chat_template=None))
+        born = mock.Mock(config=config, listener=socket.socket().detach(), facts=None)
+        with mock.patch.multiple(module, FrontEnd=mock.DEFAULT, AsyncLLM=mock.DEFAULT, Pulse=mock.DEFAULT) as made:
+            front = module.Front(mock.Mock(), born)
+        engine = made["AsyncLLM"].return_value
+        engine.close = mock.AsyncMock()
+        front._hear = front._serve = front._live = asyncio.Event().wait
+        running = asyncio.create_task(front.run())
+        with front._listener:
+            done, _ = await asyncio.wait([running], timeout=0.05)
+            assert not done
+            engine.on_lost()
+            await asyncio.wait_for(running, 10 * module.LAST_WORDS_S)
+        assert engine.close.await_count == 1
 
     asyncio.run(play())
