@@ -9,6 +9,7 @@ The core is turned in the caller's thread; an `LLM` is for one thread at a time.
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -225,10 +226,13 @@ class LLM(PoolingCalls):
         core = self._running()
         try:
             deltas = core.turn()
-        except Exception as error:
-            # What the ranks hold is not known any more.
+        except BaseException as error:
+            # What the ranks hold is not known any more, also after an interrupt.
             self._core, self._ended = None, f"has failed ({type(error).__name__}: {error})"
-            core.abandon()
+            with suppress(Exception):  # a broken device may refuse to be left, too
+                core.abandon()
+            if not isinstance(error, Exception):
+                raise
             raise EngineDeadError(f"this LLM {self._ended}; make a new one") from error
         if deltas is None:
             raise EngineError("requests wait but nothing can run; please report this with the event log")

@@ -1,0 +1,50 @@
+"""A step that fails ends an `LLM` for good: it says so, and what its ranks held is given back."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from quire import LLM, SamplingParams
+from quire.base.errors import EngineDeadError, EngineError
+from quire.engine.core import EngineCore
+from tests.engine.toy import make_toy
+
+pytestmark = pytest.mark.torch
+
+PARAMS = SamplingParams(max_tokens=4, ignore_eos=True)
+
+
+@pytest.fixture
+def llm(tmp_path: Path) -> Iterator[LLM]:
+    with LLM(str(make_toy(tmp_path / "toy")), num_gpu_blocks_override=8, device="cpu") as made:
+        yield made
+
+
+def core_of(llm: LLM) -> EngineCore:
+    assert llm._core is not None
+    return llm._core
+
+
+def test_an_interrupt_passes_through_and_ends_the_engine(llm: LLM) -> None:
+    executor = core_of(llm).executor
+    with (
+        mock.patch.object(executor, "step", side_effect=KeyboardInterrupt),
+        mock.patch.object(executor, "stop", wraps=executor.stop) as stop,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        llm.generate([[1, 2]], PARAMS)
+    stop.assert_called_once()
+    with pytest.raises(EngineError, match="has failed"):
+        llm.generate([[1, 2]], PARAMS)
+
+
+def test_a_device_that_cannot_be_left_does_not_hide_what_broke_it(llm: LLM) -> None:
+    executor = core_of(llm).executor
+    with (
+        mock.patch.object(executor, "step", side_effect=RuntimeError("broken")),
+        mock.patch.object(executor, "stop", side_effect=RuntimeError("still broken")),
+        pytest.raises(EngineDeadError, match="RuntimeError: broken"),
+    ):
+        llm.generate([[1, 2]], PARAMS)
