@@ -153,13 +153,14 @@ class EngineCore:
 
     def close(self) -> None:
         """Wait for plans in flight, end the ranks, give all memory back."""
-        while self.in_flight:
-            self.in_flight.popleft()[1].result()
-        self.grammars.close()
-        self.executor.stop()
+        try:
+            while self.in_flight:
+                self.in_flight.popleft()[1].result()
+        finally:
+            self.abandon()
 
     def abandon(self) -> None:
-        """End the ranks without waiting for plans in flight: a step has failed."""
+        """End the ranks without waiting for plans in flight, and give all memory back."""
         self.in_flight.clear()
         self.grammars.close()
         self.executor.stop()

@@ -48,3 +48,16 @@ def test_a_device_that_cannot_be_left_does_not_hide_what_broke_it(llm: LLM) -> N
         pytest.raises(EngineDeadError, match="RuntimeError: broken"),
     ):
         llm.generate([[1, 2]], PARAMS)
+
+
+def test_a_plan_in_flight_that_fails_keeps_no_rank_from_its_end(llm: LLM) -> None:
+    core = core_of(llm)
+    broken = mock.Mock(**{"result.side_effect": RuntimeError("broken")})
+    core.in_flight.append((mock.Mock(), broken, 0.0))
+    with (
+        mock.patch.object(core.executor, "stop", wraps=core.executor.stop) as stop,
+        pytest.raises(RuntimeError, match="broken"),
+    ):
+        llm.close()
+    stop.assert_called_once()
+    assert not core.in_flight
