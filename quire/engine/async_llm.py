@@ -31,7 +31,6 @@ from quire.messages.pooling import PoolingParams
 from quire.messages.request import Request
 from quire.messages.validate_pooling import SAMPLING
 from quire.messages.wire import (
-    FAILED,
     Abort,
     Delta,
     Deltas,
@@ -373,10 +372,7 @@ class AsyncLLM:
             self._processor.abort(message.id)
             stream = self._streams.get(message.id)
             if stream is not None:
-                ours = message.code == FAILED
-                stream.fail(
-                    EngineError(message.message) if ours else RequestError(message.message, message.param, message.code)
-                )
+                stream.fail(message.error)
         elif isinstance(message, Failed):
             if self._process is not None:
                 self.end(message.message)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
 
-from quire.base.errors import ConfigError, EngineDeadError, EngineError, RequestError
+from quire.base.errors import ConfigError, EngineDeadError, EngineError
 from quire.base.registry import load
 from quire.config.sources import engine_config
 from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt, Scheduling, as_list
@@ -95,6 +95,7 @@ class LLM(PoolingCalls):
 
         Raises:
             RequestError: a prompt or its parameters are wrong; nothing has run then.
+            EngineError: the engine is at fault; EngineDeadError where it has ended by that.
         """
         listed = as_list(prompts)
         params = self._params_for(listed, sampling_params)
@@ -199,7 +200,7 @@ class LLM(PoolingCalls):
                 self._processor.add(request, text, p)
                 self._ready[request.id] = deque()
             for refused in core.grammars.settle():
-                raise RequestError(refused.message, refused.param, refused.code)
+                raise refused.error
         except BaseException:
             self._drop(ids)
             raise

@@ -6,6 +6,7 @@ once, then one `Deltas` frame per step; `Refused` for a request, `Failed` where 
 
 import msgspec
 
+from quire.base.errors import EngineError, RequestError
 from quire.checkpoint.pooling import PoolerFacts
 from quire.messages.outputs import FinishReason
 from quire.messages.plan import TokenLogprobs
@@ -162,6 +163,13 @@ class Refused(msgspec.Struct, tag=True):
     message: str
     param: str | None
     code: str
+
+    @property
+    def error(self) -> EngineError | RequestError:
+        """What whoever sent the request is told."""
+        if self.code == FAILED:
+            return EngineError(self.message)
+        return RequestError(self.message, self.param, self.code)
 
 
 class Failed(msgspec.Struct, tag=True):

@@ -1,4 +1,4 @@
-"""A step that fails ends an `LLM` for good: it says so, and what its ranks held is given back."""
+"""Faults of the engine: a step that fails ends an `LLM` for good, which says so and gives back what its ranks held."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,8 @@ import pytest
 from quire import LLM, SamplingParams
 from quire.base.errors import EngineDeadError, EngineError
 from quire.engine.core import EngineCore
+from quire.messages.structured import StructuredOutputsParams
+from quire.structured import court
 from tests.engine.toy import make_toy
 
 pytestmark = pytest.mark.torch
@@ -61,3 +63,13 @@ def test_a_plan_in_flight_that_fails_keeps_no_rank_from_its_end(llm: LLM) -> Non
         llm.close()
     stop.assert_called_once()
     assert not core.in_flight
+
+
+def test_a_judge_of_grammars_that_cannot_be_begun_is_the_engines_fault(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=4, structured_outputs=StructuredOutputsParams(regex="a+"))
+    with (
+        mock.patch.object(court.subprocess, "Popen", side_effect=OSError("no more processes")),
+        pytest.raises(EngineError, match="the engine failed"),
+    ):
+        llm.generate([[1, 2]], params)
+    assert llm.generate([[1, 2]], PARAMS)[0].finished

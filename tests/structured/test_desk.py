@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 
+from quire.base.errors import EngineError, RequestError
 from quire.engine.grammars import GrammarDesk
 from quire.messages.params import SamplingParams
 from quire.messages.request import Request
@@ -37,3 +38,10 @@ def test_a_judge_that_cannot_be_begun_is_tried_again(tmp_path) -> None:
         assert [call.args for call in scheduler.abort.call_args_list] == [("first",)]
     finally:
         desk.close()
+
+
+def test_a_fault_of_the_engine_is_not_told_as_the_requests() -> None:
+    assert isinstance(Refused("mine", "no judge", None, FAILED).error, EngineError)
+    error = Refused("mine", "no such grammar", "regex", "invalid_schema").error
+    assert isinstance(error, RequestError)
+    assert (error.message, error.param, error.code) == ("no such grammar", "regex", "invalid_schema")
