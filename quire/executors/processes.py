@@ -4,7 +4,6 @@ A rank is `python -m quire.executors.rank`, so callers need no `__main__` guard.
 socket's end is the rank's end, whichever side dies first.
 """
 
-import contextlib
 import shutil
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from quire.config import environ
 from quire.config.spec import RunSpec
 from quire.executors.base import Pending, Progress
 from quire.messages.codec import Codec
-from quire.messages.frames import receive, send
+from quire.messages.frames import pair_for_child, receive, send
 from quire.messages.plan import StepPlan, StepResult
 from quire.messages.rank import (
     Allocate,
@@ -174,22 +173,16 @@ class _Awaited:
 
 
 def _spawn(index: int) -> Rank:
-    ours, theirs = socket.socketpair()
-    side, their_side = socket.socketpair()
-    command = [sys.executable, "-m", "quire.executors.rank", str(theirs.fileno()), str(their_side.fileno())]
     # The kernel watches the thread that starts a process: of a core that is the main one. `LLM` may be anywhere.
-    if threading.current_thread() is threading.main_thread():
-        command.append(TIED)
-    with contextlib.ExitStack() as unless_born, theirs, their_side:
-        for own in (ours, side):
-            unless_born.callback(own.close)
+    tied = [TIED] if threading.current_thread() is threading.main_thread() else []
+    with pair_for_child() as (ours, theirs), pair_for_child() as (side, their_side):
+        ends = [str(theirs.fileno()), str(their_side.fileno())]
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "quire.executors.rank", *ends, *tied],
             pass_fds=[theirs.fileno(), their_side.fileno()],
             stdin=subprocess.DEVNULL,
             env=environ.snapshot() | environ.computing(),
         )
-        unless_born.pop_all()
     return Rank(index, process, side, ours)
 
 

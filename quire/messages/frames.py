@@ -1,12 +1,26 @@
-"""Length-prefixed frames over a stream socket: 4 bytes, big-endian, then so many bytes."""
+"""Length-prefixed frames over a stream socket: 4 bytes, big-endian, then so many bytes; and a pair of such sockets."""
 
+import contextlib
 import socket
 import struct
+from collections.abc import Iterator
 
 from quire.base.errors import TransportError
 from quire.messages.codec import MAX_FRAME_BYTES
 
 _LENGTH = struct.Struct(">I")
+
+
+@contextlib.contextmanager
+def pair_for_child() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A pair of sockets, ours and a child's: the child's is closed after the block, ours only where the block fails."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            yield ours, theirs
+        except BaseException:
+            ours.close()
+            raise
 
 
 def send(to: socket.socket, frame: bytes) -> None:

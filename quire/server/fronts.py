@@ -35,6 +35,7 @@ from quire.messages.control import (
     Tally,
     ToFront,
 )
+from quire.messages.frames import pair_for_child
 from quire.server.backoff import Backoff
 from quire.server.channel import Wire
 from quire.server.tallies import total
@@ -220,10 +221,8 @@ class Fronts:
         return not self.stopping
 
     async def _start(self, index: int) -> Child:
-        ours, theirs = socket.socketpair()
         listener = self._listeners[index]
-        with contextlib.ExitStack() as unless_born, theirs:
-            unless_born.callback(ours.close)
+        with pair_for_child() as (ours, theirs):
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *self._command,
@@ -234,7 +233,6 @@ class Fronts:
                 pass_fds=[theirs.fileno(), listener.fileno(), self._pulse],
                 start_new_session=True,
             )
-            unless_born.pop_all()
         wire: Wire[FromFront] = await Wire.open(ours, FromFront)
         child = Child(f"front-{next(self._names)}", process, wire, _now() + max(FIRST_SIGN_S, self._stall_s))
         for message in [*self._owner.born(listener.fileno(), child.name), *self._strikes]:

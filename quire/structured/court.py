@@ -3,7 +3,6 @@
 Calls wait for the judge, so they are made from a thread of their own (`engine/grammars.py`).
 """
 
-import contextlib
 import signal
 import socket
 import subprocess
@@ -13,7 +12,7 @@ import msgspec
 
 from quire.base.errors import EngineError, RequestError
 from quire.config import environ
-from quire.messages.frames import receive, send
+from quire.messages.frames import pair_for_child, receive, send
 from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.structured.judge import Verdict
 from quire.structured.matcher import Vocabulary
@@ -55,9 +54,7 @@ class Court:
             process.wait()
 
     def _open(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        with contextlib.ExitStack() as unless_born, theirs:
-            unless_born.callback(ours.close)
+        with pair_for_child() as (ours, theirs):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "quire.structured.judge", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
@@ -65,7 +62,6 @@ class Court:
                 stderr=subprocess.DEVNULL,
                 env=environ.snapshot() | {"RAYON_NUM_THREADS": "1"},
             )
-            unless_born.pop_all()
         self._channel = ours
         try:
             _read(self._ask(ours, msgspec.json.encode(self._vocabulary)))

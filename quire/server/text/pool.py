@@ -6,7 +6,6 @@ Long jobs never take the last worker, so that short ones need not wait for them.
 import asyncio
 import contextlib
 import signal
-import socket
 import sys
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
@@ -14,6 +13,7 @@ from typing import Any, Self, TypeVar
 from quire.base.errors import EngineError, TransportError
 from quire.base.logging import get_logger
 from quire.config import environ
+from quire.messages.frames import pair_for_child
 from quire.messages.text import (
     INTEGERS,
     Answer,
@@ -64,16 +64,13 @@ class Worker:
     @classmethod
     async def start(cls, setup: Setup) -> "Worker":
         """One that is ready. Raises EngineError."""
-        ours, theirs = socket.socketpair()
-        with contextlib.ExitStack() as unless_born, theirs:
-            unless_born.callback(ours.close)
+        with pair_for_child() as (ours, theirs):
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "quire.server.text.worker", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 env=environ.snapshot() | {"RAYON_NUM_THREADS": "1"},
             )
-            unless_born.pop_all()
         worker = cls(process, await Wire.open(ours, FromWorker))
         said = None
         try:
