@@ -12,7 +12,6 @@ import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from quire.ops.registry import REFERENCE
 from quire.ops.stored import Bits, StoredSpec, Wanted, arranged, offered, stored_linear
 from quire.quantization import formats
 from quire.quantization.checkpoint import ONLINE
@@ -21,6 +20,8 @@ from quire.quantization.storage import Storage
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "quantization.md"
 LEDGER = Path(__file__).parent.parent / "benchmarks" / "ledger" / "quantization.json"
+PROVIDERS = ("cpu", "torch_native", "triton")
+"""Those that the table speaks of; --deterministic has more."""
 DEVICES = {"CPU": "cpu", "NVIDIA": "cuda:0", "AMD": "cuda:0", "Intel GPU": "xpu:0"}
 
 HEAD = """# Quantized weights
@@ -109,7 +110,8 @@ One H200, Llama 3.1 8B's shape, random weights, tokens a second (`benchmarks/led
 | `--quantization fp8` | 421 | 6,494 | 73,240 | 14,862 |
 | `--quantization int4` | 504 | | | |
 | `--quantization nvfp4` | 435 | | | |
-| a checkpoint of AWQ (groups of 128, zero points, head in bfloat16) | 456 | | | |
+| a checkpoint of GPTQ (groups of 128, head in bfloat16) | 485 | | | |
+| a checkpoint of AWQ (groups of 128, zero points, head in bfloat16) | 465 | | | |
 | a checkpoint of NVFP4 (head in bfloat16) | 416 | | | |
 | vLLM 0.24, fp8 | 285 | 6,417 | 66,600 | 13,817 |
 
@@ -143,7 +145,7 @@ PLOT = """
 
 def render() -> str:
     """The document."""
-    for name in ("cpu", "torch_native", "triton"):
+    for name in PROVIDERS:
         importlib.import_module(f"quire.kernels.{name}")
     text = HEAD + "".join(map(_format_row, sorted(module.name for module in pkgutil.iter_modules(formats.__path__))))
     text += ONLINE_HEAD
@@ -178,8 +180,8 @@ def _format_row(name: str) -> str:
 def _served(form: Form, name: str, device: str) -> str:
     found = []
     whole = Scaled.of(256, 512, form, "bfloat16", device)
-    for provider in stored_linear.providers.values():
-        if provider.name == REFERENCE or (provider.name == "cpu") != (name == "CPU"):
+    for provider in (stored_linear.providers[known] for known in PROVIDERS if known in stored_linear.providers):
+        if (provider.name == "cpu") != (name == "CPU"):
             continue
         storage = arranged(whole, [provider.name]) or _packed(provider.name, form, device) or whole
         if provider.refuses(StoredSpec(storage, dtype="bfloat16", device=device)) is None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -80,22 +81,41 @@ class Place:
         return self.names[0]
 
 
-class AdoptedLinear(Linear):
+class AdoptedLinear(nn.Module):
     """A linear module of any shape of inputs, its outputs cut over the ranks and gathered.
 
     Args:
         outputs: over all ranks.
         cut: whether `weight` holds this rank's outputs alone.
+
+    Attributes:
+        share: this rank's outputs.
     """
 
     def __init__(self, b: Build, weight: Weight, bias: Weight | None, outputs: int, cut: bool) -> None:
-        super().__init__(b, weight, bias)
+        super().__init__()
+        self.share = Linear(b, weight, bias)
         self.in_features, self.out_features = weight.columns, outputs
         self._mesh = b.mesh if cut else Mesh()
 
+    @property
+    def weight(self) -> Tensor:
+        """All values, (outputs, inputs), for code that reads them instead of calling the module."""
+        own = self.share.weight
+        rows: Tensor = own.data
+        if own.stored is not None:
+            rows = own.stored.rows(rows, torch.arange(own.stored.outputs, device=rows.device))
+        return self._mesh.all_gather(rows, dim=0)[: self.out_features]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """All values, (outputs,), for the same code."""
+        own = self.share.bias
+        return None if own is None else self._mesh.all_gather(own.data)[: self.out_features]
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs), all of them on every rank."""
-        made = self._mesh.all_gather(super().forward(x.reshape(-1, self.in_features).contiguous()))
+        made = self._mesh.all_gather(self.share.forward(x.reshape(-1, self.in_features).contiguous()))
         return made[:, : self.out_features].reshape(*x.shape[:-1], self.out_features)
 
 

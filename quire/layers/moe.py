@@ -12,7 +12,7 @@ from quire.layers.experts import Arrangement, biases, matrices
 from quire.layers.linear import Linear
 from quire.layers.mlp import MLP, GatedMLP, MLPPlan
 from quire.loading.recipe import Part, Weight
-from quire.ops.moe import Gate, MoeBiases, MoeSpec, RouteSpec, moe
+from quire.ops.moe import Gate, MoeBiases, MoeSpec, RouteSpec, moe, sigmoid
 from quire.ops.stored_moe import StoredMoeSpec, stored_moe
 
 
@@ -157,7 +157,7 @@ class Shared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(tokens, hidden) to this rank's share of (tokens, hidden)."""
         made = self.mlp.forward(x)
-        return made if self.weight is None else made * torch.sigmoid(self.weight.forward(x))
+        return made if self.weight is None else made * sigmoid(self.weight.forward(x))
 
 
 class Together(nn.Module):

@@ -172,7 +172,7 @@ def route(logits: Tensor, spec: RouteSpec, bias: Tensor | None = None) -> tuple[
     DeepSeek-AI, "DeepSeek-V3 Technical Report", 2024, section 2.1.2.
     """
     wide = logits.float()
-    scores = wide.softmax(-1) if spec.score == "softmax" else wide.sigmoid()
+    scores = wide.softmax(-1) if spec.score == "softmax" else sigmoid(wide)
     # Logits tell apart what scores of equal or full weight do not.
     value = scores if spec.groups > 1 else wide
     if bias is not None:
@@ -196,6 +196,17 @@ def _open_groups(value: Tensor, spec: RouteSpec) -> Tensor:
     return chosen[:, :, None].expand_as(grouped).flatten(1)
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """The sigmoid of each value, which rounds the same way wherever in a tensor the value lies.
+
+    On CPUs it is a softmax over two: there torch computes the ends of a tensor, and of each thread's share, by other
+    instructions, which round otherwise; a softmax goes row by row.
+    """
+    if x.device.type != "cpu":
+        return x.sigmoid()
+    return torch.stack((x, torch.zeros_like(x)), -1).softmax(-1)[..., 0]
+
+
 def gated(gate_up: Tensor, spec: MoeSpec) -> Tensor:
     """What goes into an expert's second product: (tokens, firsts * inner), the gate first, to (tokens, inner).
 
@@ -208,7 +219,7 @@ def gated(gate_up: Tensor, spec: MoeSpec) -> Tensor:
         return F.relu(gate_up).square()
     gate, up = torch.split(gate_up.float(), spec.inner, dim=-1)
     gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
-    return (gate * torch.sigmoid(GAIN * gate) * (up + 1)).to(gate_up.dtype)
+    return (gate * sigmoid(GAIN * gate) * (up + 1)).to(gate_up.dtype)
 
 
 # Providers keep gate and up in float32 where the reference rounds them.

@@ -22,6 +22,7 @@ CASES = [
     ("llama", "float32", "auto", {}),
     ("qwen3", "bfloat16", "auto", {}),
     ("qwen3_moe", "float32", "auto", PACKED),
+    ("qwen2_moe", "float32", "auto", PACKED),
     ("qwen2", "float32", "torch_native", {}),
     ("llama", "float32", "reference", {}),
 ]

@@ -10,6 +10,7 @@ import torch
 from quire.kernels.batch_invariant.products import invariant_linear, invariant_stored_linear
 from quire.ops.attention import AttentionSpec, attend, paged_attention
 from quire.ops.linear import LinearSpec
+from quire.ops.moe import RouteSpec, route, sigmoid
 from quire.ops.registry import OPS, Op, load_providers
 from quire.ops.samples import normal
 from quire.ops.step import StepInputs
@@ -82,6 +83,29 @@ def test_a_row_s_product_is_its_own(dtype: str) -> None:
         assert torch.equal(
             invariant_stored_linear(x[rows], data, None, StoredSpec(storage, False, dtype)), stored[rows]
         )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_sigmoid_is_the_same_wherever_it_lies(dtype: str) -> None:
+    values = normal(dtype, 67, 6) * 6
+    whole = sigmoid(values)
+    for i in range(len(values)):
+        assert torch.equal(sigmoid(values[i : i + 1].clone()), whole[i : i + 1]), i
+    torch.testing.assert_close(whole, values.sigmoid())
+
+
+@pytest.mark.parametrize("spec", [RouteSpec(6, 1, False, score="sigmoid"), RouteSpec(8, 2, True, score="sigmoid")])
+def test_a_token_s_choice_is_its_own(spec: RouteSpec) -> None:
+    logits = normal("float32", 64, spec.experts) * 3
+    whole = route.reference(logits, spec)
+    for i in range(len(logits)):
+        alone = route.reference(logits[i : i + 1].clone(), spec)
+        assert all(torch.equal(one, all_[i : i + 1]) for one, all_ in zip(alone, whole, strict=True)), i
+
+
+def test_fast_kernels_are_declared() -> None:
+    for op, name in ((attend, "cpu"), (paged_attention, "triton")):
+        assert name not in op.providers or op.providers[name].batch_invariant
 
 
 def test_who_is_declared_covers_a_decoder() -> None:

@@ -197,10 +197,10 @@ def _place_of_inner(outer: nn.Module, facts: ModelFacts) -> str | None:
 
 
 def _experts(model: nn.Module, b: Build) -> list[str]:
-    """Names of the modules whose experts can be dealt out. Raises CheckpointError where they should be quantized."""
+    """Names of the modules whose experts can be dealt out. Raises CheckpointError where they are or would be quantized."""
     found = {name: module for name, module in model.named_modules() if "_is_expert_parallel" in vars(module)}
-    if found and b.quantization is not None:
-        raise CheckpointError(f"{_name(model)} has experts, which are not quantized through transformers")
+    if found and (b.quantization is not None or b.checkpoint is not None):
+        raise CheckpointError(f"{_name(model)} has experts, which cannot be served quantized through transformers")
     for module in found.values():
         # Whoever counts tokens for experts then knows of one more, who is nobody.
         vars(module)["_is_expert_parallel"] = b.mesh.size > 1
