@@ -103,6 +103,11 @@ def test_a_token_s_choice_is_its_own(spec: RouteSpec) -> None:
         assert all(torch.equal(one, all_[i : i + 1]) for one, all_ in zip(alone, whole, strict=True)), i
 
 
+def test_fast_kernels_are_declared() -> None:
+    for op, name in ((attend, "cpu"), (paged_attention, "triton")):
+        assert name not in op.providers or op.providers[name].batch_invariant
+
+
 def test_who_is_declared_covers_a_decoder() -> None:
     needed = "linear stored_linear rms_norm add_rms_norm embedding rope prepare paged_attention gated_activation"
     needed += " pointwise greedy_sample draw_tokens edit_logits token_logprobs step_inputs append_tokens write_pages"
