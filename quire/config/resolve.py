@@ -67,7 +67,7 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts, st
     if whole:
         max_num_batched_tokens = _whole_texts(scheduler, max_num_batched_tokens, max_model_len)
     if engine.device.deterministic:
-        platform = _invariant(platform, engine.parallel.tensor_parallel_size)
+        platform = _invariant(platform, facts, engine.parallel.tensor_parallel_size)
     return RunSpec(
         facts=facts,
         platform=platform,
@@ -113,10 +113,12 @@ def _defaults(platform: PlatformFacts, streams: bool) -> PlatformDefaults:
     return replace(defaults, max_num_seqs=LARGE_ROWS, max_num_batched_tokens=tokens)
 
 
-def _invariant(platform: PlatformFacts, ranks: int) -> PlatformFacts:
+def _invariant(platform: PlatformFacts, facts: ModelFacts, ranks: int) -> PlatformFacts:
     """The platform with kernels for ops of which it has none whose results are the same in every batch."""
     if platform.name != "cpu" and "triton" not in platform.providers:
         raise ConfigError("deterministic: on a GPU it needs Triton's kernels; see `quire doctor`, or take --device cpu")
+    if facts.pooling is not None:
+        raise ConfigError("deterministic: vectors and scores depend on how texts are cut into steps; serve without it")
     if ranks > 2:
         raise ConfigError(
             f"deterministic: the order in which {ranks} ranks are summed depends on the size of the step; use one or "

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quire.base.errors import ConfigError
+from quire.checkpoint.pooling import PoolerFacts
 from quire.config.check import RANGES
 from quire.config.fields import (
     SECTIONS,
@@ -189,5 +190,8 @@ def test_deterministic_brings_kernels_of_its_own_and_refuses_what_it_cannot_prom
     assert not resolve(EngineConfig(), model(), CPU).deterministic
     with pytest.raises(ConfigError, match=r"deterministic: .* Triton"):
         resolve(engine, model(), msgspec.structs.replace(GPU, providers=["torch_native"]))
+    pooler = PoolerFacts(tasks=["embed"], whole=False, method="last", normalize=True, dimension=8)
+    with pytest.raises(ConfigError, match="deterministic: vectors and scores"):
+        resolve(engine, model(pooling=pooler), CPU)
     with pytest.raises(ConfigError, match="which 4 ranks"):
         resolve(replace(engine, parallel=ParallelConfig(tensor_parallel_size=4)), model(), CPU)
