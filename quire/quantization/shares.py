@@ -28,7 +28,7 @@ class Integers(Storage, Protocol):
 def needs_rows(storage: Storage, start: int) -> bool:
     """Whether values put into `storage` count for scales of their whole row, of which it holds columns from `start` on.
 
-    Where ranks cut groups, each has scales of its own.
+    A rank that begins within a group has scales of its own.
     """
     if isinstance(storage, Scaled):
         form = storage.form
