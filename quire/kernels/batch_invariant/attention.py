@@ -1,4 +1,7 @@
-"""Attention of each token by itself: the shapes of its products follow from its position alone."""
+"""Attention of each token by itself: the shapes of its products follow from its position alone.
+
+Each token gets a row of the page table, so a step takes memory for tokens times pages of a sequence.
+"""
 
 from dataclasses import replace
 
