@@ -14,7 +14,9 @@ from quire import LLM, SamplingParams, models
 from quire.base.errors import CheckpointError
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
+from quire.loading.source import FileSource
 from quire.parallel.mesh import Mesh
+from quire.quantization.checkpoint import settle
 from tests.models import checkpoints
 from tests.models.driver import Driver
 from tests.models.families import FAMILY
@@ -25,6 +27,7 @@ from tests.pooling.test_families import RAW, TASKS, expected, texts
 
 pytestmark = pytest.mark.torch
 
+CPU = torch.device("cpu")
 NEW = 6
 TOLERANCE = 1e-4
 OURS = ("gemma2", "gpt_oss", "opt", "qwen3_moe")
@@ -47,7 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def refused(path: Path, build: Build | None = None, **given: Any) -> str:
-    empty = build or Build(mesh=Mesh(), dtype=torch.float32, device=torch.device("cpu"))
+    empty = build or Build(mesh=Mesh(), dtype=torch.float32, device=CPU)
     with pytest.raises(CheckpointError) as error:
         models.build(read_facts("tiny", path), empty, "transformers", **given)
     return str(error.value)
@@ -61,11 +64,9 @@ def changed(path: Path, to: Path, **fields: Any) -> Path:
     return to
 
 
-@pytest.mark.parametrize("name", [*OTHER_DECODERS, *OURS])
-def test_logits_and_greedy_tokens_are_those_of_transformers(name: str, made: Callable[[str], Path]) -> None:
-    path = made(name)
+def equals_transformers(driver: Driver, path: Path) -> None:
+    """Logits and greedy tokens of a driver of the checkpoint."""
     judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    driver = Driver(path, 4, ["torch_native"], impl="transformers" if name in OURS else "auto")
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(3, 97, (n,), generator=generator).tolist() for n in (13, 7, 21)]
     for sequence in driver.generate(prompts, NEW):
@@ -73,6 +74,39 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(name: str, made: Cal
             want = judge(torch.tensor([sequence.tokens]), use_cache=False).logits[0][:-1]
         assert (sequence.all_logits() - want).abs().max() < TOLERANCE
         assert sequence.tokens[-NEW:] == want[-NEW:].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("name", [*OTHER_DECODERS, *OURS])
+def test_logits_and_greedy_tokens_are_those_of_transformers(name: str, made: Callable[[str], Path]) -> None:
+    path = made(name)
+    equals_transformers(Driver(path, 4, ["torch_native"], impl="transformers" if name in OURS else "auto"), path)
+
+
+@pytest.mark.parametrize("name", ["longcat_flash", "minicpm3", "dots1"])
+def test_packed_weights_give_the_same(name: str, made: Callable[[str], Path]) -> None:
+    equals_transformers(Driver(made(name), 4, ["cpu"]), made(name))
+
+
+@pytest.mark.parametrize(("quantization", "error"), [(None, 0), ("int8", 1e-2)])
+@pytest.mark.parametrize("providers", [["torch_native"], ["cpu"]])
+@pytest.mark.parametrize(
+    ("name", "module"), [("longcat_flash", "layers.0.mlp.router.classifier"), ("biogpt", "layers.1.fc1")]
+)
+def test_modules_may_read_values_instead_of_multiplying(
+    name: str,
+    module: str,
+    providers: list[str],
+    quantization: str | None,
+    error: float,
+    made: Callable[[str], Path],
+) -> None:
+    """The router of LongCat does."""
+    judge = AutoModelForCausalLM.from_pretrained(made(name), dtype=torch.float32).base_model
+    driver = Driver(made(name), 4, providers, quantization=quantization)
+    want, found = judge.get_submodule(module), driver.model.inner.get_submodule(module)
+    assert found.weight.shape == want.weight.shape
+    assert (found.weight - want.weight).abs().max() <= error
+    assert found.bias is want.bias is None or torch.equal(found.bias, want.bias)
 
 
 @pytest.mark.parametrize("name", ["gemma4_text", "minicpm3", "exaone4"])
@@ -121,7 +155,7 @@ def test_dummy_weights_need_no_files(made: Callable[[str], Path], tmp_path: Path
 def test_what_transformers_keeps_in_float32_stays_so(made: Callable[[str], Path], tmp_path: Path) -> None:
     # torch multiplies rows of whole 16 bytes only.
     path = changed(made("dots1"), tmp_path / "wide", moe_intermediate_size=24)
-    build = Build(mesh=Mesh(), dtype=torch.bfloat16, device=torch.device("cpu"))
+    build = Build(mesh=Mesh(), dtype=torch.bfloat16, device=CPU)
     model = models.build(read_facts("tiny", path), build, "transformers")
     kept = {
         name: tensor.dtype for name, tensor in model.inner.state_dict().items() if "e_score_correction_bias" in name
@@ -162,7 +196,7 @@ def test_what_cannot_run_is_refused(
 ) -> None:
     path = changed(made("arcee"), tmp_path / "changed", **changes)
     if says is None:
-        build = Build(mesh=Mesh(), dtype=torch.float32, device=torch.device("cpu"), max_model_len=256)
+        build = Build(mesh=Mesh(), dtype=torch.float32, device=CPU, max_model_len=256)
         assert "set max_model_len to 128 at most" in refused(path, build)
     else:
         assert says in refused(path)
@@ -174,9 +208,16 @@ def test_positions_that_a_model_counts_by_itself_are_found(made: Callable[[str],
         Driver(made("llama4_text"), 4, impl="transformers").generate([[5] * 9, [6] * 7, [7] * 4], 2)
 
 
-def test_experts_are_not_quantized(made: Callable[[str], Path]) -> None:
-    packed = Build(mesh=Mesh(), dtype=torch.float32, device=torch.device("cpu"), quantization="int8")
-    assert "experts, which are not quantized" in refused(made("dots1"), packed)
+@pytest.mark.parametrize("online", [True, False])
+def test_experts_cannot_be_quantized(online: bool, made: Callable[[str], Path], tmp_path: Path) -> None:
+    path, given = made("dots1"), {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    if not online:
+        path = changed(path, tmp_path / "quantized", quantization_config=given)
+    facts = read_facts("tiny", path)
+    quantized, quantization = settle(facts.quantization, FileSource({}, CPU), "int8" if online else None)
+    packed = Build(mesh=Mesh(), dtype=torch.float32, device=CPU, quantization=quantization, checkpoint=quantized)
+    assert (quantized is None) is online
+    assert "experts, which cannot be served quantized" in refused(path, packed)
 
 
 def test_code_of_a_checkpoint_runs_when_it_is_trusted(made: Callable[[str], Path], tmp_path: Path) -> None:
@@ -195,6 +236,6 @@ def test_code_of_a_checkpoint_runs_when_it_is_trusted(made: Callable[[str], Path
     ]
     (path / "own.py").write_text("\n".join(code))
     facts = read_facts("tiny", path)
-    build = Build(mesh=Mesh(), dtype=torch.float32, device=torch.device("cpu"))
+    build = Build(mesh=Mesh(), dtype=torch.float32, device=CPU)
     assert len(list(models.build(facts, build, trust_remote_code=True).parameters())) > 10
     assert len(build.states) == 2

@@ -73,7 +73,8 @@ class Adopted(nn.Module):
         self._probe = torch.arange(PROBE, device=b.device)
         self.outer = make_model(facts, b, config, _register(self._seam), trust_remote_code)
         heads = [head for head in [self.outer.get_output_embeddings()] if head is not None]
-        self.weights = nn.ParameterList(adopt(self.outer, b, source(self.outer, facts), heads, _experts(self.outer, b)))
+        experts = _experts(self.outer, b)
+        self.weights = nn.ParameterList(adopt(self.outer, b, source(self.outer, facts), heads, experts))
         self._place = _place_of_inner(self.outer, facts)
         self.inner: nn.Module = self.outer if self._place is None else self.outer.get_submodule(self._place)
         taken = inspect.signature(self.inner.forward).parameters
@@ -197,7 +198,7 @@ def _place_of_inner(outer: nn.Module, facts: ModelFacts) -> str | None:
 
 
 def _experts(model: nn.Module, b: Build) -> list[str]:
-    """Names of the modules whose experts can be dealt out. Raises CheckpointError where they are or would be quantized."""
+    """Names of the modules whose experts can be dealt out. Raises CheckpointError for a model that is quantized."""
     found = {name: module for name, module in model.named_modules() if "_is_expert_parallel" in vars(module)}
     if found and (b.quantization is not None or b.checkpoint is not None):
         raise CheckpointError(f"{_name(model)} has experts, which cannot be served quantized through transformers")
