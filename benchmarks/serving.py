@@ -36,8 +36,8 @@ VOCABULARY = 32_000
 FIELDS = ("output_throughput", *(f"p{p}_{name}_ms" for name in ("ttft", "tpot", "itl") for p in (50, 99)))
 ITL = "itl"
 RANGE = 0.5
-"""By how much prompts are shorter or longer than said, as in vLLM's rows. (Those of 16 and 24 requests a second begin with
-the prompts of the row before, if one server answered all: half and two thirds of them may have come from its cache.)"""
+"""By how much prompts are shorter or longer than said, as in vLLM's rows. (Those of 16 and 24 requests a second begin
+with the prompts of the row before, if one server answered all: half and two thirds may have come from its cache.)"""
 LONG_TOKENS, LONG_PROMPTS, BESIDE = 30_000, 4, 32
 
 
