@@ -13,19 +13,8 @@ if torch.cuda.is_available():
     from quire.ops.activation import GateSpec
     from quire.ops.stored import StoredSpec, stored_linear
     from quire.ops.stored_gate import StoredGateSpec, stored_gate_up
-    from quire.quantization.scaled import Form, Scaled
-
-    FORMS = {
-        "fp8": Form("fp8_e4m3", None),
-        "fp8 groups": Form("fp8_e4m3", 128),
-        "mxfp8": Form("fp8_e4m3", 32, "e8m0"),
-        "int8": Form("int8", None),
-        "int4": Form("uint4b8", 128),
-        "int4 ordered": Form("uint4b8", 128, ordered=True),
-        "int4 32": Form("uint4b8", 32, "bfloat16"),
-        "nvfp4": Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply"),
-        "mxfp4": Form("fp4_e2m1", 32, "e8m0"),
-    }
+    from quire.quantization.scaled import Scaled
+    from tests.gpu.forms import FORMS
 
 OUTPUTS, INPUTS = 272, 896
 

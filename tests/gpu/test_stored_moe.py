@@ -11,20 +11,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 from quire.ops.moe import MoeBiases, MoeSpec, RouteSpec  # noqa: E402
 from quire.ops.stored_moe import StoredMoeSpec, stored_moe  # noqa: E402
 from quire.quantization.scaled import Form, Scaled  # noqa: E402
+from tests.gpu.forms import FORMS  # noqa: E402
 
 if torch.cuda.is_available():
     from quire.kernels.triton.dense.quantized.weight import arranged
     from quire.kernels.triton.moe.stored import triton_stored_moe
 
-FORMS = {
-    "fp8": Form("fp8_e4m3", None),
-    "fp8 groups": Form("fp8_e4m3", 128),
-    "int8": Form("int8", None),
-    "int4": Form("uint4b8", 128),
-    "int4 32": Form("uint4b8", 32, "bfloat16"),
-    "nvfp4": Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply"),
-    "mxfp4": Form("fp4_e2m1", 32, "e8m0"),
-}
 # Tokens reach every height of tiles.
 TOKENS = (1, 7, 40, 130, 700)
 PLAIN = RouteSpec(16, 4, True, "bfloat16", "cuda")
@@ -68,7 +60,7 @@ def off(got: Any, want: Any) -> float:
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", ["fp8", "fp8 groups", "int8", "int4", "int4 32", "nvfp4", "mxfp4"])
 def test_experts_equal_the_reference(name: str, tokens: int) -> None:
     inputs = made(tokens, FORMS[name], MoeSpec(PLAIN, 384, 256, "bfloat16", "cuda"))
     got = triton_stored_moe(**inputs)
