@@ -135,7 +135,7 @@ def load_once(folder: Path, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
-    loading.load(model, read_facts(folder.name, folder), Mesh())
+    loading.load(model, loading.opened(read_facts(folder.name, folder)), Mesh())
     if device.type == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started

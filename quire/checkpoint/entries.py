@@ -1,7 +1,7 @@
 """The tensors of a checkpoint under the names by which models are built.
 
 A bare model (`BertModel`) leaves out the name under which models with a head hold it (`bert.`), and checkpoints hold
-heads that nobody asks for. The loader reads headers through here.
+heads that nobody asks for.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,14 @@ GENERATING = ("cls.", "decoder.", "lm_head.")
 
 def read_entries(facts: ModelFacts) -> dict[str, TensorEntry]:
     """Every tensor that a model of `facts` may use, by name. Raises CheckpointError as `read_headers` does."""
-    entries = read_headers(facts.path)
+    return named(read_headers(facts.path), facts)
+
+
+def named(entries: dict[str, TensorEntry], facts: ModelFacts) -> dict[str, TensorEntry]:
+    """Those of `entries`, a checkpoint's as its files have them, that a model of `facts` may use, by name.
+
+    Headers of modules behind the model are read. Raises CheckpointError as `read_headers` does.
+    """
     pooling = facts.pooling
     if pooling is None:
         return entries

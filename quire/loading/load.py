@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
-from quire.checkpoint.entries import read_entries
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.headers import TensorEntry
+from quire.loading.checkpoint import Checkpoint
 from quire.loading.names import fitted
 from quire.loading.quantized import Job, jobs
 from quire.loading.reader import Files, Slice, slices
@@ -52,39 +52,33 @@ MAX_READERS = 8
 """Threads that read: as many as it takes to copy from the page cache as fast as a GPU takes it in."""
 
 
-def load(
-    model: Parametrised,
-    facts: ModelFacts,
-    mesh: Mesh,
-    progress: Progress | None = None,
-    quantized: Quantized | None = None,
-) -> None:
-    """Fill every parameter of `model` from the files of `facts.path`.
+def load(model: Parametrised, checkpoint: Checkpoint, mesh: Mesh, progress: Progress | None = None) -> None:
+    """Fill every parameter of `model` from the files of `checkpoint`.
 
     Args:
         model: its parameters are `Weight`s, on any device and of any float dtype; values are converted.
+        checkpoint: the one whose quantized matrices the model was built by.
         mesh: only rank and size count.
         progress: called as bytes arrive, at least once at the end.
-        quantized: the checkpoint's quantized matrices, by which the model was built.
 
     Raises CheckpointError naming missing and left-over tensors, wrong shapes and damaged files.
     """
     weights = weights_of(model)
-    entries = check(weights, facts, quantized)
+    entries = check(weights, checkpoint)
     pieces = [piece for weight in weights for piece in _pieces(weight, entries, mesh)]
     device = weights[0].device if weights else torch.device("cpu")
-    work = [] if quantized is None else _jobs(weights, quantized, mesh)
+    work = [] if checkpoint.quantized is None else _jobs(weights, checkpoint.quantized, mesh)
     _read(pieces, work, device, progress or (lambda done, total: None))
 
 
-def check(weights: list[Weight], facts: ModelFacts, quantized: Quantized | None = None) -> dict[str, TensorEntry]:
+def check(weights: list[Weight], checkpoint: Checkpoint) -> dict[str, TensorEntry]:
     """The tensors of the checkpoint by name, if they are those that `weights` are filled from: names and shapes.
 
-    Headers are read and no tensor; weights may be on the device `meta`. Their recipes become those that fit. Raises
-    CheckpointError as `load` does.
+    Nothing is read; weights may be on the device `meta`. Their recipes become those that fit. Raises CheckpointError
+    as `load` does.
     """
-    entries = read_entries(facts)
-    if quantized is None:
+    facts, entries = checkpoint.facts, dict(checkpoint.entries)
+    if checkpoint.quantized is None:
         parts = (part for weight in weights for part in (*weight.recipe.parts, *weight.recipe.fused))
         entries = fitted(entries, (part.name for part in parts))
     _settle(weights, entries)

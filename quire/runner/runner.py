@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from quire import loading, models
-from quire.checkpoint.headers import read_headers
 from quire.config.spec import RunSpec
 from quire.layers.build import Build
-from quire.loading.source import FileSource
 from quire.messages.params import SamplingParams
 from quire.messages.plan import Grant, StepPlan
 from quire.messages.state import Capacity, GroupLayout, Layout
+from quire.ops.attention import MANY
 from quire.ops.greedy import greedy_sample
 from quire.ops.inputs import step_inputs
 from quire.ops.registry import Sizes, load_providers
@@ -26,7 +25,6 @@ from quire.ops.rows import append_tokens
 from quire.ops.step import StepInputs
 from quire.parallel.mesh import Mesh
 from quire.platforms import native
-from quire.quantization.checkpoint import Quantized, settle
 from quire.runner.graphs import DecodeGraphs, DecodeWork, Recorder
 from quire.runner.in_flight import InFlight
 from quire.runner.memory import memory_of
@@ -93,30 +91,24 @@ class Runner:
         self.append_tokens = self.build.op(append_tokens, None)
         if self.rehearses and self.spec.warm_tokens:
             self.rehearsal = Rehearsal(self.spec, self.mesh.size)
-        build, quantized = self._quantized()
+        dummy = self.spec.load_format == "dummy"
+        checkpoint = loading.opened(self.spec.facts, self.device, self.spec.quantization, dummy=dummy)
+        build = replace(self.build, checkpoint=checkpoint.quantized, quantization=checkpoint.online)
         impl, trusted = self.spec.model_impl, self.spec.trust_remote_code
-        if self.spec.load_format != "dummy" and models.is_own(self.spec.facts, impl):
+        if not dummy and models.is_own(self.spec.facts, impl):
             # What does not fit is found before it has taken the device's memory.
             imagined = models.build(self.spec.facts, build.imagined(), impl)
-            loading.check(loading.weights_of(imagined), self.spec.facts, quantized)
+            loading.check(loading.weights_of(imagined), checkpoint)
         self.model = models.build(self.spec.facts, build, impl, trust_remote_code=trusted)
         sizes = Sizes(self.spec.max_num_batched_tokens, self.spec.max_model_len, self.spec.page_size)
         started = start_kernels(self.build.choices, sizes)
-        if self.spec.load_format == "dummy":
+        if dummy:
             loading.fill_dummy(self.model, self.spec.seed, self.mesh)
         else:
-            loading.load(self.model, self.spec.facts, self.mesh, progress, quantized)
+            loading.load(self.model, checkpoint, self.mesh, progress)
         started.result()
-        for note in [] if quantized is None or self.mesh.rank else quantized.notes():
+        for note in [] if checkpoint.quantized is None or self.mesh.rank else checkpoint.quantized.notes():
             logger.warning("%s", note)
-
-    def _quantized(self) -> tuple[Build, Quantized | None]:
-        """What layers are made with, now that the checkpoint's tensors are known."""
-        facts = self.spec.facts
-        entries = {} if self.spec.load_format == "dummy" else read_headers(facts.path)
-        source = FileSource(entries, self.device)
-        found, online = settle(facts.quantization, source, self.spec.quantization)
-        return replace(self.build, checkpoint=found, quantization=online), found
 
     def measure(self) -> Capacity:
         """Run the largest step on scratch pages and report what memory is left for real ones.
@@ -131,13 +123,14 @@ class Runner:
             self.allocate(layout)
             self.rehearsal.play(self._rehearse)
             self.release()
-        free, recorded = self.memory.free_bytes(), 0
+        if self.spec.num_pages is not None or self.spec.kv_cache_memory_bytes is not None:
+            return Capacity(self.memory.budget(self.memory.free_bytes(), self.spec.memory_fraction, 0), specs)
+        recorded = self._recorded_bytes(layout)
+        free = self.memory.free_bytes()
         with self.memory.peak() as needed:
-            if self.spec.num_pages is None and self.spec.kv_cache_memory_bytes is None:
-                self.allocate(layout)
-                self.launch(self._largest(len(scratch))).result()
-                recorded = self._recorded_bytes()
-                self.release()
+            self.allocate(layout)
+            self.launch(self._largest()).result()
+            self.release()
         return Capacity(self.memory.budget(free, self.spec.memory_fraction, needed[0] + recorded), specs)
 
     def _agreed(self, wanted: bool) -> bool:
@@ -145,16 +138,18 @@ class Runner:
         return bool(self.mesh.broadcast(torch.tensor([wanted], dtype=torch.uint8, device=self.device)).item())
 
     @torch.inference_mode()
-    def _recorded_bytes(self) -> int:
+    def _recorded_bytes(self, layout: Layout) -> int:
         """What recordings will hold: the largest of each kind, in whose memory the others find theirs."""
         recorder = Recorder(self.device)
         if not recorder.records or not self._recordable:
             return 0
+        self.allocate(layout)
         free = self.memory.free_bytes()
         self.ragged.record(recorder, self.ragged.rooms[-1:])
         self.graphs.record(recorder, self.graphs.sizes[-1:])
         held = free - self.memory.free_bytes()
         count = len(self.ragged.rooms) + len(self.graphs.sizes)
+        self.release()
         return max(0, held) + count * RECORDING_BYTES
 
     def _warm_mixtures(self, most: int) -> None:
@@ -168,16 +163,16 @@ class Runner:
             for count in counts:
                 self._warm([1] * count, params)
         for count in counts:
-            longest = min(self.spec.max_num_batched_tokens - count, most)
+            longest = min(self.spec.max_num_batched_tokens - count, most, MANY)
             self._warm([1] * (count - 1) + [longest], DRAWS[0])
 
     @property
     def _recordable(self) -> bool:
         return all(choice.capturable for choice in self.build.choices)
 
-    def _largest(self, groups: int) -> StepPlan:
+    def _largest(self) -> StepPlan:
         """The plan that needs most memory."""
-        return largest_step(self.spec, groups)
+        return largest_step(self.spec, self.layout)
 
     def _take_pages(self, layout: Layout) -> None:
         """Take pages and rows. Layers whose state is the same share a group."""
@@ -222,24 +217,28 @@ class Runner:
 
     @torch.inference_mode()
     def _rehearse(self) -> None:
-        self.launch(self._largest(len(self.layout.groups))).result()
-        self._begin(StepPlan(0, list(self.rows.host), [], []))
         # What compiles longest are kernels of decode steps: they shall not be the last to be heard of.
         self._run_all(Recorder(self.device, rehearses=True), self.graphs, self.ragged)
 
     def _run_all(self, recorder: Recorder, *recordings: DecodeGraphs | RaggedGraphs) -> None:
-        most = self.layout.max_model_len - 1
-        for tokens in self.spec.warm_tokens:
-            self._warm([min(tokens, most)], DRAWS[0])
         if self.spec.warm_tokens:
+            # The largest first: all others find their memory in what torch keeps of it, and so will those to come.
+            self._run_once(self._largest())
+            most = self.layout.max_model_len - 1
+            for tokens in reversed(self.spec.warm_tokens):
+                self._warm([min(tokens, most)], DRAWS[0])
             self._warm_mixtures(most)
         for some in recordings if self._recordable else ():
             some.record(recorder)
 
     def _warm(self, counts: list[int], params: SamplingParams) -> None:
         """Sequences of so many tokens each, all on one page that nobody uses yet."""
-        self.launch(step_of(counts, params, [group.page_size for group in self.layout.groups])).result()
-        self._begin(StepPlan(0, list(range(len(counts))), [], []))
+        self._run_once(step_of(counts, params, [group.page_size for group in self.layout.groups]))
+
+    def _run_once(self, plan: StepPlan) -> None:
+        """Run a step of new sequences, and forget them."""
+        self.launch(plan).result()
+        self._begin(StepPlan(0, list(self.rows.host), [], []))
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlight:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.headers import TensorEntry, read_headers
-from quire.loading import fill_dummy, load, reader, staging
+from quire.loading import fill_dummy, load, opened, reader, staging
+from quire.loading.checkpoint import Checkpoint
 from quire.loading.recipe import Part, Recipe, Weight
 from quire.parallel.mesh import Mesh
 
@@ -56,9 +57,9 @@ def tensors() -> dict[str, Tensor]:
     }
 
 
-def write(folder: Path, values: dict[str, Tensor]) -> ModelFacts:
+def write(folder: Path, values: dict[str, Tensor]) -> Checkpoint:
     save_file(values, folder / "model.safetensors")
-    return facts(folder)
+    return opened(facts(folder))
 
 
 def test_every_rank_gets_its_values(tmp_path: Path) -> None:

@@ -10,15 +10,12 @@ from torch import Tensor
 
 from quire import loading, models
 from quire.checkpoint.facts import Implementation
-from quire.checkpoint.headers import read_headers
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
-from quire.loading.source import FileSource
 from quire.ops.registry import load_providers
 from quire.ops.samples import step_over
 from quire.ops.step import GroupInputs, StepInputs
 from quire.parallel.mesh import Mesh
-from quire.quantization.checkpoint import settle
 
 Made = TypeVar("Made", StepInputs, GroupInputs)
 
@@ -82,20 +79,19 @@ class Driver:
         load_providers(providers)
         self.mesh = mesh or Mesh()
         facts = read_facts("tiny", path)
-        entries = read_headers(path) if seed is None else {}
-        quantized, online = settle(facts.quantization, FileSource(entries, self.device), quantization)
+        checkpoint = loading.opened(facts, self.device, quantization, dummy=seed is not None)
         self.build = Build(
             mesh=self.mesh,
             dtype=dtype,
             device=self.device,
-            quantization=online,
-            checkpoint=quantized,
+            quantization=checkpoint.online,
+            checkpoint=checkpoint.quantized,
             providers=providers,
             max_model_len=max_model_len,
         )
         self.model = models.build(facts, self.build, impl)
         if seed is None:
-            loading.load(self.model, facts, self.mesh, None, quantized)
+            loading.load(self.model, checkpoint, self.mesh)
         else:
             loading.fill_dummy(self.model, seed, self.mesh)
         self.groups = list(dict.fromkeys(state.spec for state in self.build.states))

@@ -245,9 +245,9 @@ def test_weights_that_are_turned_may_be_quantized(family: str, tmp_path: Path) -
     facts = read_facts("x", folder)
     build = new_build(quantization="int8")
     model = models.build(facts, build)
-    loading.load(model, facts, Mesh())
+    loading.load(model, loading.opened(facts), Mesh())
     plain = models.build(facts, new_build())
-    loading.load(plain, facts, Mesh())
+    loading.load(plain, loading.opened(facts), Mesh())
     one, other = (m._layers[0].attention.qkv for m in (model, plain))  # type: ignore[attr-defined]
     storage = one.weight.stored
     rows = storage.rows(one.weight, torch.arange(storage.outputs))

@@ -46,7 +46,7 @@ def test_experts_load_from_one_tensor_each_and_from_one_for_all(mesh: Mesh, tmp_
     for folder in (single, tmp_path / "fused"):
         facts = read_facts("tiny", folder)
         built = models.build(facts, new_build(mesh))
-        loading.load(built, facts, mesh)
+        loading.load(built, loading.opened(facts), mesh)
         loaded.append(weights_of(built))
     for one, other in zip(*loaded, strict=True):
         assert torch.equal(one, other)
@@ -87,7 +87,7 @@ def test_layers_that_predict_further_tokens_are_left_alone(layer: int, tmp_path:
     assert (facts.config["num_hidden_layers"], facts.config["num_nextn_predict_layers"]) == (3, 1)
     built = models.build(facts, new_build())
     if layer == 3:
-        loading.load(built, facts, Mesh())
+        loading.load(built, loading.opened(facts), Mesh())
     else:
         with pytest.raises(CheckpointError, match=r"1 left over: model\.layers\.4\.eh_proj"):
-            loading.load(built, facts, Mesh())
+            loading.load(built, loading.opened(facts), Mesh())

@@ -8,14 +8,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from quire.checkpoint.facts import ModelFacts
-from quire.checkpoint.headers import read_headers
 from quire.layers.build import Build
 from quire.layers.experts import matrices
 from quire.layers.moe import MoePlan
-from quire.loading import load
-from quire.loading.source import FileSource
+from quire.loading import load, opened
 from quire.parallel.mesh import Mesh
-from quire.quantization.checkpoint import settle
 from tests.models.driver import Driver
 from tests.quantization import test_gptq_awq, test_modelopt
 from tests.quantization.checkpoints import PROMPTS, PROVIDERS, check, write
@@ -79,18 +76,17 @@ def test_stacks_of_mxfp4(rank: int, size: int, tmp_path: Path) -> None:
         tensors[f"experts.{name}_blocks"] = packed.view(experts, rows, columns // 32, 16)
         tensors[f"experts.{name}_scales"] = torch.stack([stored["weight_scale"] for stored, _ in made])
     save_file(tensors, tmp_path / "model.safetensors")
-    source = FileSource(read_headers(tmp_path), torch.device("cpu"))
-    quantized, _ = settle({"quant_method": "mxfp4"}, source, None)
+    told = ModelFacts(
+        name="x", path=str(tmp_path), config={}, model_type="gpt_oss", dtype="float32", context_len=8, vocab_size=8,
+        eos_token_ids=[], generation_config={}, chat_template=None, quantization={"quant_method": "mxfp4"},
+    )  # fmt: skip
+    checkpoint = opened(told)
     mesh = Mesh(rank, size)
-    b = Build(mesh, torch.float32, torch.device("cpu"), checkpoint=quantized)
+    b = Build(mesh, torch.float32, torch.device("cpu"), checkpoint=checkpoint.quantized)
     plan = MoePlan(hidden, inner, experts, 2, True)
     model = nn.Module()
     model.gate_up, model.down = matrices(b / "experts", plan, "woven")
-    told = ModelFacts(
-        name="x", path=str(tmp_path), config={}, model_type="gpt_oss", dtype="float32", context_len=8, vocab_size=8,
-        eos_token_ids=[], generation_config={}, chat_template=None,
-    )  # fmt: skip
-    load(model, told, mesh, None, quantized)
+    load(model, checkpoint, mesh)
     mine = slice(rank * inner // size, (rank + 1) * inner // size)
     gates, ups = values["gate_up_proj"][:, 0::2][:, mine], values["gate_up_proj"][:, 1::2][:, mine]
     for weight, want in ((model.gate_up, torch.cat([gates, ups], 1)), (model.down, values["down_proj"][..., mine])):
