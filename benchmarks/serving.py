@@ -1,10 +1,17 @@
 """Measures `quire serve` on a GPU over HTTP, beside what vLLM 0.24.0 reached under the same load on one H200.
 
-    python benchmarks/serving.py [--models qwen3-0.6b,llama-8b] [--rows 256,60/s,...] [--api-server-count 4]
-        [--clients 4] [--itl-target-ms 10] [--budget-s 60] [--ledger FILE]
+    python benchmarks/serving.py [--models qwen3-0.6b,llama-8b] [--rows 256,60/s,...] [--new-prompts]
+        [--api-server-count 4] [--itl-target-ms 10] [--budget-s 60] [--ledger FILE]
 
 Streamed completions of token ids, random weights, a vocabulary of 32,000, greedy. `itl` is a row of its own: streams
 run under --itl-target-ms while prompts of 30,000 tokens come. `tiny` is a model for trying this script on a CPU.
+
+The load is the peer's to the token (`lib/peer_load.py`): prompts of 256 to 768 tokens, four processes that send, rows
+in the order of their rates on one server. Its rows at a rate begin with the same prompts, so of 16 requests a second
+half, and of 24 four fifths, are in the prefix cache, there as here: vLLM's first tokens come sooner at 24 a second than
+at 8. How many requests its rows had is not on record: those below fit the throughputs that it reports. With
+--new-prompts each row has prompts of its own, and only that at 8 a second compares. Pages for 600 such prompts take 48
+GiB of an 8B model (--pages-gib), or the cache forgets them.
 """
 
 import argparse
@@ -19,10 +26,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from lib import ledger, shapes
+from lib import ledger, peer_load, shapes
 
 from quire.base.event_loop import loop_factory
 from quire.cli.bench import percentile
@@ -35,10 +41,9 @@ NAME = "default"
 VOCABULARY = 32_000
 FIELDS = ("output_throughput", *(f"p{p}_{name}_ms" for name in ("ttft", "tpot", "itl") for p in (50, 99)))
 ITL = "itl"
-RANGE = 0.5
-"""By how much prompts are shorter or longer than said, as in vLLM's rows. (Those of 16 and 24 requests a second begin
-with the prompts of the row before, if one server answered all: half and two thirds may have come from its cache.)"""
 LONG_TOKENS, LONG_PROMPTS, BESIDE = 30_000, 4, 32
+WARM_SEED = 100
+"""Of requests that nobody times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +65,19 @@ class Load:
 
 LOADS: dict[str, dict[str, Load]] = {
     "qwen3-0.6b": {
-        "256": Load(1024, 128, (27_817, 179, 219, 8.07, 8.77, 7.6, 21.8), concurrency=256),
         "60/s": Load(480, 512, (7_152, 18.6, 55.1, 2.55, 3.52, 2.0, 10.7), rate=60),
         "64": Load(512, 128, (24_044, 65.6, 100, 2.20, 2.61, 2.2, 5.4), concurrency=64),
+        "256": Load(1024, 128, (27_817, 179, 219, 8.07, 8.77, 7.6, 21.8), concurrency=256),
         "512": Load(2048, 128, (30_458, 313, 829, 15.4, 17.2, 14.4, 45), concurrency=512),
     },
     "llama-8b": {
+        "8/s": Load(240, 512, (812, 25.4, 43.7, 5.14, 5.93, 4.9, 11.9), rate=8),
+        "16/s": Load(480, 512, (1_818, 20.3, 44.3, 5.35, 6.76, 5.2, 12.6), rate=16),
+        "24/s": Load(600, 512, (2_823, 19.0, 44.0, 5.35, 6.81, 5.3, 12.3), rate=24),
         "256": Load(1024, 512, (7_267, 960, 2_660, 29.3, 35.1, 13.1, 196), concurrency=256),
-        "24/s": Load(240, 512, (2_823, 19.0, 44.0, 5.35, 6.81, 5.3, 12.3), rate=24),
-        "16/s": Load(160, 512, (1_818, 20.3, 44.3, 5.35, 6.76, 5.2, 12.6), rate=16),
-        "8/s": Load(80, 512, (812, 25.4, 43.7, 5.14, 5.93, 4.9, 11.9), rate=8),
     },
 }
+WARM = Load(64, 512, (), concurrency=32, output=32)
 LOADS["tiny"] = LOADS["qwen3-0.6b"]
 TINY = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
 
@@ -121,35 +127,42 @@ class Server:
         return self._url
 
 
-def job(url: str, load: Load, scale: float, **more: Any) -> drive.Job:
-    """A row as the job of `quire bench serve`."""
-    traffic = Traffic(
-        kind="random",
-        requests=max(4, round(load.requests * scale)),
-        input_len=load.prompt,
-        output_len=load.output,
-        range_ratio=RANGE,
-        vocab_size=VOCABULARY,
-        # Prompts vary, answers do not.
-        extra={"max_tokens": load.output},
-        **more,
-    )
-    return drive.Job(url=url, model=NAME, traffic=traffic, rate=load.rate, concurrency=load.concurrency)
-
-
-def row(asked: drive.Job, clients: int) -> dict[str, float]:
+def row(url: str, load: Load, scale: float, seed: int) -> dict[str, float]:
     """Figures of a row."""
-    found = report(drive.run(asked, clients), {}, (50, 99))
+    asked = peer_load.PeerLoad(
+        url=url,
+        model=NAME,
+        requests=max(peer_load.PROCESSES, round(load.requests * scale)),
+        prompt=load.prompt,
+        output=load.output,
+        rate=load.rate,
+        streams=load.concurrency,
+        seed=seed,
+    )
+    found = report(peer_load.run(asked), {}, (50, 99))
     if found["failed"]:
         print(found["failed"], "failed:", *found["errors"], flush=True)
-    fields = (*FIELDS, "max_itl_ms", "chunks_per_second", "completed", "failed")
+    found["cached_share"] = found["cached_input_tokens"] / max(1, found["total_input_tokens"])
+    fields = (*FIELDS, "max_itl_ms", "chunks_per_second", "duration", "cached_share", "completed", "failed")
     return {field: found[field] for field in fields if field in found}
+
+
+def job(url: str, load: Load) -> drive.Job:
+    """A load as the job of `quire bench serve`."""
+    traffic = Traffic(
+        kind="random",
+        requests=load.requests,
+        input_len=load.prompt,
+        output_len=load.output,
+        vocab_size=VOCABULARY,
+    )
+    return drive.Job(url=url, model=NAME, traffic=traffic, concurrency=load.concurrency)
 
 
 def long_prompts(url: str, tokens: int) -> dict[str, float]:
     """Gaps of streams while long prompts are computed, one after the other; and without."""
-    streams = job(url, Load(BESIDE, 128, (), output=1500), 1.0)
-    prompts = job(url, Load(LONG_PROMPTS, tokens, (), concurrency=1, output=1), 1.0)
+    streams = job(url, Load(BESIDE, 128, (), output=1500))
+    prompts = job(url, Load(LONG_PROMPTS, tokens, (), concurrency=1, output=1))
 
     async def both() -> tuple[list[Sample], list[Sample]]:
         begins = time.perf_counter() + drive.HEAD_START_S
@@ -198,17 +211,10 @@ def measure(args: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, floa
         if paced is not None:
             yield small, f"{ITL} {target} ms", long_prompts(paced.url(), round(LONG_TOKENS * min(1.0, args.scale)))
         for model, url in urls.items():
-            drive.run(job(url, LOADS[model][wanted[model][0]], 0.1 * args.scale, seed=1), args.clients)
-            # Other prompts in each row, or they would be cached.
-            for seed, name in enumerate(wanted[model], start=2):
+            row(url, WARM, 1.0, WARM_SEED)
+            for number, name in enumerate(wanted[model], start=1):
                 if time.monotonic() < deadline:
-                    load = LOADS[model][name]
-                    # Few requests a second need no more processes, which take a second to begin.
-                    yield (
-                        model,
-                        name,
-                        row(job(url, load, args.scale, seed=seed), args.clients if load.rate is None else 1),
-                    )
+                    yield model, name, row(url, LOADS[model][name], args.scale, number * args.new_prompts)
 
 
 def main() -> int:
@@ -221,7 +227,7 @@ def main() -> int:
     parser.add_argument("--models", type=names, default=["qwen3-0.6b"], help="of " + ", ".join(LOADS))
     parser.add_argument("--rows", type=names, default=[], help="of those of the model, and itl; all by default")
     parser.add_argument("--api-server-count", type=int, default=4)
-    parser.add_argument("--clients", type=int, default=4, help="processes that send")
+    parser.add_argument("--new-prompts", action="store_true", help="prompts of its own for each row")
     parser.add_argument("--itl-target-ms", type=float, default=10.0)
     parser.add_argument("--pages-gib", type=float, default=24.0, help="memory for pages, of each server")
     parser.add_argument("--budget-s", type=float, default=3600.0, help="begin no row after these seconds")

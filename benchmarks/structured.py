@@ -1,17 +1,23 @@
-"""What structured outputs cost: the share of a decode step that goes into masks, with every row of the batch masked.
+"""What structured outputs cost: a decode step whose rows all follow a JSON schema, beside one whose rows are free.
 
-    python benchmarks/structured.py [ROWS]
+    python benchmarks/structured.py [--model llama-8b] [--rows 64]
 
-Runs the shipped model with a JSON schema in each of ROWS (64) requests, prints medians per step and appends them to
-benchmarks/ledger/structured.jsonl. A model with a larger vocabulary has larger masks, and longer steps.
+Runs the shipped model, or one of a known shape with random weights and a vocabulary of bytes and letters. Prints
+medians per step and appends them to benchmarks/ledger/structured.jsonl. Masks are filled while the device computes, so
+what they take of the host's time is told beside what a step becomes longer.
 """
 
+import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from lib import ledger
+from lib import ledger, shapes
 
 from quire import LLM, SamplingParams
 from quire.messages.structured import StructuredOutputsParams
@@ -27,6 +33,7 @@ SCHEMA = {
     "required": ["name", "tags", "count"],
     "additionalProperties": False,
 }
+TOKENS = 100
 
 
 class Clock:
@@ -35,10 +42,10 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
 
-    def around(self, call):
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """The same function, timed."""
 
-        def timed(*args):
+        def timed(*args: Any) -> Any:
             start = time.perf_counter()
             try:
                 return call(*args)
@@ -48,43 +55,56 @@ class Clock:
         return timed
 
 
-def main(rows: int = 64) -> int:
-    """Measure, print, record."""
-    clock = Clock()
-    Masks.apply, Masks.advance = clock.around(Masks.apply), clock.around(Masks.advance)
-    params = SamplingParams(
-        temperature=1.0,
-        max_tokens=100,
-        ignore_eos=True,
-        structured_outputs=StructuredOutputsParams(json=SCHEMA),
-    )
+def medians(llm: LLM, rows: int, clock: Clock, grammar: StructuredOutputsParams | None) -> tuple[float, float]:
+    """Seconds of a step with `rows` sequences that decode, and those of the host's that masks took."""
+    params = SamplingParams(temperature=1.0, max_tokens=TOKENS, ignore_eos=True, structured_outputs=grammar)
+    llm.generate(["warm"], params, use_tqdm=False)
+    ids = llm._submit([f"Prompt {i}" for i in range(rows)], [params] * rows, [0] * rows)
     steps: list[tuple[float, float]] = []
-    with LLM(max_num_seqs=rows) as llm:
-        llm.generate(["warm"], params, use_tqdm=False)
-        ids = llm._submit([f"Prompt {i}" for i in range(rows)], [params] * rows, [0] * rows)
-        while llm._core.scheduler.stats().running == rows or not steps:
-            clock.now = 0.0
-            start = time.perf_counter()
+    while llm._core.scheduler.stats().running == rows or not steps:
+        clock.now, start, number = 0.0, time.perf_counter(), llm._core.scheduler.stats().steps
+        while llm._core.scheduler.stats().steps == number:
             llm._turn()
-            steps.append((time.perf_counter() - start, clock.now))
-        llm._drop(ids)
-        steps = steps[len(steps) // 4 :]  # the first ones compute prompts
-    step, mask = (statistics.median(times) for times in zip(*steps, strict=True))
-    print(f"{rows} rows: step {step * 1e3:.2f} ms, of it masks {mask * 1e3:.2f} ms ({mask / step:.1%})")
+        steps.append((time.perf_counter() - start, clock.now))
+    llm._drop(ids)
+    step, mask = zip(*steps[len(steps) // 4 :], strict=True)  # the first ones compute prompts
+    return statistics.median(step), statistics.median(mask)
+
+
+def measure(model: str, rows: int, folder: Path) -> dict[str, float]:
+    """Milliseconds of both kinds of steps."""
+    clock = Clock()
+    Masks.apply, Masks.advance = clock.around(Masks.apply), clock.around(Masks.advance)  # type: ignore[method-assign]
+    known: dict[str, Any] = {}
+    if model != "default":
+        shapes.write_letters(shapes.write(model, folder), shapes.MODELS[model]["vocab_size"])
+        known = {"model": str(folder / model), "load_format": "dummy", "max_model_len": 2048}
+    with LLM(max_num_seqs=rows, **known) as llm:
+        free, _ = medians(llm, rows, clock, None)
+        bound, mask = medians(llm, rows, clock, StructuredOutputsParams(json=SCHEMA))
+    return {"free_step_ms": 1e3 * free, "step_ms": 1e3 * bound, "mask_ms": 1e3 * mask, "overhead": bound / free - 1}
+
+
+def main() -> int:
+    """Measure, print, record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="default", help="default, or one of " + ", ".join(shapes.MODELS))
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--commit", default=ledger.commit(), help="what is measured, where git cannot tell")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(args.model, args.rows, Path(folder))
+    print(f"{args.model}, {args.rows} rows:", ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    line = {"commit": args.commit, "machine": ledger.machine(), "model": args.model, "rows": args.rows}
+    figures = {name: round(value, 4) for name, value in found.items()}
+    load = round(os.getloadavg()[0], 1)
     ledger.append(
         ledger.LEDGER / "structured.jsonl",
         {
-            "commit": ledger.commit(),
-            "machine": ledger.machine(),
-            "model": "default",
-            "metric": "masks per decode step, every row with a JSON schema",
-            "rows": rows,
-            "vocab": 4096,
-            "mask_ms": round(mask * 1e3, 3),
-            "step_ms": round(step * 1e3, 3),
-            "share": round(mask / step, 4),
-            "steps": len(steps),
-            "load": round(os.getloadavg()[0], 1),
+            **line,
+            "metric": "step with a JSON schema in every row",
+            **figures,
+            "load": load,
             "command": ledger.command(),
         },
     )
@@ -92,4 +112,4 @@ def main(rows: int = 64) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])))
+    sys.exit(main())

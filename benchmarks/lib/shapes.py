@@ -5,13 +5,18 @@ folder holds a config and a small tokenizer, and is loaded with `load_format=dum
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, islice, product
+from itertools import count as count_from
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel as AllBytes
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 COMMON: dict[str, Any] = {
@@ -143,7 +148,18 @@ def count(config: dict[str, Any]) -> Counts:
 
 def write_words(folder: Path, size: int) -> None:
     """Put a tokenizer into `folder` in which each of `size` ids is a word, so that every token is text."""
-    tokenizer = Tokenizer(BPE({f"Ġw{number}": number for number in range(size)}, []))
+    _write_tokens(folder, (f"Ġw{number}" for number in range(size)))
+
+
+def write_letters(folder: Path, size: int) -> None:
+    """Put a tokenizer into `folder` whose ids are bytes, then strings of letters: enough for any text and grammar."""
+    words = ("".join(letters) for length in count_from(2) for letters in product(ascii_lowercase, repeat=length))
+    _write_tokens(folder, islice(chain(sorted(AllBytes.alphabet()), words), size))
+
+
+def _write_tokens(folder: Path, tokens: Iterable[str]) -> None:
+    tokenizer = Tokenizer(BPE({token: number for number, token in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer = AllBytes(add_prefix_space=False)
     tokenizer.decoder = ByteLevel()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}', encoding="utf-8")
