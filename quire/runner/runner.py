@@ -17,7 +17,6 @@ from quire.layers.build import Build
 from quire.messages.params import SamplingParams
 from quire.messages.plan import Grant, StepPlan
 from quire.messages.state import Capacity, GroupLayout, Layout
-from quire.ops.attention import MANY
 from quire.ops.greedy import greedy_sample
 from quire.ops.inputs import step_inputs
 from quire.ops.registry import Sizes, load_providers
@@ -123,14 +122,13 @@ class Runner:
             self.allocate(layout)
             self.rehearsal.play(self._rehearse)
             self.release()
-        if self.spec.num_pages is not None or self.spec.kv_cache_memory_bytes is not None:
-            return Capacity(self.memory.budget(self.memory.free_bytes(), self.spec.memory_fraction, 0), specs)
-        recorded = self._recorded_bytes(layout)
-        free = self.memory.free_bytes()
+        free, recorded = self.memory.free_bytes(), 0
         with self.memory.peak() as needed:
-            self.allocate(layout)
-            self.launch(self._largest()).result()
-            self.release()
+            if self.spec.num_pages is None and self.spec.kv_cache_memory_bytes is None:
+                self.allocate(layout)
+                self.launch(self._largest(len(scratch))).result()
+                recorded = self._recorded_bytes()
+                self.release()
         return Capacity(self.memory.budget(free, self.spec.memory_fraction, needed[0] + recorded), specs)
 
     def _agreed(self, wanted: bool) -> bool:
@@ -138,18 +136,16 @@ class Runner:
         return bool(self.mesh.broadcast(torch.tensor([wanted], dtype=torch.uint8, device=self.device)).item())
 
     @torch.inference_mode()
-    def _recorded_bytes(self, layout: Layout) -> int:
+    def _recorded_bytes(self) -> int:
         """What recordings will hold: the largest of each kind, in whose memory the others find theirs."""
         recorder = Recorder(self.device)
         if not recorder.records or not self._recordable:
             return 0
-        self.allocate(layout)
         free = self.memory.free_bytes()
         self.ragged.record(recorder, self.ragged.rooms[-1:])
         self.graphs.record(recorder, self.graphs.sizes[-1:])
         held = free - self.memory.free_bytes()
         count = len(self.ragged.rooms) + len(self.graphs.sizes)
-        self.release()
         return max(0, held) + count * RECORDING_BYTES
 
     def _warm_mixtures(self, most: int) -> None:
@@ -163,16 +159,16 @@ class Runner:
             for count in counts:
                 self._warm([1] * count, params)
         for count in counts:
-            longest = min(self.spec.max_num_batched_tokens - count, most, MANY)
+            longest = min(self.spec.max_num_batched_tokens - count, most)
             self._warm([1] * (count - 1) + [longest], DRAWS[0])
 
     @property
     def _recordable(self) -> bool:
         return all(choice.capturable for choice in self.build.choices)
 
-    def _largest(self) -> StepPlan:
+    def _largest(self, groups: int) -> StepPlan:
         """The plan that needs most memory."""
-        return largest_step(self.spec, self.layout)
+        return largest_step(self.spec, groups)
 
     def _take_pages(self, layout: Layout) -> None:
         """Take pages and rows. Layers whose state is the same share a group."""
@@ -217,28 +213,24 @@ class Runner:
 
     @torch.inference_mode()
     def _rehearse(self) -> None:
+        self.launch(self._largest(len(self.layout.groups))).result()
+        self._begin(StepPlan(0, list(self.rows.host), [], []))
         # What compiles longest are kernels of decode steps: they shall not be the last to be heard of.
         self._run_all(Recorder(self.device, rehearses=True), self.graphs, self.ragged)
 
     def _run_all(self, recorder: Recorder, *recordings: DecodeGraphs | RaggedGraphs) -> None:
+        most = self.layout.max_model_len - 1
+        for tokens in self.spec.warm_tokens:
+            self._warm([min(tokens, most)], DRAWS[0])
         if self.spec.warm_tokens:
-            # The largest first: all others find their memory in what torch keeps of it, and so will those to come.
-            self._run_once(self._largest())
-            most = self.layout.max_model_len - 1
-            for tokens in reversed(self.spec.warm_tokens):
-                self._warm([min(tokens, most)], DRAWS[0])
             self._warm_mixtures(most)
         for some in recordings if self._recordable else ():
             some.record(recorder)
 
     def _warm(self, counts: list[int], params: SamplingParams) -> None:
         """Sequences of so many tokens each, all on one page that nobody uses yet."""
-        self._run_once(step_of(counts, params, [group.page_size for group in self.layout.groups]))
-
-    def _run_once(self, plan: StepPlan) -> None:
-        """Run a step of new sequences, and forget them."""
-        self.launch(plan).result()
-        self._begin(StepPlan(0, list(self.rows.host), [], []))
+        self.launch(step_of(counts, params, [group.page_size for group in self.layout.groups])).result()
+        self._begin(StepPlan(0, list(range(len(counts))), [], []))
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlight:
