@@ -169,8 +169,8 @@ class Build:
         """Of a matrix of full precision while it loads, where its form is not one with scales."""
         return None if self.quantization is None else 8 if head or self.quantization == "int8" else 4
 
-    def _wanted(self, outputs: int, inputs: int, bits: Bits | None, parts: int = 1) -> Wanted:
-        return Wanted(outputs, inputs, bits, INT4_GROUP, self.dtype_name, str(self.device), parts)
+    def _wanted(self, outputs: int, inputs: int, bits: Bits | None, matrices: int = 1) -> Wanted:
+        return Wanted(outputs, inputs, bits, INT4_GROUP, self.dtype_name, str(self.device), matrices)
 
     def product(self, weight: Weight, bias: bool) -> tuple[LinearSpec | StoredSpec, Callable[..., Any]]:
         """The op that multiplies with a `matrix`, called with (x, weight, bias or None, spec): `(spec, function)`."""

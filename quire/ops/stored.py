@@ -30,7 +30,7 @@ class Wanted:
     Attributes:
         bits: of a quantized weight: 8 with a scale per row, 4 with one per `group` inputs; None is not quantized.
         dtype: of its values.
-        parts: matrices of equal size, one after another, each read by itself: gates, ups or downs of experts.
+        matrices: how many of equal size, one after another, each read by itself: gates, ups or downs of experts.
     """
 
     outputs: int
@@ -39,7 +39,7 @@ class Wanted:
     group: int
     dtype: str
     device: str
-    parts: int = 1
+    matrices: int = 1
 
 
 OFFERS: dict[str, Callable[[Wanted], Storage | None]] = {}

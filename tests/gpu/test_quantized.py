@@ -14,7 +14,7 @@ if torch.cuda.is_available():
     from quire.ops.stored import StoredSpec, stored_linear
     from quire.ops.stored_gate import StoredGateSpec, stored_gate_up
     from quire.quantization.scaled import Scaled
-    from tests.gpu.forms import FORMS
+    from tests.quantization.forms import FORMS
 
 OUTPUTS, INPUTS = 272, 896
 

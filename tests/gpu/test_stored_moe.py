@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 from quire.ops.moe import MoeBiases, MoeSpec, RouteSpec  # noqa: E402
 from quire.ops.stored_moe import StoredMoeSpec, stored_moe  # noqa: E402
 from quire.quantization.scaled import Form, Scaled  # noqa: E402
-from tests.gpu.forms import FORMS  # noqa: E402
+from tests.quantization.forms import FORMS  # noqa: E402
 
 if torch.cuda.is_available():
     from quire.kernels.triton.dense.quantized.weight import arranged

@@ -89,7 +89,7 @@ class Packed:
 def _packed(wanted: Wanted) -> Packed | None:
     if wanted.device != "cpu" or wanted.dtype not in native.NUMBERS or wanted.group not in GROUPS:
         return None
-    if wanted.parts > 1 and (wanted.outputs // wanted.parts % PANEL or wanted.inputs % PANEL):
+    if wanted.matrices > 1 and (wanted.outputs // wanted.matrices % PANEL or wanted.inputs % PANEL):
         return None
     return Packed(wanted.outputs, wanted.inputs, wanted.bits, wanted.group, wanted.dtype)
 

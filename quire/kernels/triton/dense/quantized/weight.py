@@ -65,7 +65,7 @@ def arranged(weight: Scaled) -> Storage | None:
 
 @offer("triton")
 def _offered(wanted: Wanted) -> Storage | None:
-    if wanted.bits is None or wanted.parts > 1:
+    if wanted.bits is None or wanted.matrices > 1:
         return None
     form = Form("int8", None) if wanted.bits == 8 else Form("uint4b8", wanted.group)
     return arranged(Scaled.of(wanted.outputs, wanted.inputs, form, wanted.dtype, wanted.device))
