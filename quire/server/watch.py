@@ -41,9 +41,16 @@ class Watch:
     ) -> None:
         self._open.discard(self)
         self._listener.cancel()
-        if self._why is not None and isinstance(error, asyncio.CancelledError):
-            self._task.uncancel()
-            raise self._why from None
+        task, why = self._task, self._why
+        # All of these know the watch in turn. Let go, a request's objects end with it; else they would lie about until
+        # the collector of cycles looks, and those that it has met too early for long after that.
+        del self._task, self._listener, self._why
+        if why is not None and isinstance(error, asyncio.CancelledError):
+            task.uncancel()
+            try:
+                raise why from None
+            finally:
+                del why
 
     def give_up(self) -> None:
         """End the request because the server stops."""
