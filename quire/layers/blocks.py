@@ -134,6 +134,23 @@ class PostNorm(Block):
         return Stream(residual, self.after_mlp.forward(added))
 
 
+class NormedSum(Block):
+    """norm(x + attention(x)), then norm(x + mlp(x)): nothing goes by a norm, as transformers were at first."""
+
+    def __init__(self, b: Build, norms: tuple[Norm, Norm], attention: Attention, mlp: FeedForward) -> None:
+        """`norms`: after attention, after the feed-forward layer."""
+        super().__init__()
+        self.mesh = b.mesh
+        self.after_attention, self.after_mlp = norms
+        self.attention, self.mlp = attention, mlp
+
+    def forward(self, stream: Stream, step: StepInputs) -> Stream:
+        """The stream after both blocks, without a delta."""
+        x = stream.total(self.mesh)
+        x, _ = Stream(x, self.attention.forward(x, step), partial=True).join(self.after_attention, self.mesh)
+        return Stream(Stream(x, self.mlp.forward(x), partial=True).join(self.after_mlp, self.mesh)[0])
+
+
 class Parallel(Block):
     """x + attention(norm(x)) + mlp(norm(x)), added up once over the ranks.
 

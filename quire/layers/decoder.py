@@ -52,6 +52,11 @@ class DecoderConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Values per head."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
+    @property
+    def embedding_size(self) -> int:
+        """Values of a row of the embedding, and of what the head takes."""
+        return self.hidden_size
+
 
 @dataclass(frozen=True, slots=True)
 class Names:
@@ -86,14 +91,14 @@ class Decoder(nn.Module):
         self.rope: RopeFacts = rope_facts(facts.config)
         names = self.names
         m, head = b / names.root, b / names.head
-        part = vocabulary_part(head, config.vocab_size, config.hidden_size)
+        part = vocabulary_part(head, config.vocab_size, config.embedding_size)
         shared = config.tie_word_embeddings and not head.quantizes(part)
         tied = head.name("weight") if shared and facts.pooling is None else None
-        self.embedding = Embedding(m / names.embedding, config.vocab_size, config.hidden_size, tied)
+        self.embedding = Embedding(m / names.embedding, config.vocab_size, config.embedding_size, tied)
         layers = [self.layer(m / f"{names.layers}.{i}", i) for i in range(config.num_hidden_layers)]
         self.layers = nn.ModuleList(layers)
         self._layers = layers
-        self.norm = self.norm_at(m / names.norm)
+        self.norm = self.last_norm(m / names.norm)
         words = m / names.embedding if config.tie_word_embeddings else head
         self.scorer = decoder_scores(facts, b, words.name("weight"))
         if facts.pooling is None:
@@ -120,6 +125,10 @@ class Decoder(nn.Module):
         """A norm over the hidden size."""
         return RMSNorm(b, self.config.hidden_size, self.config.rms_norm_eps, self.norm_offset)
 
+    def last_norm(self, b: Build) -> Norm | None:
+        """Of what the last layer leaves; None where layers norm it themselves."""
+        return self.norm_at(b)
+
     def embed(self, step: StepInputs) -> Tensor:
         """The step's tokens as (tokens, hidden)."""
         return self.embedding.forward(step.token_ids)
@@ -129,7 +138,7 @@ class Decoder(nn.Module):
         stream = Stream(self.embed(step))
         for layer in self._layers:
             stream = layer.forward(stream, step)
-        return stream.join(self.norm, self.mesh)[0]
+        return stream.total(self.mesh) if self.norm is None else stream.join(self.norm, self.mesh)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, hidden) to (n, vocab) over the whole vocabulary, in the model's dtype, on every rank."""

@@ -65,6 +65,20 @@ def under(model_type: str) -> Callable[[Config], Config]:
     return lambda config: {"model_type": model_type, "text_config": config, "vision_config": {"depth": 1}}
 
 
+def refined_web(model_type: str, *names: str) -> Callable[[Config], Config]:
+    """Falcon as it first came: model type and fields by the names of its own code."""
+    said = {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer", "num_kv_heads": "n_head_kv"}
+    kept = ("vocab_size", "hidden_size", "layer_norm_epsilon", "bias", "parallel_attn", "eos_token_id", "alibi")
+
+    def made(config: Config) -> Config:
+        old = {
+            said.get(name, name): config[name] for name in (*kept, "num_attention_heads", "num_hidden_layers", *names)
+        }
+        return {**old, "model_type": model_type, "architectures": ["RWForCausalLM"]}
+
+    return made
+
+
 def below(name: str) -> str:
     return f"language_model.{name}"
 
@@ -121,6 +135,12 @@ CASES = {
         lambda config: old_rope(config, num_nextn_predict_layers=1, topk_method="noaux_tc", scoring_func="sigmoid"),
         more={"model.layers.2.eh_proj.weight": torch.ones(2, 2)},
         made={"num_hidden_layers": 2},
+    ),
+    "falcon 7b": Published("falcon", refined_web("RefinedWebModel", "multi_query")),
+    "falcon 40b": Published(
+        "falcon",
+        refined_web("RefinedWeb", "num_kv_heads"),
+        made={"new_decoder_architecture": True, "num_kv_heads": 2},
     ),
     "gpt2": Published(
         "gpt2",

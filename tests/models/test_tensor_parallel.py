@@ -22,6 +22,7 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "head-layer-norms": ("cohere", {"use_qk_norm": True}),
     "woven": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "tied": ("llama", {"tie_word_embeddings": True}),
+    "narrow-embeddings": ("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 20}),
     "one-kv-head": ("qwen2", {"num_key_value_heads": 1}),
     "fused-one-kv-head": ("phi3", {"num_key_value_heads": 1}),
     "wide-norms-one-kv-head": ("olmo2", {"num_key_value_heads": 1}),

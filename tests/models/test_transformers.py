@@ -106,6 +106,7 @@ CASES += [
     Case("gpt_neox one after the other", "gpt_neox", {"use_parallel_residual": False, "attention_bias": False}),
     Case("opt", "opt"),
     Case("opt no biases", "opt", {"enable_bias": False}),
+    Case("opt 350m", "opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 20}),
     Case("falcon", "falcon"),
     Case("falcon new", "falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 40}),
     Case(
