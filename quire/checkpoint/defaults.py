@@ -50,19 +50,22 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "nomic_bert": _NOMIC,
     "phi3": {"original_max_position_embeddings": 4096},
     "phi": {"partial_rotary_factor": 0.5},
+    # Falcon 40B, before it had a field for its architecture.
+    "RefinedWeb": {"new_decoder_architecture": True},
     "qwen3_5_moe_text": _QWEN3_NEXT,
     "qwen3_5_text": _QWEN3_NEXT,
     "qwen3_next": _QWEN3_NEXT,
     "smollm3": {"rope_theta": 2e6},
     "stablelm": {"partial_rotary_factor": 0.25},
 }
-OLD_TYPES = {"new": "gte"}
+OLD_TYPES = {"RefinedWeb": "falcon", "RefinedWebModel": "falcon", "new": "gte"}
 """Model types of code that came with checkpoints, and what transformers calls them since."""
 OLD_NAMES = {
     "dim": "hidden_size",
     "layer_norm_epsilon": "layer_norm_eps",
     "n_embd": "hidden_size",
     "n_head": "num_attention_heads",
+    "n_head_kv": "num_kv_heads",
     "n_inner": "intermediate_size",
     "n_layer": "num_hidden_layers",
     "n_positions": "max_position_embeddings",
@@ -78,8 +81,8 @@ OLD_NAMES = {
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """`config` with its model type's defaults, and old names beside the new ones; what the config says counts."""
     kind = config.get("model_type")
-    if isinstance(kind, str) and kind in OLD_TYPES:
-        return completed({**config, "model_type": OLD_TYPES[kind]})
     defaults = DEFAULTS.get(str(kind), {})
+    if isinstance(kind, str) and kind in OLD_TYPES:
+        return completed({**defaults, **config, "model_type": OLD_TYPES[kind]})
     renamed = {new: config[old] for old, new in OLD_NAMES.items() if config.get(old) is not None}
     return {**defaults, **renamed, **config}

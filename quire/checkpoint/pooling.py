@@ -3,7 +3,6 @@
 Reads the architecture of config.json and asks `sentences.py` for the files of sentence-transformers. Knows no tensor.
 """
 
-import string
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,11 +10,11 @@ import msgspec
 
 from quire.base.errors import CheckpointError, RequestError
 from quire.checkpoint.headers import read_headers
+from quire.checkpoint.late import Late, read_late, vocabulary
 from quire.checkpoint.sentences import (
     Method,
     Projection,
     read_dense,
-    read_json,
     read_max_tokens,
     read_method,
     read_modules,
@@ -71,9 +70,7 @@ class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
         prompts: texts to put before an input, by name; default_prompt is the name of the one that is always put there.
         max_tokens: longest text, where it is shorter than what the model was made for.
         projections: products behind the model, in order.
-        late: whether a text is the vectors of its tokens, and two are compared token by token (ColBERT).
-        sides: what goes before queries and before documents, where texts are compared so.
-        skipped: tokens of documents that do not count then.
+        late: how texts are read where each is the vectors of its tokens, and two are compared token by token (ColBERT).
         tokens: of a generating model whose logits make the score: with two that of the second less that of the first.
         frame: around two texts that are read at once; None is the tokenizer's way. Only what stands before and behind
             both may spell special tokens.
@@ -92,9 +89,7 @@ class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
     default_prompt: str | None = None
     max_tokens: int | None = None
     projections: list[Projection] = []
-    late: bool = False
-    sides: tuple[str, str] = ("", "")
-    skipped: list[int] = []
+    late: Late | None = None
     tokens: list[int] = []
     frame: Frame | None = None
 
@@ -201,9 +196,7 @@ def pooler_facts(
         normalize=late or not modules or any(kind == "Normalize" for kind, _ in modules),
         dimension=projections[-1].outputs if projections else _size(config),
         projections=projections,
-        late=late,
-        sides=(sentences.query_prefix, sentences.document_prefix) if late else ("", ""),
-        skipped=_skipped(folder, sentences.skiplist_words) if late else [],
+        late=read_late(folder, encoder) if late else None,
         dimensions=sorted(said.matryoshka_dimensions or []),
         prompts=sentences.prompts or {},
         default_prompt=sentences.default_prompt_name,
@@ -244,33 +237,17 @@ def _from_tokens(folder: Path, config: dict[str, Any], method: Method | None) ->
         head="sequence",
         labels=labels,
         activation="sigmoid" if len(labels) == 1 else "softmax",
-        tokens=_token_ids(folder / "tokenizer.json", names),
+        tokens=_token_ids(folder, names),
         frame=said.pair_frame or (QWEN3_FRAME if said.model_type == "qwen3" else None),
     )
 
 
-def _vocabulary(file: Path) -> dict[str, int]:
-    """The ids of tokens by their text, where tokenizer.json lists them so."""
-    model = read_json(file).get("model")
-    listed = model.get("vocab") if isinstance(model, dict) else None
-    found = listed.items() if isinstance(listed, dict) else ()
-    return {name: number for name, number in found if type(number) is int}
-
-
-def _skipped(folder: Path, words: list[str]) -> list[int]:
-    """The tokens of `words`, or of punctuation where ColBERT's own file says so."""
-    if read_json(folder / "artifact.metadata").get("mask_punctuation") is True:
-        words = [*words, *string.punctuation]
-    known = _vocabulary(folder / "tokenizer.json") if words else {}
-    return sorted({known[word] for word in words if word in known})
-
-
-def _token_ids(file: Path, names: list[str]) -> list[int]:
+def _token_ids(folder: Path, names: list[str]) -> list[int]:
     """The ids of tokens by their text. Raises CheckpointError."""
-    known = _vocabulary(file)
-    missing = [name for name in names if name not in known]
+    known = vocabulary(folder)
+    missing = ", ".join(repr(name) for name in names if name not in known)
     if missing:
-        raise CheckpointError(f"{file}: classifier_from_token: there is no token {', '.join(map(repr, missing))}")
+        raise CheckpointError(f"{folder / 'tokenizer.json'}: classifier_from_token: there is no token {missing}")
     return [known[name] for name in names]
 
 

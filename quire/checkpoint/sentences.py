@@ -54,6 +54,8 @@ class Sides(msgspec.Struct, frozen=True):
         prompts, default_prompt_name: by name, and the name of the one that is always put there.
         query_prefix, document_prefix: before texts that are compared token by token.
         skiplist_words: tokens of such documents that do not count.
+        query_length: so many tokens such queries are filled up to, if `do_query_expansion`, with masks that other
+            tokens see if `attend_to_expansion_tokens`.
     """
 
     prompts: dict[str, str] | None = None
@@ -61,6 +63,9 @@ class Sides(msgspec.Struct, frozen=True):
     query_prefix: str = ""
     document_prefix: str = ""
     skiplist_words: list[str] = []
+    query_length: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] | None = None
+    do_query_expansion: bool = True
+    attend_to_expansion_tokens: bool = False
 
 
 class _Dense(msgspec.Struct, frozen=True):
@@ -80,13 +85,13 @@ class _Lengths(msgspec.Struct, frozen=True):
 
 def read_sides(folder: Path) -> Sides:
     """What goes before texts. Raises CheckpointError."""
-    return _read(folder / "config_sentence_transformers.json", Sides)
+    return read_as(folder / "config_sentence_transformers.json", Sides)
 
 
 def read_max_tokens(folder: Path) -> int | None:
     """The longest text, where it is said. Raises CheckpointError."""
     files = sorted(folder.glob("sentence_*_config.json"))
-    return _read(files[0], _Lengths).max_seq_length if files else None
+    return read_as(files[0], _Lengths).max_seq_length if files else None
 
 
 def read_modules(folder: Path) -> list[tuple[str, str]]:
@@ -117,7 +122,7 @@ def read_method(folder: Path, modules: list[tuple[str, str]]) -> Method | None:
 def read_dense(folder: Path, path: str) -> Projection:
     """A module of sentence-transformers behind the model. Raises CheckpointError."""
     file = folder / path / "config.json"
-    said = _read(file, _Dense)
+    said = read_as(file, _Dense)
     activation = said.activation_function.rpartition(".")[2]
     if activation not in ("Identity", "Tanh"):
         raise CheckpointError(f"{file}: activation_function {activation} is not supported; known: Identity, Tanh")
@@ -125,7 +130,7 @@ def read_dense(folder: Path, path: str) -> Projection:
 
 
 def _mode(file: Path) -> Method:
-    values, typed = read_json(file), _read(file, _Pooling)
+    values, typed = read_json(file), read_as(file, _Pooling)
     chosen = [name for name, value in values.items() if name.startswith("pooling_mode_") and value is True]
     if typed.pooling_mode is not None:
         chosen = [typed.pooling_mode]
@@ -152,7 +157,8 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def _read(file: Path, kind: type[T]) -> T:
+def read_as(file: Path, kind: type[T]) -> T:
+    """A JSON object as a struct; its defaults where there is no file. Raises CheckpointError."""
     try:
         return msgspec.convert(read_json(file), kind)
     except msgspec.ValidationError as error:

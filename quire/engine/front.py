@@ -17,9 +17,10 @@ from quire.config.fields import EngineConfig
 from quire.config.model import facts_of
 from quire.messages.params import SamplingParams
 from quire.messages.pooling import PoolingParams
+from quire.messages.pooling_outputs import Side
 from quire.messages.request import Request
 from quire.messages.validate import make_request
-from quire.messages.validate_pooling import kept_tokens, make_pooling_request
+from quire.messages.validate_pooling import kept_tokens, make_pooling_request, read_sides
 from quire.messages.wire import EngineFacts
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -155,9 +156,7 @@ class FrontEnd:
     ) -> tuple[Request, str | None]:
         """The request of a text that is pooled, and the text if it came as one. Raises RequestError."""
         second = cast(PairPrompt, prompt)["second"] if isinstance(prompt, Mapping) and "second" in prompt else None
-        text, token_ids = self._read(prompt)
-        if text is not None and (most := kept_tokens(params, facts)) is not None:
-            token_ids = self.tokenizer.encode_within(text, most)
+        text, token_ids = self._read_within(prompt, kept_tokens(params, facts))
         request = make_pooling_request(
             request_id,
             token_ids,
@@ -185,6 +184,17 @@ class FrontEnd:
         pooler = self.model.pooling
         ids, start = self.tokenizer.encode_pair(first, second, None if pooler is None else pooler.frame)
         return {"prompt_token_ids": ids, "second": start}
+
+    def sides(self, sides: Sequence[Side], params: PoolingParams, facts: EngineFacts) -> list[Prompt]:
+        """Texts that are compared with others, as the model reads them. Raises RequestError."""
+        ids = [self._read_within(side.text, kept_tokens(params, facts))[1] for side in sides]
+        return list(read_sides(sides, ids, params, facts))
+
+    def _read_within(self, prompt: Prompt | PairPrompt, most: int | None) -> tuple[str | None, list[int]]:
+        text, token_ids = self._read(prompt)
+        if text is not None and most is not None:
+            token_ids = self.tokenizer.encode_within(text, most)
+        return text, token_ids
 
     def _read(self, prompt: Prompt | PairPrompt) -> tuple[str | None, list[int]]:
         if isinstance(prompt, str):

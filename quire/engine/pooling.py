@@ -132,12 +132,13 @@ class PoolingCalls(ABC):
             scores = [values_of(output)[0] for output in outputs]
             ids = [output.prompt_token_ids for output in outputs]
         else:
-            pairs = sided(pooler, pairs)
-            texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+            sides = sided(pooler, pairs)
+            texts = list(dict.fromkeys(side for pair in sides for side in pair))
             params = _with_task(pooling_params, scoring_task(pooler))
-            found = dict(zip(texts, self._pool(texts, params, use_tqdm), strict=True))
-            scores = [compare(pooler, found[a], found[b]) for a, b in pairs]
-            ids = [found[a].prompt_token_ids + found[b].prompt_token_ids for a, b in pairs]
+            prompts = self._front.sides(texts, params, self.facts)
+            found = dict(zip(texts, self._pool(prompts, params, use_tqdm), strict=True))
+            scores = [compare(pooler, found[a], found[b]) for a, b in sides]
+            ids = [found[a].prompt_token_ids + found[b].prompt_token_ids for a, b in sides]
         return [
             ScoringRequestOutput(request_id=str(i), prompt_token_ids=ids[i], outputs=ScoringOutput(score))
             for i, score in enumerate(scores)

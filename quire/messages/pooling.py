@@ -43,6 +43,7 @@ class Pooling(msgspec.Struct, array_like=True, frozen=True):
         activation: what is done to scores of labels.
         every_token: whether the states of all tokens count, so that none may come from the prefix cache.
         second: where the second of two texts begins; the prompt's length where there is one.
+        seen: the first so many tokens are seen by the others; the prompt's length where all are.
     """
 
     task: PoolingTask
@@ -51,3 +52,4 @@ class Pooling(msgspec.Struct, array_like=True, frozen=True):
     activation: Activation
     every_token: bool
     second: int
+    seen: int

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -72,6 +73,17 @@ class ScoringRequestOutput(_Pooled, kw_only=True):
     outputs: ScoringOutput
 
 
+class Side(NamedTuple):
+    """A text that is compared with others.
+
+    Attributes:
+        query: whether it is read as a query, where queries are read otherwise than documents.
+    """
+
+    text: str
+    query: bool = False
+
+
 def values_of(output: RequestOutput) -> "array[float]":
     """The values of a pooled text, float32, one vector after another."""
     return array("f", output.vector or b"")
@@ -108,23 +120,25 @@ def late_similarity(query: Sequence[float], document: Sequence[float], counts: S
 def compare(pooler: PoolerFacts, query: RequestOutput, document: RequestOutput) -> float:
     """How well two texts go together, by what a model that reads them one by one made of them."""
     first, second = values_of(query), values_of(document)
-    if not pooler.late:
+    if pooler.late is None:
         return similarity(first, second)
-    tokens, skipped = document.prompt_token_ids, frozenset(pooler.skipped)
+    tokens, skipped = document.prompt_token_ids, frozenset(pooler.late.skipped)
     # A document of skipped tokens alone counts as it is.
     everything = skipped.issuperset(tokens)
     return late_similarity(first, second, [everything or token not in skipped for token in tokens])
 
 
-def sided(pooler: PoolerFacts, pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+def sided(pooler: PoolerFacts, pairs: Sequence[tuple[str, str]]) -> list[tuple[Side, Side]]:
     """Pairs of a query and a document as such a model reads them, each behind what goes before its kind."""
-    before, other = pooler.sides
-    return [(before + query, other + document) for query, document in pairs]
+    if pooler.late is None:
+        return [(Side(first), Side(second)) for first, second in pairs]
+    before, other = pooler.late.prefixes
+    return [(Side(before + query, True), Side(other + document)) for query, document in pairs]
 
 
 def scoring_task(pooler: PoolerFacts) -> PoolingTask:
     """What such a model makes of a text that is to be compared."""
-    return "token_embed" if pooler.late else "score"
+    return "score" if pooler.late is None else "token_embed"
 
 
 def paired(first: str | Sequence[str], second: str | Sequence[str]) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from quire.base.errors import RequestError
 from quire.checkpoint.pooling import PoolerFacts
 from quire.messages.params import RequestOutputKind, SamplingParams
 from quire.messages.pooling import TOKEN_TASKS, Pooling, PoolingParams, PoolingTask
+from quire.messages.pooling_outputs import Side
 from quire.messages.request import Request
 from quire.messages.validate import INT32, MAX_SALT_CHARS, check_int, check_text, check_token_ids, tokens_kept
 from quire.messages.wire import EngineFacts
@@ -67,6 +68,7 @@ def make_pooling_request(
         activation="none" if raw else pooler.activation,
         every_token=pooler.method != "last" or task in TOKEN_TASKS,
         second=len(prompt) if second is None else min(second, len(prompt)),
+        seen=len(prompt) if pooler.late is None else pooler.late.seen_of(prompt),
     )
     return Request(id=id, token_ids=prompt, params=SAMPLING, pooling=pooling, priority=priority, cache_salt=cache_salt)
 
@@ -115,3 +117,13 @@ def _prompt(token_ids: Sequence[int], params: PoolingParams, facts: EngineFacts)
 def kept_tokens(params: PoolingParams, facts: EngineFacts) -> int | None:
     """How many of the first tokens truncate_prompt_tokens keeps; None keeps all. Raises RequestError."""
     return tokens_kept(params.truncate_prompt_tokens, facts.max_prompt_len, facts.max_prompt_len)
+
+
+def read_sides(
+    sides: Sequence[Side], ids: Sequence[list[int]], params: PoolingParams, facts: EngineFacts
+) -> list[list[int]]:
+    """The tokens of texts that are compared, as the model reads them, given those that the tokenizer made."""
+    late, kept = None if facts.pooler is None else facts.pooler.late, kept_tokens(params, facts)
+    if late is None:
+        return list(ids)
+    return [late.read(each, side.query, kept, facts.max_prompt_len) for side, each in zip(sides, ids, strict=True)]

@@ -4,7 +4,7 @@ Every sequence is in the step as a whole, packed one after another without paddi
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -41,11 +41,16 @@ def _samples() -> Iterator[tuple[RaggedSpec, dict[str, Any]]]:
             heads = {name: normal(dtype, sum(lengths), 3, 8, seed=i) for i, name in enumerate("qkv")}
             step = step_over(lengths, lengths, [[1] * n for n in lengths], 1)
             yield spec, {**heads, "step": step, "spec": spec}
+            if len(lengths) == 3:
+                seen = torch.tensor([9, 1, 4], dtype=torch.int32)
+                yield spec, {**heads, "step": replace(step, seen=seen), "spec": spec}
 
 
 @op(samples=_samples, capturable=False)
 def ragged_attention(q: Tensor, k: Tensor, v: Tensor, step: StepInputs, spec: RaggedSpec) -> Tensor:
-    """Attention of each token to the tokens of its sequence, before and after it, in float32.
+    """Attention of each token to the tokens of its sequence that are seen, before and after it, in float32.
+
+    One that sees none gets zeros.
 
     Args:
         q, k, v: (tokens, heads, head_dim).
@@ -54,10 +59,12 @@ def ragged_attention(q: Tensor, k: Tensor, v: Tensor, step: StepInputs, spec: Ra
     """
     out = torch.empty_like(q)
     bounds = step.query_start.tolist()
-    for a, b in pairwise(bounds):
-        scores = torch.einsum("qhd,khd->hqk", q[a:b].float(), k[a:b].float()) * spec.scale
+    seen = [b - a for a, b in pairwise(bounds)] if step.seen is None else step.seen.tolist()
+    for (a, b), count in zip(pairwise(bounds), seen, strict=True):
+        scores = torch.einsum("qhd,khd->hqk", q[a:b].float(), k[a : a + count].float()) * spec.scale
         if spec.reach is not None:
-            place = torch.arange(b - a, device=q.device)
-            scores = scores.masked_fill((place - place[:, None]).abs() > spec.reach, float("-inf"))
-        out[a:b] = torch.einsum("hqk,khd->qhd", scores.softmax(dim=-1), v[a:b].float()).to(q.dtype)
+            away = torch.arange(count, device=q.device) - torch.arange(b - a, device=q.device)[:, None]
+            scores = scores.masked_fill(away.abs() > spec.reach, float("-inf"))
+        shares = scores.softmax(dim=-1).masked_fill((scores == float("-inf")).all(-1, keepdim=True), 0.0)
+        out[a:b] = torch.einsum("hqk,khd->qhd", shares, v[a : a + count].float()).to(q.dtype)
     return out

@@ -72,6 +72,8 @@ class StepInputs:
         max_seq: host bound on seq_lens.
         singles: so many sequences at the front compute one token each; the host knows of no more.
         kinds: (tokens,) int64, which of two texts a token belongs to; None where there is only one.
+        seen: (sequences,) int32, so many tokens at the beginning of each text are seen by its others, where attention
+            looks both ways; None where all are.
         derived: see `once`.
     """
 
@@ -85,6 +87,7 @@ class StepInputs:
     max_seq: int
     singles: int = 0
     kinds: Tensor | None = None
+    seen: Tensor | None = None
     derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:

@@ -150,4 +150,4 @@ def _pooling_of(host: HostRow) -> Pooling:
 
 def _alike(wanted: Pooling) -> Pooling:
     """What decides how a vector is finished; equal for those that can be finished together."""
-    return Pooling(wanted.task, wanted.dimensions, wanted.normalize, wanted.activation, False, 0)
+    return Pooling(wanted.task, wanted.dimensions, wanted.normalize, wanted.activation, False, 0, 0)

@@ -40,13 +40,13 @@ class PoolingRunner(Runner):
             self.launch(_step([count], [group.page_size for group in self.layout.groups])).result()
             self.rows.apply(StepPlan(0, [0], [], []))
 
-    def _recorded_bytes(self) -> int:
+    def _recorded_bytes(self, layout: Layout) -> int:
         return 0
 
-    def _largest(self, groups: int) -> StepPlan:
+    def _largest(self) -> StepPlan:
         longest = min(self.spec.max_num_batched_tokens, self.spec.max_model_len)
         others = min(self.spec.max_num_seqs - 1, self.spec.max_num_batched_tokens - longest)
-        return _step([longest] + [1] * others, [self.spec.page_size] * groups)
+        return _step([longest] + [1] * others, [group.page_size for group in self.layout.groups])
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PooledStep:  # type: ignore[override]
@@ -74,7 +74,8 @@ class PoolingRunner(Runner):
         inputs: StepInputs = self.make_inputs(
             order, counts, order[:0], rows.tokens, rows.computed, rows.page_tables, rows.page_sizes, bounds
         )
-        inputs = replace(inputs, singles=sum(g.tokens == 1 for g in grants), kinds=self._kinds(grants))
+        singles = sum(grant.tokens == 1 for grant in grants)
+        inputs = replace(inputs, singles=singles, kinds=self._kinds(grants), seen=self._seen(grants))
         hidden: Tensor = self.model(inputs)
         rows.computed.index_add_(0, order, counts)
         return inputs, hidden
@@ -91,13 +92,21 @@ class PoolingRunner(Runner):
             kinds += [0] * first + [1] * (grant.tokens - first)
         return upload(kinds, self.device)
 
+    def _seen(self, grants: list[Grant]) -> Tensor | None:
+        """How many tokens at the beginning of each text others see; None where that is all."""
+        hosts = [self.rows.host[grant.row].new for grant in grants]
+        seen = [host.prompt_len if host.pooling is None else host.pooling.seen for host in hosts]
+        if all(count >= host.prompt_len for count, host in zip(seen, hosts, strict=True)):
+            return None
+        return upload(seen, self.device).int()
+
 
 def _step(counts: list[int], page_sizes: list[int]) -> StepPlan:
     """Texts of so many tokens each, all on one page that nobody uses."""
     new, grants = [], []
     for row, tokens in enumerate(counts):
         pages = [[1] * -(-tokens // size) for size in page_sizes]
-        wanted = Pooling("embed", 1, False, "none", True, tokens)
+        wanted = Pooling("embed", 1, False, "none", True, tokens, tokens)
         new.append(NewRow(row, [0] * tokens, tokens, 0, pages, SAMPLING, 0, [], [], tokens, wanted))
         grants.append(Grant(row, tokens, False, [[] for _ in page_sizes]))
     return StepPlan(0, [], new, grants)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModel
 
 from quire import LLM
 from quire.base.errors import CheckpointError, RequestError
@@ -18,7 +19,7 @@ from tests.pooling.test_decoders import hidden
 
 pytestmark = pytest.mark.torch
 
-WIDTH = 10
+WIDTH, MASK = 10, 93
 QUERIES, DOCUMENTS = ["w5 w9 w11", "w40"], ["w5 w9 w70 w71", "w41 w42 w43 w44 w45"]
 
 
@@ -96,7 +97,53 @@ def test_punctuation_of_colberts_own_checkpoints_does_not_count(tmp_path: Path) 
     (path / "tokenizer.json").write_text(json.dumps(told))
     (path / "artifact.metadata").write_text('{"mask_punctuation": true, "query_maxlen": 32}')
     facts = read_facts("x", path).pooling
-    assert facts is not None and facts.skipped == [7, 8]
+    assert facts is not None and facts.late is not None and facts.late.skipped == [7, 8]
+
+
+def masked(judge: Path, real: list[int], masks: int) -> Tensor:
+    """The states of tokens behind which masks stand that no token sees."""
+    model, ids = AutoModel.from_pretrained(judge).eval(), torch.tensor([[*real, *[MASK] * masks]])
+    with torch.no_grad():
+        states: Tensor = model(ids, attention_mask=torch.tensor([[1] * len(real) + [0] * masks])).last_hidden_state[0]
+    return states
+
+
+@pytest.mark.parametrize("truncate", [None, 4])
+def test_queries_are_filled_up_with_masks_and_texts_are_marked(truncate: int | None, tmp_path: Path) -> None:
+    """As ColBERT's own file says; the words of a truncated query are what is left out."""
+    path, judge = colbert(tmp_path / "late"), make("bert", tmp_path / "judge")
+    (path / "special_tokens_map.json").write_text(json.dumps({"mask_token": {"content": f"w{MASK}"}}))
+    said = {"query_token_id": "w90", "doc_token_id": "w91", "query_maxlen": 7, "attend_to_mask_tokens": False}
+    (path / "artifact.metadata").write_text(json.dumps(said))
+    params = PoolingParams(truncate_prompt_tokens=truncate)
+    with LLM(str(path), threads=1) as llm:
+        [score] = llm.score("w5 w9 w11 w12", "w40 w41 w42", pooling_params=params, use_tqdm=False)
+    reads = [5, 90, 9, 11, 12] if truncate is None else [5, 90, 9, 12]
+    query, document = masked(judge, reads, 2 if truncate is None else 0), hidden(judge, [40, 91, 41, 42])
+    want = float((late(query) @ late(document).T).max(1).values.sum())
+    assert score.outputs.score == pytest.approx(want, abs=1e-4)
+
+
+def test_pylate_says_whether_masks_are_seen(tmp_path: Path) -> None:
+    path = make("modernbert", tmp_path)
+    dense(path, 1, matrix(), False, "linear.Identity")
+    (path / "tokenizer_config.json").write_text(json.dumps({"mask_token": f"w{MASK}"}))
+    for seen, expands in ((True, True), (False, True), (True, False)):
+        said = {"query_length": 5, "attend_to_expansion_tokens": seen, "do_query_expansion": expands}
+        (path / "config_sentence_transformers.json").write_text(json.dumps(said))
+        facts = read_facts("x", path).pooling
+        assert facts is not None and facts.late is not None
+        read = facts.late.read([7, 8, 9], True, None, 64)
+        assert read == ([7, 8, 9, MASK, MASK] if expands else [7, 8, 9])
+        assert facts.late.seen_of(read) == (len(read) if seen else 3)
+        assert facts.late.read([7, 8], False, None, 64) == [7, 8]
+
+
+def test_a_marker_must_be_a_token(tmp_path: Path) -> None:
+    path = colbert(tmp_path)
+    (path / "artifact.metadata").write_text('{"query_token_id": "[unused0]"}')
+    with pytest.raises(CheckpointError, match=r"no token '\[unused0\]'"):
+        read_facts("x", path)
 
 
 def test_dense_modules_behind_pooling(tmp_path: Path) -> None:

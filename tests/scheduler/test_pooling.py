@@ -18,7 +18,7 @@ UNPAGED = Layout([], 64)
 
 
 def request(id: str, tokens: int, *, every_token: bool = True) -> Request:
-    pooling = Pooling("embed", 4, True, "none", every_token, tokens)
+    pooling = Pooling("embed", 4, True, "none", every_token, tokens, tokens)
     return Request(id=id, token_ids=list(range(tokens)), params=SamplingParams(max_tokens=1), pooling=pooling)
 
 

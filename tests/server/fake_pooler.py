@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from quire.checkpoint.late import Late
 from quire.checkpoint.pooling import PoolerFacts
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.pooling import PoolingParams
@@ -38,8 +39,7 @@ LATE = PoolerFacts(
     method="mean",
     normalize=False,
     dimension=2,
-    late=True,
-    sides=("q", "doc"),
+    late=Late(prefixes=("q", "doc")),
 )
 FRAMED = msgspec.structs.replace(LABELS, frame=("<s>", "A", "B", "</s>"))
 

@@ -18,7 +18,7 @@ from quire.messages.outputs import RequestOutput
 from quire.messages.pooling import PoolingParams
 from quire.messages.pooling_outputs import compare, paired, scoring_task, sided, values_of
 from quire.server.pooling.schema import RerankRequest, ScoreRequest, Texts
-from quire.server.pooling.work import MAX_INPUTS, Call, read_call, read_inputs, read_pairs, usage_of
+from quire.server.pooling.work import MAX_INPUTS, Call, read_call, read_pairs, read_texts, usage_of
 
 
 async def score(request: Request) -> Response:
@@ -81,8 +81,8 @@ async def _scores(
     if pooler is None or pooler.head != "none":
         outputs = await call.run(await read_pairs(pairs, call.service), params)
         return [values_of(output)[0] for output in outputs], outputs
-    pairs, params = sided(pooler, pairs), replace(params, task=scoring_task(pooler))
-    texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-    outputs = await call.run(await read_inputs(texts, call, params), params)
+    sides, params = sided(pooler, pairs), replace(params, task=scoring_task(pooler))
+    texts = list(dict.fromkeys(side for pair in sides for side in pair))
+    outputs = await call.run(await read_texts(texts, call, params), params)
     found = dict(zip(texts, outputs, strict=True))
-    return await asyncio.to_thread(lambda: [compare(pooler, found[a], found[b]) for a, b in pairs]), outputs
+    return await asyncio.to_thread(lambda: [compare(pooler, found[a], found[b]) for a, b in sides]), outputs

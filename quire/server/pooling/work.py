@@ -12,14 +12,14 @@ from starlette.responses import Response
 from quire.base.errors import RequestError
 from quire.messages.outputs import RequestOutput
 from quire.messages.pooling import PoolingParams
+from quire.messages.pooling_outputs import Side
 from quire.messages.text import Encode
-from quire.messages.validate_pooling import SAMPLING, kept_tokens
-from quire.server.body import read_json
+from quire.messages.validate_pooling import SAMPLING, kept_tokens, read_sides
 from quire.server.generation import collect
 from quire.server.jobs import job_of
 from quire.server.openai.prompts import encoded
 from quire.server.openai.sampling import label_of
-from quire.server.openai.schema import check_model, read
+from quire.server.openai.schema import read
 from quire.server.pooling.schema import Pooled
 from quire.server.service import Service, service_of
 from quire.server.text.lengths import check_length
@@ -62,8 +62,7 @@ class Call:
 async def read_call(request: Request, kind: type[T]) -> tuple[Call, T]:
     """Read the body of `request`. Raises ApiError, RequestError."""
     service = service_of(request)
-    asked = read(kind, await read_json(request, service.config.max_body_bytes), service)
-    check_model(asked.model, service)
+    asked = await read(request, kind)
     service.check_ready()
     return Call(request, service, asked), asked
 
@@ -77,6 +76,12 @@ async def read_inputs(
     how = Encode([], special=special, within=kept_tokens(params, service.engine.facts) if special else None)
     ids, _ = await encoded([prompt + one if isinstance(one, str) else one for one in listed], "input", how, service)
     return Prompts(ids)
+
+
+async def read_texts(sides: Sequence[Side], call: Call, params: PoolingParams) -> Prompts:
+    """Token ids of texts that are compared with each other, as the model reads them."""
+    found = await read_inputs([side.text for side in sides], call, params)
+    return Prompts(read_sides(sides, found.ids, params, call.service.engine.facts))
 
 
 async def read_pairs(pairs: Sequence[tuple[str, str]], service: Service) -> Prompts:

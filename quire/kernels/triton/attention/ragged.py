@@ -17,12 +17,12 @@ from quire.ops.registry import provide
 from quire.ops.step import StepInputs
 
 
-# q, k, v, out (tokens, HEADS, D).
+# q, k, v, out (tokens, HEADS, D); shown (texts,) int32 or None: so many tokens of each are seen by the others.
 @triton.jit
 def _attend(
-    q, k, v, out, query_start, blocks, total, scale,
+    q, k, v, out, query_start, shown, blocks, total, scale,
     HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-    STAGES: tl.constexpr, REACH: tl.constexpr, WIDE: tl.constexpr,
+    STAGES: tl.constexpr, REACH: tl.constexpr, SHOWN: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     block, head = tl.program_id(1), tl.program_id(0)
     if block >= tl.load(total):
@@ -30,6 +30,8 @@ def _attend(
     entry = blocks + block * 4
     row, first, count = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
     start, stop = tl.load(query_start + row), tl.load(query_start + row + 1)
+    if SHOWN:
+        stop = start + tl.load(shown + row)
     d, line = tl.arange(0, DP), tl.arange(0, ROWS)
     inside = (d < D)[None, :]
     token = first + line
@@ -81,8 +83,9 @@ def triton_ragged_attention(q: Tensor, k: Tensor, v: Tensor, step: StepInputs, s
     rows, tile, stages, warps = shape_of(dim, q.dtype)
     blocks, total = step.once(("blocks", rows), lambda: list_blocks(step, rows))
     _attend[(spec.heads, len(blocks))](
-        q, k, v, out, step.query_start, blocks, total, spec.scale,
+        q, k, v, out, step.query_start, step.seen, blocks, total, spec.scale,
         HEADS=spec.heads, D=spec.head_dim, DP=dim, ROWS=rows, TILE=tile, STAGES=device_of(q.device).stages(stages),
-        REACH=-1 if spec.reach is None else spec.reach, WIDE=INTERPRETED, num_warps=warps,
+        REACH=-1 if spec.reach is None else spec.reach, SHOWN=step.seen is not None, WIDE=INTERPRETED,
+        num_warps=warps,
     )  # fmt: skip
     return out
