@@ -341,14 +341,16 @@ def prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs,
     Args:
         qkv: (tokens, (heads + 2 * kv_heads) * head_dim): queries, keys, values.
 
-    Returns: the queries, (tokens, heads, head_dim).
+    Returns: the queries, (tokens, heads, head_dim). They and the keys are rounded once, after both: rounded in between,
+    every hundredth key would take the neighbouring one of 8 bits.
     """
     q, k, v = torch.split(qkv.view(len(qkv), sum(spec.parts), spec.head_dim), spec.parts, dim=1)
+    q, k = q.float(), k.float()
     if spec.norm_eps is not None:
-        norm = NormSpec(spec.head_dim, spec.norm_eps, dtype=spec.dtype, device=spec.device)
+        norm = NormSpec(spec.head_dim, spec.norm_eps, dtype="float32", device=spec.device)
         q, k = rms_norm(q, weights.q_norm, norm), rms_norm(k, weights.k_norm, norm)
-    turn = RopeSpec(spec.head_dim, spec.rotary_dim, spec.dtype, spec.device)
-    q, k = (rope(x, step.positions, weights.table, turn) for x in (q, k))
+    turn = RopeSpec(spec.head_dim, spec.rotary_dim, "float32", spec.device)
+    q, k = (rope(x, step.positions, weights.table, turn).to(v.dtype) for x in (q, k))
     write_pages(k, v, pages, step)
     out: Tensor = q
     return out
