@@ -18,6 +18,7 @@ from quire.config.fields import EngineConfig
 from quire.config.resolve import resolve
 from quire.config.spec import RunSpec
 from quire.engine.grammars import GrammarDesk
+from quire.engine.slack import Slack
 from quire.executors.base import Executor, Pending, Progress
 from quire.kvcache.layout import fit, shrunk
 from quire.messages.plan import StepPlan
@@ -118,6 +119,7 @@ class EngineCore:
         self.depth = spec.depth
         self.in_flight: deque[tuple[StepPlan, Pending, float]] = deque()
         self._ended_at = 0.0
+        self._slack = Slack()
         self.facts = _facts(spec, layout, timeline.seconds)
 
     @property
@@ -127,18 +129,34 @@ class EngineCore:
 
     def turn(self) -> list[Delta] | None:
         """One turn of the loop: plan and launch, then settle the oldest plan. None when nothing could be done."""
-        plan = self.scheduler.plan(self._clock()) if len(self.in_flight) < self.depth else None
+        planned = self._clock()
+        plan = self.scheduler.plan(planned) if len(self.in_flight) < self.depth else None
         if plan is not None:
             self.in_flight.append((plan, self.executor.step(plan), self._clock()))
         if not self.in_flight:
             return self.scheduler.failures() or None
         if plan is not None and len(self.in_flight) < self.depth:
             return []
-        _, pending, launched = self.in_flight.popleft()
-        result = pending.result()
-        # A step begins when the one before has ended, or when it is launched.
-        began, self._ended_at = max(launched, self._ended_at), self._clock()
-        return self.scheduler.commit(result, self._ended_at - began)
+        began, asked = self._began, self._clock()
+        result = self.in_flight.popleft()[1].result()
+        self._ended_at = self._clock()
+        seconds = self._ended_at - began
+        if plan is not None:
+            self._slack.observe(self.scheduler.flights[0].size, seconds - (asked - planned), self._ended_at - asked)
+        return self.scheduler.commit(result, seconds)
+
+    @property
+    def pause_ms(self) -> int:
+        """Whole milliseconds for which the next plan can wait for requests, as the device computes until then."""
+        if len(self.in_flight) != 1 or self.depth == 1 or not self.scheduler.open:
+            return 0
+        until = self._began + self._slack.of(self.scheduler.flights[0].size)
+        return max(0, int(1000 * (until - self._clock())))
+
+    @property
+    def _began(self) -> float:
+        """When the oldest plan in flight did: when the one before had ended, or when it was launched."""
+        return max(self.in_flight[0][2], self._ended_at)
 
     def add(self, request: Request) -> None:
         """Take a request. Raises RequestError if it can never fit, or if its grammar is known to be bad."""

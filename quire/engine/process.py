@@ -73,7 +73,7 @@ class Server:
         self._pulse.ready(core.patience_s)
         busy = False
         while True:
-            ready = dict(self._poller.poll(0 if busy else BEAT_MS))
+            ready = dict(self._poller.poll(core.pause_ms if busy else BEAT_MS))
             if self._launcher in ready and not self._listen(router):
                 return
             if bell in ready:
@@ -81,7 +81,8 @@ class Server:
             while self._socket.poll(0):
                 client, *frames = self._socket.recv_multipart()
                 router.handle(client, b"".join(frames))
-            busy = router.turn()
+            if not (busy and core.pause_ms):
+                busy = router.turn()
 
     def fail(self, message: str) -> None:
         """Tell every front end, also one that is only about to say hello, that there is no engine."""

@@ -1,6 +1,7 @@
 """`Draft`: the plan being made, and what is remembered of it until its result is in."""
 
 from quire.messages.plan import Grant, NewRow, SharedPages, StepPlan
+from quire.scheduler.pace import size_class
 from quire.scheduler.sequence import Sequence
 
 
@@ -75,6 +76,11 @@ class Draft:
         seq.computed += tokens
         seq.expected += samples
         seq.in_flight += 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """What the step takes depends on it: classes of tokens of prompts, and of sequences."""
+        return size_class(self.prompt_tokens), size_class(len(self.grants))
 
     def plan(self, released: list[int], shared: list[list[SharedPages]] | None) -> StepPlan:
         """The message for the ranks."""

@@ -55,7 +55,7 @@ class Pace:
             self._base += 0.1 * (seconds - self._base)
             return
         self._steps += 1
-        number = _number(tokens)
+        number = size_class(tokens)
         if number in self._lines:
             self._correct(self._lines[number], pairs / PAIRS, seconds - self.predict(tokens, pairs))
         else:
@@ -66,7 +66,7 @@ class Pace:
 
     def predict(self, tokens: int, pairs: float) -> float:
         """Seconds of such a step."""
-        return self._base + self._table[_number(tokens)] + self._pair * pairs / PAIRS
+        return self._base + self._table[size_class(tokens)] + self._pair * pairs / PAIRS
 
     def room_s(self) -> float:
         """Seconds for prompts in a step beside what decodes."""
@@ -82,7 +82,7 @@ class Pace:
 
     def cost_s(self, tokens: int, before: int) -> float:
         """Seconds that so many tokens of a prompt add."""
-        return self._table[_number(tokens)] + self._pair * tokens * (before + tokens / 2) / PAIRS
+        return self._table[size_class(tokens)] + self._pair * tokens * (before + tokens / 2) / PAIRS
 
     def _correct(self, line: Line, x: float, wrong: float) -> None:
         """Normalized least mean squares (Haykin, Adaptive Filter Theory, chapter 6)."""
@@ -103,6 +103,6 @@ class Pace:
         return table
 
 
-def _number(tokens: int) -> int:
+def size_class(tokens: int) -> int:
     """The number of the smallest size with room for so many tokens."""
     return min(bisect_left(SIZES, tokens), len(SIZES) - 1)

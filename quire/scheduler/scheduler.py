@@ -52,6 +52,11 @@ class Scheduler:
         return bool(self.roster.alive or self.flights)
 
     @property
+    def open(self) -> bool:
+        """Whether a request that comes now could begin with the next plan: nobody waits, and a row is free."""
+        return not self.roster.waiting and bool(self.roster.rows.free)
+
+    @property
     def counters(self) -> Counters:
         """What has happened since the start."""
         return self.roster.counters
