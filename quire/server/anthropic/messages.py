@@ -16,11 +16,10 @@ from quire.server.anthropic.schema import (
 )
 from quire.server.anthropic.writer import Writer
 from quire.server.blocks import Blocks
-from quire.server.body import read_json
 from quire.server.generation import admitted, collect
 from quire.server.openai.chat import chat_job
 from quire.server.openai.prompts import render_chat
-from quire.server.openai.schema import check_model, read
+from quire.server.openai.schema import read
 from quire.server.openai.speech import ear_for
 from quire.server.openai.thoughts import template_words
 from quire.server.openai.tools import read_offer
@@ -34,9 +33,7 @@ ENDING = Ending(error_event)
 async def messages(request: Request) -> Response:
     """Serve one request; see the module."""
     service = service_of(request)
-    body = await read_json(request, service.config.max_body_bytes)
-    asked = read(MessagesRequest, body, service, REFUSED_HERE, IGNORED_HERE)
-    check_model(asked.model, service)
+    asked = await read(request, MessagesRequest, REFUSED_HERE, IGNORED_HERE)
     service.check_ready()
     async with Watch(request.receive, service.open_watches):
         try:
@@ -56,9 +53,7 @@ async def messages(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """How many tokens the same messages would be as a prompt."""
     service = service_of(request)
-    body = await read_json(request, service.config.max_body_bytes)
-    asked = read(CountRequest, body, service, REFUSED_HERE, IGNORED_HERE | {"max_tokens"})
-    check_model(asked.model, service)
+    asked = await read(request, CountRequest, REFUSED_HERE, IGNORED_HERE | {"max_tokens"})
     try:
         chat = chat_of(asked, service, None)
         listed = read_offer(chat, service).listed

@@ -12,14 +12,13 @@ from starlette.responses import Response
 from quire.base.errors import RequestError
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
-from quire.server.body import read_json
 from quire.server.generation import Items, Job, Usage, admitted, collect
 from quire.server.jobs import job_of
 from quire.server.openai.frame import framed
 from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from quire.server.openai.prompts import render_chat
-from quire.server.openai.sampling import answer_id, check_best_of, model_max_tokens, sampling_params
-from quire.server.openai.schema import ChatRequest, StreamOptions, check_model, check_stream_options, read
+from quire.server.openai.sampling import answer_id, model_max_tokens, sampling_params
+from quire.server.openai.schema import ChatRequest, StreamOptions, read_generating
 from quire.server.openai.speech import Delta, Ear, Voice, ear_for, shown_token_ids
 from quire.server.openai.structured import own_field
 from quire.server.openai.thoughts import budget_of, template_words, thinking_of
@@ -32,11 +31,7 @@ from quire.server.watch import Watch
 async def chat_completions(request: Request) -> Response:
     """Serve one request; see the module."""
     service = service_of(request)
-    asked = read(ChatRequest, await read_json(request, service.config.max_body_bytes), service)
-    check_model(asked.model, service)
-    check_stream_options(asked)
-    check_best_of(asked)
-    service.check_ready()
+    asked = await read_generating(request, ChatRequest)
     offer = read_offer(asked, service)
     async with Watch(request.receive, service.open_watches):
         job = await chat_job(request, asked, offer)

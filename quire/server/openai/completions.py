@@ -12,13 +12,12 @@ from starlette.responses import Response
 from quire.base.errors import RequestError
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
-from quire.server.body import read_json
 from quire.server.generation import Items, Usage, admitted, collect
 from quire.server.jobs import job_of
 from quire.server.openai.logprobs import CompletionLogprobs, joined, prompt_logprobs
 from quire.server.openai.prompts import read_middles, read_prompts
-from quire.server.openai.sampling import answer_id, check_best_of, model_max_tokens, sampling_params
-from quire.server.openai.schema import CompletionRequest, StreamOptions, check_model, check_stream_options, read
+from quire.server.openai.sampling import answer_id, model_max_tokens, sampling_params
+from quire.server.openai.schema import CompletionRequest, StreamOptions, read_generating
 from quire.server.openai.structured import own_field
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame, event
@@ -32,11 +31,7 @@ MAX_BAD_WORDS = 1 << 13
 async def completions(request: Request) -> Response:
     """Serve one request; see the module."""
     service = service_of(request)
-    asked = read(CompletionRequest, await read_json(request, service.config.max_body_bytes), service)
-    check_model(asked.model, service)
-    check_stream_options(asked)
-    check_best_of(asked)
-    service.check_ready()
+    asked = await read_generating(request, CompletionRequest)
     params = _params(asked, service)
     async with Watch(request.receive, service.open_watches):
         bos = asked.add_special_tokens is not False

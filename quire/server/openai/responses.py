@@ -14,7 +14,6 @@ from quire.base.logging import get_logger
 from quire.messages.outputs import RequestOutput
 from quire.server.auth import owner_of
 from quire.server.blocks import Blocks
-from quire.server.body import read_json
 from quire.server.errors import ApiError, as_api_error
 from quire.server.generation import Job, admitted, check, collect
 from quire.server.openai.chat import chat_job
@@ -28,7 +27,7 @@ from quire.server.openai.responses_schema import (
     check_served,
     renamed_here,
 )
-from quire.server.openai.schema import check_model, read
+from quire.server.openai.schema import read
 from quire.server.openai.speech import ear_for
 from quire.server.openai.structured import own_field
 from quire.server.openai.tools import read_offer
@@ -44,9 +43,7 @@ log = get_logger(__name__)
 async def create(request: Request) -> Response:
     """Serve one request; see the module."""
     service = service_of(request)
-    body = await read_json(request, service.config.max_body_bytes)
-    asked = read(ResponsesRequest, body, service, REFUSED_HERE, IGNORED_HERE)
-    check_model(asked.model, service)
+    asked = await read(request, ResponsesRequest, REFUSED_HERE, IGNORED_HERE)
     check_served(asked)
     service.check_ready()
     async with Watch(request.receive, service.open_watches):

@@ -57,14 +57,6 @@ def model_max_tokens(service: Service) -> int | None:
     return None if own == LIBRARY_MAX_TOKENS else own
 
 
-def check_best_of(asked: Generating) -> None:
-    """best_of is served where it does nothing."""
-    if asked.best_of is not None and asked.best_of != (asked.n or 1):
-        raise RequestError(
-            "best_of is not supported, except equal to n; leave it out.", "best_of", "unsupported_parameter"
-        )
-
-
 def answer_id(prefix: str, asked: Generating) -> str:
     """The id in the answer: a label, made from the client's own if that is harmless."""
     return label_of(prefix, asked.request_id)

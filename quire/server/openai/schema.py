@@ -5,17 +5,17 @@ change the answer are refused, because an answer that silently lacks what was as
 """
 
 from collections.abc import Collection, Mapping
-from typing import TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 import msgspec
+from starlette.requests import Request
 
 from quire.base.clip import clip
 from quire.base.errors import RequestError
 from quire.chat.messages import check_count
-from quire.server.body import to_struct
+from quire.server.body import read_json, to_struct
 from quire.server.errors import ApiError
-from quire.server.service import Service
-from quire.server.text.strict_json import Json
+from quire.server.service import Service, service_of
 
 
 class StreamOptions(msgspec.Struct):
@@ -164,23 +164,57 @@ REFUSED: dict[str, tuple[object, ...]] = {
 OUTDATED = {"functions": "tools", "function_call": "tool_choice"}
 """Fields that OpenAI has replaced by others, which are served."""
 
-T = TypeVar("T", bound=msgspec.Struct)
+
+class Asked(Protocol):
+    """What every request has: a type of its fields, and whose model is meant."""
+
+    __struct_fields__: ClassVar[tuple[str, ...]]
+
+    @property
+    def model(self) -> str | None:
+        """The model's name; None is the one that is served."""
 
 
-def read(
-    kind: type[T],
-    body: Json,
-    service: Service,
+A = TypeVar("A", bound=Asked)
+G = TypeVar("G", bound=Generating)
+
+
+async def read_generating(request: Request, kind: type[G]) -> G:
+    """`read` for texts to be generated; refuses what an engine that is busy or gone would not take."""
+    asked = await read(request, kind)
+    if asked.stream_options is not None and not asked.stream:
+        raise RequestError("stream_options need stream: true.", "stream_options")
+    if asked.stream and asked.prompt_logprobs is not None:
+        raise RequestError("prompt_logprobs are not given in streams; leave out stream.", "prompt_logprobs")
+    # best_of is served where it does nothing.
+    if asked.best_of is not None and asked.best_of != (asked.n or 1):
+        raise RequestError(
+            "best_of is not supported, except equal to n; leave it out.", "best_of", "unsupported_parameter"
+        )
+    service_of(request).check_ready()
+    return asked
+
+
+async def read(
+    request: Request,
+    kind: type[A],
     refused: Mapping[str, tuple[object, ...]] = REFUSED,
     ignored: Collection[str] = IGNORED,
-) -> T:
-    """The fields of a request. Raises ApiError for a wrong type or a field that is not served, RequestError else."""
+) -> A:
+    """The fields of a request for the model that is served.
+
+    Raises ApiError for what is no JSON object, for a wrong type and for another model, RequestError else.
+    """
+    service = service_of(request)
+    body = await read_json(request, service.config.max_body_bytes)
     check_count(body.get("messages"))
     known = set(kind.__struct_fields__)
     for name in body.keys() - known:
         _refuse_if_asked(name, body[name], refused)
     service.warn_unknown(body.keys() - known - refused.keys() - set(ignored))
-    return to_struct(kind, body)
+    asked = to_struct(kind, body)
+    check_model(asked.model, service)
+    return asked
 
 
 def _refuse_if_asked(name: str, value: object, refused: Mapping[str, tuple[object, ...]]) -> None:
@@ -205,11 +239,3 @@ def check_model(name: str | None, service: Service) -> None:
             "model_not_found",
             "model",
         )
-
-
-def check_stream_options(asked: Generating) -> None:
-    """stream_options mean nothing without a stream."""
-    if asked.stream_options is not None and not asked.stream:
-        raise RequestError("stream_options need stream: true.", "stream_options")
-    if asked.stream and asked.prompt_logprobs is not None:
-        raise RequestError("prompt_logprobs are not given in streams; leave out stream.", "prompt_logprobs")

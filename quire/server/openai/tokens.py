@@ -6,9 +6,8 @@ from starlette.responses import Response
 
 from quire.base.errors import RequestError
 from quire.messages.validate import check_token_ids
-from quire.server.body import read_json
 from quire.server.openai.prompts import encode, render_chat
-from quire.server.openai.schema import DetokenizeRequest, TokenizeRequest, check_model, read
+from quire.server.openai.schema import DetokenizeRequest, TokenizeRequest, read
 from quire.server.service import service_of
 
 MOST_TOKENS = 1 << 19
@@ -18,8 +17,7 @@ MOST_TOKENS = 1 << 19
 async def tokenize(request: Request) -> Response:
     """The token ids of a prompt or of a rendered chat."""
     service = service_of(request)
-    asked = read(TokenizeRequest, await read_json(request, service.config.max_body_bytes), service)
-    check_model(asked.model, service)
+    asked = await read(request, TokenizeRequest)
     if (asked.prompt is None) == (asked.messages is None):
         raise RequestError("Send either prompt or messages.", "prompt")
     if asked.prompt is None:
@@ -39,8 +37,7 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of token ids."""
     service = service_of(request)
-    asked = read(DetokenizeRequest, await read_json(request, service.config.max_body_bytes), service)
-    check_model(asked.model, service)
+    asked = await read(request, DetokenizeRequest)
     most = max(MOST_TOKENS, service.engine.facts.max_model_len)
     if len(asked.tokens) > most:
         raise RequestError(f"tokens takes at most {most} ids.", "tokens")
