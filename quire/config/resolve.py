@@ -149,8 +149,9 @@ def graph_singles(rows: int) -> list[int]:
 
 
 def warm_tokens(budget: int) -> list[int]:
-    """Step sizes at which kernels choose other variants: beyond each power of two up to `budget`, and `budget`."""
-    return [*(size + 1 for size in (1 << n for n in range(1, 14)) if size < budget), budget]
+    """Step sizes at which kernels choose other variants: beyond each power of two up to `budget`."""
+    return [size + 1 for size in (1 << n for n in range(1, 14)) if size < budget] or [budget]
+
 
 
 def _dtype(model: ModelConfig, facts: ModelFacts, platform: PlatformFacts) -> tuple[str, list[str]]:

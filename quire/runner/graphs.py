@@ -8,12 +8,18 @@ they are. Called by the runner; on devices without graphs a recording is the fun
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 Play = Callable[[], None]
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """What is recorded runs on it: one for all recordings, since libraries keep memory for each stream."""
+    return torch.cuda.Stream(device)
 
 
 class Recorder:
@@ -28,19 +34,30 @@ class Recorder:
     """
 
     def __init__(self, device: torch.device, rehearses: bool = False) -> None:
-        self._device = device
         self.records = device.type == "cuda" and not rehearses
         self._pool = torch.cuda.graph_pool_handle() if self.records else None
+        self._stream = _stream(device) if self.records else None
+        self._run: set[str] = set()
 
-    def record(self, work: Play) -> Play:
-        """`work` as something to play again and again. It must read and write only tensors that stay where they are."""
-        work()  # compiles kernels, fills caches
-        if self._pool is None:
-            return work
-        torch.cuda.synchronize(self._device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+    def record(self, kind: str, work: Play) -> Play:
+        """`work` as something to play again and again. It must read and write only tensors that stay where they are.
+
+        The first of a `kind`, the largest, also runs: what kernels make once, they make outside of recordings.
+        """
+        if self._stream is None or kind not in self._run:
+            self._run.add(kind)
             work()
+        if self._stream is None:
+            return work
+        graph = torch.cuda.CUDAGraph()
+        # Not by torch.cuda.graph, which gives back all memory that torch keeps, each time. Relaxed, since what was
+        # compiled for other sizes is loaded while it is recorded.
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(self._pool, capture_error_mode="relaxed")
+            try:
+                work()
+            finally:
+                graph.capture_end()
         return graph.replay
 
 
@@ -92,13 +109,13 @@ class DecodeGraphs:
         """Record every size, largest first, so that the smaller ones find their memory in the pool; or only `sizes`."""
         for size in reversed(self.sizes if sizes is None else sizes):
             if self._work.shares and size >= SHARING_LEAST and (size & (size - 1) == 0 or size == self.sizes[-1]):
-                self._sharing[size] = recorder.record(partial(self._forward, size, True))
+                self._sharing[size] = recorder.record("sharing", partial(self._forward, size, True))
             self._plays[size] = (
-                recorder.record(partial(self._forward, size, False)),
-                recorder.record(partial(self._draw, self._work.greedy, size)),
+                recorder.record("decode", partial(self._forward, size, False)),
+                recorder.record("greedy", partial(self._draw, self._work.greedy, size)),
             )
             if self._work.random is not None:
-                self._randoms[size] = recorder.record(partial(self._draw, self._work.random, size))
+                self._randoms[size] = recorder.record("random", partial(self._draw, self._work.random, size))
 
     @property
     def draws(self) -> bool:

@@ -20,6 +20,10 @@ class Memory(Protocol):
         """Memory that nobody uses now."""
         ...
 
+    def kept_bytes(self) -> int:
+        """Memory that tensors and recordings hold."""
+        ...
+
     def budget(self, free: int, fraction: float, needed: int) -> int:
         """What pages may take of `free` bytes, when a step needs `needed` and the engine may use `fraction`."""
         ...
@@ -36,6 +40,10 @@ class HostMemory:
         """Memory that could be taken without swapping."""
         used = psutil.Process().memory_info().rss
         return min(psutil.virtual_memory().available, max(0, _cgroup_limit() - used))
+
+    def kept_bytes(self) -> int:
+        """All that this process has."""
+        return int(psutil.Process().memory_info().rss)
 
     def budget(self, free: int, fraction: float, needed: int) -> int:
         """A share of the free memory, and never what a step needs."""
@@ -65,9 +73,14 @@ class DeviceMemory:
 
     def free_bytes(self) -> int:
         """Free on the device, once torch has given back what it caches."""
+        self.kept_bytes()
+        return int(self.module.mem_get_info(self.device)[0])
+
+    def kept_bytes(self) -> int:
+        """What torch has of the device once it has given back what it caches."""
         self.module.synchronize(self.device)
         self.module.empty_cache()
-        return int(self.module.mem_get_info(self.device)[0])
+        return int(self.module.memory_reserved(self.device))
 
     def budget(self, free: int, fraction: float, needed: int) -> int:
         """The engine's share of the device, less what is taken already and what a step needs."""

@@ -34,13 +34,18 @@ class PoolingRunner(Runner):
         del self.rows, self.pooler
 
     def record(self) -> None:
-        """Run steps of all sizes once, so that nothing compiles afterwards."""
+        """Nothing is recorded."""
+
+    def _warm_all(self) -> None:
         for tokens in self.spec.warm_tokens:
             count = min(tokens, self.layout.max_model_len)
-            self.launch(_step([count], [group.page_size for group in self.layout.groups])).result()
-            self.rows.apply(StepPlan(0, [0], [], []))
+            self._run_once(_step([count], [group.page_size for group in self.layout.groups]))
 
-    def _recorded_bytes(self, layout: Layout) -> int:
+    def _run_once(self, plan: StepPlan) -> None:
+        self.launch(plan).result()
+        self.rows.apply(StepPlan(0, list(self.rows.host), [], []))
+
+    def _recorded_bytes(self) -> int:
         return 0
 
     def _largest(self) -> StepPlan:

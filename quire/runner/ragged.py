@@ -66,7 +66,7 @@ class RaggedGraphs:
         """Record every room, the largest first, or only `rooms`."""
         for room in reversed(self.rooms if rooms is None else rooms):
             self._fill(room, [])
-            self._plays[room] = recorder.record(partial(self._compute, room))
+            self._plays[room] = recorder.record("prompts", partial(self._compute, room))
 
     def find(self, grants: Sequence[Grant]) -> Room | None:
         """The smallest recording with room for these grants, if there is one."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from quire.config.spec import RunSpec
 from quire.messages.params import SamplingParams
 from quire.messages.plan import Grant, NewRow, StepPlan
+from quire.messages.state import Layout
 
 DRAWS = (
     SamplingParams(temperature=0.0),
@@ -38,12 +39,12 @@ def step_of(counts: Sequence[int], params: SamplingParams, page_sizes: Sequence[
     return StepPlan(0, [], new, grants)
 
 
-def largest_step(spec: RunSpec, groups: int) -> StepPlan:
+def largest_step(spec: RunSpec, layout: Layout) -> StepPlan:
     """A step that takes the whole token budget and all rows, drawing in the way that needs most memory."""
     rows = min(spec.max_num_seqs, spec.max_num_batched_tokens)
-    chunk = min(spec.max_num_batched_tokens - rows + 1, spec.max_model_len)
+    chunk = min(spec.max_num_batched_tokens - rows + 1, layout.max_model_len)
     # With tables of all kinds: a row may come to own one of the vocabulary's width for its bias, too.
     params = SamplingParams(
         temperature=1.0, top_p=0.9, repetition_penalty=1.1, logit_bias={0: 0.0}, logprobs=spec.max_logprobs
     )
-    return step_of([chunk] + [1] * (rows - 1), params, [spec.page_size] * groups)
+    return step_of([chunk] + [1] * (rows - 1), params, [group.page_size for group in layout.groups])

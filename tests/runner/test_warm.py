@@ -45,5 +45,6 @@ def test_edited_logits_are_drawn_from_in_both_ways(tmp_path, monkeypatch):
 
 
 def test_sizes_lie_beyond_powers_of_two():
-    assert warm_tokens(512) == [3, 5, 9, 17, 33, 65, 129, 257, 512]
-    assert warm_tokens(8192)[-2:] == [4097, 8192]
+    assert warm_tokens(512) == [3, 5, 9, 17, 33, 65, 129, 257]
+    assert warm_tokens(8192)[-2:] == [2049, 4097]
+    assert warm_tokens(1) == [1]
