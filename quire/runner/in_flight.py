@@ -1,13 +1,17 @@
 """`InFlight`: a step that was launched, until the host asks what it brought.
 
-Made by the runner, kept by the executor, which asks when the core settles the plan.
+Made by the runner, kept by the executor, which asks when the core settles the plan. Where grammars must know the tokens
+of the step before, samples are drawn later than the model is run: as soon as that step's result is there.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from quire.messages.plan import StepResult, TokenLogprobs
 from quire.sampling.sampler import Sampler, Samples
+
+Draw = Callable[[], Samples | None]
 
 
 @dataclass(slots=True)
@@ -19,9 +23,40 @@ class InFlight:
     samples: Samples | None = None
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     sampler: Sampler | None = None
+    _result: StepResult | None = field(init=False, default=None)
+    _before: "tuple[InFlight, Draw] | None" = field(init=False, default=None)
+    _after: "InFlight | None" = field(init=False, default=None)
+
+    @property
+    def settled(self) -> bool:
+        """Whether the host knows what was sampled."""
+        return self._result is not None
+
+    def follow(self, before: "InFlight", draw: Draw) -> None:
+        """Samples are drawn when the result of `before` is there."""
+        self._before, before._after = (before, draw), self
+
+    def draw(self) -> None:
+        """Draw what had to wait; if need be, wait for the step before."""
+        if self._before is not None:
+            (before, draw), self._before = self._before, None
+            before._settle()
+            self.samples = draw()
 
     def result(self) -> StepResult:
-        """The step's result; empty on ranks that do not sample."""
+        """The step's result; empty on ranks that do not sample. The next step, if it waits for this one, draws."""
+        found = self._settle()
+        if self._after is not None:
+            self._after.draw()
+        return found
+
+    def _settle(self) -> StepResult:
+        if self._result is None:
+            self.draw()
+            self._result = self._read()
+        return self._result
+
+    def _read(self) -> StepResult:
         spoiled = [row for row, entries in self.prompt_logprobs.items() if not all(map(_finite, entries))]
         if self.samples is None:
             return StepResult(self.step, [], [], spoiled, prompt_logprobs=self.prompt_logprobs)

@@ -7,6 +7,7 @@ executors; it knows neither the scheduler nor any process border.
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from quire.layers.build import Build
 from quire.messages.params import SamplingParams
 from quire.messages.plan import Grant, StepPlan
 from quire.messages.state import Capacity, GroupLayout, Layout
-from quire.ops.attention import MANY
 from quire.ops.greedy import greedy_sample
 from quire.ops.inputs import step_inputs
 from quire.ops.registry import Sizes, load_providers
@@ -111,29 +111,25 @@ class Runner:
             logger.warning("%s", note)
 
     def measure(self) -> Capacity:
-        """Run steps of all sizes on scratch pages, and report what memory the largest one leaves for real ones.
+        """Run the largest step on scratch pages and report what memory is left for real ones.
 
-        The largest is not run where the user has fixed the size of the pages.
+        It is not run where the user has fixed the size of the pages.
         """
         specs = [state.spec for state in self.build.states]
         # Two pages per group are enough: every entry of the page tables names page 1.
         scratch = [GroupLayout(spec, 1, self.spec.page_size, 2) for spec in dict.fromkeys(specs)]
         layout = Layout(scratch, self.spec.max_model_len)
-        if self.spec.warm_tokens:
-            # Before memory is measured: code that is loaded takes some, too.
+        if self.rehearsal is not None and self._agreed(self.rehearsal.wanted):
             self.allocate(layout)
-            if self.rehearsal is not None and self._agreed(self.rehearsal.wanted):
-                self.rehearsal.play(self._rehearse)
-            self._warm_all()
+            self.rehearsal.play(self._rehearse)
             self.release()
-        recorded = 0
+        free, recorded = self.memory.free_bytes(), 0
         with self.memory.peak() as needed:
             if self.spec.num_pages is None and self.spec.kv_cache_memory_bytes is None:
                 self.allocate(layout)
-                self._run_once(self._largest())
+                self.launch(self._largest(len(scratch))).result()
                 recorded = self._recorded_bytes()
                 self.release()
-        free = self.memory.free_bytes()
         return Capacity(self.memory.budget(free, self.spec.memory_fraction, needed[0] + recorded), specs)
 
     def _agreed(self, wanted: bool) -> bool:
@@ -146,19 +142,16 @@ class Runner:
         recorder = Recorder(self.device)
         if not recorder.records or not self._recordable:
             return 0
-        before = self.memory.kept_bytes()
+        free = self.memory.free_bytes()
         self.ragged.record(recorder, self.ragged.rooms[-1:])
         self.graphs.record(recorder, self.graphs.sizes[-1:])
+        held = free - self.memory.free_bytes()
         count = len(self.ragged.rooms) + len(self.graphs.sizes)
-        return self.memory.kept_bytes() - before + count * RECORDING_BYTES
+        return max(0, held) + count * RECORDING_BYTES
 
-    @torch.inference_mode()
-    def _warm_all(self) -> None:
-        """Steps of all sizes, all ways to draw tokens, for one row and for several, prompts beside rows that decode."""
-        rows, budget = self.spec.max_num_seqs, self.spec.max_num_batched_tokens
-        most = self.layout.max_model_len - 1
-        for tokens in self.spec.warm_tokens:
-            self._warm([min(tokens, most)], DRAWS[0])
+    def _warm_mixtures(self, most: int) -> None:
+        """Every way to draw tokens, for one row and for several; and long prompts beside rows that decode."""
+        rows = self.spec.max_num_seqs
         hidden = self._decode(upload([self.rows.dummy], self.device), False)
         for count in LOGIT_ROWS:
             self.model.logits(hidden.expand(count, -1).contiguous())
@@ -167,15 +160,16 @@ class Runner:
             for count in counts:
                 self._warm([1] * count, params)
         for count in counts:
-            self._warm([1] * (count - 1) + [min(budget - count, most, MANY)], DRAWS[0])
+            longest = min(self.spec.max_num_batched_tokens - count, most)
+            self._warm([1] * (count - 1) + [longest], DRAWS[0])
 
     @property
     def _recordable(self) -> bool:
         return all(choice.capturable for choice in self.build.choices)
 
-    def _largest(self) -> StepPlan:
+    def _largest(self, groups: int) -> StepPlan:
         """The plan that needs most memory."""
-        return largest_step(self.spec, self.layout)
+        return largest_step(self.spec, groups)
 
     def _take_pages(self, layout: Layout) -> None:
         """Take pages and rows. Layers whose state is the same share a group."""
@@ -202,6 +196,7 @@ class Runner:
         tokens = [size for size in self.spec.graph_tokens if size < length]
         self.ragged = RaggedGraphs(self.spec.graph_singles, tokens, self._read, self.rows.dummy, self.device)
         self._decoding: list[int] = []
+        self._last: InFlight | None = None
         self._order = upload([], self.device)
 
     def release(self) -> None:
@@ -212,38 +207,38 @@ class Runner:
 
     @torch.inference_mode()
     def record(self) -> None:
-        """Record steps where the spec asks for it and every kernel allows it.
+        """Run steps of all sizes once, and record decode steps where the spec asks for it and every kernel allows it.
 
         After `allocate`: recordings hold the addresses of pages.
         """
-        if self.spec.warm_tokens:
-            # What torch keeps of its memory is enough for all steps to come: from now on no more is taken.
-            self._run_once(self._largest())
-        self._record(Recorder(self.device), self.ragged, self.graphs)
-
-    def _record(self, recorder: Recorder, *recordings: DecodeGraphs | RaggedGraphs) -> None:
-        for some in recordings if self._recordable else ():
-            some.record(recorder)
+        self._run_all(Recorder(self.device), self.ragged, self.graphs)
 
     @torch.inference_mode()
     def _rehearse(self) -> None:
-        self._run_once(self._largest())
-        self._warm_all()
+        self.launch(self._largest(len(self.layout.groups))).result()
+        self._begin(StepPlan(0, list(self.rows.host), [], []))
         # What compiles longest are kernels of decode steps: they shall not be the last to be heard of.
-        self._record(Recorder(self.device, rehearses=True), self.graphs, self.ragged)
+        self._run_all(Recorder(self.device, rehearses=True), self.graphs, self.ragged)
+
+    def _run_all(self, recorder: Recorder, *recordings: DecodeGraphs | RaggedGraphs) -> None:
+        most = self.layout.max_model_len - 1
+        for tokens in self.spec.warm_tokens:
+            self._warm([min(tokens, most)], DRAWS[0])
+        if self.spec.warm_tokens:
+            self._warm_mixtures(most)
+        for some in recordings if self._recordable else ():
+            some.record(recorder)
 
     def _warm(self, counts: list[int], params: SamplingParams) -> None:
         """Sequences of so many tokens each, all on one page that nobody uses yet."""
-        self._run_once(step_of(counts, params, [group.page_size for group in self.layout.groups]))
-
-    def _run_once(self, plan: StepPlan) -> None:
-        """Run a step of new sequences, and forget them."""
-        self.launch(plan).result()
-        self._begin(StepPlan(0, list(self.rows.host), [], []))
+        self.launch(step_of(counts, params, [group.page_size for group in self.layout.groups])).result()
+        self._begin(StepPlan(0, list(range(len(counts))), [], []))
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlight:
         """Start one step. Returns as soon as the device has its work; `InFlight.result` waits for it."""
+        if self._last is not None:
+            self._last.draw()
         self._begin(plan)
         grants = plan.grants
         if self.graphs.covers(len(grants)) and all(g.samples and g.tokens == 1 for g in grants):
@@ -251,6 +246,7 @@ class Runner:
         else:
             step = self._launch_eager(plan)
         self.rows.advance(plan)
+        self._last = step
         return step
 
     def _launch_recorded(self, plan: StepPlan) -> InFlight:
@@ -264,7 +260,7 @@ class Runner:
         elif self.sampler is not None and self.graphs.draws and self.sampler.drawn(rows):
             drawn = self.graphs.random(len(rows))
         if drawn is None:
-            return InFlight(plan.step, rows, self._sample(rows, self._order, hidden), sampler=self.sampler)
+            return self._drawn(InFlight(plan.step, rows, sampler=self.sampler), self._order, hidden)
         # Copied: the recording's own tensor is overwritten by the next step.
         return InFlight(plan.step, rows, Samples(rows, drawn.clone()))
 
@@ -286,7 +282,7 @@ class Runner:
         step = InFlight(plan.step, prompt_logprobs=described if self.sampler else {}, sampler=self.sampler)
         if lines:
             step.rows = [grants[i].row for i in lines]
-            step.samples = self._sample(step.rows, order[sampling], hidden[inputs.logit_rows])
+            return self._drawn(step, order[sampling], hidden[inputs.logit_rows])
         return step
 
     def _launch_ragged(self, step: int, room: Room, grants: list[Grant]) -> InFlight:
@@ -298,7 +294,7 @@ class Runner:
         rows = [grants[i].row for i in lines]
         numbers = upload([*rows, *(ends[i] for i in lines)], self.device)
         order, at = torch.split(numbers, [len(lines), len(lines)])
-        return InFlight(step, rows, self._sample(rows, order, hidden.index_select(0, at)), sampler=self.sampler)
+        return self._drawn(InFlight(step, rows, sampler=self.sampler), order, hidden.index_select(0, at))
 
     def _forward(
         self,
@@ -363,6 +359,17 @@ class Runner:
                 self.sampler.end(row)
             self.sampler.begin(*plan.new)
 
+    def _drawn(self, step: InFlight, order: Tensor, hidden: Tensor) -> InFlight:
+        """The step with its samples, or sure to draw them once its grammars have heard of the step before."""
+        before, sampler = self._last, self.sampler
+        draw = partial(self._sample, step.rows, order, hidden)
+        if before is None or before.settled or sampler is None or not sampler.follow(step.rows, before.rows):
+            step.samples = draw()
+        else:
+            step.follow(before, draw)
+        return step
+
+    @torch.inference_mode()
     def _sample(self, rows: list[int], device_rows: Tensor, hidden: Tensor) -> Samples | None:
         logits = self.model.logits(hidden)
         if self.sampler is None:

@@ -1,7 +1,7 @@
 """`Masks`: the grammars of rows. Which tokens each allows next is put on its logits; each token drawn leads it on.
 
-The masks are filled by the host while the device computes logits. A row with a grammar is never in two steps at once,
-so its line of the pinned buffer is written again only when the copy from it is long done.
+The masks are filled by the host while the device computes logits. A row's mask is filled once its token before is
+known, so its line of the pinned buffer is written again only when the copy from it is long done.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,9 @@ from torch.nn.functional import embedding
 from quire.messages.plan import NewRow
 from quire.structured.matcher import Matcher
 from quire.structured.store import GrammarStore
+
+ALL = -1
+"""A word of a mask that allows all of its tokens."""
 
 
 @dataclass(slots=True)
@@ -55,24 +58,21 @@ class Masks:
         """The sequence of `row` has left."""
         self._matchers.pop(row, None)
 
-    def apply(self, x: Tensor, rows: list[int], errors: dict[int, str]) -> None:
-        """Set what a grammar forbids to -inf, in place.
+    def follow(self, rows: list[int], before: list[int]) -> bool:
+        """Whether a row with a grammar is among both."""
+        return not self._matchers.keys().isdisjoint(set(rows).intersection(before)) if self._matchers else False
+
+    def apply(self, x: Tensor, rows: list[int], order: Tensor, errors: dict[int, str]) -> None:
+        """Set what a grammar forbids to -inf, in place. Nothing here waits for the device.
 
         Args:
             x: (n, vocab) float32 logits.
             rows: the row of each line; those without a grammar keep all tokens.
+            order: the same, (n,) int64 on the device.
             errors: gets a sentence for each row whose grammar has no way on.
         """
-        lines = [line for line, row in enumerate(rows) if row in self._matchers]
-        if not lines:
-            return
-        found = [rows[line] for line in lines]
-        self._fill(found, errors)
-        offset = self._offset(torch.tensor(found, device=x.device))
-        if len(lines) == len(rows):
-            x += offset
-        else:
-            x.index_add_(0, torch.tensor(lines, device=x.device), offset)
+        self._fill(rows, errors)
+        x += self._offset(order)
 
     def advance(self, rows: list[int], tokens: list[int], errors: dict[int, str]) -> list[int]:
         """Lead the grammars of `rows` on by the tokens drawn. Returns the rows whose text is complete now."""
@@ -90,7 +90,10 @@ class Masks:
 
     def _fill(self, rows: list[int], errors: dict[int, str]) -> None:
         buffer = self._buffer = self._buffer or self._make_buffer()
-        matchers = [(self._matchers[row], row) for row in rows]
+        for row in rows:
+            if row not in self._matchers:
+                buffer.host[row] = ALL
+        matchers = [(self._matchers[row], row) for row in rows if row in self._matchers]
         self.store.backend.fill(matchers, buffer.host.numpy())
         for matcher, row in matchers:
             if matcher.error is not None:

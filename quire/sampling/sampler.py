@@ -112,6 +112,10 @@ class Sampler:
         """
         return self._masks.advance(rows, tokens, errors)
 
+    def follow(self, rows: list[int], before: list[int]) -> bool:
+        """Whether `rows` can be drawn for only when it is known what a step with the rows `before` has drawn."""
+        return self._masks.follow(rows, before)
+
     def plain(self, rows: list[int]) -> bool:
         """Whether the op `greedy_sample` is all that these rows need."""
         return self._plan(rows).plain
@@ -150,7 +154,7 @@ class Sampler:
             self._run_callables(x, part, past, errors)
         x = self.kernels.edit(x, rows, self._state.table, self._state.tables(part.features), past.tokens, past.known)
         if Feature.GRAMMAR in part.features:
-            self._masks.apply(x, [self._batch.rows[line] for line in part.lines], errors)
+            self._masks.apply(x, [self._batch.rows[line] for line in part.lines], rows, errors)
         found = self._draw(x, rows, past, part.groups)
         # What is not finite now, but was, has no token left.
         status = torch.where(drawn[1, at] == BAD, BAD, found[1] * EXHAUSTED)

@@ -75,8 +75,8 @@ def make_sequences(request: Request, limits: Limits, max_len: int, seed: int, en
             seed=sibling_seed(seed, index),
             max_len=max_len,
             stops=eos | frozenset(params.stop_token_ids or ()),
-            # A callable and a grammar read the tokens on the host: the next plan waits for them.
-            chain=limits.chain and not params.logits_processors and grammar is None,
+            # A callable reads the tokens on the host: the next plan waits for them.
+            chain=limits.chain and not params.logits_processors,
             grammar=grammar,
             pooled=request.pooling is not None,
             tokens=list(request.token_ids),

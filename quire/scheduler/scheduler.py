@@ -53,8 +53,9 @@ class Scheduler:
 
     @property
     def open(self) -> bool:
-        """Whether a request that comes now could begin with the next plan: nobody waits, and a row is free."""
-        return not self.roster.waiting and bool(self.roster.rows.free)
+        """Whether to wait with the next plan for whoever may come: nobody else waits, not even a grammar's mask."""
+        roster = self.roster
+        return bool(roster.rows.free) and not roster.waiting and not roster.grammars.bound
 
     @property
     def counters(self) -> Counters:

@@ -1,4 +1,4 @@
-"""What grammars change for the scheduler: who waits, who does not chain, and how a complete text ends."""
+"""What grammars change for the scheduler: who waits, and how a complete text ends."""
 
 import pytest
 
@@ -57,15 +57,24 @@ def test_a_sequence_that_is_cancelled_while_it_waits_leaves_nothing(scheduler):
     scheduler.check()
 
 
-def test_no_plan_goes_ahead_of_a_token_that_the_grammar_has_not_seen(scheduler):
+def test_a_plan_goes_ahead_of_a_token_that_the_grammar_has_not_seen_and_is_dropped_if_that_was_the_last(scheduler):
     scheduler.add(request("a"), 0.0)
-    scheduler.add(request("b", None), 0.0)
-    first = scheduler.plan(0.0)
-    row = first.new[0].row
-    second = scheduler.plan(0.0)  # only the free sequence runs ahead
-    assert [grant.row for grant in second.grants] == [first.new[1].row]
-    scheduler.commit(StepResult(1, [grant.row for grant in first.grants], [5, 5]))
-    assert row in [grant.row for grant in scheduler.plan(0.0).grants]
+    row = scheduler.plan(0.0).grants[0].row
+    assert [grant.row for grant in scheduler.plan(0.0).grants] == [row]
+    assert scheduler.commit(StepResult(1, [row], [5], complete=[row]))[-1].finish_reason == "stop"
+    # A mask after the end allows nothing: what it says then concerns nobody.
+    assert scheduler.commit(StepResult(2, [row], [0], errors={row: "no way on"})) == []
+    assert not scheduler.has_work
+    scheduler.check()
+
+
+def test_nobody_is_waited_for_while_grammars_run(scheduler):
+    assert scheduler.open
+    scheduler.add(request("a"), 0.0)
+    row = scheduler.plan(0.0).grants[0].row
+    assert not scheduler.open
+    scheduler.commit(StepResult(1, [row], [5], complete=[row]))
+    assert scheduler.open
 
 
 @pytest.mark.parametrize("max_tokens", [8, 2])

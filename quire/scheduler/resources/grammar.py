@@ -1,4 +1,4 @@
-"""Grammars: a sequence whose grammar is being compiled waits, and holds nothing meanwhile."""
+"""Grammars: a sequence waits while its grammar is compiled, and holds nothing meanwhile. Those that run are known."""
 
 from quire.scheduler.sequence import Sequence
 
@@ -8,10 +8,12 @@ class Grammars:
 
     Attributes:
         pending: their keys.
+        bound: sequences that run and keep to a grammar.
     """
 
     def __init__(self) -> None:
         self.pending: set[str] = set()
+        self.bound: set[Sequence] = set()
 
     def holds(self, seq: Sequence) -> bool:
         """Whether `seq` waits for its grammar."""
@@ -26,6 +28,9 @@ class Grammars:
 
     def take(self, seq: Sequence, tokens: int) -> None:
         """Nothing is used up."""
+        if seq.grammar is not None:
+            self.bound.add(seq)
 
     def release(self, seq: Sequence) -> None:
-        """Nothing is held: whoever compiles decides how long a grammar is kept."""
+        """Whoever compiles decides how long a grammar is kept."""
+        self.bound.discard(seq)

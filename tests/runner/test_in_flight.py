@@ -1,0 +1,47 @@
+"""Steps whose samples wait for the tokens of the step before."""
+
+import pytest
+import torch
+
+from quire.runner.in_flight import InFlight
+from quire.sampling.samples import Samples
+
+pytestmark = pytest.mark.torch
+
+
+class Grammars:
+    """Notes which rows are led on, and how often."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
+
+    def advance(self, rows: list[int], tokens: list[int], errors: dict[int, str]) -> list[int]:
+        self.told.append(f"advance {tokens}")
+        return []
+
+
+def steps(told: list[str]) -> tuple[InFlight, InFlight]:
+    def draw(token: int) -> Samples:
+        told.append(f"draw {token}")
+        return Samples([0], torch.tensor([[token], [0]]))
+
+    first, second = (InFlight(number, [0], sampler=Grammars(told)) for number in (1, 2))  # type: ignore[arg-type]
+    first.samples = draw(7)
+    second.follow(first, lambda: draw(8))
+    return first, second
+
+
+def test_a_step_draws_as_soon_as_the_result_before_it_is_known() -> None:
+    first, second = steps(told := [])
+    assert not first.settled and second.samples is None
+    assert first.result().tokens == [7] and first.settled
+    assert told == ["draw 7", "advance [7]", "draw 8"]
+    assert second.result().tokens == [8]
+    assert told[3:] == ["advance [8]"]
+
+
+def test_a_step_that_is_asked_first_asks_the_one_before() -> None:
+    first, second = steps(told := [])
+    assert second.result().tokens == [8]
+    assert told == ["draw 7", "advance [7]", "draw 8", "advance [8]"]
+    assert first.result().tokens == [7] and len(told) == 4
