@@ -18,6 +18,7 @@ from quire.layers.build import Build
 from quire.messages.params import SamplingParams
 from quire.messages.plan import Grant, StepPlan
 from quire.messages.state import Capacity, GroupLayout, Layout
+from quire.ops.attention import MANY
 from quire.ops.greedy import greedy_sample
 from quire.ops.inputs import step_inputs
 from quire.ops.registry import Sizes, load_providers
@@ -111,25 +112,29 @@ class Runner:
             logger.warning("%s", note)
 
     def measure(self) -> Capacity:
-        """Run the largest step on scratch pages and report what memory is left for real ones.
+        """Run steps of all sizes on scratch pages, and report what memory the largest one leaves for real ones.
 
-        It is not run where the user has fixed the size of the pages.
+        The largest is not run where the user has fixed the size of the pages.
         """
         specs = [state.spec for state in self.build.states]
         # Two pages per group are enough: every entry of the page tables names page 1.
         scratch = [GroupLayout(spec, 1, self.spec.page_size, 2) for spec in dict.fromkeys(specs)]
         layout = Layout(scratch, self.spec.max_model_len)
-        if self.rehearsal is not None and self._agreed(self.rehearsal.wanted):
+        if self.spec.warm_tokens:
+            # Before memory is measured: code that is loaded takes some, too.
             self.allocate(layout)
-            self.rehearsal.play(self._rehearse)
+            if self.rehearsal is not None and self._agreed(self.rehearsal.wanted):
+                self.rehearsal.play(self._rehearse)
+            self._warm_all()
             self.release()
-        free, recorded = self.memory.free_bytes(), 0
+        recorded = 0
         with self.memory.peak() as needed:
             if self.spec.num_pages is None and self.spec.kv_cache_memory_bytes is None:
                 self.allocate(layout)
-                self.launch(self._largest(len(scratch))).result()
+                self._run_once(self._largest())
                 recorded = self._recorded_bytes()
                 self.release()
+        free = self.memory.free_bytes()
         return Capacity(self.memory.budget(free, self.spec.memory_fraction, needed[0] + recorded), specs)
 
     def _agreed(self, wanted: bool) -> bool:
@@ -142,16 +147,19 @@ class Runner:
         recorder = Recorder(self.device)
         if not recorder.records or not self._recordable:
             return 0
-        free = self.memory.free_bytes()
+        before = self.memory.kept_bytes()
         self.ragged.record(recorder, self.ragged.rooms[-1:])
         self.graphs.record(recorder, self.graphs.sizes[-1:])
-        held = free - self.memory.free_bytes()
         count = len(self.ragged.rooms) + len(self.graphs.sizes)
-        return max(0, held) + count * RECORDING_BYTES
+        return self.memory.kept_bytes() - before + count * RECORDING_BYTES
 
-    def _warm_mixtures(self, most: int) -> None:
-        """Every way to draw tokens, for one row and for several; and long prompts beside rows that decode."""
-        rows = self.spec.max_num_seqs
+    @torch.inference_mode()
+    def _warm_all(self) -> None:
+        """Steps of all sizes, all ways to draw tokens, for one row and for several, prompts beside rows that decode."""
+        rows, budget = self.spec.max_num_seqs, self.spec.max_num_batched_tokens
+        most = self.layout.max_model_len - 1
+        for tokens in self.spec.warm_tokens:
+            self._warm([min(tokens, most)], DRAWS[0])
         hidden = self._decode(upload([self.rows.dummy], self.device), False)
         for count in LOGIT_ROWS:
             self.model.logits(hidden.expand(count, -1).contiguous())
@@ -160,16 +168,15 @@ class Runner:
             for count in counts:
                 self._warm([1] * count, params)
         for count in counts:
-            longest = min(self.spec.max_num_batched_tokens - count, most)
-            self._warm([1] * (count - 1) + [longest], DRAWS[0])
+            self._warm([1] * (count - 1) + [min(budget - count, most, MANY)], DRAWS[0])
 
     @property
     def _recordable(self) -> bool:
         return all(choice.capturable for choice in self.build.choices)
 
-    def _largest(self, groups: int) -> StepPlan:
+    def _largest(self) -> StepPlan:
         """The plan that needs most memory."""
-        return largest_step(self.spec, groups)
+        return largest_step(self.spec, self.layout)
 
     def _take_pages(self, layout: Layout) -> None:
         """Take pages and rows. Layers whose state is the same share a group."""
@@ -207,32 +214,34 @@ class Runner:
 
     @torch.inference_mode()
     def record(self) -> None:
-        """Run steps of all sizes once, and record decode steps where the spec asks for it and every kernel allows it.
+        """Record steps where the spec asks for it and every kernel allows it.
 
         After `allocate`: recordings hold the addresses of pages.
         """
-        self._run_all(Recorder(self.device), self.ragged, self.graphs)
-
-    @torch.inference_mode()
-    def _rehearse(self) -> None:
-        self.launch(self._largest(len(self.layout.groups))).result()
-        self._begin(StepPlan(0, list(self.rows.host), [], []))
-        # What compiles longest are kernels of decode steps: they shall not be the last to be heard of.
-        self._run_all(Recorder(self.device, rehearses=True), self.graphs, self.ragged)
-
-    def _run_all(self, recorder: Recorder, *recordings: DecodeGraphs | RaggedGraphs) -> None:
-        most = self.layout.max_model_len - 1
-        for tokens in self.spec.warm_tokens:
-            self._warm([min(tokens, most)], DRAWS[0])
         if self.spec.warm_tokens:
-            self._warm_mixtures(most)
+            # What torch keeps of its memory is enough for all steps to come: from now on no more is taken.
+            self._run_once(self._largest())
+        self._record(Recorder(self.device), self.ragged, self.graphs)
+
+    def _record(self, recorder: Recorder, *recordings: DecodeGraphs | RaggedGraphs) -> None:
         for some in recordings if self._recordable else ():
             some.record(recorder)
 
+    @torch.inference_mode()
+    def _rehearse(self) -> None:
+        self._run_once(self._largest())
+        self._warm_all()
+        # What compiles longest are kernels of decode steps: they shall not be the last to be heard of.
+        self._record(Recorder(self.device, rehearses=True), self.graphs, self.ragged)
+
     def _warm(self, counts: list[int], params: SamplingParams) -> None:
         """Sequences of so many tokens each, all on one page that nobody uses yet."""
-        self.launch(step_of(counts, params, [group.page_size for group in self.layout.groups])).result()
-        self._begin(StepPlan(0, list(range(len(counts))), [], []))
+        self._run_once(step_of(counts, params, [group.page_size for group in self.layout.groups]))
+
+    def _run_once(self, plan: StepPlan) -> None:
+        """Run a step of new sequences, and forget them."""
+        self.launch(plan).result()
+        self._begin(StepPlan(0, list(self.rows.host), [], []))
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlight:
