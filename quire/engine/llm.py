@@ -49,8 +49,8 @@ class LLM(PoolingCalls):
         config = engine_config(model=model, **settings)
         self._front = FrontEnd(config)
         with weights_progress(self._front.model.name) as progress:
-            make = load("quire.engine.core:EngineCore")
-            self._core: EngineCore | None = make(config, self._front.model, progress, streams=False)
+            begin = load("quire.engine.begin:begin")
+            self._core: EngineCore | None = begin(config, self._front.model, progress, streams=False)
         self._ended = "was closed"
         self._processor = OutputProcessor(self._front.tokenizer)
         self._ready: dict[str, deque[RequestOutput]] = {}

@@ -20,7 +20,8 @@ from quire.base.collector import keep_what_lives
 from quire.base.errors import QuireError
 from quire.base.lifeline import die_with_parent
 from quire.base.logging import get_logger, setup, write_aside
-from quire.engine.core import EngineCore, MakeExecutor, Timeline, executor_for
+from quire.engine.begin import MakeExecutor, Timeline, begin, executor_for
+from quire.engine.core import EngineCore
 from quire.engine.launch import Launch
 from quire.engine.progress import weights_progress
 from quire.engine.pulse import Pulse
@@ -122,7 +123,7 @@ def main(make_executor: MakeExecutor = executor_for) -> int:
     timeline = Timeline(time.time() - psutil.Process().create_time(), pulse.loads)
     try:
         with weights_progress(launch.model.name, pulse.loads) as progress:
-            core = EngineCore(launch.config, launch.model, progress, timeline, make_executor)
+            core = begin(launch.config, launch.model, progress, timeline, make_executor)
     except QuireError as error:
         server.fail(str(error))
         server.close()

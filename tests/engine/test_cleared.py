@@ -9,7 +9,7 @@ import pytest
 
 from quire import LLM
 from quire.base.errors import CheckpointError
-from quire.engine import core
+from quire.engine import begin
 from tests.engine.toy import make_toy
 
 pytestmark = pytest.mark.torch
@@ -44,8 +44,8 @@ def test_as_much_is_cleared_as_the_weights_will_take(
     (folder / "model.safetensors").write_bytes((4088).to_bytes(8, "little") + b"{}" + b" " * 4086)
     (folder / "consolidated.safetensors").write_bytes(bytes(4096))  # the same weights once more, which nobody reads
     store = Store()
-    monkeypatch.setattr(core, "ahead", lambda: store)
-    monkeypatch.setattr(core, "pays", lambda device, kernels: pays)
+    monkeypatch.setattr(begin, "ahead", lambda: store)
+    monkeypatch.setattr(begin, "pays", lambda device, kernels: pays)
     with LLM(str(folder), **PAGES, **settings):
         assert store.heard == [size, "imported", "dropped"]
 
@@ -55,7 +55,7 @@ def test_a_start_that_fails_gives_back_what_was_cleared(tmp_path: Path, monkeypa
     header = json.dumps({"more": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     store = Store()
-    monkeypatch.setattr(core, "ahead", lambda: store)
+    monkeypatch.setattr(begin, "ahead", lambda: store)
     with pytest.raises(CheckpointError, match="more"):
         LLM(str(folder), **PAGES)
     assert store.heard[1:] == ["imported", "dropped"]

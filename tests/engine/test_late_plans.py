@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 
 from quire.config.sources import engine_config
+from quire.engine.begin import Timeline, begin
 from quire.engine.core import EngineCore
 from quire.messages.params import SamplingParams
 from quire.messages.plan import StepPlan, StepResult
@@ -74,19 +75,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def begun(folder: Path) -> Callable[[Machine], EngineCore]:
-    def begin(machine: Machine) -> EngineCore:
+    def beginning(machine: Machine) -> EngineCore:
         config = engine_config(model="toy", max_num_seqs=4, async_scheduling=True, num_gpu_blocks_override=4000)
-        with mock.patch("quire.engine.core.detect", lambda device, kernels: facts.CPU):
-            return EngineCore(
-                config,
-                facts.model(path=str(folder)),
-                lambda a, b: None,
-                None,
-                lambda spec: machine,
-                lambda: machine.now,
-            )
+        with mock.patch("quire.engine.begin.detect", lambda device, kernels: facts.CPU):
+            timeline = Timeline(clock=lambda: machine.now)
+            return begin(config, facts.model(path=str(folder)), lambda a, b: None, timeline, lambda spec: machine)
 
-    return begin
+    return beginning
 
 
 def request(name: str, prompt: int, output: int) -> Request:

@@ -7,7 +7,7 @@ import pytest
 
 from quire import LLM, SamplingParams
 from quire.base.registry import load
-from quire.engine import core
+from quire.engine import begin
 from tests.engine.test_equality import VOCAB, transformers_greedy
 from tests.models.checkpoints import make
 from tests.tokenizer.samples import make_byte_bpe
@@ -49,7 +49,7 @@ def test_tokens_equal_transformers(family, name, monkeypatch):
         limits = msgspec.structs.replace(build(spec, layout).limits, shared_rows=2, shared_tokens=4)
         return Watched(limits, layout, seed=spec.seed)
 
-    monkeypatch.setattr(core, "make", small)
+    monkeypatch.setattr(begin, "make", small)
     given = {"num_gpu_blocks_override": 200, "block_size": 4, "dtype": "float32", "kernels": "torch_native"}
     params = [SamplingParams(temperature=0.0, max_tokens=12 - i % 4, ignore_eos=True) for i in range(len(prompts))]
     with LLM(folder, max_num_seqs=8, **(given | SETTINGS[name])) as llm:

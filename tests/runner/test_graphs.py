@@ -6,7 +6,7 @@ import pytest
 from quire import LLM, SamplingParams
 from quire.base.registry import load
 from quire.config.resolve import graph_rows
-from quire.engine import core
+from quire.engine import begin
 from quire.runner import runner
 from quire.sampling.kernels import Kernels
 from tests.engine.toy import make_toy, oracle
@@ -28,7 +28,7 @@ def recorded(sizes):
 @pytest.mark.parametrize("overlapped", [False, True])
 @pytest.mark.parametrize("state", [{}, {"window": 9}, {"recurrent": True}], ids=str)
 def test_padding_changes_nothing(tmp_path, monkeypatch, sizes, overlapped, state):
-    monkeypatch.setattr(core, "resolve", recorded(sizes))
+    monkeypatch.setattr(begin, "resolve", recorded(sizes))
     folder = make_toy(tmp_path, **state)
     prompts = [[i, i + 1, i + 2] * (i + 1) for i in range(8)]
     params = [SamplingParams(max_tokens=5 + 3 * i, temperature=0.0, ignore_eos=True) for i in range(8)]
@@ -56,7 +56,7 @@ def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monke
 
     played: list[bool] = []
     plain = generated(6)
-    monkeypatch.setattr(core, "resolve", recorded([1, 4, 8]))
+    monkeypatch.setattr(begin, "resolve", recorded([1, 4, 8]))
     monkeypatch.setattr(runner, "choose_kernels", lambda *given: Kernels(recordable=True))
     assert generated(6) == plain
     assert generated(5) == plain[:5]
@@ -64,7 +64,7 @@ def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monke
 
 
 def test_a_kernel_that_asks_the_host_is_not_recorded(tmp_path, monkeypatch):
-    monkeypatch.setattr(core, "resolve", recorded([4]))
+    monkeypatch.setattr(begin, "resolve", recorded([4]))
     with LLM(num_gpu_blocks_override=100, kernels="reference") as llm:
         assert not llm._running().executor.runner.graphs.covers(1)
 

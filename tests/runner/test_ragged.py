@@ -8,7 +8,7 @@ import pytest
 from quire import LLM, SamplingParams
 from quire.base.registry import load
 from quire.config.resolve import GRAPH_TOKENS, graph_singles
-from quire.engine import core
+from quire.engine import begin
 from quire.runner.ragged import RaggedGraphs
 from tests.engine.toy import make_toy, oracle
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.torch
 def test_padding_changes_nothing(tmp_path, monkeypatch, overlapped, state, pages, singles):
     resolve, played = load("quire.config.resolve:resolve"), []
     wanted = {"graph_rows": [4, 8], "graph_singles": singles, "graph_tokens": [3, 10, 25]}
-    monkeypatch.setattr(core, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), **wanted))
+    monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), **wanted))
     forward = RaggedGraphs.forward
 
     def noted(self, room, grants):
@@ -53,7 +53,7 @@ def test_padding_changes_nothing(tmp_path, monkeypatch, overlapped, state, pages
 def test_log_probabilities_of_prompts_need_every_state(tmp_path, monkeypatch):
     resolve = load("quire.config.resolve:resolve")
     wanted = {"graph_rows": [4], "graph_singles": [0], "graph_tokens": [25]}
-    monkeypatch.setattr(core, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), **wanted))
+    monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), **wanted))
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
         (output,) = llm.generate([[5, 6, 7]], SamplingParams(max_tokens=2, temperature=0.0, prompt_logprobs=1))
     assert len(output.prompt_logprobs) == 3

@@ -9,7 +9,7 @@ import torch
 
 from quire import LLM, SamplingParams
 from quire.base.registry import load
-from quire.engine import core
+from quire.engine import begin
 from quire.ops import ahead
 from quire.runner.rehearsal import _Zeros
 from tests.engine.toy import make_toy, oracle
@@ -56,7 +56,7 @@ def compiled(monkeypatch):
         platform = msgspec.structs.replace(spec.platform, providers=["torch_native"])
         return msgspec.structs.replace(spec, platform=platform, warm_tokens=[2, 9], graph_rows=[2], graph_singles=[])
 
-    monkeypatch.setattr(core, "resolve", chosen)
+    monkeypatch.setattr(begin, "resolve", chosen)
     monkeypatch.setitem(ahead.AHEAD, "torch_native", Stage)
     monkeypatch.setattr(Stage, "kept", set())
     stages.clear()

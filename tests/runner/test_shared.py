@@ -5,7 +5,7 @@ import pytest
 
 from quire import LLM, SamplingParams
 from quire.base.registry import load
-from quire.engine import core
+from quire.engine import begin
 from tests.engine.toy import make_toy, oracle
 
 pytestmark = pytest.mark.torch
@@ -49,8 +49,8 @@ def engine(monkeypatch, sizes):
         limits = msgspec.structs.replace(make(spec, layout).limits, shared_rows=2, shared_tokens=4)
         return scheduler(limits, layout, seed=spec.seed)
 
-    monkeypatch.setattr(core, "make", small)
-    monkeypatch.setattr(core, "resolve", lambda *a: msgspec.structs.replace(resolve(*a), graph_rows=sizes))
+    monkeypatch.setattr(begin, "make", small)
+    monkeypatch.setattr(begin, "resolve", lambda *a: msgspec.structs.replace(resolve(*a), graph_rows=sizes))
 
 
 @pytest.mark.parametrize("sizes", [[], [2, 4, 8]], ids=["eager", "recorded"])

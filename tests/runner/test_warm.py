@@ -6,7 +6,7 @@ import pytest
 from quire import LLM, SamplingParams
 from quire.base.registry import load
 from quire.config.resolve import warm_tokens
-from quire.engine import core
+from quire.engine import begin
 from quire.sampling.sampler import Sampler
 from tests.engine.toy import make_toy, oracle
 
@@ -17,7 +17,7 @@ def test_warm_steps_leave_nothing_behind(tmp_path, monkeypatch):
     resolve = load("quire.config.resolve:resolve")
     sizes = [2, 9, 300]
     monkeypatch.setattr(
-        core, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=sizes, graph_rows=[2])
+        begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=sizes, graph_rows=[2])
     )
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
         runner = llm._running().executor.runner
@@ -31,7 +31,7 @@ def test_edited_logits_are_drawn_from_in_both_ways(tmp_path, monkeypatch):
     """They are float32 where the model's are not: other kernels of the same ops."""
     resolve = load("quire.config.resolve:resolve")
     monkeypatch.setattr(
-        core, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=[3], graph_rows=[2])
+        begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=[3], graph_rows=[2])
     )
     random, draw = set(), Sampler._draw_edited
 

@@ -12,6 +12,7 @@ from unittest import mock
 from quire.base.errors import QuireError
 from quire.config.fields import EngineConfig
 from quire.config.sources import engine_config
+from quire.engine.begin import Timeline, begin
 from quire.engine.core import EngineCore
 from quire.engine.pulse import Pulse
 from quire.engine.router import Router
@@ -226,9 +227,10 @@ class SimulatedCore:
 
     async def _serve(self) -> None:
         ranks = Ranks(self._scenario, self._points)
-        with mock.patch("quire.engine.core.detect", lambda device, kernels: facts.CPU):
-            self.engine = core = EngineCore(
-                config(self._scenario), model(), lambda done, total: None, None, lambda spec: ranks, self._loop.time
+        with mock.patch("quire.engine.begin.detect", lambda device, kernels: facts.CPU):
+            timeline = Timeline(clock=self._loop.time)
+            self.engine = core = begin(
+                config(self._scenario), model(), lambda done, total: None, timeline, lambda spec: ranks
             )
         try:
             self._arm(core)
