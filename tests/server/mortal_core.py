@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from quire.engine import core
+from quire.engine import begin
 from quire.engine.process import main
 from quire.messages.plan import NewRow, StepPlan, StepResult
 from quire.messages.state import Capacity, StateSpec
@@ -80,5 +80,5 @@ class MortalExecutor:
 
 
 if __name__ == "__main__":
-    core.detect = lambda device, kernels: CPU
+    begin.detect = lambda device, kernels: CPU
     sys.exit(main(MortalExecutor))
