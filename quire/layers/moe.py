@@ -194,6 +194,7 @@ def _route(b: Build, plan: MoePlan) -> RouteSpec:
         plan.top_groups,
         plan.group_best,
         plan.scale,
+        b.deterministic,
     )
 
 

@@ -32,6 +32,8 @@ class RouteSpec:
         top_groups: only experts of so many groups are chosen.
         group_best: a group counts as the sum of its so many best experts.
         scale: factor of the weights.
+        batch_invariant: a token's experts, and what they make of it, must not depend on what else is computed in its
+            step, to the last bit.
     """
 
     experts: int
@@ -45,6 +47,7 @@ class RouteSpec:
     top_groups: int = 1
     group_best: int = 1
     scale: float = 1.0
+    batch_invariant: bool = False
 
     @property
     def plain(self) -> bool:

@@ -50,7 +50,7 @@ class Provider:
         tokens: the token counts that it is worth using for; it is chosen for buckets that lie within.
         start: None where nothing need be made before the first call.
         batch_invariant: whether what it makes of a token depends, to the last bit, on nothing else in the step; where
-            the spec has a field of that name, if that is set.
+            the spec (of experts: their route) has a field of that name, if that is set.
     """
 
     name: str

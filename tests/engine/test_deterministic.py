@@ -23,6 +23,8 @@ CASES = [
     ("qwen3", "bfloat16", "auto", {}),
     ("qwen3_moe", "float32", "auto", PACKED),
     ("qwen2_moe", "float32", "auto", PACKED),
+    ("starcoder2", "bfloat16", "auto", {}),
+    ("gpt_oss", "float32", "auto", {"hidden_size": 64, "intermediate_size": 32}),
     ("qwen2", "float32", "torch_native", {}),
     ("llama", "float32", "reference", {}),
 ]

@@ -56,6 +56,19 @@ def test_experts_equal_the_reference(tokens: int, shape: Any, dtype: str) -> Non
     assert error < (1e-6 if dtype == "float32" else 6e-3)
 
 
+@pytest.mark.parametrize("route_spec", [RouteSpec(64, 8, True), RouteSpec(64, 4, True, score="sigmoid", scale=2.5)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_experts_make_of_a_token_is_its_own(dtype: str, route_spec: RouteSpec) -> None:
+    inputs = made(5000, (64, route_spec.top_k, 256, 128, True), dtype)
+    route_spec = replace(route_spec, dtype=dtype, device="cuda", batch_invariant=True)
+    inputs["spec"] = replace(inputs["spec"], route=route_spec)
+    whole = triton(moe)(*inputs.values())
+    for first, count in ((0, 1), (7, 4), (4000, 40), (1234, 600), (0, 5000)):
+        cut = slice(first, first + count)
+        alone = triton(moe)(*{**inputs, "x": inputs["x"][cut], "logits": inputs["logits"][cut]}.values())
+        assert torch.equal(alone, whole[cut]), (first, count)
+
+
 @pytest.mark.parametrize("tokens", [1, 9, 3000])
 def test_routing_is_exact(tokens: int) -> None:
     spec = RouteSpec(128, 8, True, "bfloat16", "cuda")

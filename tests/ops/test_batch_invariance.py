@@ -1,4 +1,4 @@
-"""Attention that is declared batch-invariant: a token's result is the same alone, in any chunk and in any company."""
+"""What is declared batch-invariant: a token's attention, and what experts make of it, whatever else is computed."""
 
 import copy
 from dataclasses import replace
@@ -10,11 +10,12 @@ import torch
 from quire.kernels.batch_invariant.products import invariant_linear, invariant_stored_linear
 from quire.ops.attention import AttentionSpec, attend, paged_attention
 from quire.ops.linear import LinearSpec
-from quire.ops.moe import RouteSpec, route, sigmoid
+from quire.ops.moe import RouteSpec, moe, route, sigmoid
 from quire.ops.registry import OPS, Op, load_providers
 from quire.ops.samples import normal
 from quire.ops.step import StepInputs
 from quire.ops.stored import StoredSpec
+from quire.ops.stored_moe import stored_moe
 from quire.platforms import native
 from quire.quantization.canonical import Canonical
 from tests.ops.triton import INTERPRETER
@@ -26,6 +27,8 @@ CASES = [
     (op, provider.name) for op in (attend, paged_attention) for provider in op.providers.values()
     if provider.batch_invariant
 ]  # fmt: skip
+EXPERTS = [(op, provider.name) for op in (moe, stored_moe) for provider in op.providers.values()
+           if provider.batch_invariant]  # fmt: skip
 FIRST = {"attend": "qkv", "paged_attention": "q"}
 
 
@@ -69,6 +72,27 @@ def test_a_token_s_attention_is_its_own(op: Op, provider: str) -> None:
     assert compared > (5 if interpreted else 20)
 
 
+@pytest.mark.parametrize(("op", "provider"), EXPERTS, ids=[f"{op.name}-{name}" for op, name in EXPERTS])
+def test_what_experts_make_of_a_token_is_its_own(op: Op, provider: str) -> None:
+    found, compared = op.providers[provider], 0
+    for spec, kwargs in op.samples():
+        tokens = len(kwargs["x"])
+        if op is moe:
+            spec = replace(spec, route=replace(spec.route, batch_invariant=True))
+        else:
+            spec = replace(spec, moe=replace(spec.moe, route=replace(spec.moe.route, batch_invariant=True)))
+        if spec.dtype != "float32" or not 3 <= tokens < 100 or found.refuses(spec) is not None:
+            continue
+        whole = found.function(**{**kwargs, "spec": spec})
+        for cut in (slice(0, 1), slice(tokens - 2, tokens)):
+            some = {"x": kwargs["x"][cut], "logits": kwargs["logits"][cut], "spec": spec}
+            assert torch.equal(found.function(**{**kwargs, **some}), whole[cut]), (spec, cut)
+            compared += 1
+        if provider == "triton":
+            break  # the interpreter takes its time
+    assert compared > (1 if provider == "triton" else 3)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_row_s_product_is_its_own(dtype: str) -> None:
     x, weight = normal(dtype, 37, 33), normal(dtype, 21, 33, seed=1)
@@ -104,7 +128,7 @@ def test_a_token_s_choice_is_its_own(spec: RouteSpec) -> None:
 
 
 def test_fast_kernels_are_declared() -> None:
-    for op, name in ((attend, "cpu"), (paged_attention, "triton")):
+    for op, name in ((attend, "cpu"), (paged_attention, "triton"), (moe, "triton"), (stored_moe, "triton")):
         assert name not in op.providers or op.providers[name].batch_invariant
 
 

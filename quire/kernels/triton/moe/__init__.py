@@ -25,7 +25,7 @@ def _refuses(spec: MoeSpec) -> str | None:
     return refuses_sort(spec.route)
 
 
-@provide("triton", moe, _refuses)
+@provide("triton", moe, _refuses, batch_invariant=True)
 def triton_moe(
     x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, spec: MoeSpec, biases: MoeBiases | None = None
 ) -> Tensor:
@@ -33,7 +33,8 @@ def triton_moe(
     if not x.shape[0]:
         return torch.empty_like(x)
     x, logits = x.contiguous(), logits.contiguous()
-    if x.shape[0] <= FEW_TOKENS and refuses_route(spec.route) is None:
+    few = x.shape[0] <= FEW_TOKENS and not spec.route.batch_invariant
+    if few and refuses_route(spec.route) is None:
         return moe_few(x, logits, gate_up, down, spec)
     plan = plan_for(x.shape[0], spec)
     order = sort(logits, spec.route, plan.tile, None if biases is None else biases.choice)

@@ -219,12 +219,16 @@ and depth is cut until a tile fits into shared memory."""
 MANY = Plan(128, False, Product(128, 64, 8, 4), Product(128, 64, 4), tma=True, halves=True)
 PLAIN = Plan(32, False, Product(32, 32, 4, 2), Product(32, 32, 4, 2))
 """For float32, which matrix units do not multiply exactly."""
+ALIKE = PLANS[48]
+"""Where a token's result may not depend on how many there are."""
 
 
 def plan_for(tokens: int, spec: MoeSpec) -> Plan:
     """By how many entries an expert has on average."""
     if spec.dtype == "float32":
         return PLAIN
+    if spec.route.batch_invariant:
+        return ALIKE
     average = tokens * spec.route.top_k / spec.route.experts
     return next((plan for most, plan in PLANS.items() if average <= most), MANY)
 

@@ -270,7 +270,7 @@ def sort(logits: Tensor, spec: RouteSpec, tile: int, bias: Tensor | None = None)
     entries, ends, expert, start = (
         torch.empty(n, dtype=torch.int32, device=logits.device) for n in (many, spec.experts, tiles, tiles)
     )
-    rows = next((rows for most, rows in SORT_ROWS.items() if tokens <= most), 64)
+    rows = next((rows for most, rows in SORT_ROWS.items() if tokens <= most and not spec.batch_invariant), 64)
     weights, ids, counts = _counted(logits, spec, rows, bias)
     _sort_kernel[(counts.shape[0],)](
         ids, counts, entries, ends, expert, start, tokens, tiles,

@@ -117,6 +117,8 @@ MANY = {False: Tiling(128, 128, 64, 1, 3, 8), True: Tiling(128, 64, 64, 1, 4, 8)
 """The like for more, by whether scales are applied to sums: these take registers of their own."""
 PLAIN = Tiling(32, 16, 64, 1, 2, 4)
 """For float32, which matrix units do not multiply exactly."""
+ALIKE = CUTS[96]
+"""Where a token's result may not depend on how many there are."""
 
 
 def cut_for(tokens: int, spec: StoredMoeSpec) -> Tiling:
@@ -125,6 +127,8 @@ def cut_for(tokens: int, spec: StoredMoeSpec) -> Tiling:
     if spec.dtype == "float32":
         return PLAIN
     route, group = spec.moe.route, spec.gate_up.form.group
+    if route.batch_invariant:
+        return ALIKE
     average = tokens * route.top_k / route.experts
     many = MANY[group is not None and group >= COARSE]
     return next((cut for most, cut in CUTS.items() if average <= most), many)
@@ -153,7 +157,7 @@ def _refuses(spec: StoredMoeSpec) -> str | None:
     return refuses_sort(spec.moe.route) or unread(spec.gate_up) or unread(spec.down)
 
 
-@provide("triton", stored_moe, _refuses)
+@provide("triton", stored_moe, _refuses, batch_invariant=True)
 def triton_stored_moe(
     x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, spec: StoredMoeSpec, biases: MoeBiases | None = None
 ) -> Tensor:
