@@ -45,7 +45,7 @@ FORMS = {
     "nvfp4": Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply"),
     "mxfp4": Form("fp4_e2m1", 32, "e8m0"),
 }
-TUNED = ("fp8", "int4", "nvfp4")
+TUNED = ("fp8", "int4 zeros", "nvfp4")
 
 
 def weight_of(form: Form, outputs: int, inputs: int) -> Weight:
@@ -130,9 +130,9 @@ def cuts(p: Product, rows: int) -> Iterator[Way]:
     """The ways worth timing."""
     yield None
     if rows == 1:
-        for o, units, ahead in itertools.product((1, 2, 4, 8), (32, 64, 128, 256), (1, 2, 4)):
+        for o, units, ahead in itertools.product((1, 2, 4, 8, 16), (32, 64, 128, 256), (1, 2, 4)):
             fetches = o * ahead * (2 if p.gate else 1)
-            if 4 <= fetches <= 16 and 8 * units * ahead <= p.inputs and 2000 <= p.outputs / o * units / 32 <= 40_000:
+            if 4 <= fetches <= 32 and 8 * units * ahead <= p.inputs and 700 <= p.outputs / o * units / 32 <= 40_000:
                 yield gemv.Shape(o, units, ahead)
         return
     wide = max(16, 1 << (rows - 1).bit_length())
@@ -207,16 +207,16 @@ def tune(counts: tuple[int, ...] = (1, 16, 64), limit_s: float = 200.0) -> None:
             for cut, us in best[:4]:
                 print(f"    {us:.2f} us {size / us / 1e6:.2f} TB/s {cut}", flush=True)
             if rows == 1:
-                keep(FORMS[name], p, next(cut for cut, _ in best if cut is not None))
+                keep(weights[0], p, next(cut for cut, _ in best if cut is not None))
 
 
-def keep(form: Form, p: Product, shape: Way) -> None:
+def keep(weight: Weight, p: Product, shape: Way) -> None:
     """Enter the best shape of one row's product into the data of this device."""
     assert isinstance(shape, gemv.Shape)
     file = Path(tuned.__file__).parent / (torch.cuda.get_device_name().lower().replace(" ", "-") + ".json")
     rules = json.loads(file.read_text()) if file.is_file() else {}
-    when = {"inputs": p.inputs, "outputs": p.outputs, "gate": int(bool(p.gate)), "bits": form.bits}
-    when["floats"] = int(form.element.startswith("fp"))
+    when = {"inputs": p.inputs, "outputs": p.outputs, "gate": int(bool(p.gate)), "bits": weight.bits}
+    when |= {"floats": int(weight.storage.form.element.startswith("fp")), "whole": int(gemv.counts(weight))}
     kept = [rule for rule in rules.get("one quantized row", []) if rule["when"] != when]
     rules["one quantized row"] = [*kept, {"when": when, "use": asdict(shape)}]
     lines = [f"  {json.dumps(k)}: [\n    " + ",\n    ".join(map(json.dumps, v)) + "\n  ]" for k, v in rules.items()]

@@ -13,7 +13,7 @@ if torch.cuda.is_available():
     from quire.ops.activation import GateSpec
     from quire.ops.stored import StoredSpec, stored_linear
     from quire.ops.stored_gate import StoredGateSpec, stored_gate_up
-    from quire.quantization.scaled import Scaled
+    from quire.quantization.scaled import Block, Form, Scaled
     from tests.quantization.forms import FORMS
 
 OUTPUTS, INPUTS = 272, 896
@@ -40,6 +40,21 @@ def test_products_equal_the_reference_in_every_run(name, rows):
     may = 4e-2 if narrowed.takes(Weight(storage, data), rows) else 6e-3
     assert (got.float() - want).norm() / want.norm() < may
     assert all(torch.equal(triton_stored_linear(x, data, bias, spec), got) for _ in range(3))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17, 300])
+@pytest.mark.parametrize("name", ["fp8 blocks", "int4 zeros"])
+def test_forms_of_checkpoints(name, rows):
+    form = Form("fp8_e4m3", 128, row_block=128) if name == "fp8 blocks" else FORMS[name]
+    storage = arranged(Scaled.of(256, 1024, form, "bfloat16", "cuda"))
+    codes = torch.randn(256, 1024, device="cuda").to(torch.float8_e4m3fn).view(torch.uint8)
+    scales = torch.rand(256 // form.row_block, 8, device="cuda") / 32
+    zeros = torch.randint(16, (256, 8), device="cuda").to(torch.uint8) if form.zeros else None
+    storage.put_block(data := storage.allocate(), 0, Block(codes[:, : 128 * form.bits], scales, zeros))
+    spec, x = StoredSpec(storage, False, "bfloat16", "cuda"), torch.randn(rows, 1024, device="cuda").bfloat16()
+    got, want = triton_stored_linear(x, data, None, spec), stored_linear(x.float(), data, None, spec)
+    may = 4e-2 if narrowed.takes(Weight(storage, data), rows) and rows > 1 else 6e-3
+    assert (got.float() - want).norm() / want.norm() < may
 
 
 @pytest.mark.parametrize("rows", [1, 16, 200])

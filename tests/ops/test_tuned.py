@@ -15,7 +15,7 @@ pytestmark = [
 FACTS = {
     "decode attention": ("pairs", "group", "bytes", "itemsize", "shares"),
     "one row": ("inputs", "outputs", "gate"),
-    "one quantized row": ("inputs", "outputs", "gate", "bits", "floats"),
+    "one quantized row": ("inputs", "outputs", "gate", "bits", "floats", "whole"),
     "few rows": ("rows", "inputs", "outputs", "gate", "small"),
     "own products": ("inputs", "outputs", "small"),
 }

@@ -108,6 +108,48 @@ def test_kernels_multiply_what_the_reference_does(name: str, rows: int, inputs: 
     assert (got - want).norm() / want.norm() < may
 
 
+def bfloat(name: str, outputs: int, inputs: int) -> tuple[Scaled, torch.Tensor]:
+    """A weight that meets activations of bfloat16."""
+    storage, data = weight(FORMS[name], outputs, inputs)
+    return replace(storage, dtype="bfloat16"), data
+
+
+@needs_interpreter
+@pytest.mark.parametrize("name", ["int4", "int4 zeros", "int4 rows"])
+def test_whole_numbers_lose_nothing_of_a_row_in_bfloat16(name: str) -> None:
+    from quire.kernels.triton.dense.quantized import gemv
+    from quire.kernels.triton.dense.quantized.weight import Weight
+
+    storage, data = bfloat(name, 40, 384)
+    assert gemv.counts(Weight(storage, data))
+    generator = torch.Generator().manual_seed(1)
+    # All eight bits of a number, down to a 64th of the largest.
+    powers = torch.randint(-6, 1, (1, 384), generator=generator)
+    x = (torch.randint(128, 256, (1, 384), generator=generator) * 2.0**powers * (-1) ** powers).bfloat16()
+    got = gemv.product(x, Weight(storage, data), None, "").double()
+    want = x.double() @ replace(storage, dtype="float32").rows(data, torch.arange(40)).double().T
+    # Which is what a result in bfloat16 holds: the interpreter cuts off its end.
+    assert ((got - want).abs() <= want.abs() / 128).all()
+    for bad in (float("nan"), float("inf")):
+        x[0, 5] = bad
+        assert gemv.product(x, Weight(storage, data), None, "").isnan().all()
+
+
+@needs_interpreter
+@pytest.mark.parametrize("group", [None, 128])
+def test_activations_are_rounded_by_rows_or_groups(group: int | None) -> None:
+    from quire.kernels.triton.dense.quantized.narrowed import rounded
+
+    x = normal("bfloat16", 5, 384)
+    codes, scales = rounded(x, torch.int8, 384, group)
+    wide = x.float().view(5, -1, group or 384)
+    assert torch.allclose(scales[:5], wide.abs().amax(2) / 127)
+    # Bytes of a word are inputs 32 apart.
+    back = codes[:5].view(5, -1, 32, 2).transpose(2, 3).reshape(wide.shape) * scales[:5, :, None]
+    assert ((back - wide).abs() <= scales[:5, :, None] * 0.501).all()
+    assert group is None or (scales.stride(0) == 1 and len(codes) == len(scales) == 16)
+
+
 @needs_interpreter
 @pytest.mark.parametrize("kind", ["uint4b8", "uint4", "fp4_e2m1"])
 def test_every_code_of_four_bits_is_its_value(kind: str) -> None:
