@@ -11,11 +11,12 @@ import argparse
 import contextlib
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lib import ledger
+from lib import ledger, shapes
 
 from quire import LLM, RequestOutput, SamplingParams
 
@@ -51,9 +52,8 @@ def changed(llm: LLM, prompts: list[list[int]]) -> int:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="default")
+    parser.add_argument("--model", default="default", help="a shape of lib/shapes.py, or a checkpoint")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--load-format", default="auto")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--ledger", type=Path)
@@ -61,14 +61,19 @@ def main() -> None:
     rng = random.Random(1)
     made: dict[str, LLM] = {}
     with contextlib.ExitStack() as stack:
+        model, load_format = given.model, "auto"
+        if model in shapes.MODELS:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            shapes.write(model, folder)
+            model, load_format = str(folder / model), "dummy"
         for name, deterministic in (("default", False), ("deterministic", True)):
-            settings = {"dtype": given.dtype, "load_format": given.load_format, "enable_prefix_caching": False}
+            settings = {"dtype": given.dtype, "load_format": load_format, "enable_prefix_caching": False}
             room = {
                 "gpu_memory_utilization": SHARE,
                 "max_num_seqs": given.rows,
                 "max_model_len": given.prompt + 2 * NEW,
             }
-            made[name] = stack.enter_context(LLM(given.model, deterministic=deterministic, **settings, **room))
+            made[name] = stack.enter_context(LLM(model, deterministic=deterministic, **settings, **room))
         vocab = made["default"].get_tokenizer().vocab_size
         prompts = [[rng.randrange(vocab // 2) for _ in range(given.prompt)] for _ in range(given.rows)]
         short = [prompt[: 16 + i % 16] for i, prompt in enumerate(prompts)]

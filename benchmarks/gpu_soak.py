@@ -25,6 +25,7 @@ from lib import ledger, shapes
 
 from quire import AsyncLLM, SamplingParams
 from quire.config.sources import engine_config
+from quire.messages.params import RequestOutputKind
 
 LOOK_S = 1.0
 CROWD = 1.25
@@ -82,13 +83,14 @@ async def client(engine: AsyncLLM, number: int, until: float, seen: Seen) -> Non
         if prompt < 200 and rng.random() < 0.1:
             settings = settings | {"prompt_logprobs": 2}
         ids = [rng.randrange(vocab // 2) for _ in range(prompt)]
-        params = SamplingParams(max_tokens=answer, ignore_eos=True, seed=rng.randrange(1 << 31), **settings)
+        base = {"max_tokens": answer, "ignore_eos": True, "output_kind": RequestOutputKind.DELTA}
+        params = SamplingParams(**base, seed=rng.randrange(1 << 31), **settings)
         leaves = rng.random() < 0.05
         try:
             made = 0
             async with contextlib.aclosing(engine.generate(ids, params)) as outputs:
                 async for output in outputs:
-                    made = sum(len(one.token_ids) for one in output.outputs)
+                    made += sum(len(one.token_ids) for one in output.outputs)
                     if leaves:
                         break
             if not leaves and made != answer * settings.get("n", 1):

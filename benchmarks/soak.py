@@ -50,6 +50,8 @@ NONSENSE: list[tuple[str, dict[str, Any]]] = [
 ]
 
 Ask = tuple[str, dict[str, Any]]
+Looks = list[tuple[float, int, dict[str, int]]]
+"""(seconds, requests so far, resident bytes of each process by its name), one after the other."""
 
 
 @dataclass
@@ -58,14 +60,14 @@ class Tally:
 
     Attributes:
         kept: requests and their answers, to be asked again.
-        sizes: (seconds, requests so far, resident bytes of each process by its name).
+        sizes: of processes, now and then.
     """
 
     answered: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     slowest_s: float = 0.0
     kept: list[tuple[Ask, Any]] = field(default_factory=list)
-    sizes: list[tuple[float, int, dict[str, int]]] = field(default_factory=list)
+    sizes: Looks = field(default_factory=list)
 
     @property
     def requests(self) -> int:
@@ -188,9 +190,9 @@ def sizes(supervisor: psutil.Process) -> dict[str, int]:
     return {name: process.memory_info().rss for name, process in family(supervisor).items()}
 
 
-def slope(tally: Tally, name: str) -> float:
-    """MiB that a process grows in a million requests, by least squares over the last four fifths of them."""
-    points = [(count, size[name]) for _, count, size in tally.sizes if name in size and count > tally.requests / 5]
+def slope(looks: Looks, name: str, warm: float) -> float:
+    """MiB that a process grows in a million requests, by least squares over all but the first `warm` (a share)."""
+    points = [(count, size[name]) for _, count, size in looks if name in size and count > warm * looks[-1][1]]
     if len(points) < 3:
         return 0.0
     mean_x, mean_y = (sum(each) / len(points) for each in zip(*points, strict=True))
@@ -259,13 +261,19 @@ async def soak(url: str, supervisor: psutil.Process, seconds: float, clients: in
         "different_alone": different,
         "descriptors_left": more,
     }
-    for name in tally.sizes[-1][2]:
+    return figures | slopes(tally.sizes, 0.2) | {"sizes": tally.sizes}  # type: ignore[dict-item]
+
+
+def slopes(looks: Looks, warm: float) -> dict[str, float]:
+    """The slope of each kind of process, of several the largest."""
+    found: dict[str, float] = {}
+    for name in looks[-1][2]:
         kind = f"mib_per_million_{name.rpartition(' ')[0] or name}".replace(" ", "_")
-        figures[kind] = max(figures.get(kind, -1e9), slope(tally, name))
-    return figures | {"sizes": tally.sizes}  # type: ignore[dict-item]
+        found[kind] = max(found.get(kind, -1e9), slope(looks, name, warm))
+    return found
 
 
-def plot(sizes: list[tuple[float, int, dict[str, int]]], file: str) -> None:
+def plot(sizes: Looks, file: str) -> None:
     """Draw the memory of each process over requests."""
     from matplotlib import pyplot
 
