@@ -252,7 +252,7 @@ def _prompt(token_ids: Sequence[int], params: SamplingParams, facts: EngineFacts
     if not token_ids:
         raise RequestError("prompt must hold at least one token.", "prompt", "empty_prompt")
     if params.truncate_prompt_tokens is None:
-        _check_room(len(token_ids), facts)
+        check_room(len(token_ids), facts)
     check_token_ids("prompt", token_ids, facts.vocab_size)
     fitting = max(1, min(facts.max_model_len - (params.max_tokens or 1), facts.max_prompt_len))
     kept = tokens_kept(params.truncate_prompt_tokens, facts.max_model_len, fitting)
@@ -271,7 +271,7 @@ def tokens_kept(asked: int | None, most: int, fitting: int) -> int | None:
 
 def _max_tokens(prompt_len: int, params: SamplingParams, facts: EngineFacts) -> int:
     """How many tokens may be generated: what was asked, as far as the context reaches."""
-    _check_room(prompt_len, facts)
+    check_room(prompt_len, facts)
     room = facts.max_model_len - prompt_len
     max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
     if params.min_tokens > max_tokens:
@@ -282,7 +282,7 @@ def _max_tokens(prompt_len: int, params: SamplingParams, facts: EngineFacts) -> 
     return max_tokens
 
 
-def _check_room(prompt_len: int, facts: EngineFacts) -> None:
+def check_room(prompt_len: int, facts: EngineFacts) -> None:
     """Refuse a prompt that leaves no room to answer."""
     if prompt_len >= facts.max_model_len:
         raise RequestError(

@@ -14,6 +14,7 @@ from quire.base.errors import RequestError
 from quire.messages.text import Encode, Setup
 from quire.server.errors import ApiError
 from quire.server.text import pool as pool_module
+from quire.server.text import texts as texts_module
 from quire.server.text.desk import MANY_IDS, Desk
 from quire.server.text.pool import WORKERS, TextPool
 from quire.server.text.texts import Run, Texts, in_threads
@@ -73,6 +74,21 @@ async def check_answers(texts: Texts) -> None:
     with pytest.raises(RequestError) as refused:
         await texts.parse([b'{"a": 1, "a": 2}'])
     assert (refused.value.code, refused.value.param) == ("duplicate_key", "a")
+
+
+@pytest.mark.plain
+def test_what_does_not_fit_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, seen = byte_tokenizer(), []
+    texts = Texts(in_threads(Desk(tokenizer, None)), tokenizer)
+
+    def fits(tokens: int) -> None:
+        seen.append(tokens)
+        raise RequestError("too long", "prompt")
+
+    monkeypatch.setattr(texts_module, "_unpacked", None)
+    with pytest.raises(RequestError):
+        asyncio.run(texts.encode(Encode(["a" * 5000]), fits))
+    assert seen == [len(tokenizer.encode("a" * 5000))]
 
 
 @pytest.mark.plain

@@ -16,7 +16,7 @@ from quire.server.generation import Items, Job, Usage, admitted, collect
 from quire.server.jobs import job_of
 from quire.server.openai.frame import framed
 from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
-from quire.server.openai.prompts import render_chat
+from quire.server.openai.prompts import fits_of, render_chat
 from quire.server.openai.sampling import answer_id, model_max_tokens, sampling_params
 from quire.server.openai.schema import ChatRequest, StreamOptions, read_generating
 from quire.server.openai.speech import Delta, Ear, Voice, ear_for, shown_token_ids
@@ -56,7 +56,10 @@ async def chat_job(request: Request, asked: ChatRequest, offer: Offer) -> Job:
     params = _params(asked, service)
     budget = budget_of(asked, service)
     asked = msgspec.structs.replace(asked, chat_template_kwargs=template_words(asked, service))
-    prompt = await render_chat(asked, service, offer.listed)
+    try:
+        prompt = await render_chat(asked, service, offer.listed, fits_of(asked, service))
+    except RequestError as error:
+        raise _about_messages(error) from None
     form = framed(service, offer, params.structured_outputs, thinking_of(service, prompt), budget)
     params = msgspec.structs.replace(
         params, structured_outputs=form, shown_token_ids=shown_token_ids(service, offer) or params.shown_token_ids

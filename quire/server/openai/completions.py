@@ -15,7 +15,7 @@ from quire.messages.params import SamplingParams
 from quire.server.generation import Items, Usage, admitted, collect
 from quire.server.jobs import job_of
 from quire.server.openai.logprobs import CompletionLogprobs, joined, prompt_logprobs
-from quire.server.openai.prompts import read_middles, read_prompts
+from quire.server.openai.prompts import fits_of, read_middles, read_prompts
 from quire.server.openai.sampling import answer_id, model_max_tokens, sampling_params
 from quire.server.openai.schema import CompletionRequest, StreamOptions, read_generating
 from quire.server.openai.structured import own_field
@@ -40,7 +40,7 @@ async def completions(request: Request) -> Response:
             params = msgspec.structs.replace(params, stop_token_ids=[*(params.stop_token_ids or []), *ends])
             texts: list[str | None] = [None] * len(prompts)
         else:
-            prompts, texts = await read_prompts(asked.prompt, bos, service)
+            prompts, texts = await read_prompts(asked.prompt, bos, service, fits_of(asked, service))
         _check_choices(len(prompts) * params.n)
         _check_bad_words(len(prompts) * len(params.bad_words or ()))
         job = job_of(request, asked, prompts, params)

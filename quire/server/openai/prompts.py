@@ -4,6 +4,7 @@ What takes long, and the template, which is code of strangers, runs in text work
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -11,10 +12,12 @@ import msgspec
 from quire.base.errors import RequestError
 from quire.chat.messages import Message, parse_messages
 from quire.messages.text import Encode
+from quire.messages.validate import check_room
 from quire.server.openai.middle import middle_prompt
-from quire.server.openai.schema import ChatRequest, TokenizeRequest
+from quire.server.openai.schema import ChatRequest, Generating, TokenizeRequest
 from quire.server.service import Service
 from quire.server.text.lengths import check_length
+from quire.server.text.texts import Fits
 
 MAX_PROMPTS = 1024
 RESERVED = frozenset(
@@ -35,14 +38,20 @@ async def read_middles(
 
 
 async def read_prompts(
-    prompt: object, add_special_tokens: bool, service: Service
+    prompt: object, add_special_tokens: bool, service: Service, fits: Fits | None = None
 ) -> tuple[list[list[int]], list[str | None]]:
     """Token ids of each prompt, and its text if it came as text.
 
     Args:
         prompt: a string, a list of strings, a list of token ids or a list of such lists.
+        fits: refuses long texts that have too many tokens.
     """
-    return await encoded(_listed(prompt), "prompt", Encode([], special=add_special_tokens), service)
+    return await encoded(_listed(prompt), "prompt", Encode([], special=add_special_tokens), service, fits)
+
+
+def fits_of(asked: Generating, service: Service) -> Fits | None:
+    """Refuses what the validator will refuse, if no tokens are cut away before."""
+    return None if asked.truncate_prompt_tokens is not None else partial(check_room, facts=service.engine.facts)
 
 
 async def encode(text: str, add_special_tokens: bool, service: Service) -> list[int]:
@@ -52,7 +61,7 @@ async def encode(text: str, add_special_tokens: bool, service: Service) -> list[
 
 
 async def encoded(
-    listed: Sequence[str | list[int]], param: str, how: Encode, service: Service
+    listed: Sequence[str | list[int]], param: str, how: Encode, service: Service, fits: Fits | None = None
 ) -> tuple[list[list[int]], list[str | None]]:
     """Token ids of each of several inputs, and its text if it came as text.
 
@@ -60,16 +69,20 @@ async def encoded(
         listed: texts, or token ids.
         param: the field that they came in.
         how: to encode texts.
+        fits: refuses long texts that have too many tokens.
     """
     texts = [one if isinstance(one, str) else None for one in listed]
     given = [text for text in texts if text is not None]
     check_length(max(map(len, given), default=0), param)
-    found = iter(await service.texts.encode(msgspec.structs.replace(how, texts=given)))
+    found = iter(await service.texts.encode(msgspec.structs.replace(how, texts=given), fits))
     return [next(found) if isinstance(one, str) else one for one in listed], texts
 
 
 async def render_chat(
-    asked: ChatRequest | TokenizeRequest, service: Service, tools: list[dict[str, Any]] | None = None
+    asked: ChatRequest | TokenizeRequest,
+    service: Service,
+    tools: list[dict[str, Any]] | None = None,
+    fits: Fits | None = None,
 ) -> list[int]:
     """A conversation as token ids, by the model's template, which is told of `tools`. Raises RequestError."""
     template = service.template
@@ -94,7 +107,7 @@ async def render_chat(
         **_template_kwargs(asked.chat_template_kwargs or {}),
     }
     check_length(sum(map(_chars, messages)), "messages")
-    return await service.texts.render(messages, options)
+    return await service.texts.render(messages, options, fits)
 
 
 def _template_kwargs(kwargs: dict[str, object]) -> dict[str, object]:

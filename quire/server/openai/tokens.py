@@ -9,6 +9,7 @@ from quire.messages.validate import check_token_ids
 from quire.server.openai.prompts import encode, render_chat
 from quire.server.openai.schema import DetokenizeRequest, TokenizeRequest, read
 from quire.server.service import service_of
+from quire.server.text.texts import freed
 
 MOST_TOKENS = 1 << 19
 """Of a text to be read, where the context is not longer."""
@@ -31,7 +32,9 @@ async def tokenize(request: Request) -> Response:
         "tokens": ids,
         "token_strs": [tokenizer.token_text(token) for token in ids] if asked.return_token_strs else None,
     }
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+    body = msgspec.json.encode(answer)
+    await freed(ids)
+    return Response(body, media_type="application/json")
 
 
 async def detokenize(request: Request) -> Response:

@@ -33,6 +33,9 @@ LONG_TEXT_CHARS = 4_000
 LONG_TOKENS = 5_000
 PIECE_TOKENS = 1 << 14
 
+Fits = Callable[[int], None]
+"""Refuses so many tokens, if they are too many. Raises RequestError."""
+
 Run = Callable[[Job], Awaitable[Answer | Refused | Failed]]
 """Does a job, elsewhere."""
 
@@ -55,11 +58,11 @@ class Texts:
         assert isinstance(answer, Parsed)
         return {**answer.value, **{name: await _unpacked(packed) for name, packed in answer.numbers.items()}}
 
-    async def encode(self, how: Encode) -> list[list[int]]:
-        """Token ids of texts. Raises RequestError."""
+    async def encode(self, how: Encode, fits: Fits | None = None) -> list[list[int]]:
+        """Token ids of texts; what does not fit is not unpacked. Raises RequestError."""
         if sum(map(len, how.texts)) <= LONG_TEXT_CHARS:
             return [encode(self._tokenizer, how, text) for text in how.texts]
-        return await unpacked(await self._encoded(how))
+        return await unpacked(await self._encoded(how), fits)
 
     async def encode_pairs(
         self, pairs: Sequence[tuple[str, str]], frame: Frame | None = None
@@ -79,9 +82,11 @@ class Texts:
         assert isinstance(answer, Decoded)
         return answer.text
 
-    async def render(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> list[int]:
+    async def render(
+        self, messages: list[dict[str, Any]], options: dict[str, Any], fits: Fits | None = None
+    ) -> list[int]:
         """Token ids of a conversation, by the chat template: code of strangers, never run here. Raises RequestError."""
-        [ids] = await unpacked(await self._encoded(Render(messages, options)))
+        [ids] = await unpacked(await self._encoded(Render(messages, options)), fits)
         return ids
 
     async def _encoded(self, job: Job) -> Encoded:
@@ -107,9 +112,19 @@ def in_threads(desk: Desk) -> Run:
     return run
 
 
-async def unpacked(answer: Encoded) -> list[list[int]]:
-    """The token ids of an answer."""
+async def unpacked(answer: Encoded, fits: Fits | None = None) -> list[list[int]]:
+    """The token ids of an answer. Raises RequestError if they do not fit."""
+    if fits is not None:
+        for packed in answer.ids:
+            fits(len(memoryview(packed).cast(ID)))
     return [await _unpacked(packed) for packed in answer.ids]
+
+
+async def freed(ids: list[int]) -> None:
+    """Empty a list that nobody needs any more: to free a million numbers at once takes 12 ms."""
+    while len(ids) > PIECE_TOKENS:
+        del ids[-PIECE_TOKENS:]
+        await asyncio.sleep(0)
 
 
 async def _unpacked(packed: bytes) -> list[int]:
