@@ -74,7 +74,8 @@ def main() -> None:
                 "max_model_len": given.prompt + 2 * NEW,
             }
             made[name] = stack.enter_context(LLM(model, deterministic=deterministic, **settings, **room))
-        vocab = made["default"].get_tokenizer().vocab_size
+        shape = shapes.MODELS.get(given.model)
+        vocab = made["default"].get_tokenizer().vocab_size if shape is None else int(shape["vocab_size"])
         prompts = [[rng.randrange(vocab // 2) for _ in range(given.prompt)] for _ in range(given.rows)]
         short = [prompt[: 16 + i % 16] for i, prompt in enumerate(prompts)]
         rows: dict[str, Callable[[LLM], float]] = {
