@@ -18,7 +18,7 @@ from quire.chat.template import ChatTemplate
 from quire.checkpoint.facts import ModelFacts
 from quire.config.fields import EngineConfig
 from quire.engine.client import Connection, CoreClient
-from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt, Scheduling
+from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt
 from quire.engine.launch import CORE, CoreProcess
 from quire.engine.outputs import OutputProcessor
 from quire.engine.pulse import Pulse
@@ -28,7 +28,7 @@ from quire.messages.control import Strike
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
 from quire.messages.pooling import PoolingParams
-from quire.messages.request import Request
+from quire.messages.request import Request, Scheduling
 from quire.messages.validate_pooling import SAMPLING
 from quire.messages.wire import (
     Abort,

@@ -5,7 +5,6 @@ It owns no request and starts nothing. It needs no torch.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypedDict, cast
 
 from quire.base.errors import RequestError
@@ -18,8 +17,8 @@ from quire.config.model import facts_of
 from quire.messages.params import SamplingParams
 from quire.messages.pooling import PoolingParams
 from quire.messages.pooling_outputs import Side
-from quire.messages.request import Request
-from quire.messages.validate import make_request
+from quire.messages.request import USUAL, Request, Scheduling
+from quire.messages.validate import FrontFacts, make_request
 from quire.messages.validate_pooling import kept_tokens, make_pooling_request, read_sides
 from quire.messages.wire import EngineFacts
 from quire.tokenizer.tokenizer import Tokenizer
@@ -57,21 +56,13 @@ DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Fields of generation_config.json that become sampling defaults."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scheduling:
-    """How a request stands among others: its priority (lower first), whom it shares cached pages with, whose it is."""
-
-    priority: int = 0
-    cache_salt: str = ""
-    owner: str = ""
-
-
 class FrontEnd:
     """The text side of one model.
 
     Args:
         config: what the user asked for.
         model: the checkpoint, if somebody has read its facts already.
+        in_process: whether the engine is in this process.
 
     Attributes:
         model: the checkpoint.
@@ -82,13 +73,14 @@ class FrontEnd:
         CheckpointError: the folder, config.json or tokenizer is missing or damaged.
     """
 
-    def __init__(self, config: EngineConfig, model: ModelFacts | None = None) -> None:
+    def __init__(self, config: EngineConfig, model: ModelFacts | None = None, *, in_process: bool = False) -> None:
         settings = config.model
         self.model = model or facts_of(settings)
         self.tokenizer_path = (
             str(resolve(settings.tokenizer, None)) if settings.tokenizer is not None else self.model.path
         )
         self.tokenizer = Tokenizer.load(self.tokenizer_path)
+        self._facts = FrontFacts(self.model.eos_token_ids, self.tokenizer.encode_word, in_process)
         template = self.model.chat_template
         self.chat_template = None if template is None else ChatTemplate(template, self.tokenizer)
         self._use_generation_config = settings.generation_config == "auto"
@@ -126,25 +118,11 @@ class FrontEnd:
         prompt: Prompt,
         params: SamplingParams,
         facts: EngineFacts,
-        scheduling: Scheduling = Scheduling(),
-        *,
-        in_process: bool = False,
+        scheduling: Scheduling = USUAL,
     ) -> tuple[Request, str | None]:
         """The request of a prompt, and the prompt's text if it came as text. Raises RequestError."""
         text, token_ids = self._read(prompt)
-        request = make_request(
-            request_id,
-            token_ids,
-            params,
-            facts,
-            eos_token_ids=self.model.eos_token_ids,
-            encode=self.tokenizer.encode_word,
-            priority=scheduling.priority,
-            cache_salt=scheduling.cache_salt,
-            in_process=in_process,
-        )
-        request.owner = scheduling.owner
-        return request, text
+        return make_request(request_id, token_ids, params, facts, self._facts, scheduling), text
 
     def prepare_pooling(
         self,
@@ -152,21 +130,12 @@ class FrontEnd:
         prompt: Prompt | PairPrompt,
         params: PoolingParams,
         facts: EngineFacts,
-        scheduling: Scheduling = Scheduling(),
+        scheduling: Scheduling = USUAL,
     ) -> tuple[Request, str | None]:
         """The request of a text that is pooled, and the text if it came as one. Raises RequestError."""
         second = cast(PairPrompt, prompt)["second"] if isinstance(prompt, Mapping) and "second" in prompt else None
         text, token_ids = self._read_within(prompt, kept_tokens(params, facts))
-        request = make_pooling_request(
-            request_id,
-            token_ids,
-            params,
-            facts,
-            second=second,
-            priority=scheduling.priority,
-            cache_salt=scheduling.cache_salt,
-        )
-        request.owner = scheduling.owner
+        request = make_pooling_request(request_id, token_ids, params, facts, second=second, scheduling=scheduling)
         return request, text
 
     def prompted(self, prompt: Prompt, name: str | None = None) -> Prompt:

@@ -18,14 +18,14 @@ import msgspec
 from quire.base.errors import ConfigError, EngineDeadError, EngineError
 from quire.base.registry import load
 from quire.config.sources import engine_config
-from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt, Scheduling, as_list
+from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt, as_list
 from quire.engine.outputs import OutputProcessor
 from quire.engine.pooling import PoolingCalls, checked
 from quire.engine.progress import bar, weights_progress
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import RequestOutputKind, SamplingParams
 from quire.messages.pooling import PoolingParams
-from quire.messages.request import Request
+from quire.messages.request import Request, Scheduling
 from quire.messages.validate_pooling import SAMPLING
 from quire.messages.wire import EngineFacts
 from quire.tokenizer.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ class LLM(PoolingCalls):
 
     def __init__(self, model: str = "default", **settings: Any) -> None:
         config = engine_config(model=model, **settings)
-        self._front = FrontEnd(config)
+        self._front = FrontEnd(config, in_process=True)
         with weights_progress(self._front.model.name) as progress:
             begin = load("quire.engine.begin:begin")
             self._core: EngineCore | None = begin(config, self._front.model, progress, streams=False)
@@ -184,7 +184,7 @@ class LLM(PoolingCalls):
         if not self._single_rank and any(p.logits_processors for p in params):
             raise ConfigError("logits_processors need tensor_parallel_size=1: a callable does not cross processes")
         prepared = [
-            self._front.prepare(self._front.new_id(), prompt, p, core.facts, Scheduling(priority=rank), in_process=True)
+            self._front.prepare(self._front.new_id(), prompt, p, core.facts, Scheduling(priority=rank))
             for prompt, p, rank in zip(prompts, params, priority, strict=True)
         ]
         return self._enter(prepared, *params)

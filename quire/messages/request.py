@@ -1,9 +1,24 @@
 """A request as the engine core sees it: validated, in token ids. Text stays with the front end."""
 
+from dataclasses import dataclass
+
 import msgspec
 
 from quire.messages.params import SamplingParams
 from quire.messages.pooling import Pooling
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduling:
+    """How a request stands among others; `Request` says what the fields mean."""
+
+    priority: int = 0
+    cache_salt: str = ""
+    owner: str = ""
+
+
+USUAL = Scheduling()
+"""Of a request that says nothing of it."""
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -6,7 +6,7 @@ nothing of HTTP, text or devices.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, NoReturn
 
@@ -14,7 +14,7 @@ import msgspec
 
 from quire.base.errors import RequestError
 from quire.messages.params import SamplingParams
-from quire.messages.request import Request
+from quire.messages.request import USUAL, Request, Scheduling
 from quire.messages.structured import check_structured
 from quire.messages.wire import EngineFacts
 
@@ -69,17 +69,28 @@ FLAGS = (
 LOGIT_BIAS = Range(-100, 100)
 
 
+@dataclass(frozen=True, slots=True)
+class FrontFacts:
+    """What requests take from the front end that they come to.
+
+    Attributes:
+        eos_token_ids: tokens that end a text of its model.
+        encode: text to ids without special tokens, needed for bad_words only.
+        in_process: whether the engine is in this process, so that callables may reach it.
+    """
+
+    eos_token_ids: Sequence[int] = ()
+    encode: Encode | None = None
+    in_process: bool = False
+
+
 def make_request(
     id: str,
     token_ids: Sequence[int],
     params: SamplingParams,
     facts: EngineFacts,
-    *,
-    eos_token_ids: Sequence[int],
-    encode: Encode | None,
-    priority: int = 0,
-    cache_salt: str = "",
-    in_process: bool = False,
+    front: FrontFacts,
+    scheduling: Scheduling = USUAL,
 ) -> Request:
     """Check everything a sender may choose and make the engine's request of it.
 
@@ -88,10 +99,8 @@ def make_request(
         token_ids: the prompt.
         params: as the sender gave them.
         facts: limits of the engine.
-        eos_token_ids: tokens that end a text of this model.
-        encode: text to ids without special tokens, needed for bad_words only.
-        priority, cache_salt: see `Request`.
-        in_process: whether the engine is in this process, so that callables may reach it.
+        front: what the front end knows.
+        scheduling: how the request stands among others.
 
     Returns:
         A request whose `max_tokens` is a number that fits the context.
@@ -103,20 +112,24 @@ def make_request(
         raise RequestError(
             f"This model generates no text; it serves: {', '.join(facts.tasks)}.", "model", "unsupported_task"
         )
-    check_params(params, facts, in_process=in_process)
-    check_int("priority", priority, *INT32)
-    check_text("cache_salt", cache_salt, MAX_SALT_CHARS)
+    check_params(params, facts, in_process=front.in_process)
+    check_scheduling(scheduling)
     prompt = _prompt(token_ids, params, facts)
     max_tokens = _max_tokens(len(prompt), params, facts)
     return Request(
         id=id,
         token_ids=prompt,
         params=msgspec.structs.replace(params, max_tokens=max_tokens, top_k=_top_k(params.top_k, facts.vocab_size)),
-        eos_token_ids=list(eos_token_ids),
-        bad_words_ids=_bad_words_ids(params.bad_words or [], encode, facts.vocab_size),
-        priority=priority,
-        cache_salt=cache_salt,
+        eos_token_ids=list(front.eos_token_ids),
+        bad_words_ids=_bad_words_ids(params.bad_words or [], front.encode, facts.vocab_size),
+        **asdict(scheduling),
     )
+
+
+def check_scheduling(scheduling: Scheduling) -> None:
+    """Check what a sender may choose of it. Raises RequestError."""
+    check_int("priority", scheduling.priority, *INT32)
+    check_text("cache_salt", scheduling.cache_salt, MAX_SALT_CHARS)
 
 
 def check_params(params: SamplingParams, facts: EngineFacts, *, in_process: bool = False) -> None:

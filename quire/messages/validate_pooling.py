@@ -4,14 +4,15 @@ As in `validate.py`, `LLM` and the server both come through here.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from quire.base.errors import RequestError
 from quire.checkpoint.pooling import PoolerFacts
 from quire.messages.params import RequestOutputKind, SamplingParams
 from quire.messages.pooling import TOKEN_TASKS, Pooling, PoolingParams, PoolingTask
 from quire.messages.pooling_outputs import Side
-from quire.messages.request import Request
-from quire.messages.validate import INT32, MAX_SALT_CHARS, check_int, check_text, check_token_ids, tokens_kept
+from quire.messages.request import USUAL, Request, Scheduling
+from quire.messages.validate import check_int, check_scheduling, check_token_ids, tokens_kept
 from quire.messages.wire import EngineFacts
 
 SAMPLING = SamplingParams(max_tokens=1, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY)
@@ -35,8 +36,7 @@ def make_pooling_request(
     facts: EngineFacts,
     *,
     second: int | None = None,
-    priority: int = 0,
-    cache_salt: str = "",
+    scheduling: Scheduling = USUAL,
 ) -> Request:
     """Check everything a sender may choose and make the engine's request of it.
 
@@ -46,15 +46,14 @@ def make_pooling_request(
         params: as the sender gave them; with a task.
         facts: of the engine.
         second: where the second of two texts begins, if there are two.
-        priority, cache_salt: see `Request`.
+        scheduling: how the request stands among others.
 
     Raises:
         RequestError: with the field at fault in `param`; code `context_length_exceeded` if the text is too long.
     """
     pooler = facts.pooler
     task = _task(params, facts)
-    check_int("priority", priority, *INT32)
-    check_text("cache_salt", cache_salt, MAX_SALT_CHARS)
+    check_scheduling(scheduling)
     assert pooler is not None, "an engine that serves such a task has a pooler"
     for name, flag in (("normalize", params.normalize), ("use_activation", params.use_activation)):
         if flag is not None and type(flag) is not bool:
@@ -70,7 +69,7 @@ def make_pooling_request(
         second=len(prompt) if second is None else min(second, len(prompt)),
         seen=len(prompt) if pooler.late is None else pooler.late.seen_of(prompt),
     )
-    return Request(id=id, token_ids=prompt, params=SAMPLING, pooling=pooling, priority=priority, cache_salt=cache_salt)
+    return Request(id=id, token_ids=prompt, params=SAMPLING, pooling=pooling, **asdict(scheduling))
 
 
 def _task(params: PoolingParams, facts: EngineFacts) -> PoolingTask:

@@ -14,7 +14,8 @@ from quire.base.errors import EngineError
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import RequestOutputKind, SamplingParams
 from quire.messages.pooling import PoolingParams
-from quire.messages.validate import make_request
+from quire.messages.request import Scheduling
+from quire.messages.validate import FrontFacts, make_request
 from quire.messages.validate_pooling import make_pooling_request
 from quire.server.metrics import Record
 from quire.server.service import Service
@@ -234,21 +235,14 @@ async def _pump(
 
 def check(service: Service, job: Job) -> None:
     """Raise the RequestError with which the engine would refuse the job, without submitting anything."""
-    engine = service.engine
+    engine, scheduling = service.engine, Scheduling(job.priority, job.cache_salt, job.owner)
+    front = FrontFacts(engine.model.eos_token_ids, engine.tokenizer.encode_word)
     for number, prompt in enumerate(job.prompts):
+        name = f"{job.id}-{number}"
         if job.pooling is not None:
-            make_pooling_request(f"{job.id}-{number}", prompt, job.pooling, engine.facts, priority=job.priority)
-            continue
-        make_request(
-            f"{job.id}-{number}",
-            prompt,
-            job.params,
-            engine.facts,
-            eos_token_ids=engine.model.eos_token_ids,
-            encode=engine.tokenizer.encode_word,
-            priority=job.priority,
-            cache_salt=job.cache_salt,
-        )
+            make_pooling_request(name, prompt, job.pooling, engine.facts, scheduling=scheduling)
+        else:
+            make_request(name, prompt, job.params, engine.facts, front, scheduling)
 
 
 def _raise_failed(output: RequestOutput) -> None:

@@ -6,9 +6,9 @@ import pytest
 
 from quire.base.errors import RequestError
 from quire.messages.params import SamplingParams
-from quire.messages.request import Request
+from quire.messages.request import Request, Scheduling
 from quire.messages.state import GroupLayout, Layout, StateSpec
-from quire.messages.validate import make_request
+from quire.messages.validate import FrontFacts, make_request
 from quire.messages.wire import EngineFacts
 
 pytestmark = pytest.mark.plain
@@ -36,17 +36,8 @@ def encode(text: str) -> list[int]:
 def make(
     prompt: Any = (1, 2, 3), *, in_process: bool = False, priority: Any = 0, salt: Any = "", **params: Any
 ) -> Request:
-    return make_request(
-        "r",
-        prompt,
-        SamplingParams(**params),
-        FACTS,
-        eos_token_ids=[0],
-        encode=encode,
-        priority=priority,
-        cache_salt=salt,
-        in_process=in_process,
-    )
+    front, scheduling = FrontFacts([0], encode, in_process), Scheduling(priority, salt)
+    return make_request("r", prompt, SamplingParams(**params), FACTS, front, scheduling)
 
 
 REFUSED: list[tuple[str, Any]] = [
@@ -146,12 +137,11 @@ def test_top_k_has_one_word_for_all() -> None:
 def test_bad_words_are_spelled_with_and_without_space() -> None:
     assert make(bad_words=["no"]).bad_words_ids == [[110, 111]], "the spaced bytes end with the plain ones"
     merged = {"no": [1], " no": [2]}
-    request = make_request(
-        "r", [1], SamplingParams(bad_words=["no"]), FACTS, eos_token_ids=[], encode=lambda text: merged[text]
-    )
+    front = FrontFacts(encode=lambda text: merged[text])
+    request = make_request("r", [1], SamplingParams(bad_words=["no"]), FACTS, front)
     assert request.bad_words_ids == [[1], [2]]
     with pytest.raises(RequestError, match="tokenizer"):
-        make_request("r", [1], SamplingParams(bad_words=["no"]), FACTS, eos_token_ids=[], encode=None)
+        make_request("r", [1], SamplingParams(bad_words=["no"]), FACTS, FrontFacts())
 
 
 def test_stop_strings_need_text() -> None:
@@ -193,5 +183,5 @@ def test_the_request_carries_what_was_asked() -> None:
 
 def test_the_senders_params_are_not_changed() -> None:
     params = SamplingParams(max_tokens=None, top_k=-1)
-    make_request("r", [1], params, FACTS, eos_token_ids=[], encode=None)
+    make_request("r", [1], params, FACTS, FrontFacts())
     assert (params.max_tokens, params.top_k) == (None, -1)

@@ -14,8 +14,9 @@ from quire.engine.outputs import OutputProcessor
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
 from quire.messages.plan import TokenLogprobs
+from quire.messages.request import Scheduling
 from quire.messages.state import GroupLayout, Layout, StateSpec
-from quire.messages.validate import make_request
+from quire.messages.validate import FrontFacts, make_request
 from quire.messages.wire import Delta, EngineFacts, Stats
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -158,10 +159,8 @@ class FakeEngine:
             prompt["prompt_token_ids"],
             sampling_params,
             self.facts,
-            eos_token_ids=[EOS],
-            encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
-            priority=priority,
-            cache_salt=cache_salt,
+            FrontFacts([EOS], lambda text: self.tokenizer.encode(text, add_special_tokens=False)),
+            Scheduling(priority, cache_salt, owner),
         )
         if self.dead is not None:
             raise EngineDeadError(self.dead)

@@ -11,6 +11,7 @@ from quire.checkpoint.late import Late
 from quire.checkpoint.pooling import PoolerFacts
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.pooling import PoolingParams
+from quire.messages.request import Scheduling
 from quire.messages.validate_pooling import make_pooling_request
 from tests.server.fake_engine import FakeEngine
 
@@ -69,8 +70,7 @@ class FakePooler(FakeEngine):
             pooling_params,
             self.facts,
             second=prompt["second"],
-            priority=priority,
-            cache_salt=cache_salt,
+            scheduling=Scheduling(priority, cache_salt, owner),
         )
         self.asked.append(request)
         await asyncio.sleep(0)
