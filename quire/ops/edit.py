@@ -1,7 +1,7 @@
 """The op that changes logits before a token is chosen, by tables of the rows that it is for.
 
-In this order: logit_bias and allowed_token_ids, then repetition, frequency and presence penalty, then bans. It is
-vLLM's order. All of the reference is float arithmetic: on CPUs selecting by a mask costs ten times as much as
+In this order: logit_bias and allowed_token_ids, then repetition, frequency and presence penalty, then bans, as in vLLM;
+then masks of grammars. All of the reference is float arithmetic: on CPUs selecting by a mask costs ten times as much as
 multiplying by 0 and 1.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from quire.ops.draw import FREQUENCY, PRESENCE, REPETITION, RowTable, sample_table
 from quire.ops.registry import op
@@ -68,11 +69,13 @@ class EditTables:
         offsets: float32, what is added.
         counts: int32: occurrences in the output, and IN_PROMPT.
         bans: tokens that must not come now.
+        masks: (max_rows, words) int32: bit t % 32 of word t // 32 says whether token t may come.
     """
 
     offsets: Slots | None = None
     counts: Slots | None = None
     bans: BanTable | None = None
+    masks: Tensor | None = None
 
 
 def _samples() -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -96,6 +99,8 @@ def _samples() -> Iterator[tuple[Any, dict[str, Any]]]:
             length=torch.tensor([2, 0, 1, 2, 0]),
             prefix=torch.tensor([[7, 8], [-1, -1], [-1, 6], [5, 6], [-1, -1]]),
         )
+        masks = torch.randint(-(1 << 31), 1 << 31, (5, -(-vocab // 32)), generator=generator).int()
+        masks[2] = -1
         of_counts, of_offsets = torch.tensor([0, 1, 2, 0, 1]), torch.tensor([0, 1, 0, 1, 0])
         given = {"logits": logits, "rows": torch.tensor([3, 1, 2, 0]), "table": table}
         given |= {"history": torch.tensor([[7, 8, 0]] * 3 + [[5, 6, 0]] * 2, dtype=torch.int32)}
@@ -104,7 +109,8 @@ def _samples() -> Iterator[tuple[Any, dict[str, Any]]]:
             {"offsets": Slots(offsets, of_offsets)},
             {"counts": Slots(counts, of_counts)},
             {"bans": bans},
-            {"offsets": Slots(offsets, of_offsets), "counts": Slots(counts, of_counts), "bans": bans},
+            {"masks": masks},
+            {"offsets": Slots(offsets, of_offsets), "counts": Slots(counts, of_counts), "bans": bans, "masks": masks},
             {},
         ):
             yield None, given | {"tables": EditTables(**parts)}
@@ -114,7 +120,7 @@ def _samples() -> Iterator[tuple[Any, dict[str, Any]]]:
 def edit_logits(
     logits: Tensor, rows: Tensor, table: RowTable, tables: EditTables, history: Tensor, known: Tensor
 ) -> Tensor:
-    """Logits after bias, penalties and bans, (n, vocab) float32; `logits` stay as they are.
+    """Logits after bias, penalties, bans and masks, (n, vocab) float32; `logits` stay as they are.
 
     Args:
         logits: (n, vocab) of any floating type.
@@ -135,7 +141,17 @@ def edit_logits(
     x.clamp_(max=_LARGEST)
     if tables.bans is not None:
         _ban(x, rows, tables.bans, history, known)
+    if tables.masks is not None:
+        x += _offsets_of(tables.masks[rows])[:, : x.shape[1]]
     return x
+
+
+def _offsets_of(masks: Tensor) -> Tensor:
+    """(n, words) int32 to (n, 32 * words) float32: 0 where a bit is set and -inf elsewhere, the lowest bit first."""
+    bits = torch.arange(256, device=masks.device)[:, None] >> torch.arange(8, device=masks.device) & 1
+    of_byte = torch.where(bits.bool(), 0.0, -torch.inf)
+    # One look-up brings all eight tokens of a byte.
+    return embedding(masks.view(torch.uint8).int(), of_byte).view(len(masks), -1)
 
 
 def _repetition(x: Tensor, counts: Tensor, penalty: Tensor) -> None:

@@ -5,6 +5,8 @@ follow in slices. The result of a row depends on its own logits, settings, histo
 the runner of the rank that samples; it knows rows by index and nothing of sequences.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -152,9 +154,11 @@ class Sampler:
         if Feature.CALLABLES in part.features:
             x = x.float().clone()
             self._run_callables(x, part, past, errors)
-        x = self.kernels.edit(x, rows, self._state.table, self._state.tables(part.features), past.tokens, past.known)
+        tables = self._state.tables(part.features)
         if Feature.GRAMMAR in part.features:
-            self._masks.apply(x, [self._batch.rows[line] for line in part.lines], rows, errors)
+            masks = self._masks.of([self._batch.rows[line] for line in part.lines], errors)
+            tables = replace(tables, masks=masks)
+        x = self.kernels.edit(x, rows, self._state.table, tables, past.tokens, past.known)
         found = self._draw(x, rows, past, part.groups)
         # What is not finite now, but was, has no token left.
         status = torch.where(drawn[1, at] == BAD, BAD, found[1] * EXHAUSTED)

@@ -59,6 +59,7 @@ def test_edits_equal_the_reference(seed, vocab, dtype):
         "offsets": Slots(offsets, of_row[0]),
         "counts": Slots(counts, of_row[1]),
         "bans": random_bans(generator, vocab),
+        "masks": torch.randint(-(1 << 31), 1 << 31, (ROWS, -(-vocab // 32)), generator=generator).int(),
     }
     tables = EditTables(**{name: part for i, (name, part) in enumerate(parts.items()) if (seed >> i) & 1})
     logits = (torch.randn(3, vocab, generator=generator) * 4).to(dtype)

@@ -1,4 +1,4 @@
-"""Bias, penalties and bans in one pass over the logits, and a look at each row's bans."""
+"""Bias, penalties and masks in one pass over the logits, and a look at each row's bans."""
 
 import torch
 import triton
@@ -20,7 +20,7 @@ _IN_PROMPT, _ANY_TOKEN = tl.constexpr(IN_PROMPT), tl.constexpr(ANY_TOKEN)
 _LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 
 
-@triton.jit(do_not_specialize=["with_offsets", "with_counts"])
+@triton.jit(do_not_specialize=["words", "with_offsets", "with_counts", "with_masks"])
 def _edit(
     logits,  # (n, vocab)
     rows,  # (n,) int64
@@ -29,10 +29,13 @@ def _edit(
     offset_of,  # (max_rows,) int64
     counts,  # (slots, vocab) int32
     count_of,  # (max_rows,) int64
+    masks,  # (max_rows, words) int32
     edited,  # out (n, vocab) float32
     vocab,
+    words,
     with_offsets,  # 0: there are none
     with_counts,
+    with_masks,
     COLUMNS: tl.constexpr,
     PART: tl.constexpr,
 ):
@@ -54,7 +57,12 @@ def _edit(
             generated = (count & (_IN_PROMPT - 1)).to(tl.float32)
             x -= tl.load(numbers + row * COLUMNS + _FREQUENCY) * generated
             x -= tl.load(numbers + row * COLUMNS + _PRESENCE) * tl.minimum(generated, 1.0)
-    tl.store(edited + line * vocab + at, tl.where(x > _LARGEST, _LARGEST, x), mask=there)
+    x = tl.where(x > _LARGEST, _LARGEST, x)
+    if with_masks > 0:
+        word = tl.load(masks + row * words + at // 32, mask=there, other=0)
+        # NaN stays, as where -inf is added.
+        x = tl.where(((word >> (at % 32)) & 1) > 0, x, x - float("inf"))
+    tl.store(edited + line * vocab + at, x, mask=there)
 
 
 @triton.jit(do_not_specialize=["max_len", "width"])
@@ -100,9 +108,11 @@ def triton_edit_logits(
     edited = torch.empty(count, vocab, dtype=torch.float32, device=logits.device)
     # What is not there stays unread.
     offsets, counts = tables.offsets or Slots(edited, rows), tables.counts or Slots(known, rows)
+    masks = known if tables.masks is None else tables.masks
     _edit[count, triton.cdiv(vocab, PART)](
-        *(logits, rows, table.numbers, offsets.table, offsets.of_row, counts.table, counts.of_row, edited, vocab),
-        *(int(tables.offsets is not None), int(tables.counts is not None)),
+        *(logits, rows, table.numbers, offsets.table, offsets.of_row, counts.table, counts.of_row, masks),
+        *(edited, vocab, masks.shape[-1]),
+        *(int(tables.offsets is not None), int(tables.counts is not None), int(tables.masks is not None)),
         COLUMNS=table.numbers.shape[1],
         PART=PART,
         num_warps=WARPS,
