@@ -34,6 +34,8 @@ _GPT_OSS = {
     },
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
+    # Its scores depend on distances, so it has no end; it was taught on so much.
+    "bloom": {"max_position_embeddings": 2048},
     "cohere": {"max_position_embeddings": 8192, "rope_theta": 5e5},
     "falcon": _FALCON,
     "gemma3_text": _GEMMA3,
@@ -61,6 +63,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 OLD_TYPES = {"RefinedWeb": "falcon", "RefinedWebModel": "falcon", "new": "gte"}
 """Model types of code that came with checkpoints, and what transformers calls them since."""
 OLD_NAMES = {
+    "d_model": "hidden_size",
     "dim": "hidden_size",
     "layer_norm_epsilon": "layer_norm_eps",
     "n_embd": "hidden_size",
@@ -68,6 +71,8 @@ OLD_NAMES = {
     "n_head_kv": "num_kv_heads",
     "n_inner": "intermediate_size",
     "n_layer": "num_hidden_layers",
+    "max_seq_len": "max_position_embeddings",
+    "seq_length": "max_position_embeddings",
     "n_positions": "max_position_embeddings",
     # Behind n_positions, so that it counts: what lies between asks for a stretched rope.
     "max_trained_positions": "max_position_embeddings",

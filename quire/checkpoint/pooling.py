@@ -28,12 +28,17 @@ Activation = Literal["none", "sigmoid", "softmax"]
 ENCODERS = frozenset({
     "bert", "camembert", "gte", "modernbert", "nomic_bert", "roberta", "xlm-roberta",
     # Through transformers:
-    "albert", "data2vec-text", "distilbert", "electra", "ernie", "eurobert", "jina_embeddings_v3",
-    "roberta-prelayernorm", "roc_bert", "xlm-roberta-xl", "xmod",
+    "albert", "big_bird", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
+    "esmc", "eurobert", "fnet", "ibert", "jina_embeddings_v3", "layoutlm", "lilt", "longformer", "luke",
+    "megatron-bert", "mpnet", "rembert", "roberta-prelayernorm", "roc_bert", "roformer", "squeezebert", "ultrabert",
+    "xlm-roberta-xl", "xmod", "yoso",
 })  # fmt: skip
 """Model types whose attention looks both ways: they read a text as a whole and generate none."""
+MASKED = "ForMaskedLM"
+"""How architectures end that do so, whatever their model type."""
 OFFSET = frozenset({
-    "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+    "camembert", "data2vec-text", "ibert", "lilt", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
 """Those whose positions count from the padding token's id on."""
 
@@ -137,7 +142,8 @@ def _said(config: dict[str, Any]) -> _Said:
 
 def is_encoder(config: dict[str, Any]) -> bool:
     """Whether the model of `config` reads both ways."""
-    return config.get("model_type") in ENCODERS
+    names = config.get("architectures") or [""]
+    return config.get("model_type") in ENCODERS or (names[0] or "").endswith(MASKED)
 
 
 def position_offset(config: dict[str, Any]) -> int:

@@ -43,7 +43,8 @@ LEFT_OUT = {"gte": {"hidden_act": "gelu"}, "nomic_bert": {"hidden_act": "silu"}}
 
 def widened(config):
     """`config` with sizes that kernels are made for."""
-    wide = {name: WIDTHS.get(value, value) if name in SIZES else value for name, value in config.items()}
+    sizes = {name: value for name, value in config.items() if name in SIZES and isinstance(value, int)}
+    wide = {**config, **{name: WIDTHS.get(value, value) for name, value in sizes.items()}}
     if wide.get("head_dim") in (12, 16):
         wide["head_dim"] = 64
     return {name: value for name, value in wide.items() if value is not ...}

@@ -15,6 +15,7 @@ LATENT: dict[str, Any] = {
     "v_head_dim": 12,
     "num_key_value_heads": 4,
 }
+CLASSIC: dict[str, Any] = {**PLAIN, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128}
 OTHER_DECODERS: dict[str, dict[str, Any]] = {
     "afmoe": {**EXPERTS, "sliding_window": 8},
     "apertus": {},
@@ -66,7 +67,7 @@ OTHER_DECODERS: dict[str, dict[str, Any]] = {
         "global_head_dim": 24,
         "num_global_key_value_heads": 2,
     },
-    "gpt_bigcode": {**PLAIN, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "gpt_bigcode": CLASSIC,
     "granitemoe": LOCAL_EXPERTS,
     "granitemoeshared": {**LOCAL_EXPERTS, "shared_intermediate_size": 24},
     "helium": {"head_dim": 12},
@@ -96,6 +97,28 @@ OTHER_DECODERS: dict[str, dict[str, Any]] = {
     "phimoe": LOCAL_EXPERTS,
     "solar_open": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20},
     "vaultgemma": {**WINDOWS, "query_pre_attn_scalar": 24},
+    # Attention of their own:
+    "bloom": {**PLAIN, "n_layer": 2, "n_head": 4, "max_position_embeddings": ..., "seq_length": 128},
+    "codegen": {**CLASSIC, "rotary_dim": 8},
+    "doge": {},
+    "gpt_neo": {
+        **PLAIN,
+        "attention_types": [[["global", "local"], 1]],
+        "num_layers": 2,
+        "num_heads": 4,
+        "window_size": 8,
+    },
+    "gptj": {**CLASSIC, "rotary_dim": 8},
+    "mpt": {
+        **PLAIN,
+        "d_model": 48,
+        "n_heads": 4,
+        "n_layers": 2,
+        "expansion_ratio": 2,
+        "max_position_embeddings": ...,
+        "max_seq_len": 128,
+    },
+    "xglm": {**PLAIN, "d_model": 48, "num_layers": 2, "attention_heads": 4, "ffn_dim": 56},
 }
 """Decoders, and what their configs have beside BASE; no file of ours reads them."""
 OTHER_ENCODERS: dict[str, dict[str, Any]] = {
@@ -110,4 +133,16 @@ OTHER_ENCODERS: dict[str, dict[str, Any]] = {
     "roc_bert": {"pronunciation_vocab_size": 97, "shape_vocab_size": 97},
     "xlm-roberta-xl": {},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    # Attention of their own:
+    "convbert": {"embedding_size": 24},
+    "deberta-v2": {
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 16,
+        "share_att_key": True,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+    },
+    "mpnet": {"pad_token_id": 1},
+    "roformer": {},
 }

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from quire import LLM, SamplingParams, models
-from quire.base.errors import CheckpointError
+from quire.base.errors import CheckpointError, ConfigError
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
 from quire.loading.source import FileSource
@@ -179,11 +179,7 @@ def test_tensors_that_nobody_knows_are_told(made: Callable[[str], Path], tmp_pat
         ({"model_type": "mamba2", "num_heads": 12, "head_dim": 8, "time_step_limit": [0.0, 1.0]}, "recurrent state"),
         ({"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, "kinds conv keep state"),
         ({"model_type": "bart"}, "takes no positions"),
-        ({"model_type": "doge"}, "changes the mask"),
-        (
-            {"model_type": "gpt_neo", "attention_types": [[["global"], 2]], "num_layers": 2},
-            "cannot make gpt_neo with attention over pages",
-        ),
+        ({"model_type": "openai-gpt", "n_layer": 2, "n_head": 4, "n_embd": 48}, "keeps no keys and values in a cache"),
         ({"model_type": "strange"}, "not known to transformers"),
         ({"model_type": "strange", "auto_map": {"AutoConfig": "code.C"}}, "allow it with --trust-remote-code"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, None),
@@ -220,6 +216,24 @@ def test_experts_cannot_be_quantized(online: bool, made: Callable[[str], Path], 
     assert "experts, which cannot be served quantized" in refused(path, packed)
 
 
+def test_attention_of_its_own_reads_no_narrow_pages(made: Callable[[str], Path]) -> None:
+    build = Build(mesh=Mesh(), dtype=torch.float32, device=CPU, kv_dtype=torch.float8_e4m3fn)
+    with pytest.raises(ConfigError, match="in full precision only"):
+        models.build(read_facts("tiny", made("gptj")), build)
+
+
+def test_a_model_with_attention_of_its_own_is_preempted_and_finds_prefixes(made: Callable[[str], Path]) -> None:
+    prompts = [[5, 9, 3, 8] * 5 + [i] * (i + 1) for i in range(3, 11)]
+    greedy = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    runs = []
+    for pages in (400, 40):
+        with LLM(str(made("gptj")), block_size=4, num_gpu_blocks_override=pages, threads=1) as llm:
+            runs.append([llm.generate(prompts, greedy, use_tqdm=False) for _ in range(2)])
+    assert all(output.num_cached_tokens for output in runs[0][1])
+    tokens = [[output.outputs[0].token_ids for output in outputs] for run in runs for outputs in run]
+    assert tokens[1:] == tokens[:-1]
+
+
 def test_code_of_a_checkpoint_runs_when_it_is_trusted(made: Callable[[str], Path], tmp_path: Path) -> None:
     path = changed(
         made("arcee"),
@@ -239,3 +253,7 @@ def test_code_of_a_checkpoint_runs_when_it_is_trusted(made: Callable[[str], Path
     build = Build(mesh=Mesh(), dtype=torch.float32, device=CPU)
     assert len(list(models.build(facts, build, trust_remote_code=True).parameters())) > 10
     assert len(build.states) == 2
+    shorter = read_facts("tiny", path, overrides={"num_hidden_layers": 1})
+    assert models.build(shorter, build, trust_remote_code=True).inner.config.num_hidden_layers == 1
+    with pytest.raises(CheckpointError, match="knows no field depth"):
+        models.build(read_facts("tiny", path, overrides={"depth": 1}), build, trust_remote_code=True)

@@ -36,7 +36,7 @@ def _by_length(bounds: list[int], device: torch.device) -> list[tuple[Tensor, Te
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, step: StepInputs, spec: RaggedSpec, texts: Tensor | slice) -> Tensor:
-    """Sequences of one length, which are `texts` of the step: (n, length, heads, head_dim) each, and so is the result."""
+    """Sequences of one length, `texts` of the step: (n, length, heads, head_dim) each, and so is the result."""
     length, reach = q.shape[1], spec.reach
     seen = None
     if reach is not None and reach < length - 1:

@@ -1,10 +1,11 @@
 """Any decoder or encoder that the library transformers defines and no file of this folder: its modules, our attention
 over pages, our products, our scheduler, our loader.
 
-The library calls a function of ours in place of attention. A first run without weights tells what each call is like and
-what cannot be served: state of another kind than keys and values, scores that are added to, masks that neither a window
-nor a chunk explains. Only this folder imports transformers, and only it may run code of a checkpoint
-(`trust_remote_code`).
+The library calls a function of ours in place of attention, for all texts of a step at once (`packed.py`). A first run
+without weights tells what each call is like and what cannot be served so: scores that are added to, masks that neither
+a window nor a chunk explains, attention that is not the library's interface. Such models read their texts one by one
+with their own attention, over our pages (`apart.py`). Only this folder imports transformers, and only it may run code
+of a checkpoint (`trust_remote_code`).
 """
 
 from quire.base.errors import CheckpointError, ConfigError
@@ -12,8 +13,12 @@ from quire.checkpoint.facts import ModelFacts
 from quire.layers.build import Build
 
 try:
+    from quire.models.transformers.apart import Apart
     from quire.models.transformers.config import check_config, read_config
+    from quire.models.transformers.making import may_attend
     from quire.models.transformers.model import Adopted
+    from quire.models.transformers.packed import Packed
+    from quire.models.transformers.way import UnfitError
 except ImportError as missing:
     raise CheckpointError(
         f"models without a file of quire's need the library transformers ({missing}): pip install 'quire[transformers]'"
@@ -29,4 +34,15 @@ def build(facts: ModelFacts, build: Build, trust_remote_code: bool = False) -> A
         )
     config = read_config(facts, trust_remote_code)
     check_config(facts, build, config)
-    return Adopted(facts, build, config, trust_remote_code)
+    refused = ""
+    if may_attend(facts, config):
+        known = len(build.choices)
+        try:
+            return Adopted(facts, build, config, Packed(facts, config), trust_remote_code)
+        except UnfitError as error:
+            refused = f"{error}; text by text: "
+        del build.choices[known:]
+    try:
+        return Adopted(facts, build, config, Apart(facts, config), trust_remote_code)
+    except UnfitError as error:
+        raise CheckpointError(f"{facts.path}: {refused}{error}") from None

@@ -1,14 +1,17 @@
 """config.json as transformers wants it, and what in it cannot be served: found before any memory is taken."""
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import transformers
 
 from quire.base.errors import CheckpointError
+from quire.checkpoint.defaults import completed
 from quire.checkpoint.facts import ModelFacts
-from quire.checkpoint.read import typed
+from quire.checkpoint.read import text_part, typed
 from quire.checkpoint.rope import rope_facts, rope_kind
+from quire.checkpoint.sentences import read_json
 from quire.layers.build import Build
 from quire.layers.decoder import Count, Depth
 
@@ -42,10 +45,21 @@ def read_config(facts: ModelFacts, trust_remote_code: bool) -> Any:
         )
     try:
         if remote:
-            return transformers.AutoConfig.from_pretrained(facts.path, trust_remote_code=True)
+            return _foreign_config(facts)
         return transformers.AutoConfig.for_model(facts.model_type, **fields)
     except Exception as error:
         raise CheckpointError(f"{source}: {error}") from error
+
+
+def _foreign_config(facts: ModelFacts) -> Any:
+    """The config as the checkpoint's own code reads it, with what the user overrides."""
+    plain = completed(text_part(read_json(Path(facts.path) / "config.json")))
+    changed = {name: value for name, value in facts.config.items() if name not in OURS and plain.get(name) != value}
+    config = transformers.AutoConfig.from_pretrained(facts.path, trust_remote_code=True, **changed)
+    lost = [name for name, value in changed.items() if getattr(config, name, None) != value]
+    if lost:
+        raise CheckpointError(f"hf_overrides: the checkpoint's own code knows no field {', '.join(lost)}")
+    return config
 
 
 def check_config(facts: ModelFacts, b: Build, config: Any) -> None:

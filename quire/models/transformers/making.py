@@ -7,11 +7,34 @@ import torch
 import transformers
 from transformers import initialization
 from transformers.core_model_loading import build_glob_alternation
+from transformers.models.auto.auto_factory import _get_model_class
 
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
 from quire.layers.adopted import without_memory
 from quire.layers.build import Build
+
+
+def _wanted(facts: ModelFacts) -> tuple[Any, Any]:
+    """The library's class that makes models for the task, and its table of them. Raises CheckpointError."""
+    head = None if facts.pooling is None else facts.pooling.head
+    if head == "reward":
+        raise CheckpointError(f"{facts.path}: transformers has no reward models")
+    return {
+        None: (transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+        "none": (transformers.AutoModel, transformers.MODEL_MAPPING),
+        "sequence": (
+            transformers.AutoModelForSequenceClassification,
+            transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        ),
+        "token": (transformers.AutoModelForTokenClassification, transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
+    }[head]
+
+
+def may_attend(facts: ModelFacts, config: Any) -> bool:
+    """Whether the library's model of a checkpoint says that it calls whatever function is named as its attention."""
+    _, mapping = _wanted(facts)
+    return type(config) not in mapping or bool(_get_model_class(config, mapping)._can_set_attn_implementation())
 
 
 def make_model(facts: ModelFacts, b: Build, config: Any, attention: str, trust_remote_code: bool) -> Any:
@@ -22,24 +45,14 @@ def make_model(facts: ModelFacts, b: Build, config: Any, attention: str, trust_r
 
     Raises CheckpointError where the library has none for the task.
     """
-    head = None if facts.pooling is None else facts.pooling.head
-    if head == "reward":
-        raise CheckpointError(f"{facts.path}: transformers has no reward models")
-    auto, mapping = {
-        None: (transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
-        "none": (transformers.AutoModel, transformers.MODEL_MAPPING),
-        "sequence": (
-            transformers.AutoModelForSequenceClassification,
-            transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-        ),
-        "token": (transformers.AutoModelForTokenClassification, transformers.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING),
-    }[head]
+    auto, mapping = _wanted(facts)
     given: dict[str, Any] = {"dtype": b.dtype, "attn_implementation": attention}
     if type(config) in mapping:
-        kind = mapping[type(config)]
+        kind = _get_model_class(config, mapping)
         if kind._is_stateful:
             raise CheckpointError(f"{facts.path}: transformers' {kind.__name__} keeps recurrent state, not only pages")
-        if "add_pooling_layer" in inspect.signature(kind.__init__).parameters and head == "none":
+        bare = facts.pooling is not None and facts.pooling.head == "none"
+        if bare and "add_pooling_layer" in inspect.signature(kind.__init__).parameters:
             given["add_pooling_layer"] = False
     elif not trust_remote_code:
         raise CheckpointError(f"{facts.path}: transformers has no {auto.__name__} for {facts.model_type}")
@@ -52,9 +65,7 @@ def make_model(facts: ModelFacts, b: Build, config: Any, attention: str, trust_r
         with torch.device(b.device), initialization.no_init_weights(), without_memory():
             model = auto.from_config(config, trust_remote_code=trust_remote_code, **given)
     except Exception as error:
-        raise CheckpointError(
-            f"{facts.path}: transformers cannot make {facts.model_type} with attention over pages: {error!r}"
-        ) from error
+        raise CheckpointError(f"{facts.path}: transformers cannot make {facts.model_type}: {error!r}") from error
     _widen(model, b.dtype)
     model.tie_weights()
     return model.eval().requires_grad_(False)

@@ -1,0 +1,96 @@
+"""What ways to run transformers' modules have in common: `packed.py` and `apart.py` are the two."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from quire.base.errors import CheckpointError
+from quire.checkpoint.facts import ModelFacts
+from quire.checkpoint.pooling import position_offset
+from quire.layers.build import Build
+from quire.ops.step import StepInputs
+
+PROBE = 4
+"""Tokens of the first run."""
+
+
+class UnfitError(CheckpointError):
+    """Modules cannot be run in one way; perhaps in another."""
+
+
+class Way(ABC):
+    """How the inner model computes a step.
+
+    Args:
+        facts: of the checkpoint.
+        config: as the library wants it.
+
+    Attributes:
+        attention: name of the function of the library's that computes it.
+        capturable: whether a graph may record it; known once it has learnt.
+        whole: whether texts are read as a whole.
+    """
+
+    attention: str
+    capturable: bool = False
+
+    def __init__(self, facts: ModelFacts, config: Any) -> None:
+        self.config = config.get_text_config()
+        self.whole = facts.pooling is not None and facts.pooling.whole
+        self.offset = position_offset(facts.config)
+
+    @abstractmethod
+    def text(self, inner: nn.Module, ids: Tensor) -> ModelOutput:
+        """What the inner model makes of one text, (tokens,), that no pages keep."""
+
+    @abstractmethod
+    def learn(self, inner: nn.Module, b: Build) -> ModelOutput:
+        """Run the model for the first time, without values, and declare what it keeps between steps.
+
+        Returns what it made of the text. Raises UnfitError.
+        """
+
+    @abstractmethod
+    def run(self, inner: nn.Module, step: StepInputs) -> Tensor:
+        """Hidden states of all tokens of the step: (tokens, hidden)."""
+
+    @abstractmethod
+    def check(self, inner: nn.Module, ids: Tensor) -> None:
+        """Hold this way against the model's own, once weights are there. Raises CheckpointError."""
+
+
+def takes(module: nn.Module, name: str) -> bool:
+    """Whether a module can be given an argument of that name."""
+    return name in inspect.signature(module.forward).parameters
+
+
+def name_of(module: nn.Module) -> str:
+    """As messages call it."""
+    return f"transformers' {type(module).__name__}"
+
+
+def alike(first: Tensor, second: Tensor) -> bool:
+    """Equal but for what rounding does; NaN, which damaged weights give, is not its business."""
+    return not bool((first.float() - second.float()).abs().max() > 0.05 * first.float().abs().max())
+
+
+@contextmanager
+def refusing(module: nn.Module) -> Iterator[None]:
+    """Whatever goes wrong while the library's code is tried is why a module cannot be run so."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise UnfitError(f"{name_of(module)} cannot be served from pages: {error}") from None
+    except Exception as error:
+        raise UnfitError(f"{name_of(module)} cannot be served from pages: {error!r}") from error
+
+
+def probe(device: torch.device) -> Tensor:
+    """The text of the first run."""
+    return torch.arange(PROBE, device=device)
