@@ -135,14 +135,17 @@ class Attention(nn.Module):
 
     def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
         """All of `forward` but the first product."""
+        qkv, gate = self.heads_of(qkv, step)
+        mixed = apart(qkv, step, self._mixed) if self._parts else self._mixed(qkv, step)
+        return self.out.forward(mixed if gate is None else mixed * torch.sigmoid(gate))
+
+    def heads_of(self, qkv: Tensor, step: StepInputs) -> tuple[Tensor, Tensor | None]:
+        """Queries, keys and values as `prepare` takes them, and the gates of results where there are any."""
         gate: Tensor | None = None
         if self.gated:
             qkv, gate = qkv.tensor_split([sum(self.spec.parts) * self.spec.head_dim], dim=-1)
             qkv = qkv.contiguous()
-        if self.before is not None:
-            qkv = self.before.forward(qkv, step.positions)
-        mixed = apart(qkv, step, self._mixed) if self._parts else self._mixed(qkv, step)
-        return self.out.forward(mixed if gate is None else mixed * torch.sigmoid(gate))
+        return qkv if self.before is None else self.before.forward(qkv, step.positions), gate
 
     def _mixed(self, qkv: Tensor, step: StepInputs) -> Tensor:
         return self._mixers[class_of(step)](qkv, self.head_weights, self.state.pages, step, self.spec)

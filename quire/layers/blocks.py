@@ -9,6 +9,7 @@ from quire.layers.attention import Attention
 from quire.layers.build import Build
 from quire.layers.delta_net import GatedDeltaNet
 from quire.layers.joint import Joint, Stream
+from quire.layers.last import LastTokens
 from quire.layers.latent import LatentAttention
 from quire.layers.mamba import Mamba
 from quire.layers.mlp import MLP, GatedMLP
@@ -28,6 +29,10 @@ class Block(nn.Module):
     def forward(self, stream: Stream, step: StepInputs) -> Stream:
         """The stream after the layer."""
         raise NotImplementedError
+
+    def last(self, stream: Stream, step: StepInputs) -> Stream:
+        """The stream after the layer, of each sequence's last token alone; its state is that of all tokens."""
+        return self.forward(stream, step).at(step.last_tokens)
 
 
 class PreNorm(Block):
@@ -56,13 +61,28 @@ class PreNorm(Block):
             first, second = norms
             if isinstance(first, RMSNorm) and isinstance(second, RMSNorm):
                 self._whole = whole_layer(b, (first, second), attention, mlp)
+        self._last: LastTokens | None = None
+        # Another way to attend rounds otherwise.
+        if self._whole is None and isinstance(attention, Attention) and not b.deterministic:
+            self._last = LastTokens(b, attention)
 
     def forward(self, stream: Stream, step: StepInputs) -> Stream:
         """The stream after both blocks."""
         if self._whole is not None:
             return self._whole.forward(stream, step)
         qkv, residual = stream.enter(self._qkv, self.mesh)
-        stream = Stream(residual, self._scaled(self.attention.mix(qkv, step)), partial=True)
+        return self._fed(Stream(residual, self._scaled(self.attention.mix(qkv, step)), partial=True))
+
+    def last(self, stream: Stream, step: StepInputs) -> Stream:
+        """See Block. What follows keys and values is computed for the last tokens alone."""
+        if self._last is None:
+            return super().last(stream, step)
+        qkv, residual = stream.enter(self._qkv, self.mesh)
+        mixed = self._scaled(self._last.mix(qkv, step))
+        return self._fed(Stream(residual[step.last_tokens], mixed, partial=True))
+
+    def _fed(self, stream: Stream) -> Stream:
+        """The stream after the feed-forward part."""
         mlp, joint = self.mlp, self._gated
         if joint is None or not isinstance(mlp, GatedMLP):
             x, residual = stream.join(self.before_mlp, self.mesh)

@@ -134,10 +134,12 @@ class Decoder(nn.Module):
         return self.embedding.forward(step.token_ids)
 
     def forward(self, step: StepInputs) -> Tensor:
-        """Hidden states of all tokens of the step, normed: (tokens, hidden)."""
+        """Hidden states of all tokens of the step, or of the last ones where it says so, normed: (n, hidden)."""
         stream = Stream(self.embed(step))
-        for layer in self._layers:
+        for layer in self._layers[:-1]:
             stream = layer.forward(stream, step)
+        last = self._layers[-1]
+        stream = last.last(stream, step) if step.ends else last.forward(stream, step)
         return stream.total(self.mesh) if self.norm is None else stream.join(self.norm, self.mesh)[0]
 
     def logits(self, hidden: Tensor) -> Tensor:

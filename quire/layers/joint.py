@@ -44,6 +44,10 @@ class Stream:
         """The residual with the delta added."""
         return self.residual if self.delta is None else self.residual + self.whole(mesh)
 
+    def at(self, rows: Tensor) -> "Stream":
+        """The stream of the tokens `rows`, (n,) int64, alone."""
+        return Stream(self.residual[rows], None if self.delta is None else self.delta[rows], self.partial)
+
     def whole(self, mesh: Mesh) -> Tensor:
         """The delta, summed over the ranks."""
         assert self.delta is not None, "the stream has a delta after the first block"

@@ -13,7 +13,7 @@ class Reader(Protocol):
     """A model that was built: an nn.Module that reads."""
 
     def __call__(self, step: StepInputs) -> Tensor:
-        """Hidden states of all tokens of the step: (tokens, hidden)."""
+        """Hidden states of all tokens of the step, or of the last ones where it says so: (n, hidden)."""
         ...
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:

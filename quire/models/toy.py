@@ -44,12 +44,14 @@ class Toy(nn.Module):
         self.fold = build.recurrent((1, 1), (1,)) if config.recurrent else None
 
     def forward(self, step: StepInputs) -> Tensor:
-        """The hash at every token of the step: (tokens, 1) float32, a token id."""
+        """The hash at every token of the step, or at the last ones where it says so: (n, 1) float32, a token id."""
         total = torch.zeros_like(step.positions)
         for state in self.states:
             total = total + self._read(state, step)
         if self.fold is not None:
             total = total + self._folded(self.fold, step)
+        if step.ends:
+            total = total[step.last_tokens]
         return (total % MODULUS * 31 % self.config.vocab_size).float()[:, None]
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 Made = TypeVar("Made")
@@ -74,6 +75,7 @@ class StepInputs:
         kinds: (tokens,) int64, which of two texts a token belongs to; None where there is only one.
         seen: (sequences,) int32, so many tokens at the beginning of each text are seen by its others, where attention
             looks both ways; None where all are.
+        ends: hidden states are wanted of each sequence's last token alone.
         derived: see `once`.
     """
 
@@ -88,6 +90,7 @@ class StepInputs:
     singles: int = 0
     kinds: Tensor | None = None
     seen: Tensor | None = None
+    ends: bool = False
     derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
@@ -99,6 +102,29 @@ class StepInputs:
             self.derived[key] = make()
         made: Made = self.derived[key]
         return made
+
+    @property
+    def last_tokens(self) -> Tensor:
+        """(sequences,) int64, where the last token of each is; anything for one without tokens."""
+        return self.once("last tokens", lambda: (self.query_start[1:].long() - 1).clamp_(min=0))
+
+    def last(self) -> "StepInputs":
+        """The step in which each sequence computes its last token alone, the others being in its pages."""
+        return self.once("last", self._last)
+
+    def _last(self) -> "StepInputs":
+        rows = self.last_tokens
+        return replace(
+            self,
+            token_ids=self.token_ids[rows],
+            positions=self.positions[rows],
+            query_start=torch.arange(len(rows) + 1, dtype=torch.int32, device=rows.device),
+            groups=tuple(replace(group, slots=group.slots[rows]) for group in self.groups),
+            max_query=1,
+            singles=0,
+            ends=False,
+            derived={},
+        )
 
     def parts(self) -> tuple["StepInputs", "StepInputs"]:
         """The `singles` as a step of their own, and all others. Their logits are this step's business alone."""

@@ -8,7 +8,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -30,7 +29,8 @@ class Room:
 
 
 Forward = Callable[[Tensor, Tensor, Room], Tensor]
-"""Computes `counts`, (n,) int64, tokens of the rows `order`, (n,) int64, the singles first: hidden states of all."""
+"""Computes `counts`, (n,) int64, tokens of the rows `order`, (n,) int64, the singles first: hidden states of the last
+token of each, (n, hidden)."""
 
 
 class RaggedGraphs:
@@ -80,13 +80,12 @@ class RaggedGraphs:
     def forward(self, room: Room, grants: Sequence[Grant]) -> tuple[Tensor, list[int]]:
         """Compute the tokens of `grants`, those with one token first.
 
-        Returns: hidden states, valid until the next call, and where in them the last token of each grant is.
+        Returns: hidden states, valid until the next call, and where in them that of each grant's last token is.
         """
         self._fill(room, grants)
         self._plays[room]()
         singles = sum(grant.tokens == 1 for grant in grants)
-        ends = accumulate((grant.tokens for grant in grants[singles:]), initial=room.singles - 1)
-        return self._hidden, [*range(singles), *list(ends)[1:]]
+        return self._hidden, [*range(singles), *range(room.singles, room.singles + len(grants) - singles)]
 
     def _fill(self, room: Room, grants: Sequence[Grant]) -> None:
         singles = [grant for grant in grants if grant.tokens == 1]
@@ -102,6 +101,6 @@ class RaggedGraphs:
         rows = room.singles + PROMPTS
         hidden = self._forward(self._numbers[0, :rows], self._numbers[1, :rows], room)
         if not self._hidden.numel():
-            most = self._singles[-1] + self._tokens[-1]
+            most = self._singles[-1] + PROMPTS
             self._hidden = torch.empty(most, hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
         self._hidden[: len(hidden)].copy_(hidden)

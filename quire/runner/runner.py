@@ -6,7 +6,7 @@ executors; it knows neither the scheduler nor any process border.
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -47,6 +47,21 @@ RECORDING_BYTES = 4 << 20
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and in all, while weights load."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What kernels are told of a step.
+
+    Attributes:
+        sharing: which rows begin alike.
+        singles: so many rows at the front compute one token each.
+        every: hidden states of all tokens are wanted.
+    """
+
+    sharing: bool = False
+    singles: int = 0
+    every: bool = False
 
 
 class Runner:
@@ -277,7 +292,8 @@ class Runner:
         # Those that compute one token come first, so that kernels can tell them from the others.
         grants = sorted(plan.grants, key=lambda grant: grant.tokens > 1)
         lines = [i for i, g in enumerate(grants) if g.samples]
-        room = None if wants_prompt_logprobs(self.rows, grants) else self.ragged.find(grants)
+        every = wants_prompt_logprobs(self.rows, grants)
+        room = None if every else self.ragged.find(grants)
         if room is not None:
             return self._launch_ragged(plan.step, room, grants)
         numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants), *lines], self.device)
@@ -285,13 +301,14 @@ class Runner:
         longest = max(self.rows.host[g.row].computed + g.tokens for g in grants)
         bounds = (sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
         singles = sum(g.tokens == 1 for g in grants)
-        inputs, hidden = self._forward(order, counts.int(), sampling, bounds, self.rows.sharing, singles)
+        kind = Kind(self.rows.sharing, singles, every)
+        inputs, hidden = self._forward(order, counts.int(), sampling, bounds, kind)
         described = describe_prompts(self.rows, grants, hidden, self.model, self.kernels)
         # Every rank takes part in making logits; the one that samples tells.
         step = InFlight(plan.step, prompt_logprobs=described if self.sampler else {}, sampler=self.sampler)
         if lines:
             step.rows = [grants[i].row for i in lines]
-            return self._drawn(step, order[sampling], hidden[inputs.logit_rows])
+            return self._drawn(step, order[sampling], hidden[inputs.logit_rows if every else sampling])
         return step
 
     def _launch_ragged(self, step: int, room: Room, grants: list[Grant]) -> InFlight:
@@ -311,20 +328,19 @@ class Runner:
         counts: Tensor,
         sampling: Tensor,
         bounds: tuple[int, int, int],
-        sharing: bool,
-        singles: int = 0,
+        kind: Kind,
     ) -> tuple[StepInputs, Tensor]:
         """Compute the next `counts` tokens of the rows in `order`; they count as computed afterwards.
 
-        `sharing`: kernels are told which of them begin alike. The first `singles` compute one token each.
+        Returns: hidden states of each row's last token, or of all tokens where the kind says so.
         """
         rows = self.rows
         inputs: StepInputs = self.make_inputs(
             order, counts, sampling, rows.tokens, rows.computed, rows.page_tables, rows.page_sizes, bounds
         )
-        if singles:
-            inputs = replace(inputs, singles=singles)
-        if sharing:
+        # Where each row computes one token, the last ones are all.
+        inputs = replace(inputs, singles=kind.singles, ends=inputs.max_query > 1 and not kind.every)
+        if kind.sharing:
             inputs = rows.shared_by(order, inputs)
         hidden: Tensor = self.model(inputs)
         rows.computed.index_add_(0, order, counts)
@@ -334,7 +350,7 @@ class Runner:
         """One token of each row: what is recorded. The dummy row forgets it at once."""
         count, rows = len(order), self.rows
         bounds = (count, 1, rows.tokens.shape[1] - 1)
-        _, hidden = self._forward(order, rows.ones[:count], rows.lines[:count], bounds, sharing)
+        _, hidden = self._forward(order, rows.ones[:count], rows.lines[:count], bounds, Kind(sharing))
         self.rows.computed[self.rows.dummy].zero_()
         return hidden
 
@@ -342,7 +358,7 @@ class Runner:
         """Tokens of prompts, and one token of other rows: what is recorded. The dummy row forgets them at once."""
         rows = self.rows
         bounds = (room.singles + room.tokens, room.tokens, rows.tokens.shape[1] - 1)
-        _, hidden = self._forward(order, counts.int(), rows.lines[:0], bounds, False, room.singles)
+        _, hidden = self._forward(order, counts.int(), rows.lines[:0], bounds, Kind(singles=room.singles))
         rows.computed[rows.dummy].zero_()
         return hidden
 

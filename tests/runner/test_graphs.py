@@ -73,4 +73,5 @@ def test_sizes_are_dense_where_rows_count():
     assert graph_rows(1) == [1]
     assert graph_rows(16) == [1, 2, 4, 8, 16]
     assert graph_rows(100) == [1, 2, 4, 8, 16, 24, 32, 48, 64, 80, 96, 100]
-    assert graph_rows(700)[-4:] == [448, 512, 640, 700]
+    assert graph_rows(700)[-4:] == [432, 512, 640, 700]
+    assert graph_rows(1024) == sorted(set(graph_rows(1024)))

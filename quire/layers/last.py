@@ -1,0 +1,33 @@
+"""Attention of a layer behind which only each sequence's last token is wanted: the last layer of a step with prompts.
+
+Keys and values of all tokens enter their pages; queries of the others, and whatever would come of them, are left out.
+Called by the blocks.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from quire.layers.attention import Attention
+from quire.layers.build import Build
+from quire.ops.attention import paged_attention, prepare
+from quire.ops.step import StepInputs
+
+
+class LastTokens:
+    """The other way to compute what `Attention.mix` does."""
+
+    def __init__(self, b: Build, attention: Attention) -> None:
+        self._attention = attention
+        self._prepare = b.op(prepare, attention.spec)
+        self._attend = b.op(paged_attention, replace(attention.spec, step="decode"))
+
+    def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
+        """As `Attention.mix`, for the last token of each sequence: (sequences, hidden)."""
+        layer, rows = self._attention, step.last_tokens
+        qkv, gate = layer.heads_of(qkv, step)
+        pages, sinks = layer.state.pages, () if layer.sinks is None else (layer.sinks,)
+        q = self._prepare(qkv, layer.head_weights, pages, step, layer.spec)[rows]
+        mixed = self._attend(q, pages, step.last(), layer.spec, *sinks).flatten(1)
+        return layer.out.forward(mixed if gate is None else mixed * torch.sigmoid(gate[rows]))

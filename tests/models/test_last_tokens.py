@@ -1,0 +1,58 @@
+"""Steps behind which only each sequence's last token is wanted: the same hidden states, whatever else is left out."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from quire.layers.blocks import PreNorm
+from quire.ops.step import StepInputs
+from tests.models.checkpoints import make
+from tests.models.driver import Driver
+
+pytestmark = pytest.mark.torch
+
+TEXTS = [[5, 9, 17, 33, 4, 8, 15, 16, 23], [42, 7, 11], [3, 1, 4, 1, 5, 9, 2, 6]]
+
+
+class Twice:
+    """A model that computes every step in both ways and compares them.
+
+    Attributes:
+        left_out: tokens of which nobody wanted the state.
+    """
+
+    def __init__(self, model):
+        self.model, self.logits, self.left_out = model, model.logits, 0
+
+    def __call__(self, step: StepInputs):
+        every = self.model(step)
+        last = self.model(replace(step, ends=True, derived={}))
+        torch.testing.assert_close(last, every[step.query_start[1:].long() - 1], rtol=1e-4, atol=1e-5)
+        self.left_out += len(every) - len(last)
+        return every
+
+
+@pytest.mark.parametrize("providers", [[], ["torch_native"]], ids=["reference", "torch"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt_oss", "gemma2", "deepseek_v3"])
+def test_states_of_last_tokens_are_the_same(family, providers, tmp_path):
+    driver = Driver(make(family, tmp_path), 4, providers)
+    driver.model = model = Twice(driver.model)
+    driver.generate(TEXTS, 4)
+    assert model.left_out > 10
+
+
+def test_a_layer_leaves_out_what_nobody_wants(tmp_path, monkeypatch):
+    seen = []
+    fed = PreNorm._fed
+
+    def noted(self, stream):
+        seen.append(len(stream.residual))
+        return fed(self, stream)
+
+    monkeypatch.setattr(PreNorm, "_fed", noted)
+    driver = Driver(make("qwen3_next", tmp_path, full_attention_interval=1, layer_types=["full_attention"] * 3), 4)
+    driver.model = Twice(driver.model)
+    driver.step([(driver.begin(text), len(text)) for text in TEXTS])
+    tokens = sum(map(len, TEXTS))
+    assert seen == [tokens] * 5 + [3]
