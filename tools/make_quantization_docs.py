@@ -89,7 +89,8 @@ GPUS = """
 On GPUs, Triton's kernels (`quire/kernels/triton/dense/quantized`) read one order of codes, words of 16 bits whose parts
 belong to inputs 32 apart (`quire/quantization/words.py`), which weights are brought into as they are loaded. One row is
 a kernel that streams weights; inputs in an order of activation are put in that order first. Of more rows, fp8 with a
-scale a row meets activations rounded to fp8, one scale a token, in cuBLAS; other forms keep their values on the matrix
+scale a row meets activations rounded to fp8, one scale a token, in cuBLAS, and in blocks of 128 x 128 (Hopper, CUDA 12.9)
+activations with one for 128 inputs; other forms keep their values on the matrix
 units up to 128 rows. Above, int8 meets activations rounded to int8, and all others become values once for all rows,
 some rows of weights at a time. Rows of inputs end with a whole run of 128 (4 bits) or 64 (8 bits); those that would
 grow by more than an eighth are left to the reference.
@@ -97,9 +98,11 @@ grow by more than an eighth are left to the reference.
 Experts in the same forms are multiplied by one kernel (`quire/kernels/triton/moe/stored.py`), whatever their gate,
 biases and choice: tokens are sorted by expert, and weights become values on their way to the matrix units.
 
-What no kernel reads (nf4, ggml's k-quants, other widths than 4 and 8 bits; an order of activation where ranks cut the
-inputs, and of experts) becomes values by tiles in every product, also in recorded steps: every token is as dear as
-reading the weights several times. Experts in such forms cannot be recorded, either.
+Codes of types that kernels do not read are stored as those of one that has the same values (int2 and int3 as 4 bits,
+int5 to int7 and fp6 as 8). nf4 and bitsandbytes' fp4 are looked up in a register, for 8 instructions a weight of one row
+where int4 takes 2. What no kernel reads (ggml's k-quants; an order of activation where ranks cut the inputs, and of
+experts) becomes values by tiles in every product, also in recorded steps: every token is as dear as reading the weights
+several times. Experts in such forms cannot be recorded, either.
 
 One H200, Llama 3.1 8B's shape, random weights, tokens a second (`benchmarks/ledger/gpu.jsonl`, the kernels alone by
 `benchmarks/quantized.py`):
@@ -111,7 +114,7 @@ One H200, Llama 3.1 8B's shape, random weights, tokens a second (`benchmarks/led
 | `--quantization int4` | 504 | | | |
 | `--quantization nvfp4` | 435 | | | |
 | a checkpoint of GPTQ (groups of 128, head in bfloat16) | 485 | | | |
-| a checkpoint of AWQ (groups of 128, zero points, head in bfloat16) | 465 | | | |
+| a checkpoint of AWQ (groups of 128, zero points, head in bfloat16) | 557 | | | |
 | a checkpoint of NVFP4 (head in bfloat16) | 416 | | | |
 | vLLM 0.24, fp8 | 285 | 6,417 | 66,600 | 13,817 |
 

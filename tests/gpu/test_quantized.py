@@ -28,7 +28,7 @@ def weight(name, dtype="bfloat16", inputs=INPUTS):
 
 @pytest.mark.parametrize("rows", [1, 2, 17, 64, 128, 129, 700])
 @pytest.mark.parametrize(
-    "name", ["fp8", "fp8 groups", "mxfp8", "int8", "int4", "int4 ordered", "int4 32", "nvfp4", "mxfp4"]
+    "name", ["fp8", "fp8 groups", "mxfp8", "int8", "int4", "int4 ordered", "int4 32", "int5", "nf4", "nvfp4", "mxfp4"]
 )
 def test_products_equal_the_reference_in_every_run(name, rows):
     storage, data = weight(name)

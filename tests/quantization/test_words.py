@@ -108,19 +108,14 @@ def test_kernels_multiply_what_the_reference_does(name: str, rows: int, inputs: 
     assert (got - want).norm() / want.norm() < may
 
 
-def bfloat(name: str, outputs: int, inputs: int) -> tuple[Scaled, torch.Tensor]:
-    """A weight that meets activations of bfloat16."""
-    storage, data = weight(FORMS[name], outputs, inputs)
-    return replace(storage, dtype="bfloat16"), data
-
-
 @needs_interpreter
-@pytest.mark.parametrize("name", ["int4", "int4 zeros", "int4 rows"])
+@pytest.mark.parametrize("name", ["int4 zeros", "int4 rows"])
 def test_whole_numbers_lose_nothing_of_a_row_in_bfloat16(name: str) -> None:
     from quire.kernels.triton.dense.quantized import gemv
     from quire.kernels.triton.dense.quantized.weight import Weight
 
-    storage, data = bfloat(name, 40, 384)
+    storage, data = weight(FORMS[name], 40, 384)
+    storage = replace(storage, dtype="bfloat16")
     assert gemv.counts(Weight(storage, data))
     generator = torch.Generator().manual_seed(1)
     # All eight bits of a number, down to a 64th of the largest.
@@ -130,9 +125,8 @@ def test_whole_numbers_lose_nothing_of_a_row_in_bfloat16(name: str) -> None:
     want = x.double() @ replace(storage, dtype="float32").rows(data, torch.arange(40)).double().T
     # Which is what a result in bfloat16 holds: the interpreter cuts off its end.
     assert ((got - want).abs() <= want.abs() / 128).all()
-    for bad in (float("nan"), float("inf")):
-        x[0, 5] = bad
-        assert gemv.product(x, Weight(storage, data), None, "").isnan().all()
+    x[0, 5] = float("inf")
+    assert gemv.product(x, Weight(storage, data), None, "").isnan().all()
 
 
 @needs_interpreter
@@ -151,7 +145,7 @@ def test_activations_are_rounded_by_rows_or_groups(group: int | None) -> None:
 
 
 @needs_interpreter
-@pytest.mark.parametrize("kind", ["uint4b8", "uint4", "fp4_e2m1"])
+@pytest.mark.parametrize("kind", ["uint4b8", "uint4", "fp4_e2m1", "nf4", "bnb_fp4"])
 def test_every_code_of_four_bits_is_its_value(kind: str) -> None:
     from quire.kernels.triton.dense.quantized import unpacked
     from quire.kernels.triton.dense.quantized.weight import Weight
@@ -175,7 +169,7 @@ def test_what_is_not_read_is_said() -> None:
         made = Scaled.of(8, inputs, form, "float32", "cpu")
         return unread(Words.like(made) if Words.holds(made) else made) or ""
 
-    assert "int3" in refusal(Form("int3", None)) and "nf4" in refusal(Form("nf4", 64))
+    assert "e8m0" in refusal(Form("e8m0", 64)) and not refusal(Form("nf4", 64))
     assert "multiple of 128" in refusal(Form("uint4b8", 32), 96)
     share = Scaled(8, 256, Form("uint4b8", 128, ordered=True), 4, 0, "float32", "cpu")
     assert not Words.holds(share) and "order" in (unread(share) or "")

@@ -6,10 +6,16 @@ exponent, and are worth too little by a power of two (`lift`) until their scale 
 by the GPU. Elsewhere, and under the interpreter, values are put together in float32. Both give the same values.
 """
 
+import struct
+
 import triton
 import triton.language as tl
 
-FOURS = ("uint4b8", "uint4", "fp4_e2m1")
+from quire.quantization.elements import ELEMENTS
+
+BOOKS = ("nf4", "bnb_fp4")
+"""Types whose values no arithmetic makes: they are looked up in a register, or come by a chain of comparisons."""
+FOURS = ("uint4b8", "uint4", "fp4_e2m1", *BOOKS)
 """Types of 4 bits that kernels read."""
 EIGHTS = ("fp8_e4m3", "fp8_e5m2", "int8", "uint8b128", "uint8")
 """The same of 8 bits; kernels call two of them `signed` and `unsigned`, see `weight.KINDS`."""
@@ -76,6 +82,22 @@ def _bytes(flipped: str, offset: str) -> str:
     )
 
 
+def _looked_up(kind: str) -> str:
+    """The four parts of words of a type of BOOKS as float16: bytes of eight values at a time, picked by their codes."""
+    halves = struct.pack("<16e", *ELEMENTS[kind].values)
+    asm = "{.reg .b32 s, m, v, a, b, l0, h0, l1, h1, x, y; "
+    for i, words in enumerate(("mov.b32 v, $4", "shr.u32 v, $4, 16")):
+        asm += f"{words}; and.b32 s, v, 0x7777; and.b32 m, v, 0x8888; shr.u32 m, m, 1; or.b32 m, m, 0x3210; "
+        for j, name in enumerate("lh"):
+            four = [f"0x{int.from_bytes(halves[k + j : k + 8 : 2], 'little'):08x}" for k in (0, 8, 16, 24)]
+            asm += f"mov.b32 a, {four[0]}; prmt.b32 a, a, {four[1]}, s; mov.b32 b, {four[2]}; "
+            asm += f"prmt.b32 b, b, {four[3]}, s; prmt.b32 {name}{i}, a, b, m; "
+    for first, turn in ((0, "0x5140"), (2, "0x7362")):
+        asm += f"prmt.b32 x, l0, h0, {turn}; prmt.b32 y, l1, h1, {turn}; "
+        asm += f"prmt.b32 ${first}, x, y, 0x5410; prmt.b32 ${first + 1}, x, y, 0x7632; "
+    return asm + "}"
+
+
 _ASM = {
     ("uint4b8", "fp16"): _integers("6400", "3c00", "f16x2", "e408"),
     ("uint4", "fp16"): _integers("6400", "3c00", "f16x2", "e400"),
@@ -87,6 +109,7 @@ _ASM = {
     ("signed", "fp16"): _bytes("80", "6480"),
     ("uint8b128", "fp16"): _bytes("00", "6480"),
     ("unsigned", "fp16"): _bytes("00", "6400"),
+    **{(kind, "fp16"): _looked_up(kind) for kind in BOOKS},
 }
 
 
@@ -102,9 +125,20 @@ def _asm(kind, to):
 @triton.constexpr_function
 def exact(kind, to, native):
     """Whether instructions make values of `kind` in dtype `to`."""
-    if to not in (tl.float16, tl.bfloat16):
-        return False
-    return native and (kind != "fp4_e2m1" or to == tl.bfloat16)
+    if not native or kind in BOOKS:
+        return native
+    return to == tl.bfloat16 or (to == tl.float16 and kind != "fp4_e2m1")
+
+
+@triton.constexpr_function
+def booked(kind):
+    """Whether `kind` is one of BOOKS."""
+    return kind in BOOKS
+
+
+@triton.constexpr_function
+def _value(kind, code):
+    return ELEMENTS[kind].values[code]
 
 
 @triton.constexpr_function
@@ -117,7 +151,7 @@ def lift(kind, to, native):
 def fours(words, KIND: tl.constexpr, TO: tl.constexpr, NATIVE: tl.constexpr):
     """The values of the four parts of words, in dtype TO; see `lift`."""
     if exact(KIND, TO, NATIVE):
-        if TO.is_fp16():
+        if TO.is_fp16() or booked(KIND):
             half: tl.constexpr = _asm(KIND, "fp16")
             kinds: tl.constexpr = (tl.float16, tl.float16, tl.float16, tl.float16)
             a, b, c, d = tl.inline_asm_elementwise(half, _FOUR_OUT, [words], kinds, True, 2)
@@ -134,7 +168,7 @@ def fours(words, KIND: tl.constexpr, TO: tl.constexpr, NATIVE: tl.constexpr):
 @triton.constexpr_function
 def added(kind, part, native):
     """What `spread` has added to the values of a part."""
-    if kind == "fp4_e2m1" or not native or kind not in FOURS:
+    if not native or kind not in ("uint4b8", "uint4"):
         return 0.0
     return (2048.0 if part % 2 else 128.0) + (8.0 if kind == "uint4b8" else 0.0)
 
@@ -142,8 +176,8 @@ def added(kind, part, native):
 @triton.jit
 def spread(words, KIND: tl.constexpr, NATIVE: tl.constexpr):
     """The values of the four parts of words, float32: if NATIVE integers with `added`, floats too small by 2 ** 14."""
-    if not NATIVE:
-        a, b, c, d = fours(words, KIND, tl.float32, False)
+    if not NATIVE or booked(KIND):
+        a, b, c, d = fours(words, KIND, tl.float32, NATIVE)
     elif KIND == "fp4_e2m1":
         half: tl.constexpr = (tl.float16, tl.float16, tl.float16, tl.float16)
         a, b, c, d = tl.inline_asm_elementwise(_SPREAD_FLOATS, _FOUR_OUT, [words], half, True, 2)
@@ -174,6 +208,10 @@ def _four(code, KIND: tl.constexpr):
         # The exponent's two bits and the fraction's one, where float32 has the lowest of its own.
         size = ((code & 7) << 22).to(tl.float32, bitcast=True) * 2.0**126
         value = tl.where((code & 8) != 0, -size, size)
+    elif booked(KIND):
+        value = tl.zeros(code.shape, tl.float32)
+        for i in tl.static_range(16):
+            value = tl.where((code & 15) == i, _value(KIND, i), value)
     else:
         value = ((code & 15) - (8 if KIND == "uint4b8" else 0)).to(tl.float32)
     return value

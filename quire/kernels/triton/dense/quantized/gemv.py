@@ -23,7 +23,7 @@ from quire.kernels.triton.launch import INTERPRETED, device_of, release, wait
 
 UNIT, LANES = 8, 32
 """Words that a thread takes at a time, threads of a warp."""
-INTEGERS, HALVES = ("uint4b8", "uint4", "int4"), ("bfloat16", "float16")
+INTEGERS, HALVES = ("uint4b8", "uint4"), ("bfloat16", "float16")
 """Weights of 4 bits that are whole numbers, activations that whole numbers stand for."""
 
 

@@ -12,11 +12,11 @@ from quire.kernels.triton.dense.quantized.decode import EIGHTS, FOURS
 from quire.ops.stored import Wanted, arrange, offer
 from quire.quantization.scaled import Form, Scaled
 from quire.quantization.storage import Storage
-from quire.quantization.words import Words, span
+from quire.quantization.words import Words, span, widened
 
 FINE, COARSE = (16, 32, 64), 128
 """Inputs that share a scale: one of FINE, or a multiple of COARSE."""
-KINDS = {"int4": "uint4b8", "int8": "signed", "uint8": "unsigned"}
+KINDS = {"int8": "signed", "uint8": "unsigned"}
 """What kernels call types that are stored as others are, or named like types of values."""
 BYTES = ("float8_e4m3fn", "e8m0")
 """Scales that kernels see as bytes."""
@@ -40,7 +40,7 @@ def unread(storage: Storage) -> str | None:
     if not isinstance(storage, Scaled):
         return "reads weights with scales, not " + type(storage).__name__
     form = storage.form
-    if form.element not in (*FOURS, *EIGHTS, "int4"):
+    if widened(form.element) not in (*FOURS, *EIGHTS):
         return f"does not read {form.element}"
     if form.columns or storage.offset:
         return "does not read weights whose columns have factors or cut groups"
