@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from quire.base.errors import CheckpointError
+from quire.layers.adopted_experts import AdoptedExperts, DealtExperts
 from quire.layers.build import Build
 from quire.layers.linear import Linear
 from quire.loading.recipe import Part, Recipe, Weight
@@ -69,6 +70,19 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """Names of modules of experts, called as `AdoptedExperts`, whose parameters have a first dimension for experts.
+
+    Attributes:
+        usual: those that are what `AdoptedExperts` is, with the parameters `gate_up_proj` and `down_proj`.
+        others: those that are not; the attribute `num_experts` says how many there are.
+    """
+
+    usual: Collection[str] = ()
+    others: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """A tensor and all the names under which modules hold it; the first is the one that the checkpoint has."""
 
@@ -119,22 +133,6 @@ class AdoptedLinear(nn.Module):
         return made[:, : self.out_features].reshape(*x.shape[:-1], self.out_features)
 
 
-class AdoptedExperts(nn.Module):
-    """Experts of which this rank has its share, in order; the others' add theirs."""
-
-    def __init__(self, experts: nn.Module, count: int, mesh: Mesh) -> None:
-        super().__init__()
-        self.experts, self._mesh = experts, mesh
-        self._count = count // mesh.size
-
-    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        """(tokens, hidden) and who reads them, (tokens, chosen), to (tokens, hidden)."""
-        mine = top_k_index - self._mesh.rank * self._count
-        # One behind the last is nobody.
-        mine = mine.masked_fill((mine < 0) | (mine >= self._count), self._count)
-        return self._mesh.all_reduce(self.experts(hidden_states, mine, top_k_weights))
-
-
 @contextmanager
 def without_memory() -> Iterator[None]:
     """Parameters that modules are given meanwhile have no memory, which `adopt` sees to."""
@@ -153,22 +151,22 @@ def without_memory() -> Iterator[None]:
 
 
 def adopt(
-    module: nn.Module, b: Build, source: Source, heads: Collection[nn.Module] = (), experts: Collection[str] = ()
+    module: nn.Module, b: Build, source: Source, heads: Collection[nn.Module] = (), experts: Experts = Experts()
 ) -> list[Weight]:
     """A `Weight` for each parameter and lasting buffer of `module`, which the loader fills.
 
     Args:
         b: at the top of the checkpoint's names.
         heads: linear modules that make logits.
-        experts: names of modules that are called as `AdoptedExperts`, whose parameters have a first dimension for
-            experts and whose attribute `num_experts` says how many there are.
+        experts: modules of experts.
 
     Raises CheckpointError for a parameter whose shape the loader cannot fill, or that does not fit in memory;
     ConfigError where experts cannot be dealt out.
     """
     places = _places(module, source)
     found = _adopt_linears(module, b, source, places, heads)
-    dealt = {name: _Deal(module.get_submodule(name), b) for name in experts if b.mesh.size > 1}
+    found += _adopt_experts(module, b, source, places, experts.usual)
+    dealt = {name: _Deal(module.get_submodule(name), b) for name in experts.others if b.mesh.size > 1}
     for place in places.values():
         holder = place.name.rpartition(".")[0]
         parts = source.parts(place.name, place.tensor)
@@ -215,6 +213,22 @@ def _adopt_linears(
             places.pop(id(tensor), None)
         module.set_submodule(name, AdoptedLinear(b, weight, bias, outputs, cut))
         found += [weight] if bias is None else [weight, bias]
+    return found
+
+
+def _adopt_experts(
+    module: nn.Module, b: Build, source: Source, places: dict[int, Place], names: Collection[str]
+) -> list[Weight]:
+    """Put ours in place of the usual experts; what they hold is taken from `places`."""
+    found: list[Weight] = []
+    for name in names:
+        held = {each: module.get_submodule(name).get_parameter(each) for each in ("gate_up_proj", "down_proj")}
+        first, second = (source.parts(f"{name}.{each}", tensor) for each, tensor in held.items())
+        made = AdoptedExperts(b, first, second, tuple(held["gate_up_proj"].shape))
+        for tensor in held.values():
+            places.pop(id(tensor))
+        module.set_submodule(name, made)
+        found += made.weights
     return found
 
 
@@ -271,7 +285,7 @@ class _Deal:
             mine = index // each // self.count == self._mesh.rank
             yield part if mine else replace(part, rows=0)
 
-    def settled(self) -> AdoptedExperts:
+    def settled(self) -> DealtExperts:
         """The module, now that it holds its share."""
         vars(self._experts)["num_experts"] = self.count
-        return AdoptedExperts(self._experts, self._all, self._mesh)
+        return DealtExperts(self._experts, self._all, self._mesh)

@@ -109,7 +109,7 @@ class MoE(nn.Module):
         self.spec = MoeSpec(
             _route(b, plan), plan.hidden, inner, b.dtype_name, str(b.device), plan.gate, plan.bias, plan.weigh_input
         )
-        self.stored = _stored(self.spec, self.gate_up, self.down)
+        self.stored = stored_spec(self.spec, self.gate_up, self.down)
         self._moe = b.op(moe, self.spec) if self.stored is None else b.op(stored_moe, self.stored)
         self.shared = None if plan.shared is None else Shared(b, plan.hidden, plan.shared)
 
@@ -172,7 +172,7 @@ class Together(nn.Module):
         return self.first.forward(x) + self.second.forward(x)
 
 
-def _stored(spec: MoeSpec, gate_up: Weight, down: Weight) -> StoredMoeSpec | None:
+def stored_spec(spec: MoeSpec, gate_up: Weight, down: Weight) -> StoredMoeSpec | None:
     """The spec of experts that are stored otherwise than row by row. Raises CheckpointError where only some are."""
     if gate_up.stored is None and down.stored is None:
         return None

@@ -42,8 +42,9 @@ def test_a_quantized_checkpoint_has_its_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_quantizing_while_loading_is_the_same_for_both(kind: str, tmp_path: Path) -> None:
-    path = make("llama", tmp_path, **SIZES)
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_quantizing_while_loading_is_the_same_for_both(family: str, kind: str, tmp_path: Path) -> None:
+    path = make(family, tmp_path, **SIZES)
     ran, want = (Driver(path, 4, quantization=kind, impl=impl) for impl in ("transformers", "quire"))
     assert compare(ran, {})
     alike(ran, want)

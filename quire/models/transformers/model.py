@@ -1,15 +1,17 @@
 """A model of transformers', read step by step: its modules between our products, run in one of two ways."""
 
+import inspect
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.integrations.moe import _default_apply_gate
 from transformers.utils import ModelOutput
 
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
-from quire.layers.adopted import adopt
+from quire.layers.adopted import Experts, adopt
 from quire.layers.build import Build
 from quire.models.transformers.making import make_model
 from quire.models.transformers.names import source
@@ -64,7 +66,8 @@ class Adopted(nn.Module):
         self.inner: nn.Module = self.outer if self._place is None else self.outer.get_submodule(self._place)
         with torch.inference_mode():
             made = way.learn(self.inner, b)
-        b.choices.append(Choice("model", "transformers", self.forward, {}, capturable=way.capturable))
+        # Its code may wait for the device, so no graph records it.
+        b.choices.append(Choice("model", "transformers", self.forward, {}, capturable=False))
         self._checked = False
         if self._place is not None:
             self.given = Given(type(made), self.inner)
@@ -132,12 +135,29 @@ def _place_of_inner(outer: nn.Module, facts: ModelFacts) -> str | None:
     return places[0]
 
 
-def _experts(model: nn.Module, b: Build) -> list[str]:
-    """Names of the modules whose experts can be dealt out. Raises CheckpointError for a model that is quantized."""
+def _experts(model: nn.Module, b: Build) -> Experts:
+    """Names of the modules of experts. Raises CheckpointError for those that cannot be served quantized."""
     found = {name: module for name, module in model.named_modules() if "_is_expert_parallel" in vars(module)}
-    if found and (b.quantization is not None or b.checkpoint is not None):
-        raise CheckpointError(f"{name_of(model)} has experts, which cannot be served quantized through transformers")
-    for module in found.values():
+    usual = [name for name, module in found.items() if b.checkpoint is None and _is_usual(module, b)]
+    others = [name for name in found if name not in usual]
+    if others and (b.quantization is not None or b.checkpoint is not None):
+        raise CheckpointError(
+            f"{name_of(model)} has experts that cannot be served quantized through transformers: quantized checkpoints "
+            "of experts, and experts with biases or gates of their own"
+        )
+    for name in others:
         # Whoever counts tokens for experts then knows of one more, who is nobody.
-        vars(module)["_is_expert_parallel"] = b.mesh.size > 1
-    return list(found)
+        vars(found[name])["_is_expert_parallel"] = b.mesh.size > 1
+    return Experts(usual, others)
+
+
+def _is_usual(module: nn.Module, b: Build) -> bool:
+    """Whether experts are down(silu(gate) * up), gates before ups, without biases."""
+    said, held = vars(module), dict(module.named_parameters())
+    if sorted(held) != ["down_proj", "gate_up_proj"] or any(x.dtype is not b.dtype for x in held.values()):
+        return False
+    kind = said.get("has_gate"), said.get("is_concatenated"), said.get("is_transposed"), said.get("has_bias")
+    own = inspect.getattr_static(module, "_apply_gate", None) is not _default_apply_gate
+    silu = [type(child).__name__ in ("SiLU", "SiLUActivation") for child in module.children()]
+    inner = held["down_proj"].shape[2]
+    return kind == (True, True, False, False) and not own and silu == [True] and inner % b.mesh.size == 0

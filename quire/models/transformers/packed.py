@@ -56,20 +56,7 @@ class Packed(Way):
             way = "from left to right" if self.whole else "both ways"
             raise CheckpointError(f"{name_of(inner)} reads {way}, which is not how its task reads")
         self._seam.settle(b)
-        self.capturable = b.device.type == "cuda" and self._asks_nothing(inner, probe(b.device))
         return made
-
-    def _asks_nothing(self, inner: nn.Module, ids: Tensor) -> bool:
-        """Whether a run leaves the host alone: nothing waits for the GPU, so a graph may record it."""
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            self.text(inner, ids)
-        except RuntimeError:
-            return False
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
-        return True
 
     def run(self, inner: nn.Module, step: StepInputs) -> Tensor:
         """See `Way`."""

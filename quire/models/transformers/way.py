@@ -33,12 +33,10 @@ class Way(ABC):
 
     Attributes:
         attention: name of the function of the library's that computes it.
-        capturable: whether a graph may record it; known once it has learnt.
         whole: whether texts are read as a whole.
     """
 
     attention: str
-    capturable: bool = False
 
     def __init__(self, facts: ModelFacts, config: Any) -> None:
         self.config = config.get_text_config()
