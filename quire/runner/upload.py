@@ -5,6 +5,8 @@ from array import array
 import torch
 from torch import Tensor
 
+from quire.sampling.sent import sent
+
 
 def upload(values: list[int], device: torch.device) -> Tensor:
     """`values` as (n,) int64 on the device. On an accelerator the copy is queued behind the work before it."""
@@ -20,8 +22,4 @@ def _send(values: "array[int]", dtype: torch.dtype, device: torch.device) -> Ten
     if not values:
         return torch.empty(0, dtype=dtype, device=device)
     # An array is read several times faster than a list.
-    found = torch.frombuffer(values, dtype=dtype)
-    if device.type == "cpu":
-        return found
-    # torch keeps pinned memory in a cache and hands a block out again only once the copies from it are done.
-    return found.pin_memory().to(device, non_blocking=True)
+    return sent(torch.frombuffer(values, dtype=dtype), device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from quire.ops.edit import ANY_TOKEN, FOREVER, BanTable
+from quire.sampling.sent import sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +81,10 @@ class Bans:
         none = torch.zeros(0, dtype=torch.int64)
 
         def upload(parts: list[Tensor]) -> Tensor:
-            return torch.cat(parts or [none]).to(self.device)
+            return sent(torch.cat(parts or [none]), self.device)
 
         return BanTable(
-            first=torch.tensor([0, *accumulate(counts)], device=self.device),
+            first=sent(torch.tensor([0, *accumulate(counts)]), self.device),
             row=upload([torch.full((count,), row) for row, count in enumerate(counts) if count]),
             token=upload([e.token for e in present]),
             until=upload([e.until for e in present]),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quire.ops.draw import Group, Kind
 from quire.sampling.rows import Feature, HostRow
+from quire.sampling.sent import sent
 
 SLICE_ROWS = 256
 """Most rows of logits worked on at once."""
@@ -94,7 +95,7 @@ def make(rows: list[int], hosts: list[HostRow], vocab: int, device: torch.device
             Report(part, _on(part, len(hosts), device), [hosts[i].logprobs or 0 for i in part])
             for part in _cut(asked, size)
         ),
-        counted=torch.tensor(counted, device=device) if counted else None,
+        counted=sent(torch.tensor(counted), device) if counted else None,
     )
 
 
@@ -103,7 +104,7 @@ def _cut(lines: list[int], size: int) -> list[list[int]]:
 
 
 def _on(lines: list[int], total: int, device: torch.device) -> Tensor | None:
-    return None if len(lines) == total else torch.tensor(lines, device=device)
+    return None if len(lines) == total else sent(torch.tensor(lines), device)
 
 
 def _make_slice(lines: list[int], hosts: list[HostRow], device: torch.device) -> Slice:

@@ -18,6 +18,7 @@ from quire.ops.draw import Kind, RowTable
 from quire.ops.edit import IN_PROMPT, EditTables
 from quire.ops.noise import seed_key
 from quire.sampling.bans import Bans, entries
+from quire.sampling.sent import sent
 from quire.sampling.slots import SlotTable
 
 GREEDY_BELOW = 1e-5
@@ -157,12 +158,9 @@ class RowState:
         """The lines of the table, in the order of its columns, queued behind the work before it without waiting."""
         numbers = [_numbers(new.params, greedy=_kind(new.params, self.vocab) is None) for new in rows]
         integers = [[new.row, _top_k(new.params, self.vocab), seed_key(new.seed)] for new in rows]
-        # What is not pinned would be copied only once the device has nothing left to do.
-        pinned = self.device.type != "cpu"
-        arrived = torch.tensor(integers, pin_memory=pinned).to(self.device, non_blocking=True)
+        arrived = sent(torch.tensor(integers), self.device)
         self.table.integers.index_copy_(0, arrived[:, 0], arrived[:, 1:])
-        lines = torch.tensor(numbers, pin_memory=pinned).to(self.device, non_blocking=True)
-        self.table.numbers.index_copy_(0, arrived[:, 0], lines)
+        self.table.numbers.index_copy_(0, arrived[:, 0], sent(torch.tensor(numbers), self.device))
 
     def _begin_counts(self, new: NewRow, features: Feature) -> None:
         """Rebuild penalty counts from all tokens known, so that a sequence that returns has lost nothing."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quire.ops.edit import Slots
+from quire.sampling.sent import sent
 
 
 class SlotTable:
@@ -34,7 +35,7 @@ class SlotTable:
         slot = self._free.pop()
         self._slots[row] = slot
         self._slot_of_row[row] = slot
-        self._table[slot] = values
+        self._table[slot] = sent(values.to(self._table.dtype), self._table.device)
 
     def give_back(self, row: int) -> None:
         """Take the slot of `row` back, if it has one."""

@@ -7,6 +7,7 @@ pytest.importorskip("scipy")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 from quire import SamplingParams  # noqa: E402
+from quire.messages.plan import NewRow  # noqa: E402
 from tests.sampling.rig import Rig, assert_drawn_from, exact  # noqa: E402
 from tests.sampling.test_distribution import ADVANCING, COUNTING, LOGITS, OUTPUT, VOCAB  # noqa: E402
 
@@ -26,3 +27,33 @@ def test_draws_follow_the_exact_distribution(case):
         tokens += rig.sample(lines, rows)[0]
         rig.known += 1
     assert_drawn_from(tokens, exact(LOGITS, params, output=OUTPUT))
+
+
+SETTINGS = (
+    SamplingParams(temperature=0.0),
+    SamplingParams(temperature=0.8, top_k=5, repetition_penalty=1.2),
+    SamplingParams(temperature=1.0, presence_penalty=0.5, logprobs=3, logit_bias={4: 1.0}),
+    SamplingParams(temperature=1.0, top_p=0.9, min_tokens=2, stop_token_ids=[3]),
+)
+
+
+def test_no_change_of_a_batch_waits_for_the_device():
+    rig, logits = Rig(VOCAB, len(SETTINGS), device=DEVICE, providers=("triton", "torch_native")), LOGITS.to(DEVICE)
+    batches = {(0,): None, (0, 1, 2, 3): None, (3, 1): None, (2,): None}
+    for rows in batches:
+        batches[rows] = torch.tensor(rows, device=DEVICE), logits.repeat(len(rows), 1)
+
+    def sample_all():
+        for rows, (at, lines) in batches.items():
+            for row in rows:
+                new = NewRow(row, [1, 2, 3], 3, 0, [], SETTINGS[row], row, [5], [[6, 7]], 64)
+                rig.sampler.begin(new)
+            rig.sampler.sample(lines, list(rows), at, rig.history, rig.known)
+
+    rig.known += 3
+    sample_all()  # compiles, and takes what memory it needs
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sample_all()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
