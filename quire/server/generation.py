@@ -145,9 +145,10 @@ async def run(service: Service, job: Job) -> AsyncGenerator[Item, None]:
     """Serve `job`, counted and measured. Closing the generator ends all of it."""
     service.check_ready()
     tokens = sum(map(len, job.prompts))
-    with service.admission.enter(len(job.prompts) * job.params.n, tokens, job.owner):
+    sequences = len(job.prompts) * job.params.n
+    with service.admission.enter(sequences, tokens, job.owner):
         trace = service.tracer.begin(job.id, job.params, job.headers)
-        record = Record(service.metrics, job.params.output_kind == RequestOutputKind.DELTA, trace)
+        record = Record(service.metrics, job.params.output_kind == RequestOutputKind.DELTA, sequences, trace)
         failure: str | None = "abort"
 
         def seen(item: Item) -> Item:

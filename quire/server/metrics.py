@@ -170,10 +170,11 @@ class CoreCollector(Collector):
 
 
 class Record:
-    """The measures of one HTTP request while it is served."""
+    """The measures of one HTTP request for so many sequences, while it is served."""
 
-    def __init__(self, metrics: Metrics, streamed: bool, trace: Trace = NO_TRACE) -> None:
+    def __init__(self, metrics: Metrics, streamed: bool, sequences: int, trace: Trace = NO_TRACE) -> None:
         self._metrics = metrics
+        self._sequences = sequences
         self._trace = trace
         self._reasons: list[str] = []
         self._streamed = streamed
@@ -209,7 +210,9 @@ class Record:
         """The request is over; `failure` is "abort" or "error" if it did not come to its end."""
         self._trace.end(self._prompts, self._tokens, self._reasons, failure)
         if failure is not None:
-            self._metrics.ended[failure].inc()
+            # Whose client has gone after the last token has been counted already.
+            if len(self._reasons) < self._sequences:
+                self._metrics.ended[failure].inc()
             return
         self._metrics.whole_s.observe(time.monotonic() - self._began)
         self._metrics.prompt_len.observe(self._prompts)

@@ -14,7 +14,7 @@ from quire.config.fields import Config
 from quire.config.model import facts_of
 from quire.server.keys import keys_of
 from quire.server.notify import notify
-from quire.server.sockets import bind_all, check_certificates, check_guard
+from quire.server.sockets import bind_all, check_guard, tls_of
 from quire.server.supervisor import OURS, Commands, Supervisor
 
 
@@ -32,7 +32,7 @@ def serve(config: Config, commands: Commands = OURS) -> int:
     try:
         keys_of(config.server)
         check_guard(config.server, listeners[0])
-        check_certificates(config.server)
+        tls_of(config.server)
         tool_format(config.server.tool_call_parser, "")
         reasoning_format(config.server.reasoning_parser, "")
         _check_template(config.server.chat_template)

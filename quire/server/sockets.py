@@ -117,12 +117,15 @@ def check_guard(config: ServerConfig, listener: socket.socket) -> None:
         )
 
 
-def check_certificates(config: ServerConfig) -> None:
-    """Raise ConfigError unless certificate, key and authorities can be read and belong together."""
+def tls_of(config: ServerConfig) -> ssl.SSLContext | None:
+    """What connections are encrypted with, None where they are not.
+
+    Raises ConfigError unless certificate, key and authorities can be read and belong together.
+    """
     if config.ssl_certfile is None:
         if config.ssl_keyfile is not None or config.ssl_ca_certs is not None:
             raise ConfigError("ssl_certfile: it is missing; ssl_keyfile and ssl_ca_certs are of no use without it")
-        return
+        return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
@@ -131,5 +134,7 @@ def check_certificates(config: ServerConfig) -> None:
     try:
         if config.ssl_ca_certs is not None:
             context.load_verify_locations(config.ssl_ca_certs)
+            context.verify_mode = ssl.CERT_REQUIRED
     except OSError as error:
         raise ConfigError(f"ssl_ca_certs: cannot be read as certificates: {error}") from error
+    return context

@@ -1,8 +1,8 @@
 """`Supervisor`: one engine core and some front ends, begun again when they die or hang, ended together.
 
-It answers no request and holds no model, so there is little that could harm it: request, engine and server are three
-fault domains. The engine is watched by its pulse; while it is away front ends answer 503. Signals: the first SIGTERM or
-SIGINT drains, the second ends everything within ABORT_S.
+It serves no request and holds no model, so there is little that could harm it: request, engine and server are three
+fault domains. Until front ends serve it says that it lives (`porter.py`). The engine is watched by its pulse; while it
+is away front ends answer 503. Signals: the first SIGTERM or SIGINT drains, the second ends everything within ABORT_S.
 """
 
 import asyncio
@@ -22,6 +22,8 @@ from quire.messages.wire import EngineFacts
 from quire.server.fronts import Fronts, close_all
 from quire.server.keeper import Keeper, Patience
 from quire.server.notify import notify
+from quire.server.porter import Porter
+from quire.server.sockets import tls_of
 
 ABORT_S = 2.5
 """What is left after a second signal is killed."""
@@ -70,6 +72,7 @@ class Supervisor:
         self._listeners = listeners
         self._fronts = Fronts(self, listeners, self._descriptor, commands.front, config.server.stall_timeout_s)
         server = config.server
+        self._porter = Porter(server.root_path, tls_of(server))
         patience = Patience(server.stall_timeout_s, server.load_timeout_s)
         self._keeper = Keeper(self._start_core, self._pulse, patience, self._fronts.tell_all)
         self._facts: EngineFacts | None = None
@@ -86,6 +89,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        await self._porter.open(self._listeners)
         engine = asyncio.create_task(self._keeper.keep())
         fronts = asyncio.create_task(self._keep_fronts())
         try:
@@ -96,6 +100,7 @@ class Supervisor:
             await fronts
         finally:
             self._keeper.stopping = self._fronts.stopping = True
+            self._porter.close()
             self._fronts.kill()
             for task in (engine, fronts):
                 task.cancel()
@@ -154,6 +159,7 @@ class Supervisor:
         self._facts = serving.facts
         if not self._greeted and self._fronts.serving == len(self._listeners):
             self._greeted = True
+            self._porter.close()
             self._on_ready(serving.greeting)
 
     def tallies(self) -> list[Tally]:

@@ -275,8 +275,18 @@ def test_sigterm_drains_and_a_second_one_aborts() -> None:
 
 
 def test_a_signal_while_the_engine_loads_ends_everything() -> None:
-    with server("api_server_count=2", wait=False) as family:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with server("api_server_count=2", f"port={port}", wait=False) as family:
         until(lambda: family.children("mortal_core"))
+        family.core.suspend()
+        family.url = f"http://127.0.0.1:{port}"
+        # The supervisor answers for itself and for who is not there yet.
+        assert family.get("/live?x=1").status_code == 200
+        assert family.get("/ready").status_code == 503
+        refused = family.complete([5] * 9000, 1)
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) > 0
+        assert refused.json()["error"]["code"] == "not_ready"
         everybody = family.all()
         began = time.monotonic()
         family.process.send_signal(signal.SIGTERM)

@@ -12,7 +12,7 @@ import pytest
 from quire.base.errors import ConfigError
 from quire.config.fields import Config, ServerConfig
 from quire.server.run import serve
-from quire.server.sockets import bind, check_certificates, check_guard
+from quire.server.sockets import bind, check_guard, tls_of
 from tests.server.serving import Serving
 
 pytestmark = pytest.mark.plain
@@ -86,8 +86,8 @@ def test_certificates_are_checked_before_anything_starts(tmp_path: Path) -> None
     empty.write_text("")
     for settings in ({"ssl_certfile": "/none.pem"}, {"ssl_certfile": str(empty)}, {"ssl_keyfile": "/none.pem"}):
         with pytest.raises(ConfigError, match="ssl_certfile"):
-            check_certificates(ServerConfig(**settings))
-    check_certificates(ServerConfig())
+            tls_of(ServerConfig(**settings))
+    tls_of(ServerConfig())
 
 
 def test_a_path_of_a_proxy_is_left_out() -> None:

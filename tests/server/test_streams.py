@@ -1,6 +1,8 @@
 """What happens to requests that do not come to their end: clients that leave, engines that fail, full queues."""
 
+import contextlib
 import gc
+import itertools
 import json
 import socket
 import threading
@@ -13,6 +15,7 @@ import pytest
 
 from quire.server import sse
 from quire.server.openai import chat as chat_endpoint
+from quire.server.wire import Wire
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import Serving, wait_for
 
@@ -24,6 +27,7 @@ ENDLESS = {"ignore_eos": True}
 CHAT = {"model": MODEL, "messages": HI, **ENDLESS}
 PATH = b"/v1/chat/completions"
 HEAD = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+SUCCESS = "quire:request_success_total"
 PROMPTS = {"model": MODEL, "prompt": ["a", "b", "c"], "n": 2, "max_tokens": 200, **ENDLESS}
 
 
@@ -113,6 +117,47 @@ def test_requests_leave_nothing_to_the_collector() -> None:
             gc.enable()
     # Seven for each connection are asyncio's own.
     assert found < 120, f"{found} objects of 12 requests"
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_write_to_a_client_fails_once(stream: bool, raises: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The k-th, for every k: its request ends, and nothing of it is left."""
+    connected, left = Wire.connection_made, 0
+
+    def connect(wire: Wire, transport: Any) -> None:
+        connected(wire, transport)
+        write = transport.write
+
+        def fail(data: bytes) -> None:
+            nonlocal left
+            left -= 1
+            if left:
+                write(data)
+            elif raises:
+                raise OSError("no more of this")
+            else:
+                transport.abort()
+
+        transport.write = fail
+
+    monkeypatch.setattr(Wire, "connection_made", connect)
+    raw = json.dumps({**CHAT, "max_tokens": 6, "stream": stream}).encode()
+    with Serving(FakeEngine(step_s=0.005)) as running:
+        for k in itertools.count(1):
+            left = k
+            with socket.create_connection(("127.0.0.1", running.port)) as client:
+                client.sendall(HEAD.replace(b"x\r", b"x\r\nConnection: close\r") % (PATH, len(raw)) + raw)
+                with contextlib.suppress(ConnectionResetError):
+                    while client.recv(4096):
+                        pass
+            wait_for(lambda: idle(running))
+            if left > 0:
+                break
+        assert k > (8 if stream else 2), "there are a head and a body at least"
+        reasons = ("length", "abort", "error")
+        ends = [metric(running, SUCCESS, model_name=MODEL, finished_reason=reason) for reason in reasons]
+        assert ends[0] and sum(ends) == k, "each has one outcome"
 
 
 def test_a_body_that_is_never_finished_admits_nothing() -> None:
