@@ -169,7 +169,8 @@ def _repacked(whole: Scaled, where: Place) -> Storage:
     if own is not None:
         return own
     form = whole.form
-    plain = not (form.zeros or form.ordered or form.columns or form.row_block > 1 or whole.offset)
+    special = form.zeros or form.shifted or form.ordered or form.columns
+    plain = not (special or form.row_block > 1 or whole.offset)
     bits: Bits | None = None
     if plain and form.element in EIGHT_BITS and form.group is None:
         bits = 8
@@ -221,14 +222,9 @@ def _permuted(block: Block, order: Tensor) -> Block:
     def taken(values: Tensor) -> Tensor:
         return values.view(torch.uint8)[order].view(values.dtype) if values.element_size() == 1 else values[order]
 
-    zeros, factors = block.zeros, block.factors
-    return replace(
-        block,
-        codes=block.codes[order],
-        scales=taken(block.scales),
-        zeros=None if zeros is None else zeros[order],
-        factors=None if factors is None else factors[order],
-    )
+    parts = {"zeros": block.zeros, "factors": block.factors, "shifts": block.shifts}
+    moved = {name: part[order] for name, part in parts.items() if part is not None}
+    return replace(block, codes=block.codes[order], scales=taken(block.scales), **moved)
 
 
 def _keep(storage: Storage, data: Tensor, first: int, block: Block, form: Form | BlockForm) -> None:

@@ -27,7 +27,7 @@ Factor = Literal["multiply", "divide"]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a value is: (code - zero) * (scale * factor), and for some formats times a number of its column.
+    """What a value is: (code - zero) * (scale * factor) + shift, and for some formats times a number of its column.
 
     Attributes:
         element: of the codes, a name in ELEMENTS.
@@ -35,6 +35,7 @@ class Form:
         scale: type of the scales.
         row_block: neighbouring rows that share scales.
         zeros: whether each group has a zero point (a code, uint8).
+        shifted: whether each group has a shift (float32).
         factor: whether each row has a float32 number more, and whether scales are multiplied with it or divided by it.
         ordered: whether columns say themselves which group they belong to (GPTQ's act-order).
         columns: whether each column has a float32 number that its values are multiplied with (AWQ's smoothing).
@@ -48,6 +49,7 @@ class Form:
     factor: Factor | None = None
     ordered: bool = False
     columns: bool = False
+    shifted: bool = False
 
     @property
     def bits(self) -> int:
@@ -66,6 +68,7 @@ class Block:
         factors: (rows,) float32.
         order: (inputs,) int32, the group of each column, counted from the first group that is held.
         columns: (inputs,) float32.
+        shifts: (rows, groups) float32.
     """
 
     codes: Tensor
@@ -74,6 +77,7 @@ class Block:
     factors: Tensor | None = None
     order: Tensor | None = None
     columns: Tensor | None = None
+    shifts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ class Scaled:
             "factors": self.outputs * 4 if form.factor else 0,
             "order": self.inputs * 4 if form.ordered else 0,
             "columns": self.inputs * 4 if form.columns else 0,
+            "shifts": self.outputs * self.groups * 4 if form.shifted else 0,
         }
         found, position = {}, 0
         for name, size in sizes.items():
@@ -141,7 +146,7 @@ class Scaled:
         return found, position
 
     def part(self, data: Tensor, name: str) -> Tensor:
-        """One part of `data` as a matrix or vector: codes, scales, zeros, factors, order or columns."""
+        """One part of `data` as a matrix or vector: codes, scales, zeros, factors, order, columns or shifts."""
         start, size = self._extents[0][name]
         raw = data[start : start + size]
         if name == "codes":
@@ -151,6 +156,8 @@ class Scaled:
             return raw.view(kind).view(-1, self.groups)
         if name == "zeros":
             return raw.view(self.outputs, self.groups)
+        if name == "shifts":
+            return raw.view(torch.float32).view(self.outputs, self.groups)
         return raw.view(torch.int32 if name == "order" else torch.float32)
 
     def put_block(self, data: Tensor, first: int, block: Block) -> None:
@@ -162,8 +169,9 @@ class Scaled:
         """Store all of a block but its codes."""
         rows, row = len(block.codes), first // self.form.row_block
         self.part(data, "scales")[row : row + len(block.scales), : block.scales.shape[1]] = block.scales
-        if block.zeros is not None:
-            self.part(data, "zeros")[first : first + rows, : block.zeros.shape[1]] = block.zeros
+        for name, points in (("zeros", block.zeros), ("shifts", block.shifts)):
+            if points is not None:
+                self.part(data, name)[first : first + rows, : points.shape[1]] = points
         if block.factors is not None:
             self.part(data, "factors")[first : first + rows] = block.factors
         for name, values in (("order", block.order), ("columns", block.columns)):
@@ -217,6 +225,8 @@ class Scaled:
             factors = self.part(data, "factors")[ids][:, None]
             scales = scales / factors if form.factor == "divide" else scales * factors
         values *= self._spread(data, scales)
+        if form.shifted:
+            values += self._spread(data, self.part(data, "shifts")[ids])
         if form.columns:
             values *= self.part(data, "columns")
         return values.to(getattr(torch, self.dtype))

@@ -51,20 +51,36 @@ def int4_unpacked(module: str, weight: Tensor) -> Made:
     return flattened(codes.view(weight.shape), scale, zeros, 32)
 
 
-@pytest.mark.parametrize("writer", [fp8, int8, int4_unpacked], ids=lambda writer: writer.__name__)
+def int4_packed(module: str, weight: Tensor) -> Made:
+    """Int4Tensor: signed codes by twos in bytes, scales and floating points of groups as columns."""
+    if not inner(module):
+        return None
+    parts = weight.view(len(weight), -1, 32)
+    low, high = parts.amin(2), parts.amax(2)
+    scale = ((high - low) / 15).clamp(min=1e-6).bfloat16()
+    points = (low + 8 * scale.float()).bfloat16()
+    codes = ((parts - points.float()[:, :, None]) / scale.float()[:, :, None]).round().clamp(-8, 7)
+    pairs = codes.to(torch.int8).view(len(weight), -1, 2)
+    packed = (pairs[:, :, 0] & 15) | (pairs[:, :, 1] << 4)
+    values = codes * scale.float()[:, :, None] + points.float()[:, :, None]
+    tensors = {"_weight_qdata": packed, "_weight_scale": scale.T, "_weight_zero_point": points.T}
+    return tensors, values.view(weight.shape)
+
+
+@pytest.mark.parametrize("writer", [fp8, int8, int4_unpacked, int4_packed], ids=lambda writer: writer.__name__)
 @pytest.mark.parametrize("config", [CONFIG, {}], ids=["told", "by tensors"])
 def test_checkpoints_in_the_published_layout(tmp_path: Path, writer: Any, config: dict[str, Any]) -> None:
     check(*write(tmp_path, config, writer))
 
 
-def test_packed_codes_are_refused_by_name(tmp_path: Path) -> None:
+def test_codes_for_one_kernel_are_refused_by_name(tmp_path: Path) -> None:
     def packed(module: str, weight: Tensor) -> Made:
         if not inner(module):
             return None
-        codes = torch.zeros(len(weight), weight.shape[1] // 2, dtype=torch.uint8)
+        codes = torch.zeros(len(weight) // 8, weight.shape[1] // 64, 32, 4, dtype=torch.int32)
         return {"_weight_qdata": codes, "_weight_scale": torch.ones(weight.shape[1] // 32, len(weight))}, weight
 
-    with pytest.raises(CheckpointError, match=r"_weight_qdata is U8.*Float8Tensor, Int8Tensor and IntxUnpacked"):
+    with pytest.raises(CheckpointError, match=r"_weight_qdata is I32.*Float8Tensor, Int8Tensor, IntxUnpacked"):
         check(*write(tmp_path, CONFIG, packed))
 
 

@@ -42,8 +42,8 @@ def unread(storage: Storage) -> str | None:
     form = storage.form
     if widened(form.element) not in (*FOURS, *EIGHTS):
         return f"does not read {form.element}"
-    if form.columns or storage.offset:
-        return "does not read weights whose columns have factors or cut groups"
+    if form.columns or form.shifted or storage.offset:
+        return "does not read weights with factors of columns, shifts of groups or cut groups"
     if not isinstance(storage, Words):
         return f"reads rows of about a multiple of {span(form.bits)} inputs, and an order of all of their columns"
     group = storage.inputs if form.zeros and form.group is None else form.group
