@@ -9,8 +9,7 @@
 namespace qcpu {
 
 constexpr long DRAW_BLOCK = 256;  // logits that one maximum stands for
-constexpr float BINS_PER_UNIT = 128;
-constexpr long BINS = 4096;  // of the histogram that finds the end of a nucleus: all that have a mass fit
+constexpr long BINS = 41 * 128;  // of histograms; 128 for each power of two that a mass can be
 
 // A row, and how it draws.
 struct DrawLine {
@@ -18,12 +17,12 @@ struct DrawLine {
     float* blocks;  // maxima of its blocks
     long vocab;
     int dtype;
-    float top, temperature, log_min_p;
+    float top, inverse, log_min_p;  // inverse: of the temperature
     uint32_t keys[2];  // of its noise
 
     long block_count() const { return (vocab + DRAW_BLOCK - 1) / DRAW_BLOCK; }
     // Over temperature, with the maximum at 0.
-    float scaled(float x) const { return (x - top) / temperature; }
+    float scaled(float x) const { return (x - top) * inverse; }
 };
 
 // A token in the order of logits, equal ones by id: of two keys the larger comes first. `mass` is its probability
@@ -36,11 +35,19 @@ struct Candidate {
     bool operator<(const Candidate& other) const { return key > other.key; }
 };
 
+// Logits from `low` to `high`.
+struct Bracket {
+    float low, high;
+};
+
 // The best token so far, and the last one in order that may be drawn.
 struct Race {
     uint64_t last;  // its key; 0 lets all in
     float noisy;
     int64_t id;
+
+    // Of equal ones the lower number wins.
+    bool before(const Race& other) const { return noisy > other.noisy || (noisy == other.noisy && id < other.id); }
 };
 
 // 32 bits in the order of floats; -0 counts as 0.
@@ -55,12 +62,13 @@ static inline uint64_t key_of(float x, long id) { return (uint64_t)ordered(x) <<
 struct DrawTable {
     // The largest logit as in RowsTable, and the maximum of each block.
     Largest (*tops)(const void* logits, long count, int dtype, float* blocks);
-    // Tokens of a block whose logits are at least `least` and, unless it is negative, lie in `bin`; returns how many.
-    long (*gather)(const DrawLine&, long block, float least, long bin, Candidate* out);
-    // The sum of a block's masses.
-    int64_t (*mass)(const DrawLine&, long block);
-    // Add the masses of a block to the histogram.
-    void (*weigh)(const DrawLine&, long block, int64_t* bins);
+    // Tokens of a block whose logits are at least `least`; returns how many.
+    long (*gather)(const DrawLine&, long block, float least, Candidate* out);
+    // The sum of a block's masses. What its tokens' probabilities are to that of the most probable one is kept.
+    int64_t (*mass)(const DrawLine&, long block, float* kept);
+    // Tokens of a block within the bracket, by what `mass` has kept; returns how many. The masses of those above it are
+    // added to `above`.
+    long (*split)(const DrawLine&, long block, const float* kept, Bracket, Candidate* out, int64_t* above);
     // Let the tokens of a block race.
     void (*race)(const DrawLine&, long block, Race&);
     // The sum over a block of e to the (logit - top).

@@ -4,13 +4,13 @@
 #include <atomic>
 #include <mutex>
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <time.h>
 
 #if defined(__linux__)
 #include <linux/futex.h>
-#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -21,7 +21,7 @@ namespace qcpu {
 namespace {
 
 const int MAX_THREADS = 256;
-const long SPIN_NANOSECONDS = 50'000;
+const long SPIN_NANOSECONDS = 50'000, AWAKE_NANOSECONDS = 300'000;
 
 // The parts that a thread has left, in one word, so that seeing whose they are and taking one is one step:
 // number of the job (32 bits), end (16), next (16).
@@ -81,16 +81,18 @@ void sleep_while(std::atomic<uint32_t>& word, uint32_t value) {
 void wake(std::atomic<uint32_t>&) {}
 #endif
 
-// Waits for `done`, but no longer than threads spin; whether it came.
+// Waits for `done`, but no longer than threads stay awake; whether it came. After a while whoever else wants the core may
+// have it, but to be woken takes longer than most waits between two jobs.
 template <class F>
 bool spin(const F& done) {
-    const long end = now() + SPIN_NANOSECONDS;
-    do {
+    const long begin = now();
+    for (long passed = 0; passed < AWAKE_NANOSECONDS; passed = now() - begin) {
+        if (passed > SPIN_NANOSECONDS) sched_yield();
         for (int i = 0; i < 32; i++) {
             if (done()) return true;
             relax();
         }
-    } while (now() < end);
+    }
     return done();
 }
 

@@ -1,5 +1,5 @@
-// One pool of threads for all kernels. The thread that calls is its master and works too; threads that wait spin for at
-// most 50 us and then sleep, so an idle engine costs nothing.
+// One pool of threads for all kernels. The thread that calls is its master and works too; threads that wait stay awake for
+// at most 300 us and then sleep, so an idle engine costs nothing.
 //
 // Parts of a job are dealt out in one run of neighbours per thread; who has finished his own takes from the others, so
 // a core that is busy elsewhere delays nobody, while memory stays with the thread (and the NUMA node) that touched it

@@ -54,16 +54,18 @@ INLINE vi splat_int(int32_t i) { return i - vi{}; }
 INLINE vf pick(vi mask, vf a, vf b) { return mask ? a : b; }
 INLINE vf larger(vf a, vf b) { return a > b ? a : b; }
 
-// Whether one lane of a mask is set.
-INLINE bool any(vi mask) {
+// A bit for each lane of a mask that is set.
+INLINE uint32_t lanes_of(vi mask) {
 #if defined(__AVX512F__)
     return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
 #elif defined(__AVX2__)
-    return _mm256_movemask_ps((__m256)mask);
+    return (uint32_t)_mm256_movemask_ps((__m256)mask);
 #else
-    return mask[0] | mask[1] | mask[2] | mask[3];
+    return (uint32_t)((mask[0] & 1) | (mask[1] & 2) | (mask[2] & 4) | (mask[3] & 8));
 #endif
 }
+
+INLINE bool any(vi mask) { return lanes_of(mask); }
 
 // 0, 1, 2, ...
 INLINE vi ramp() {

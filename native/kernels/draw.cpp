@@ -28,59 +28,76 @@ struct Line {
 
     // Over temperature, -infinity where min_p drops them.
     vf scaled(vf x) const {
-        const vf s = (x - line.top) / line.temperature;
+        const vf s = (x - line.top) * line.inverse;
         return pick(s >= line.log_min_p, s, splat(-INFINITY));
     }
 
-    // Places in the histogram; what is beyond its end has no mass.
-    static vi bins(vf s) {
-        const vf at = s * -BINS_PER_UNIT, most = splat(BINS - 1);
-        return __builtin_convertvector(at < most ? at : most, vi);
-    }
+    // What a token's probability is to that of the most probable one.
+    vf relative(vf x) const { return power_of_two(scaled(x) * 1.44269504f); }
 
     static int64_t mass(float e) { return (int64_t)(e * 1099511627776.0f); }
 
-    long gather(float least, long bin, Candidate* out) const {
-        long found = 0;
-        for (long i = 0; i < count; i += LANES) {
-            const vf x = load(i), s = scaled(x);
-            vi wanted = x >= least;
-            if (bin >= 0) wanted &= bins(s) == (int32_t)bin;
-            if (!any(wanted)) continue;
-            float values[LANES], masses[LANES];
-            int32_t here[LANES];
-            write_as(values, x);
-            write_as(masses, exponential(s));
-            write_as(here, wanted);
-            for (long j = 0; j < LANES && i + j < count; j++)
-                if (here[j]) out[found++] = {key_of(values[j], first + i + j), mass(masses[j])};
+    // The candidates among LANES tokens from `i` on, those of them that are wanted.
+    Candidate* append(Candidate* out, long i, vi wanted, vf x, vf kept) const {
+        float values[LANES], masses[LANES];
+        write_as(values, x);
+        write_as(masses, kept);
+        for (uint32_t left = lanes_of(wanted); left; left &= left - 1) {
+            const long j = __builtin_ctz(left);
+            if (i + j < count) *out++ = {key_of(values[j], first + i + j), mass(masses[j])};
         }
-        return found;
+        return out;
+    }
+
+    long gather(float least, Candidate* out) const {
+        Candidate* end = out;
+        for (long i = 0; i < count; i += LANES) {
+            const vf x = load(i);
+            const vi wanted = x >= least;
+            if (any(wanted)) end = append(end, i, wanted, x, relative(x));
+        }
+        return end - out;
     }
 
     // Masses have up to 41 bits; their upper and lower halves are added up apart.
-    int64_t mass() const {
+    struct Masses {
         vi upper{}, lower{};
-        for (long i = 0; i < count; i += LANES) {
-            const vf all = exponential(scaled(load(i))) * 1048576.0f;
+
+        void add(vf kept) {
+            const vf all = kept * 1048576.0f;
             const vi whole = __builtin_convertvector(all, vi);
             upper += whole;
             lower += __builtin_convertvector((all - __builtin_convertvector(whole, vf)) * 1048576.0f, vi);
         }
-        int64_t total = 0;
-        for (int j = 0; j < LANES; j++) total += ((int64_t)upper[j] << 20) + lower[j];
-        return total;
+
+        int64_t total() const {
+            int64_t all = 0;
+            for (int j = 0; j < LANES; j++) all += ((int64_t)upper[j] << 20) + lower[j];
+            return all;
+        }
+    };
+
+    int64_t mass(float* kept) const {
+        Masses masses;
+        for (long i = 0; i < count; i += LANES) {
+            const vf some = relative(load(i));
+            masses.add(some);
+            write_as(kept + i, some);
+        }
+        return masses.total();
     }
 
-    void weigh(int64_t* histogram) const {
-        float masses[DRAW_BLOCK];
-        int32_t places[DRAW_BLOCK];
+    long split(const float* kept, Bracket bracket, Candidate* out, int64_t* above) const {
+        Candidate* end = out;
+        Masses masses;
         for (long i = 0; i < count; i += LANES) {
-            const vf s = scaled(load(i));
-            write_as(masses + i, exponential(s));
-            write_as(places + i, bins(s));
+            const vf x = load(i), some = read_as<vf>(kept + i);
+            const vi higher = x > bracket.high, wanted = (x >= bracket.low) & ~higher;
+            masses.add(pick(higher, some, vf{}));
+            if (any(wanted)) end = append(end, i, wanted, x, some);
         }
-        for (long i = 0; i < count; i++) histogram[places[i]] += mass(masses[i]);
+        *above += masses.total();
+        return end - out;
     }
 
     float sum() const {
@@ -145,9 +162,9 @@ struct Line {
         if (!(s >= line.log_min_p) || key_of(x, first + i) < race.last) return false;
         const float uniform = ((float)bits + 0.5f) * -(float)((1.0 - 1.0 / 16777216.0) / 2147483648.0);
         const float noisy = s - logf(-log1pf(uniform));
-        if (!(noisy > race.noisy)) return false;
-        race.noisy = noisy;
-        race.id = first + i;
+        const Race entered{race.last, noisy, first + i};
+        if (!entered.before(race)) return false;
+        race = entered;
         return true;
     }
 };
@@ -158,16 +175,16 @@ auto with(const DrawLine& line, long block, const F& f) {
     return line.dtype ? f(Line<Halves>(line, block)) : f(Line<Floats>(line, block));
 }
 
-long gather(const DrawLine& line, long block, float least, long bin, Candidate* out) {
-    return with(line, block, [&](const auto& some) { return some.gather(least, bin, out); });
+long gather(const DrawLine& line, long block, float least, Candidate* out) {
+    return with(line, block, [&](const auto& some) { return some.gather(least, out); });
 }
 
-int64_t mass(const DrawLine& line, long block) {
-    return with(line, block, [&](const auto& some) { return some.mass(); });
+int64_t mass(const DrawLine& line, long block, float* kept) {
+    return with(line, block, [&](const auto& some) { return some.mass(kept); });
 }
 
-void weigh(const DrawLine& line, long block, int64_t* bins) {
-    with(line, block, [&](const auto& some) { some.weigh(bins); });
+long split(const DrawLine& line, long block, const float* kept, Bracket bracket, Candidate* out, int64_t* above) {
+    return with(line, block, [&](const auto& some) { return some.split(kept, bracket, out, above); });
 }
 
 void race(const DrawLine& line, long block, Race& result) {
@@ -219,7 +236,7 @@ float logit(const void* logits, long at, int dtype) {
 
 }  // namespace
 
-const DrawTable draw_table{tops, gather, mass, weigh, race, sum_of, before, logit};
+const DrawTable draw_table{tops, gather, mass, split, race, sum_of, before, logit};
 
 }  // namespace QCPU_ISA
 }  // namespace qcpu

@@ -38,19 +38,24 @@ inline long column_offset(int c, long panel) {
     return C < V ? c * T::vector_bytes : c / V * panel + c % V * T::vector_bytes;
 }
 
-// What is fetched while a tile is worked on: its own weights so far ahead (0: nothing), or `stride` bytes a step of what
-// will be wanted next.
+// Memory that will be wanted: `each` bytes a step, from `at` on.
+struct Stream {
+    const uint8_t* at;
+    long each;
+};
+
+// What is fetched while a tile is worked on: its own weights so far ahead, or (0) in the first half of its steps `now`,
+// and then `later`.
 struct Fetched {
     long ahead;
-    const uint8_t* next;
-    long stride;
+    Stream now, later;
 };
 
 template <class T, int C>
 inline void fetch_step(const uint8_t* w, long panel, Fetched& f) {
-    if (f.next) {
-        fetch(f.next);
-        f.next += f.stride;
+    if (!f.ahead) {
+        fetch(f.now.at);
+        f.now.at += f.now.each;
         return;
     }
     for (int c = 0; c < C; c++)
@@ -80,14 +85,15 @@ inline void add_steps(typename T::Sum (&sums)[R][C], const uint8_t* w, long pane
     }
 }
 
-// All steps of panels of `steps` steps. Near their end, what comes next lies behind the last of these C columns.
+// All steps of panels of `steps` steps. Near their end, the weights that come next lie behind the last of these C columns.
 template <class T, int R, int C>
 inline void add_panel(typename T::Sum (&sums)[R][C], const uint8_t* w, long panel, const uint8_t* x, long steps, Fetched f) {
     constexpr int V = vectors_per_panel<T>();
-    const long last = AHEAD / T::step_bytes < steps ? steps - AHEAD / T::step_bytes : 0;
-    add_steps<T, R, C>(sums, w, panel, x, last, f);
+    const long near = AHEAD / T::step_bytes < steps ? steps - AHEAD / T::step_bytes : 0, turn = f.ahead ? near : steps / 2;
+    add_steps<T, R, C>(sums, w, panel, x, turn, f);
     if (f.ahead && C > V) f.ahead += (C / V - 1) * panel;
-    add_steps<T, R, C>(sums, w + last * T::step_bytes, panel, x + last * R * T::x_bytes, steps - last, f);
+    f.now = f.later;
+    add_steps<T, R, C>(sums, w + turn * T::step_bytes, panel, x + turn * R * T::x_bytes, steps - turn, f);
 }
 
 inline void store_output(const Product& p, long row, long output, Floats v) {
@@ -174,6 +180,7 @@ void int4_tile(const Product& p, const Place& at) {
     Fetched f = at.fetched;
     for (long g = 0; g < groups; g++, w += block, factors += R, starts += R) {
         if (f.ahead) f.ahead = (groups - g) * block > AHEAD + block ? AHEAD : AHEAD + jump;
+        if (g == groups / 2) f.now = f.later;
         typename T::Sum sums[R][C];
         for (int r = 0; r < R; r++)
             for (int c = 0; c < C; c++) sums[r][c] = T::start(starts + r);
@@ -210,10 +217,11 @@ inline void any_tile(const Product& p, const Place& at) {
 template <class T, int R>
 void tile_row(const Product& p, Place at, long last) {
     constexpr int V = vectors_per_panel<T>(), C = T::columns(R);
-    const long fetched = at.fetched.stride * (panel_bytes(p.weight) / T::step_bytes);
+    const long half = panel_bytes(p.weight) / T::step_bytes / 2;
     for (; at.vector + C <= last; at.vector += C) {
         any_tile<T, R, C>(p, at);
-        if (at.fetched.next) at.fetched.next += fetched;
+        at.fetched.now.at += half * at.fetched.now.each;
+        at.fetched.later.at += half * at.fetched.later.each;
     }
     if constexpr (C > V)
         for (; at.vector < last; at.vector += V) any_tile<T, R, V>(p, at);
@@ -251,6 +259,9 @@ long row_bytes(const Matrix& m) {
     return (panel_bytes(m) - head) / T::step_bytes * T::x_bytes;
 }
 
+// Bytes a step by which `bytes` are fetched in half of `steps`.
+inline long by_step(long bytes, long steps) { return divided_up(2 * bytes, steps); }
+
 // Tiles up to which each panel meets all of them before the next: their rows stay in the first cache, and what is
 // computed for one panel hides that the next is read.
 const long FEW_TILES = 4;
@@ -261,14 +272,15 @@ void multiply_few(const Product& p, long first, long last, long tile, long last_
     const long bytes = row_bytes<T>(p.weight), panel = panel_bytes(p.weight);
     // As many panels as the columns of the widest tile.
     const long columns = T::columns(int(p.first_row(tile + 1) - p.first_row(tile)));
-    const long step = columns > V ? columns / V : 1, block = step * panel;
+    const long step = columns > V ? columns / V : 1, quarter = step * panel / 4;
     // Steps that a tile makes for a block; two tiles fetch the next.
-    const long steps = panel / T::step_bytes * (columns < V ? V / columns : 1), each = divided_up(block / 2, steps);
+    const long steps = panel / T::step_bytes * (columns < V ? V / columns : 1), each = by_step(quarter, steps);
     for (long at = first; at < last; at += step) {
-        const uint8_t* next = p.weight.data + at * panel + block;
+        const uint8_t* next = p.weight.data + (at + step) * panel;
         for (long t = tile; t < last_tile; t++) {
-            const long row = p.first_row(t);
-            const Fetched fetched{0, t - tile < 2 ? next + (t - tile) * (block / 2) : nullptr, each};
+            const long row = p.first_row(t), share = t - tile;
+            Fetched fetched{0, {next, 0}, {next, 0}};
+            if (share < 2) fetched = {0, {next + 2 * share * quarter, each}, {next + (2 * share + 1) * quarter, each}};
             const Place place{p.prepared + row * bytes, row, at * V, fetched};
             tile_rows<T>(p, place, (at + step < last ? at + step : last) * V, int(p.first_row(t + 1) - row));
         }
@@ -278,14 +290,18 @@ void multiply_few(const Product& p, long first, long last, long tile, long last_
 template <class T>
 void multiply_tiles(const Product& p, long first, long last, long tile, long last_tile) {
     constexpr int V = vectors_per_panel<T>();
-    const long bytes = row_bytes<T>(p.weight), tiles = last_tile - tile;
+    const long bytes = row_bytes<T>(p.weight), tiles = last_tile - tile, panel = panel_bytes(p.weight);
     if (tiles > 1 && tiles <= FEW_TILES) return multiply_few<T>(p, first, last, tile, last_tile);
+    // Whoever computes these panels computes as many behind them next. All tiles, of this piece and of others of these
+    // panels, bring a share of those; each the rows of the next one, too.
+    const long share = last < panels(p.weight) ? (last - first) * panel / p.tiles : 0;
+    const uint8_t* after = p.weight.data + last * panel;
     for (long t = tile; t < last_tile; t++) {
-        const long row = p.first_row(t), next = p.first_row(t + 1), count = next - row;
-        // The first tile brings the weights into the cache, each of the others the rows of the next one.
-        const long steps = panel_bytes(p.weight) / T::step_bytes * divided_up((last - first) * V, T::columns(int(count)));
-        Fetched fetched{AHEAD, nullptr, 0};
-        if (t > tile) fetched = {0, p.prepared + next * bytes, t + 1 < last_tile ? divided_up(count * bytes, steps) : 0};
+        const long row = p.first_row(t), count = p.first_row(t + 1) - row, next = p.first_row((t + 1) % p.tiles);
+        const long steps = panel / T::step_bytes * divided_up((last - first) * V, T::columns(int(count)));
+        Fetched fetched{AHEAD, {}, {}};
+        if (t > tile)
+            fetched = {0, {p.prepared + next * bytes, by_step(count * bytes, steps)}, {after + t * share, by_step(share, steps)}};
         tile_rows<T>(p, {p.prepared + row * bytes, row, first * V, fetched}, last * V, int(count));
     }
 }
@@ -296,141 +312,7 @@ void multiply_tiles(const Product& p, long first, long last, long tile, long las
 bool by_tiles(const Matrix& m) { return m.format == BFLOAT16 || m.format == INT8; }
 #endif
 
-// Values [first, first + count) of a row of x as floats, zero behind its end.
-inline void load_x(const Product& p, long row, long first, long count, float* out) {
-    const long there = p.weight.inputs - first < count ? p.weight.inputs - first : count;
-    long i = 0;
-    if (p.dtype == FLOAT32) {
-        const float* x = (const float*)p.x + row * p.x_stride + first;
-        for (; i + LANES <= there; i += LANES) floats_store(out + i, floats_load(x + i));
-        for (; i < there; i++) out[i] = x[i];
-    } else {
-        const uint16_t* x = (const uint16_t*)p.x + row * p.x_stride + first;
-        for (; i + LANES <= there; i += LANES) floats_store(out + i, floats_load_bfloat16(x + i));
-        for (; i < there; i++) out[i] = from_bfloat16(x[i]);
-    }
-    for (; i < count; i++) out[i] = 0;
-}
-
-// Elements of `bytes` bytes, one each `stride` bytes.
-inline void scatter(uint8_t* to, long stride, const void* from, long count, long bytes) {
-    if (stride == bytes) {
-        memcpy(to, from, size_t(count * bytes));
-    } else if (bytes == 4) {
-        for (long i = 0; i < count; i++) memcpy(to + i * stride, (const uint8_t*)from + i * 4, 4);
-    } else {
-        for (long i = 0; i < count; i++) memcpy(to + i * stride, (const uint8_t*)from + i * 8, 8);
-    }
-}
-
-// How the prepared rows of a tile lie: bytes of one of them, and from a step of one to the next.
-struct Rows {
-    long row, count, bytes, stride;
-    bool in_steps;
-
-    uint8_t* begin(const Product& p, long r, long element) const {
-        return p.prepared + row * bytes + r * (in_steps ? element : bytes);
-    }
-};
-
-// Rows of a tile side by side in each step, or (for AMX) one after another.
-template <class T>
-Rows rows_of(const Product& p, long tile) {
-    const long row = p.first_row(tile), count = p.first_row(tile + 1) - row;
-#ifdef QCPU_AMX
-    if (by_tiles(p.weight)) return {row, count, amx_row_bytes(p.weight), T::x_bytes, false};
-#endif
-    return {row, count, row_bytes<T>(p.weight), count * T::x_bytes, true};
-}
-
-// Chunk by chunk, so that what the rows of a tile write side by side stays in the first cache.
-template <class T>
-void prepare_floats(const Product& p, long tile) {
-    const Rows rows = rows_of<T>(p, tile);
-    const long inputs = p.weight.inputs, per_step = p.weight.format == BFLOAT16 ? 2 : 1, stride = rows.stride;
-    const long row = rows.row;
-    for (long r = 0; r < rows.count && !rows.in_steps; r++) memset(rows.begin(p, r, T::x_bytes) + rows.bytes - 64, 0, 64);
-    for (long k = 0; k < inputs; k += CHUNK) {
-        const long count = inputs - k < CHUNK ? divided_up(inputs - k, per_step) * per_step : CHUNK;
-        for (long r = 0; r < rows.count; r++) {
-            float values[CHUNK];
-            uint16_t halves[CHUNK];
-            const void* from = values;
-            if (T::x_bytes == 2 * per_step && p.dtype == BFLOAT16 && k + count <= inputs) {
-                from = (const uint16_t*)p.x + (row + r) * p.x_stride + k;
-            } else {
-                load_x(p, row + r, k, count, values);
-                for (long i = 0; T::x_bytes == 2 * per_step && i < count; i++) halves[i] = to_bfloat16(values[i]);
-                if (T::x_bytes == 2 * per_step) from = halves;
-            }
-            scatter(rows.begin(p, r, T::x_bytes) + k / per_step * stride, stride, from, count / per_step, T::x_bytes);
-        }
-    }
-}
-
-// The largest magnitude of `count` values (a multiple of LANES), and 0 times their sum: NaN if one is not finite.
-inline float largest(const float* values, long count, float* poison) {
-    Floats high = floats_zero(), zero = floats_zero();
-    for (long i = 0; i < count; i += LANES) {
-        const Floats v = floats_load(values + i);
-        high = floats_max(floats_abs(v), high);
-        zero = floats_fma(v, floats_zero(), zero);
-    }
-    *poison += floats_sum(zero);
-    return floats_highest(high);
-}
-
-inline void to_bytes(const float* values, long count, float inverse, int8_t* out) {
-    const Floats by = floats_all(inverse);
-    for (long i = 0; i < count; i += LANES) floats_store_bytes(out + i, floats_mul(floats_load(values + i), by));
-}
-
-inline void prepare_int8(const Product& p, long tile) {
-    const Rows rows = rows_of<Int8>(p, tile);
-    const long row = rows.row, bytes = rows.bytes, stride = rows.stride;
-    float inverse[MOST_TILE_ROWS];
-    for (long r = 0; r < rows.count; r++) {
-        float values[CHUNK], high = 0, poison = 0;
-        for (long k = 0; k < bytes; k += CHUNK) {
-            load_x(p, row + r, k, CHUNK, values);
-            const float here = largest(values, CHUNK, &poison);
-            high = here > high ? here : high;
-        }
-        inverse[r] = high > 0 ? 127.0f / high : 0.0f;
-        p.factors[row + r] = high / 127.0f + poison;
-    }
-    for (long k = 0; k < bytes; k += CHUNK) {
-        const long count = bytes - k < CHUNK ? bytes - k : CHUNK;
-        for (long r = 0; r < rows.count; r++) {
-            float values[CHUNK];
-            int8_t quantized[CHUNK];
-            load_x(p, row + r, k, CHUNK, values);
-            to_bytes(values, CHUNK, inverse[r], quantized);
-            if (Int8::x_unsigned)
-                for (long i = 0; i < CHUNK; i++) quantized[i] = int8_t(quantized[i] ^ -128);
-            scatter(rows.begin(p, r, 4) + k / 4 * stride, stride, quantized, count / 4, 4);
-        }
-    }
-}
-
-inline void prepare_int4(const Product& p, long tile) {
-    const long row = p.first_row(tile), rows = p.first_row(tile + 1) - row, bytes = row_bytes<Int4>(p.weight);
-    const long stride = rows * 4, group = p.weight.group, groups = bytes / group;
-    for (long g = 0; g < groups; g++)
-        for (long r = 0; r < rows; r++) {
-            float values[CHUNK], poison = 0;
-            int8_t quantized[CHUNK];
-            load_x(p, row + r, g * group, group, values);
-            const float high = largest(values, group, &poison);
-            to_bytes(values, group, high > 0 ? 127.0f / high : 0.0f, quantized);
-            int32_t sum = 0;
-            for (long i = 0; i < group; i++) sum += quantized[i];
-            p.factors[row * groups + g * rows + r] = high / 127.0f + poison;
-            p.starts[row * groups + g * rows + r] = -8 * sum;
-            uint8_t* to = p.prepared + row * bytes + r * 4;
-            scatter(to + g * (group / 4) * stride, stride, quantized, group / 4, 4);
-        }
-}
+#include "linear_prepare.h"
 
 int tile_rows_of(int format) {
 #ifdef QCPU_AMX

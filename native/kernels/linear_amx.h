@@ -120,7 +120,7 @@ void amx_multiply(const Product& p, long first, long last, long tile, long last_
         if (rows != shaped) amx_shape(rows);
         shaped = rows;
         for (long panel = first; panel < last; panel += at_once) {
-            const Place at{p.prepared + row * row_bytes, row, panel * panel_outputs(p.weight) / 16, {t == tile ? AHEAD : 0, nullptr, 0}};
+            const Place at{p.prepared + row * row_bytes, row, panel * panel_outputs(p.weight) / 16, {t == tile ? AHEAD : 0, {}, {}}};
             const int halves = T::step_bytes == 128 || panel + 1 < last ? 2 : 1;
             amx_block<T>(p, p.weight.data + panel * panel_bytes(p.weight), at, rows, halves);
         }

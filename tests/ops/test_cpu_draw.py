@@ -62,6 +62,18 @@ def test_a_batch_changes_no_row(instructions: str) -> None:
     assert whole[:, 4].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("lift", [-2.0, 0.0, 2.0])
+def test_the_end_of_a_long_nucleus_is_found(instructions: str, lift: float) -> None:
+    """Also where the tokens of which it is guessed are unlike the others; of a row alone by all threads at once."""
+    vocab, seeds = 40_000, torch.Generator().manual_seed(2)
+    logits = torch.randn(3, vocab, generator=seeds) * torch.tensor([[0.3], [1.0], [4.0]])
+    logits[:, ::7] += lift
+    table = sample_table(vocab, [1.0] * 3, [0] * 3, [0.9] * 3, [0.0] * 3)
+    wanted = drawn(logits, table, "reference")
+    assert torch.equal(drawn(logits, table), wanted)
+    assert torch.equal(drawn(logits[:1], table), wanted[:, :1])
+
+
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (12, 1.0), (0, 0.7)])
 def test_tokens_come_as_often_as_their_probability_says(top_k: int, top_p: float) -> None:
     """A chi-square test over 40 tokens, spread over as many blocks; seeds are fixed, so it does not flicker."""
