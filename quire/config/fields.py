@@ -96,7 +96,7 @@ class SchedulerConfig:
         None, "Most sequences that run at once; unset is 64 on CPUs, 256 on GPUs, 1024 from 64 GiB."
     )
     max_num_batched_tokens: int | None = setting(
-        None, "Most tokens per step; unset is 256 on CPUs, 8192 on GPUs, 16384 offline from 64 GiB."
+        None, "Most tokens per step; unset is 256 on CPUs (offline 1024), 8192 on GPUs, 16384 offline from 64 GiB."
     )
     scheduling_policy: Policy = setting(
         "fcfs", "Order of waiting requests: arrival, priority, or longest prefix hit (lpm)."

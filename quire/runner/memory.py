@@ -12,6 +12,8 @@ from typing import Protocol
 import psutil
 import torch
 
+MEASURED_TOKENS = 256
+
 
 class Memory(Protocol):
     """Memory of the device that a rank computes on."""
@@ -26,6 +28,10 @@ class Memory(Protocol):
 
     def budget(self, free: int, fraction: float, needed: int) -> int:
         """What pages may take of `free` bytes, when a step needs `needed` and the engine may use `fraction`."""
+        ...
+
+    def tokens(self, most: int) -> int:
+        """Of how many tokens a step is measured, where steps have up to `most`; the rest is reckoned."""
         ...
 
     def peak(self) -> contextlib.AbstractContextManager[list[int]]:
@@ -48,6 +54,10 @@ class HostMemory:
     def budget(self, free: int, fraction: float, needed: int) -> int:
         """A share of the free memory, and never what a step needs."""
         return max(0, min(int(free * fraction), free - needed))
+
+    def tokens(self, most: int) -> int:
+        """Few: a large step takes seconds, and at most so many times the memory as it has tokens."""
+        return min(most, MEASURED_TOKENS)
 
     @contextlib.contextmanager
     def peak(self) -> Iterator[list[int]]:
@@ -86,6 +96,10 @@ class DeviceMemory:
         """The engine's share of the device, less what is taken already and what a step needs."""
         total = int(self.module.mem_get_info(self.device)[1])
         return max(0, int(total * fraction) - (total - free) - needed)
+
+    def tokens(self, most: int) -> int:
+        """All: nothing is reckoned where it can be measured in a moment."""
+        return most
 
     @contextlib.contextmanager
     def peak(self) -> Iterator[list[int]]:

@@ -48,6 +48,10 @@ class PoolingRunner(Runner):
     def _recorded_bytes(self) -> int:
         return 0
 
+    def _reckoned(self, needed: int) -> int:
+        # Texts that are read whole are measured whole: attention to them may not grow evenly.
+        return needed
+
     def _largest(self) -> StepPlan:
         longest = min(self.spec.max_num_batched_tokens, self.spec.max_model_len)
         others = min(self.spec.max_num_seqs - 1, self.spec.max_num_batched_tokens - longest)

@@ -35,6 +35,12 @@ def test_a_cpu_gets_small_defaults() -> None:
     assert (spec.load_format, spec.policy, spec.enable_prefix_caching) == ("safetensors", "fcfs", True)
 
 
+def test_steps_on_a_cpu_are_larger_where_nobody_waits() -> None:
+    assert resolve(EngineConfig(), model(), CPU, streams=False).max_num_batched_tokens == 1024
+    chosen = EngineConfig(scheduler=SchedulerConfig(max_num_batched_tokens=300))
+    assert resolve(chosen, model(), CPU, streams=False).max_num_batched_tokens == 300
+
+
 @pytest.mark.parametrize("name", ["cuda", "rocm", "xpu"])
 def test_a_gpu_gets_large_defaults(name: str) -> None:
     spec = resolve(EngineConfig(), model(), msgspec.structs.replace(GPU, name=name))
