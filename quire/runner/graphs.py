@@ -19,7 +19,7 @@ Play = Callable[[], None]
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """What is recorded runs on it: one for all recordings, since libraries keep memory for each stream."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class Recorder:
@@ -116,6 +116,12 @@ class DecodeGraphs:
             )
             if self._work.random is not None:
                 self._randoms[size] = recorder.record("random", partial(self._draw, self._work.random, size))
+
+    def forget(self) -> None:
+        """Drop what was recorded; where nothing is, recordings are functions that hold this object."""
+        self._plays.clear()
+        self._randoms.clear()
+        self._sharing.clear()
 
     @property
     def draws(self) -> bool:

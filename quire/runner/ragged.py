@@ -68,6 +68,10 @@ class RaggedGraphs:
             self._fill(room, [])
             self._plays[room] = recorder.record("prompts", partial(self._compute, room))
 
+    def forget(self) -> None:
+        """Drop what was recorded, like `DecodeGraphs.forget`."""
+        self._plays.clear()
+
     def find(self, grants: Sequence[Grant]) -> Room | None:
         """The smallest recording with room for these grants, if there is one."""
         singles = sum(grant.tokens == 1 for grant in grants)

@@ -233,7 +233,11 @@ class Runner:
         """Give back pages and rows."""
         for state in self.build.states:
             state.unbind()
+        # Nothing may wait for the collector of cycles: a tensor that lives on keeps memory which is then measured.
+        self.graphs.forget()
+        self.ragged.forget()
         del self.rows, self.sampler, self.graphs, self.ragged
+        self._last = None
 
     @torch.inference_mode()
     def record(self) -> None:

@@ -139,7 +139,7 @@ def create_app(
         ConfigError: there is no parser of the name that `config` gives.
     """
     name = config.served_model_name or engine.model.name
-    metrics = Metrics(engine, engine.facts, name, [route.path for route in ROUTES])
+    metrics = Metrics(engine, name, [route.path for route in ROUTES])
     peers = peers or Alone()
     # Each front end has its share: none of them knows what the others hold.
     sequences = engine.facts.max_num_seqs + config.max_queued_requests

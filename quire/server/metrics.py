@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -33,18 +33,21 @@ class HasStats(Protocol):
     def stats(self) -> Stats:
         """Of the last step."""
 
+    @property
+    def facts(self) -> EngineFacts:
+        """Of the core that runs now."""
+
 
 class Metrics:
     """Everything that /metrics shows.
 
     Args:
         engine: whose core is described.
-        facts: of that engine.
         model: the label `model_name` of all series.
         routes: the paths that get a series of their own; all others are one.
     """
 
-    def __init__(self, engine: HasStats, facts: EngineFacts, model: str, routes: Collection[str]) -> None:
+    def __init__(self, engine: HasStats, model: str, routes: Collection[str]) -> None:
         self.registry = CollectorRegistry()
         self._about = CollectorRegistry()
         self._about.register(CoreCollector(engine, model))
@@ -81,7 +84,6 @@ class Metrics:
             registry=self.registry,
         )
         self.ended = {reason: ended.labels(model, reason) for reason in REASONS}
-        self._describe(facts, model)
 
     def answered(self, path: str, method: str, status: int) -> None:
         """Count an HTTP answer."""
@@ -105,22 +107,6 @@ class Metrics:
         together = CollectorRegistry()
         together.register(Sum(total([self.tallies(), *others])))
         return generate_latest(self._about) + generate_latest(together)
-
-    def _describe(self, facts: EngineFacts, model: str) -> None:
-        # Of attention where there is any: a recurrent state is no block of tokens.
-        group = min(facts.layout.groups, key=lambda group: group.spec.recurrent, default=None)
-        about = {
-            "model_name": model,
-            "block_size": str(group.page_size if group else 0),
-            "num_gpu_blocks": str(group.pages if group else 0),
-            "cache_groups": str(len(facts.layout.groups)),
-            "cache_dtype": facts.kv_cache_dtype or facts.dtype,
-            "max_model_len": str(facts.max_model_len),
-        }
-        info = Gauge(
-            "quire:cache_config_info", "How the memory of past tokens is cut.", list(about), registry=self._about
-        )
-        info.labels(**about).set(1)
 
 
 class Sum(Collector):
@@ -157,6 +143,24 @@ class CoreCollector(Collector):
         yield self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_hits)
         yield self._counter("num_preemptions", "Sequences put back because pages ran out.", stats.preemptions)
         yield self._counter("engine_steps", "Steps of the engine.", stats.steps)
+        yield self._pages(self._engine.facts)
+
+    def _pages(self, facts: EngineFacts) -> Metric:
+        # Of attention where there is any: a recurrent state is no block of tokens.
+        group = min(facts.layout.groups, key=lambda group: group.spec.recurrent, default=None)
+        about = {
+            "model_name": self._model,
+            "block_size": str(group.page_size if group else 0),
+            "num_gpu_blocks": str(group.pages if group else 0),
+            "cache_groups": str(len(facts.layout.groups)),
+            "cache_dtype": facts.kv_cache_dtype or facts.dtype,
+            "max_model_len": str(facts.max_model_len),
+        }
+        family = GaugeMetricFamily(
+            "quire:cache_config_info", "How the memory of past tokens is cut.", labels=list(about)
+        )
+        family.add_metric(list(about.values()), 1)
+        return family
 
     def _gauge(self, name: str, about: str, value: float) -> Metric:
         family = GaugeMetricFamily(f"quire:{name}", about, labels=["model_name"])

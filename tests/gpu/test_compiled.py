@@ -86,4 +86,4 @@ def test_memory_is_enough_with_every_row_and_page_in_use():
         used = torch.cuda.mem_get_info()[0]
         outputs = llm.generate(prompts, params, use_tqdm=False)
         assert len(outputs) == 300
-        assert used - torch.cuda.mem_get_info()[0] < 1 << 30, "steps took memory that was not set aside"
+        assert used - torch.cuda.mem_get_info()[0] < 256 << 20, "steps took memory that was not set aside"

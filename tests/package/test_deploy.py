@@ -85,7 +85,7 @@ def test_systemd() -> None:
 
 def test_the_dashboard_asks_for_series_that_exist() -> None:
     engine = FakeEngine()
-    metrics = Metrics(engine, engine.facts, "m", [])
+    metrics = Metrics(engine, "m", [])
     metrics.answered("/x", "GET", 200)
     shown = set(re.findall(r"^([a-z0-9_:]+?)(?:\{|\s)", metrics.render().decode(), re.MULTILINE))
     dashboard = json.loads((DEPLOY / "grafana.json").read_text())

@@ -1,5 +1,8 @@
 """Steps that run once before the engine is ready leave nothing behind."""
 
+import gc
+import weakref
+
 import msgspec
 import pytest
 
@@ -42,6 +45,25 @@ def test_edited_logits_are_drawn_from_in_both_ways(tmp_path, monkeypatch):
     monkeypatch.setattr(Sampler, "_draw_edited", note)
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4):
         assert random == {True, False}
+
+
+def test_what_is_released_needs_no_collector(tmp_path, monkeypatch):
+    resolve = load("quire.config.resolve:resolve")
+    monkeypatch.setattr(
+        begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=[3], graph_rows=[1, 2])
+    )
+    with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
+        runner = llm._running().executor.runner
+        assert runner.graphs.covers(2)
+        held = [weakref.ref(x) for x in (runner.rows, runner.sampler, runner.graphs, runner.ragged)]
+        gc.collect()
+        gc.disable()
+        try:
+            runner.release()
+            assert [ref() for ref in held] == [None] * 4
+        finally:
+            gc.enable()
+        runner.allocate(runner.layout)
 
 
 def test_sizes_lie_beyond_powers_of_two():
