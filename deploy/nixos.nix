@@ -33,7 +33,7 @@ in
         HOME = "/var/lib/quire";
         TRITON_CACHE_DIR = "/var/cache/quire/triton";
       };
-      # Triton compiles its launcher with a C compiler.
+      # Triton compiles its launcher with a C compiler, where there is one.
       path = [ pkgs.gcc ];
       serviceConfig = {
         Type = "notify";

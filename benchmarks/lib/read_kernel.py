@@ -5,6 +5,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import launch_by_ourselves
+
+launch_by_ourselves()
+
 BLOCK, ROUNDS = 4096, 8
 
 

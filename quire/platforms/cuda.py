@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from quire.platforms.found import Found, Obstacle
 from quire.platforms.gpus import (
+    COMPILER,
     PAGE_SIZE,
     PROVIDERS,
     Maker,
@@ -98,9 +99,18 @@ def _describe(gpu: Gpu, probe: TorchProbe) -> Found:
         providers=providers,
         refused=_cudnn_refusal(probe.host, gpu.capability) | triton_refusal(probe.host, _too_old(gpu.capability)),
         discouraged=discouraged(arch, proven, providers),
-        warnings=tuple(cautions(gpu, arch, proven)),
+        warnings=(*cautions(gpu, arch, proven), *_launches(probe.host, gpu.capability)),
         unusable=None if runs else no_machine_code(gpu, arch, built, probe),
     )
+
+
+def _launches(host: Host, capability: Capability) -> Iterator[str]:
+    """A sentence where Triton's kernels run, but are launched in another way than Triton's own."""
+    if host.has_triton and capability >= TRITON_FROM and not host.has_compiler:
+        yield (
+            f"Triton would compile its launcher with {COMPILER}: quire launches the kernels itself, which makes steps "
+            "that are not recorded start some microseconds a kernel later"
+        )
 
 
 def _too_old(capability: Capability) -> str | None:

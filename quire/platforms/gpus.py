@@ -13,6 +13,12 @@ NO_CUDNN = {"cudnn": "cuDNN computes on NVIDIA's GPUs only"}
 """An entry of `Found.refused`, for everybody else."""
 
 
+COMPILER = (
+    "a C compiler and Python's headers, and they are missing (apt-get install gcc python3-dev, or your system's names "
+    "of them)"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Maker:
     """A maker of GPUs.
@@ -69,16 +75,10 @@ def cautions(gpu: Gpu, arch: str, proven: bool) -> Iterator[str]:
 
 def triton_refusal(host: Host, of_arch: str | None) -> dict[str, str]:
     """The entry of `Found.refused` for Triton: what its compiler says of the architecture, else what the host lacks."""
-    reason = of_arch or _triton_needs(host)
+    reason = of_arch or (None if host.has_triton else "the package triton is not installed (pip install triton)")
     return {"triton": reason} if reason else {}
 
 
-def _triton_needs(host: Host) -> str | None:
-    if not host.has_triton:
-        return "the package triton is not installed (pip install triton)"
-    if not host.has_compiler:
-        return (
-            "Triton compiles its launcher with a C compiler and Python's headers, and they are missing "
-            "(apt-get install gcc python3-dev, or your system's names of them)"
-        )
-    return None
+def compiler_refusal(host: Host) -> dict[str, str]:
+    """The like where Triton cannot do without a C compiler."""
+    return {} if host.has_compiler else {"triton": f"Triton compiles its launcher with {COMPILER}"}

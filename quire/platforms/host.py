@@ -57,7 +57,7 @@ def look(root: Path = Path("/")) -> Host:
         gpu_vendors=tuple(_gpu_vendors(root)),
         gpus_hidden=any(environ.read(name) in ("", "-1") for name in VISIBILITY),
         has_triton=importlib.util.find_spec("triton") is not None,
-        has_compiler=_has_compiler(),
+        has_compiler=has_compiler(),
         has_cudnn=importlib.util.find_spec("cudnn") is not None,
         has_native=native.is_built(),
     )
@@ -100,7 +100,8 @@ def _is_intel_card(node: Path) -> bool:
     return vendor.exists() and vendor.read_text().strip() == "0x8086" and node.resolve().name != "0000:00:02.0"
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
+    """Whether a C compiler and Python's headers are there."""
     asked = environ.read("CC")
     names = [asked.split()[0]] if asked and asked.strip() else ["cc", "gcc", "clang"]
     return any(shutil.which(name) for name in names) and Path(sysconfig.get_path("include"), "Python.h").exists()

@@ -64,6 +64,9 @@ def _best(found: Found, folders: Sequence[str]) -> Selection:
     chosen = [name for name in found.providers if name not in refused]
     # Slower kernels than the device deserves are never taken in silence.
     lost = [name for name in found.providers if name in folders and name in found.refused]
-    instead = chosen[0] if chosen else REFERENCE
-    warnings = [f"{name} kernels cannot be used: {found.refused[name]}; {instead} kernels run instead" for name in lost]
+    warnings = []
+    for name in lost:
+        behind = found.providers[found.providers.index(name) :]
+        instead = next((other for other in behind if other in chosen), REFERENCE)
+        warnings.append(f"{name} kernels cannot be used: {found.refused[name]}; {instead} kernels run instead")
     return Selection(chosen, refused, warnings)

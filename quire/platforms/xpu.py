@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 
 from quire.platforms.found import Found, Obstacle
-from quire.platforms.gpus import NO_CUDNN, PAGE_SIZE, PROVIDERS, Maker, cautions, triton_refusal, unopened
+from quire.platforms.gpus import (
+    NO_CUDNN,
+    PAGE_SIZE,
+    PROVIDERS,
+    Maker,
+    cautions,
+    compiler_refusal,
+    triton_refusal,
+    unopened,
+)
 from quire.platforms.probe import Gpu, TorchProbe
 
 ARCH = "xpu"
@@ -38,6 +47,6 @@ def _describe(gpu: Gpu, probe: TorchProbe) -> Found:
         dtypes=("bfloat16", "float16", "float32"),
         page_size=PAGE_SIZE,
         providers=PROVIDERS,
-        refused=NO_CUDNN | triton_refusal(probe.host, None),
+        refused=NO_CUDNN | compiler_refusal(probe.host) | triton_refusal(probe.host, None),
         warnings=tuple(cautions(gpu, ARCH, proven=True)),
     )

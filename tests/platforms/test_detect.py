@@ -8,7 +8,6 @@ import pytest
 from quire.base.errors import ConfigError, PlatformError
 from quire.config.spec import PlatformFacts
 from quire.platforms import detect, in_the_way
-from quire.platforms.host import Host
 from quire.platforms.probe import TorchProbe
 from quire.platforms.providers import NOT_INSTALLED, installed
 from tests.platforms.fakes import (
@@ -141,15 +140,22 @@ def test_old_gpu_without_triton() -> None:
     assert facts.dtypes == ["float16", "float32"]
 
 
-@pytest.mark.parametrize(
-    ("host", "reason"),
-    [
-        (replace(GPU_HOST, has_triton=False), "pip install triton"),
-        (replace(GPU_HOST, has_compiler=False), "python3-dev"),
-    ],
-)
-def test_what_the_host_lacks_refuses_triton(host: Host, reason: str) -> None:
-    assert reason in auto(nvidia(H200, host=host)).refused["triton"]
+def test_without_triton_torchs_own_kernels_run() -> None:
+    facts = auto(nvidia(H200, host=replace(GPU_HOST, has_triton=False)))
+    assert "pip install triton" in facts.refused["triton"]
+    assert "torch_native kernels run instead" in facts.warnings[-1]
+
+
+def test_without_a_compiler_triton_runs_and_start_up_says_so() -> None:
+    facts = auto(nvidia(H200, host=replace(GPU_HOST, has_compiler=False)))
+    assert facts.providers == auto(nvidia(H200)).providers
+    (warning,) = facts.warnings
+    assert "python3-dev" in warning and "quire launches the kernels itself" in warning
+
+
+def test_amd_needs_a_compiler_for_triton() -> None:
+    facts = auto(amd(MI300X, host=replace(AMD_HOST, has_compiler=False)))
+    assert "python3-dev" in facts.refused["triton"]
 
 
 def test_torch_without_distributed() -> None:
