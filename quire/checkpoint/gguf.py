@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from quire.base.errors import CheckpointError
+from quire.checkpoint.gguf_families import FAMILIES, NAMES, Family
 
 LINK = "model.gguf"
 FLOATS = {0: "F32", 1: "F16", 30: "BF16"}
@@ -30,20 +31,10 @@ UNREAD = {
 """Types that are known by name only."""
 NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 TEXT, ARRAY = 8, 9
+SPANS = ("short", "long")
+ROPE_TENSORS = ("rope_freqs.weight", *(f"rope_factors_{name}.weight" for name in SPANS))
+"""Tensors that say how frequencies are stretched, and belong to no module."""
 MAX_COUNT = 1 << 24
-NAMES = {
-    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-    "ffn_gate_inp": "mlp.gate", "ffn_gate_exps": "mlp.experts.gate_proj", "ffn_up_exps": "mlp.experts.up_proj",
-    "ffn_down_exps": "mlp.experts.down_proj",
-}  # fmt: skip
-ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3moe": "qwen3_moe"}
-"""What files call architectures, and config.json."""
-PERMUTED = ("llama",)
-"""Architectures whose files hold queries and keys in neighbouring pairs."""
 
 
 class GgufTensor(msgspec.Struct, frozen=True):
@@ -64,6 +55,11 @@ class Gguf(msgspec.Struct, frozen=True):
 
     metadata: dict[str, Any]
     tensors: list[GgufTensor]
+
+    @property
+    def architecture(self) -> str:
+        """As the file calls it."""
+        return str(self.metadata.get("general.architecture"))
 
 
 def read_gguf(file: Path) -> Gguf:
@@ -149,14 +145,15 @@ def _tensor(file: Path, info: tuple[str, tuple[int, ...], int, int], start: int,
     return GgufTensor(name, kind, whole, start + offset, nbytes)
 
 
-def published(name: str) -> str:
+def published(name: str, architecture: str) -> str:
     """A tensor's name in checkpoints of safetensors; its own where it has none there."""
     module, dot, ending = name.rpartition(".")
     layer = ""
     if module.startswith("blk."):
         _, number, module = module.split(".", 2)
         layer = f"model.layers.{number}."
-    known = NAMES.get(module)
+    family = FAMILIES.get(architecture)
+    known = NAMES.get(module) if family is None else family.names.get(module, NAMES.get(module))
     return name if known is None else f"{layer}{known}{dot}{ending}"
 
 
@@ -181,15 +178,16 @@ def unfold(file: Path, cache: Path | None = None) -> Path:
 
 def _config(file: Path, found: Gguf) -> dict[str, Any]:
     """config.json of the model."""
-    data, arch = found.metadata, str(found.metadata.get("general.architecture"))
-    if arch not in ARCHITECTURES:
-        raise CheckpointError(f"{file}: architecture {arch!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    data, arch = found.metadata, found.architecture
+    if arch not in FAMILIES:
+        raise CheckpointError(f"{file}: architecture {arch!r} is not supported; supported: {', '.join(FAMILIES)}")
+    family = FAMILIES[arch]
     try:
         heads, kinds = data[f"{arch}.attention.head_count"], {tensor.kind for tensor in found.tensors}
         kv_heads = data.get(f"{arch}.attention.head_count_kv", heads)
         hidden, context = data[f"{arch}.embedding_length"], data[f"{arch}.context_length"]
         config = {
-            "model_type": ARCHITECTURES[arch],
+            "model_type": family.model_type,
             "vocab_size": len(data["tokenizer.ggml.tokens"]),
             "hidden_size": hidden,
             "intermediate_size": data[f"{arch}.feed_forward_length"],
@@ -198,20 +196,36 @@ def _config(file: Path, found: Gguf) -> dict[str, Any]:
             "num_key_value_heads": kv_heads,
             "head_dim": data.get(f"{arch}.attention.key_length", hidden // heads),
             "max_position_embeddings": context,
-            "rms_norm_eps": data[f"{arch}.attention.layer_norm_rms_epsilon"],
             "rope_theta": data.get(f"{arch}.rope.freq_base", 10000.0),
             "dtype": "bfloat16" if "BF16" in kinds else "float16",
             "eos_token_id": data.get("tokenizer.ggml.eos_token_id"),
             "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in found.tensors),
             "quantization_config": {"quant_method": "gguf"},
             **(_experts(data, arch) if f"{arch}.expert_count" in data else {}),
+            **_own(found, family),
         }
     except KeyError as error:
         raise CheckpointError(f"{file}: the metadata lacks {error}; convert the model again") from None
-    if arch in PERMUTED:
+    if family.permuted:
         config["quantization_config"] = {"quant_method": "gguf", "permuted": {"q_proj": heads, "k_proj": kv_heads}}
     scaling = _rope(file, found, arch, context)
     return {**config, "rope_scaling": scaling} if scaling else config
+
+
+def _own(found: Gguf, family: Family) -> dict[str, Any]:
+    """The fields of config.json that not all architectures have."""
+    data, arch = found.metadata, found.architecture
+    keys = {**family.fields, "rms_norm_eps": "attention.layer_norm_rms_epsilon"}
+    fields = {name: data[f"{arch}.{key}"] for name, key in keys.items() if f"{arch}.{key}" in data}
+    tensors = {tensor.name for tensor in found.tensors}
+    fields |= {name: f"blk.0.{ending}" in tensors for name, ending in family.told.items()}
+    hidden, heads = data[f"{arch}.embedding_length"], data[f"{arch}.attention.head_count"]
+    size, turned = data.get(f"{arch}.attention.key_length", hidden // heads), data.get(f"{arch}.rope.dimension_count")
+    if turned is not None and turned < size:
+        fields["partial_rotary_factor"] = turned / size
+    if family.wide is not None:
+        fields["query_pre_attn_scalar"] = hidden / heads if data[f"{arch}.block_count"] == family.wide else size
+    return {**family.fixed, **fields}
 
 
 def _experts(data: dict[str, Any], arch: str) -> dict[str, Any]:
@@ -227,19 +241,27 @@ def _experts(data: dict[str, Any], arch: str) -> dict[str, Any]:
 
 
 def _rope(file: Path, found: Gguf, arch: str, context: int) -> dict[str, Any] | None:
-    """How rotary frequencies are stretched: by a divisor of each, as Llama 3.1's files have them, or by one factor."""
-    for tensor in found.tensors:
-        if tensor.name == "rope_freqs.weight" and tensor.kind == "F32":
-            with file.open("rb") as stream:
-                stream.seek(tensor.offset)
-                factors = list(struct.unpack(f"<{tensor.nbytes // 4}f", stream.read(tensor.nbytes)))
-            return {
-                "rope_type": "longrope", "short_factor": factors, "long_factor": factors, "attention_factor": 1.0,
-                "original_max_position_embeddings": context,
-            }  # fmt: skip
+    """How rotary frequencies are stretched: by a divisor of each, for short texts and long ones, or by one factor."""
+    divisors = {tensor.name: _numbers(file, tensor) for tensor in found.tensors if tensor.name in ROPE_TENSORS}
+    if divisors:
+        # Llama 3.1's files have one list for all lengths, Phi-3's two.
+        short, long = (divisors.get(f"rope_factors_{name}.weight", divisors.get(ROPE_TENSORS[0])) for name in SPANS)
+        return {
+            "rope_type": "longrope", "short_factor": short, "long_factor": long,
+            "attention_factor": found.metadata.get(f"{arch}.rope.scaling.attn_factor", 1.0),
+            "original_max_position_embeddings":
+                found.metadata.get(f"{arch}.rope.scaling.original_context_length", context),
+        }  # fmt: skip
     kind = found.metadata.get(f"{arch}.rope.scaling.type")
     if kind not in ("linear", "yarn"):
         return None
     scaling = {"rope_type": kind, "factor": found.metadata.get(f"{arch}.rope.scaling.factor", 1.0)}
     original = found.metadata.get(f"{arch}.rope.scaling.original_context_length")
     return {**scaling, "original_max_position_embeddings": original} if original else scaling
+
+
+def _numbers(file: Path, tensor: GgufTensor) -> list[float]:
+    """A small tensor of float32."""
+    with file.open("rb") as stream:
+        stream.seek(tensor.offset)
+        return list(struct.unpack(f"<{tensor.nbytes // 4}f", stream.read(tensor.nbytes)))

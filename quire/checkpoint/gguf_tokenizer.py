@@ -14,8 +14,13 @@ LLAMA3 = (
     r"|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-SPLITS: dict[str, str | None] = {"llama-bpe": LLAMA3, "llama3": LLAMA3, "qwen2": QWEN2, "gpt-2": None, "default": None}
-"""`tokenizer.ggml.pre` to the expression that cuts texts; None is GPT-2's own."""
+DIGIT = r"\p{N}"
+SPLITS: dict[str, str | None] = {
+    "llama-bpe": LLAMA3, "llama3": LLAMA3, "dbrx": LLAMA3, "qwen2": QWEN2, "stablelm2": QWEN2,
+    "gpt-2": None, "olmo": None, "default": None,
+    "starcoder": DIGIT, "refact": DIGIT, "command-r": DIGIT,
+}  # fmt: skip
+"""`tokenizer.ggml.pre` to the expression that cuts texts; None is GPT-2's own, which DIGIT comes before."""
 NORMAL, CONTROL, USER = 1, 3, 4
 
 
@@ -73,13 +78,13 @@ def _byte_level(file: Path, data: dict[str, Any], tokens: list[str]) -> dict[str
     if name not in SPLITS:
         raise CheckpointError(f"{file}: texts are cut as {name!r} does, which is not known; name one with --tokenizer")
     split = SPLITS[name]
-    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": split is None}
+    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": split in (None, DIGIT)}
     cut = {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
     return {
         "normalizer": {"type": "NFC"} if name == "qwen2" else None,
         "pre_tokenizer": last if split is None else {"type": "Sequence", "pretokenizers": [cut, last]},
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-        "model": _bpe(tokens, data.get("tokenizer.ggml.merges") or [], ignore_merges=split is LLAMA3),
+        "model": _bpe(tokens, data.get("tokenizer.ggml.merges") or [], ignore_merges=name in ("llama-bpe", "llama3")),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from quire.base.errors import CheckpointError
-from quire.checkpoint.gguf import LINK, published, read_gguf
+from quire.checkpoint.gguf import LINK, ROPE_TENSORS, published, read_gguf
 
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100 << 20
@@ -64,13 +64,12 @@ def read_headers(path: str | Path) -> dict[str, TensorEntry]:
 
 def _gguf_entries(file: Path) -> dict[str, TensorEntry]:
     """The tensors of a GGUF file, by the names of other checkpoints; types of ggml's begin with GGML_."""
-    found = {}
-    for tensor in read_gguf(file).tensors:
+    found, whole = {}, read_gguf(file)
+    for tensor in whole.tensors:
         kind = tensor.kind if tensor.kind in ITEM_BYTES else f"GGML_{tensor.kind}"
-        name = published(tensor.name)
+        name = published(tensor.name, whole.architecture)
         found[name] = TensorEntry(name, str(file), kind, tensor.shape, tensor.offset, tensor.nbytes)
-    found.pop("rope_freqs.weight", None)
-    return found
+    return {name: entry for name, entry in found.items() if name not in ROPE_TENSORS}
 
 
 def read_header(file: Path) -> list[TensorEntry]:

@@ -81,7 +81,7 @@ class Decoder(nn.Module):
     """
 
     names: ClassVar[Names] = Names()
-    norm_offset: ClassVar[float] = 0.0
+    norm_offset: float = 0.0
     """Added to the weights of all norms when they are applied."""
     head_bias: ClassVar[bool] = False
 

@@ -2,18 +2,21 @@
 
 from torch import Tensor
 
+from quire.checkpoint.facts import ModelFacts
 from quire.layers.attention import Attention
 from quire.layers.blocks import Sandwich
 from quire.layers.build import Build
-from quire.layers.decoder import Decoder
+from quire.layers.decoder import Decoder, DecoderConfig
 from quire.layers.mlp import GatedMLP
 from quire.ops.step import StepInputs
 
 
 class GemmaDecoder(Decoder):
-    """A decoder in the way of Gemma 1."""
+    """A decoder in the way of Gemma 1. Checkpoints that hold whole weights of norms say so by `norm_offset`."""
 
-    norm_offset = 1.0
+    def __init__(self, config: DecoderConfig, facts: ModelFacts, b: Build) -> None:
+        self.norm_offset = float(facts.config.get("norm_offset", 1.0))
+        super().__init__(config, facts, b)
 
     def mlp(self, b: Build) -> GatedMLP:
         """Gated by GELU."""

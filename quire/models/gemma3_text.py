@@ -58,7 +58,7 @@ class Gemma3(SandwichDecoder):
             window=c.sliding_window if windowed else None,
             scale=c.query_pre_attn_scalar**-0.5,
             head_norm_eps=c.rms_norm_eps,
-            head_norm_offset=1.0,
+            head_norm_offset=self.norm_offset,
         )
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -199,6 +199,15 @@ def test_sentencepiece(tmp_path: Path) -> None:
     assert made.decode([10, 5, 7, 6, 3, 4]) == "ab baé"
 
 
+@pytest.mark.parametrize(("pre", "ids"), [("gpt-2", [2]), ("starcoder", [0, 1]), ("llama-bpe", [2])])
+def test_how_texts_are_cut_first(pre: str, ids: list[int], tmp_path: Path) -> None:
+    data = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre}
+    data |= {"tokenizer.ggml.tokens": ["1", "2", "12"], "tokenizer.ggml.merges": ["1 2"]}
+    for name, content in tokenizer_files(tmp_path, data).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    assert Tokenizer.load(tmp_path).encode("12") == ids
+
+
 def test_stretched_frequencies(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     config = {**BIG, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "vocab_size": 8}

@@ -1,0 +1,88 @@
+"""What GGUF files of each architecture have otherwise than Llama's: names, fields and how values lie. Data only.
+
+Names of tensors and keys are those of github.com/ggml-org/llama.cpp (gguf-py's constants, convert_hf_to_gguf.py).
+Read by `gguf.py`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+NAMES = {
+    "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate", "ffn_gate_exps": "mlp.experts.gate_proj", "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}  # fmt: skip
+"""Modules as files call them, and checkpoints of safetensors; those of layers without the layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """An architecture.
+
+    Attributes:
+        model_type: as config.json calls it.
+        names: of modules, where they are not those of NAMES.
+        fields: of config.json, by the key of the metadata behind the architecture's name; left out where there is none.
+        fixed: fields that no key tells.
+        told: fields that are true where layers have a tensor of this name.
+        permuted: whether queries and keys lie in neighbouring pairs.
+        wide: layers of the size whose scores are divided by the root of hidden size / heads, not of head_dim.
+    """
+
+    model_type: str
+    names: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    told: dict[str, str] = field(default_factory=dict)
+    permuted: bool = False
+    wide: int | None = None
+
+
+AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+SANDWICH = {**AFTER, "ffn_norm": "pre_feedforward_layernorm"}
+LAYER_EPS = "attention.layer_norm_epsilon"
+WINDOW = {"sliding_window": "attention.sliding_window"}
+CAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}
+# Files hold what Gemma's norms multiply with, and not that less 1.
+WHOLE_NORMS = {"norm_offset": 0.0}
+
+FAMILIES = {
+    "llama": Family("llama", permuted=True),
+    "qwen2": Family("qwen2"),
+    "qwen3": Family("qwen3"),
+    "qwen3moe": Family("qwen3_moe"),
+    "gemma": Family("gemma", fixed=WHOLE_NORMS),
+    "gemma2": Family("gemma2", SANDWICH, {**WINDOW, **CAPS}, WHOLE_NORMS, wide=46),
+    "gemma3": Family("gemma3_text", SANDWICH, WINDOW, {**WHOLE_NORMS, "rope_local_base_freq": 10000.0}, wide=62),
+    "phi3": Family("phi3", {"ffn_up": "mlp.gate_up_proj"}, WINDOW),
+    "olmo2": Family("olmo2", AFTER),
+    "granite": Family(
+        "granite",
+        fields={
+            "attention_multiplier": "attention.scale",
+            "embedding_multiplier": "embedding_scale",
+            "residual_multiplier": "residual_scale",
+            "logits_scaling": "logit_scale",
+        },
+        permuted=True,
+    ),
+    "starcoder2": Family(
+        "starcoder2", {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}, {**WINDOW, "norm_epsilon": LAYER_EPS}
+    ),
+    "stablelm": Family(
+        "stablelm",
+        fields={"layer_norm_eps": LAYER_EPS, "use_parallel_residual": "use_parallel_residual"},
+        told={"use_qkv_bias": "attn_q.bias", "qk_layernorm": "attn_q_norm.weight"},
+    ),
+    "command-r": Family(
+        "cohere",
+        fields={"layer_norm_eps": LAYER_EPS, "logit_scale": "logit_scale"},
+        told={"use_qk_norm": "attn_q_norm.weight"},
+    ),
+}
+"""What files call architectures, and what they are."""
