@@ -21,6 +21,7 @@ from quire.engine.client import Connection, CoreClient
 from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt
 from quire.engine.launch import CORE, CoreProcess
 from quire.engine.outputs import OutputProcessor
+from quire.engine.own_core import STOP_TIMEOUT_S, start_core
 from quire.engine.pulse import Pulse
 from quire.engine.streams import Stream
 from quire.engine.suspects import Suspects, fingerprint
@@ -45,8 +46,6 @@ from quire.messages.wire import (
 from quire.tokenizer.tokenizer import Tokenizer
 
 log = get_logger(__name__)
-
-STOP_TIMEOUT_S = 5.0
 
 
 class AsyncLLM:
@@ -106,14 +105,7 @@ class AsyncLLM:
             EngineError: the core could not start; the message is the core's.
         """
         front = FrontEnd(config)
-        process = await CoreProcess.start(config, front.model, core)
-        client = CoreClient(process.address)
-        try:
-            facts = await _first_facts(client, process)
-        except BaseException:
-            client.close()
-            await process.stop(STOP_TIMEOUT_S)
-            raise
+        process, client, facts = await start_core(config, front.model, core)
         engine = cls(front)
         engine._process = process
         engine._watcher = asyncio.create_task(engine._watch(process))
@@ -384,23 +376,3 @@ class AsyncLLM:
         reason = await process.ended()
         if self.dead is None:
             self.end(reason)
-
-
-async def _first_facts(client: Connection, process: CoreProcess) -> EngineFacts:
-    """What a starting core says first. Raises EngineError if it fails or ends."""
-    ended = asyncio.create_task(process.ended())
-    said = asyncio.create_task(client.receive())
-    try:
-        # A core that fails says why before it ends: its words are worth a moment's wait.
-        await asyncio.wait([ended, said], return_when=asyncio.FIRST_COMPLETED)
-        if not said.done():
-            await asyncio.wait([said], timeout=0.5)
-        if not said.done():
-            raise EngineError(f"{ended.result()} before it was ready; its log is above")
-        message = said.result()
-        if isinstance(message, EngineFacts):
-            return message
-        raise EngineError(message.message if isinstance(message, Failed) else "the engine spoke out of turn")
-    finally:
-        ended.cancel()
-        said.cancel()

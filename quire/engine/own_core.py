@@ -1,0 +1,50 @@
+"""A core of one's own: its process, the connection to it, and what it says when it is ready. Used by `AsyncLLM.start`.
+
+Where the supervisor starts cores, front ends join them instead. Needs no torch.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from quire.base.errors import EngineError
+from quire.checkpoint.facts import ModelFacts
+from quire.config.fields import EngineConfig
+from quire.engine.client import CoreClient
+from quire.engine.launch import CoreProcess
+from quire.messages.wire import EngineFacts, Failed
+
+STOP_TIMEOUT_S = 5.0
+
+
+async def start_core(
+    config: EngineConfig, model: ModelFacts, core: Sequence[str]
+) -> tuple[CoreProcess, CoreClient, EngineFacts]:
+    """A core that is ready; `core` is what Python runs. Raises EngineError with the core's own words if it fails."""
+    process = await CoreProcess.start(config, model, core)
+    client = CoreClient(process.address)
+    try:
+        return process, client, await _first_facts(client, process)
+    except BaseException:
+        client.close()
+        await process.stop(STOP_TIMEOUT_S)
+        raise
+
+
+async def _first_facts(client: CoreClient, process: CoreProcess) -> EngineFacts:
+    """What a starting core says first. Raises EngineError if it fails or ends."""
+    ended = asyncio.create_task(process.ended())
+    said = asyncio.create_task(client.receive())
+    try:
+        # A core that fails says why before it ends: its words are worth a moment's wait.
+        await asyncio.wait([ended, said], return_when=asyncio.FIRST_COMPLETED)
+        if not said.done():
+            await asyncio.wait([said], timeout=0.5)
+        if not said.done():
+            raise EngineError(f"{ended.result()} before it was ready; its log is above")
+        message = said.result()
+        if isinstance(message, EngineFacts):
+            return message
+        raise EngineError(message.message if isinstance(message, Failed) else "the engine spoke out of turn")
+    finally:
+        ended.cancel()
+        said.cancel()
