@@ -16,8 +16,8 @@ CONTEXT = 32_768
 """Enough for the longest workload, and no more: it bounds what an engine prepares for."""
 
 
-class OutOfTimeError(Exception):
-    """The time for a measurement is over."""
+class OutOfTimeError(BaseException):
+    """The time for a measurement is over: an interrupt, which an engine passes on where it would explain an exception."""
 
 
 class Engine(Protocol):
