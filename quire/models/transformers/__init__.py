@@ -36,12 +36,12 @@ def build(facts: ModelFacts, build: Build, trust_remote_code: bool = False) -> A
     check_config(facts, build, config)
     refused = ""
     if may_attend(facts, config):
-        known = len(build.choices)
+        choices, states = len(build.choices), len(build.states)
         try:
             return Adopted(facts, build, config, Packed(facts, config), trust_remote_code)
         except UnfitError as error:
             refused = f"{error}; text by text: "
-        del build.choices[known:]
+        del build.choices[choices:], build.states[states:]
     try:
         return Adopted(facts, build, config, Apart(facts, config), trust_remote_code)
     except UnfitError as error:

@@ -56,26 +56,34 @@ class Packed(Way):
             way = "from left to right" if self.whole else "both ways"
             raise CheckpointError(f"{name_of(inner)} reads {way}, which is not how its task reads")
         self._seam.settle(b)
+        with refusing(inner):
+            self._masked(inner, probe(b.device))
         return made
 
     def run(self, inner: nn.Module, step: StepInputs) -> Tensor:
         """See `Way`."""
-        # A mask of four dimensions counts as ready: none is made, and none is looked at.
-        given = {"attention_mask": step.token_ids.new_ones(1, 1, 1, 1, dtype=torch.bool)}
+        given = _ready(step.token_ids)
         if step.kinds is not None and takes(inner, "token_type_ids"):
             given["token_type_ids"] = step.kinds[None]
         hidden: Tensor = self._side_by_side(inner, step.token_ids, step.positions, step, given)[0][0]
         return hidden
 
     def check(self, inner: nn.Module, ids: Tensor) -> None:
-        """What one token does to another must go through attention: two texts in one batch are what each is alone."""
+        """What one token does to another must go through attention: two texts in one batch are what each is alone.
+
+        And the mask must be looked at by attention alone.
+        """
         places = torch.arange(len(ids), device=ids.device)
         alone = self.text(inner, ids)[0][0]
         both = self._side_by_side(inner, torch.cat([ids.flip(0), ids]), torch.cat([places, places]), None, {})[0][0]
-        if not alike(alone, both[len(ids) :]):
+        if not alike(alone, both[len(ids) :]) or not alike(alone, self._masked(inner, ids)[0][0]):
             raise CheckpointError(
                 f"{name_of(inner)} brings tokens together by other means than attention and positions"
             )
+
+    def _masked(self, inner: nn.Module, ids: Tensor) -> ModelOutput:
+        """One text as `text` reads it, given the mask that steps are given."""
+        return self._side_by_side(inner, ids, torch.arange(len(ids), device=ids.device), None, _ready(ids))
 
     def _side_by_side(
         self, inner: nn.Module, ids: Tensor, positions: Tensor, step: StepInputs | None, given: dict[str, Tensor]
@@ -83,6 +91,11 @@ class Packed(Way):
         self._seam.begin(step)
         made: ModelOutput = inner(input_ids=ids[None], position_ids=positions[None] + self.offset, **given)
         return made
+
+
+def _ready(ids: Tensor) -> dict[str, Tensor]:
+    """A mask of four dimensions counts as ready: none is made, and none is looked at."""
+    return {"attention_mask": ids.new_ones(1, 1, 1, 1, dtype=torch.bool)}
 
 
 def _register(seam: Seam) -> str:
