@@ -1,8 +1,15 @@
 """Kernels in Triton: for NVIDIA, AMD and Intel GPUs, and for CPUs under Triton's interpreter, which tests them."""
 
+import torch
+import triton
+
 from quire.kernels.triton import ahead, attention, dense, moe, recurrent, step
-from quire.kernels.triton.launch import launch_by_ourselves
+from quire.platforms.host import has_compiler
 
 __all__ = ["ahead", "attention", "dense", "moe", "recurrent", "step"]
 
-launch_by_ourselves()
+if torch.cuda.is_available() and torch.version.hip is None and not has_compiler():
+    # What Triton itself would launch by cannot be compiled. Other makers' builds lack what this derives from.
+    from quire.kernels.triton.driver import Driver
+
+    triton.runtime.driver.set_active(Driver())

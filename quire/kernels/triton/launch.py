@@ -13,8 +13,6 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.platforms.host import has_compiler
-
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """The interpreter multiplies no bfloat16 matrices: there, products take float32."""
 
@@ -45,15 +43,6 @@ class Device:
     def options(self) -> dict[str, bool]:
         """What to add to a launch: the kernel's own flag, and the option that belongs to it."""
         return {"PDL": True, "launch_pdl": True} if self.dependent else {"PDL": False}
-
-
-def launch_by_ourselves() -> None:
-    """Let Triton launch through ctypes where the code that it launches by cannot be compiled."""
-    if torch.cuda.is_available() and torch.version.hip is None and not has_compiler():
-        # Other makers' builds of Triton lack what it derives from.
-        from quire.kernels.triton.driver import Driver
-
-        triton.runtime.driver.set_active(Driver())
 
 
 @functools.cache
