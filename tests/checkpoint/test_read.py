@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from quire.base.errors import CheckpointError
+from quire.checkpoint.pooling import is_encoder
 from quire.checkpoint.read import read_facts, typed
 from quire.checkpoint.rope import rope_facts
 from tests.checkpoint.files import write_config
@@ -175,3 +176,16 @@ def test_what_a_model_type_leaves_out_is_filled_in(tmp_path: Path) -> None:
     assert (facts.vocab_size, facts.context_len) == (262208, 131072)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "vocab_size": 5, "n_positions": 7}))
     assert read_facts("x", tmp_path).context_len == 7
+
+
+@pytest.mark.parametrize(
+    ("config", "encoder"),
+    [
+        ({"model_type": "mpnet"}, True),
+        ({"model_type": "unheard-of", "architectures": ["NewForMaskedLM"]}, True),
+        ({"model_type": "unheard-of", "architectures": [None]}, False),
+        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, False),
+    ],
+)
+def test_what_fills_in_masks_reads_both_ways(config: dict[str, Any], encoder: bool) -> None:
+    assert is_encoder(config) is encoder
