@@ -49,17 +49,19 @@ with attention of their own (GPT-J, BLOOM, MPT, DeBERTa, MPNet, ...) read texts 
 equally far and long: encoders as they are, decoders with the library's own cache lying in our pages. That is slower,
 needs pages of full precision, and has chunks, preemption and prefix hits like all others.
 
-Tensor parallelism needs no plan for the model: every linear module's outputs are cut over the ranks and gathered, heads
-and their pages are cut at attention (whole on every rank where attention is the model's own), and whatever happens in
-between is computed by every rank. Experts that are down(silu(gate) * up) without biases, which most are, are computed by
-our op for mixtures, with its kernels and `--quantization`, each cut over the ranks; others are dealt out among the ranks
-and not quantized. Embeddings, tied heads and other matrices are whole on every rank. Linear modules are quantized, by
-the checkpoint or while they load; a checkpoint whose experts are quantized is refused. No graphs are recorded.
+Tensor parallelism needs no plan for the model: every linear module's outputs are cut over the ranks and gathered,
+heads and their pages are cut at attention (whole on every rank where attention is the model's own), and whatever
+happens in between is computed by every rank. Experts that are down(silu(gate) * up) without biases, which most are,
+are computed by our op for mixtures, with its kernels and `--quantization`, each cut over the ranks; others are dealt
+out among the ranks and not quantized. Embeddings, tied heads and other matrices are whole on every rank. Linear
+modules are quantized, by the checkpoint or while they load; a checkpoint whose experts are quantized is refused. No
+graphs are recorded.
 
 When a model is made and again when its weights are there, it is asked what it does, and refused with the reason if
-pages cannot serve it: recurrent state, which no two of its models keep alike; decoders without a cache of the library's;
-positions counted within a batch, heads that need more than a state, rope that turns with the longest text of a batch.
-Code that came with the checkpoint runs with `--trust-remote-code` only; `--hf-overrides` reach its config, too.
+pages cannot serve it: recurrent state, which no two of its models keep alike; decoders without a cache of the
+library's; positions counted within a batch, heads that need more than a state, rope that turns with the longest text
+of a batch. Code that came with the checkpoint runs with `--trust-remote-code` only; `--hf-overrides` reach its
+config, too.
 
 Proven in the same way as families, with torch's kernels, on one rank (`tests/models/test_others.py`) and on two
 (`tests/models/test_tensor_parallel.py`):
