@@ -17,7 +17,7 @@ CONTEXT = 32_768
 
 
 class OutOfTimeError(BaseException):
-    """The time for a measurement is over: an interrupt, which an engine passes on where it would explain an exception."""
+    """The time for a measurement is over: an interrupt, which engines pass on where they would explain an exception."""
 
 
 class Engine(Protocol):
