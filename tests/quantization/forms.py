@@ -22,7 +22,6 @@ FORMS = {
     "int3": Form("uint3b4", 128, "float16"),
     "int2 zeros": Form("uint2", 64, zeros=True),
     "int5": Form("uint5b16", 32, "float16"),
-    "int6 rows": Form("int6", None),
     "fp6": Form("fp6_e3m2", 32, "e8m0"),
     "nf4": Form("nf4", 64),
     "nvfp4": Form("fp4_e2m1", 16, "float8_e4m3fn", factor="multiply"),
