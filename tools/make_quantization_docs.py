@@ -40,14 +40,14 @@ column. Parts of a fused matrix that differ are stored side by side. Each rank r
 blocks of scales, every row gets its own. Two ranks hold what one does, also of weights that are quantized while they
 load: for scales of whole rows each reads them whole. Only groups that ranks cut get other scales there.
 
-One GGUF file is enough to start, of the architectures `llama`, `qwen2`, `qwen3`, `qwen3moe`, `gemma`, `gemma2`, `gemma3`
-(text), `phi3`, `olmo2`, `granite`, `starcoder2`, `stablelm` and `command-r` (`quire/checkpoint/gguf_families.py`, data).
-Its i-quants are refused by name.
+One GGUF file is enough to start, of the architectures `llama`, `qwen2`, `qwen3`, `qwen3moe`, `gemma`, `gemma2`,
+`gemma3` (text), `phi3`, `olmo2`, `granite`, `starcoder2`, `stablelm` and `command-r`
+(`quire/checkpoint/gguf_families.py`, data). Its i-quants are refused by name.
 
 With `--kv-cache-dtype fp8`, scales of keys and values that the checkpoint brings (`k_scale`, `v_scale`, wherever
 exporters put them) are used; wide pages need none. Static scales of activations (`input_scale`) are accepted and not
-used: activations that are rounded get a scale for each token, or each 128 values of one. Such a scale is never larger than
-a static one that covers the token, so it loses no more, and it cuts off nothing that a calibration has not seen.
+used: activations that are rounded get a scale for each token, or each 128 values of one. Such a scale is never larger
+than a static one that covers the token, so it loses no more, and it cuts off nothing that a calibration has not seen.
 
 ## Formats of checkpoints
 
@@ -89,23 +89,23 @@ turns tiles back into values first.
 |---|{rules}|
 """
 GPUS = """
-On GPUs, Triton's kernels (`quire/kernels/triton/dense/quantized`) read one order of codes, words of 16 bits whose parts
-belong to inputs 32 apart (`quire/quantization/words.py`), which weights are brought into as they are loaded. One row is
-a kernel that streams weights; inputs in an order of activation are put in that order first. Of more rows, fp8 with a
-scale a row meets activations rounded to fp8, one scale a token, in cuBLAS, and in blocks of 128 x 128 (Hopper, CUDA 12.9)
-activations with one for 128 inputs; other forms keep their values on the matrix
-units up to 128 rows. Above, int8 meets activations rounded to int8, and all others become values once for all rows,
-some rows of weights at a time. Rows of inputs end with a whole run of 128 (4 bits) or 64 (8 bits); those that would
-grow by more than an eighth are left to the reference.
+On GPUs, Triton's kernels (`quire/kernels/triton/dense/quantized`) read one order of codes, words of 16 bits whose
+parts belong to inputs 32 apart (`quire/quantization/words.py`), which weights are brought into as they are loaded.
+One row is a kernel that streams weights; inputs in an order of activation are put in that order first. Of more rows,
+fp8 with a scale a row meets activations rounded to fp8, one scale a token, in cuBLAS, and in blocks of 128 x 128
+(Hopper, CUDA 12.9) activations with one for 128 inputs; other forms keep their values on the matrix units up to 128
+rows. Above, int8 meets activations rounded to int8, and all others become values once for all rows, some rows of
+weights at a time. Rows of inputs end with a whole run of 128 (4 bits) or 64 (8 bits); those that would grow by more
+than an eighth are left to the reference.
 
 Experts in the same forms are multiplied by one kernel (`quire/kernels/triton/moe/stored.py`), whatever their gate,
 biases and choice: tokens are sorted by expert, and weights become values on their way to the matrix units.
 
 Codes of types that kernels do not read are stored as those of one that has the same values (int2 and int3 as 4 bits,
-int5 to int7 and fp6 as 8). nf4 and bitsandbytes' fp4 are looked up in a register, for 8 instructions a weight of one row
-where int4 takes 2. What no kernel reads (ggml's k-quants, torchao's Int4Tensor; an order of activation where ranks cut
-the inputs, and of experts) becomes values by tiles in every product, also in recorded steps: every token is as dear as reading the weights
-several times. Experts in such forms cannot be recorded, either.
+int5 to int7 and fp6 as 8). nf4 and bitsandbytes' fp4 are looked up in a register, for 8 instructions a weight of one
+row where int4 takes 2. What no kernel reads (ggml's k-quants, torchao's Int4Tensor; an order of activation where
+ranks cut the inputs, and of experts) becomes values by tiles in every product, also in recorded steps: every token is
+as dear as reading the weights several times. Experts in such forms cannot be recorded, either.
 
 One H200, Llama 3.1 8B's shape, random weights, tokens a second (`benchmarks/ledger/gpu.jsonl`, the kernels alone by
 `benchmarks/quantized.py`):
