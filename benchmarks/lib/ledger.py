@@ -35,13 +35,16 @@ def machine() -> str:
 
 
 def command(without: tuple[str, ...] = ("--ledger", "--commit")) -> str:
-    """This process's command line, less flags (with their values) that say only where results go."""
+    """This process's command line, less flags (with their values) that say only where results go.
+
+    Where environments lie is said by no ledger.
+    """
     words = [f"benchmarks/{Path(sys.argv[0]).name}"]
-    skip = False
+    before = ""
     for word in sys.argv[1:]:
-        if not skip and not word.startswith(tuple(f"{flag}=" for flag in without)) and word not in without:
-            words.append(word)
-        skip = word in without
+        if before not in without and not word.startswith(tuple(f"{flag}=" for flag in without)) and word not in without:
+            words.append("ENVIRONMENTS" if before == "--environments" else word)
+        before = "" if before in without else word
     return "python " + " ".join(words)
 
 
