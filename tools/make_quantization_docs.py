@@ -108,7 +108,7 @@ ranks cut the inputs, and of experts) becomes values by tiles in every product, 
 as dear as reading the weights several times. Experts in such forms cannot be recorded, either.
 
 One H200, Llama 3.1 8B's shape, random weights, tokens a second (`benchmarks/ledger/gpu.jsonl`, the kernels alone by
-`benchmarks/quantized.py`):
+`benchmarks/quantized.py`); vLLM's were reported to us for the same kind of card, no log of theirs is here:
 
 | | decode-1 | decode-64 | prefill | mixed |
 |---|---|---|---|---|

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-NULL_CORE = str(Path(__file__).parents[1] / "null_core.py")
+NULL_CORE = str(Path(__file__).with_name("null_core.py"))
 MODEL = "default"
 TICKING = "ticking"
 

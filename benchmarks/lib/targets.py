@@ -1,4 +1,6 @@
-"""What is wanted of each cell of the GPU table, and what vLLM 0.24.0 reached on one H200 (issue 3).
+"""What is wanted of each cell of the GPU table, and what vLLM 0.24.0 reached on one H200.
+
+Its figures were reported to us for the same requests on the same kind of card; no log of theirs is here.
 
 Output tokens per second; prompt and output tokens per second for `prefill`; seconds for `long` and the start-ups.
 """

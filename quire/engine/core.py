@@ -1,6 +1,6 @@
 """`EngineCore`: scheduler and executor in one loop, plan, run, commit.
 
-One loop serves plain (depth 1), overlapped (2) and pipelined execution. `LLM` turns it in its own thread;
+One loop serves plain (depth 1) and overlapped (depth 2) execution. `LLM` turns it in its own thread;
 `engine/process.py` turns it in a process of its own and speaks to front ends. `engine/begin.py` makes it. It knows
 tokens, never text.
 """

@@ -33,7 +33,7 @@ class InlineExecutor:
         return self.runner.build.provider_names()
 
     def measure(self) -> Capacity:
-        """Run the largest step."""
+        """Run steps of all sizes; what memory the largest leaves for pages."""
         return self.runner.measure()
 
     def allocate(self, layout: Layout) -> None:

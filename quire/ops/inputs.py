@@ -1,7 +1,7 @@
 """The op that turns rows and a plan's counts into `StepInputs`.
 
 Preparing inputs is an op like any other, so that no device needs a runner of its own: a provider may fuse it into one
-kernel. It reads device rows only; the host gives the order of rows, the tokens of each and two bounds.
+kernel. It reads device rows only; the host gives the order of rows, the tokens of each and three bounds.
 """
 
 from collections.abc import Iterable

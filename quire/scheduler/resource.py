@@ -1,7 +1,7 @@
 """`Resource`: something scarce that grants tokens. The scheduler asks all of them in a loop and knows no other feature.
 
 Each file in `resources/` is one; to add one (an encoder budget, adapter slots, a grammar that compiles), write a file
-there and name it in `Scheduler.__init__`.
+there and name it in `Roster.__init__`.
 """
 
 from typing import Protocol

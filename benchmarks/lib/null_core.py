@@ -1,6 +1,6 @@
 """An engine core without a model: real scheduler, real wire, steps that last a given time and give made-up tokens.
 
-    python benchmarks/null_core.py STEP_MS        (started by benchmarks/front.py, never by hand)
+    python benchmarks/lib/null_core.py STEP_MS    (started by benchmarks/front.py, never by hand)
 
 What is left of a server's cost is its front end's.
 """
