@@ -5,7 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
   "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PINS := $(VENV)/constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint $(PINS)
 # Stamps say what is installed in $(VENV); they are older than the files they depend on when it must be renewed.
 CORE := $(VENV)/.installed-core
 TEST := $(VENV)/.installed-test
@@ -14,6 +15,8 @@ DEV := $(VENV)/.installed-dev
 # quire's modules for themselves if they might not keep them.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist worksteal
+# Those of benchmarks/ that need no GPU, no peer and no hour.
+BENCHES := startup scheduler finite structured deterministic front loading cpu vs_transformers
 PROMPT ?= The old house stood on a hill above the village, and
 
 .PHONY: help setup demo test test-long soak check check-extras sizes bench docs constraints clean
@@ -28,7 +31,7 @@ help:
 	@echo 'make check         format, lint, types, import contracts, sizes, plain tests with coverage'
 	@echo 'make check-extras  core install alone, page and deploy/ by the tools of Debian'
 	@echo 'make sizes         lines per folder, the change against main, and the hard stops'
-	@echo 'make bench         the measurements of benchmarks/, appended to benchmarks/ledger'
+	@echo 'make bench         the benchmarks that a laptop can run; most append their figures to benchmarks/ledger'
 	@echo 'make docs          renew the generated documents and check every link'
 	@echo 'make constraints   renew constraints.txt from pyproject.toml'
 	@echo 'make clean         remove $(VENV), caches and builds'
@@ -80,7 +83,7 @@ sizes: $(CORE)
 	$(BIN)/python tools/sizes.py
 
 bench: $(TEST)
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	for name in $(BENCHES); do echo "== $$name"; $(BIN)/python "benchmarks/$$name.py" || exit 1; done
 
 docs: $(CORE)
 	$(BIN)/python tools/make_config_docs.py
@@ -99,8 +102,14 @@ $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo 'quire needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# torch goes first and by itself: an environment that has one keeps it, whatever build it is.
-$(CORE): pyproject.toml constraints.txt setup.py $(wildcard native/*) | $(BIN)/python
+# An environment that has a torch keeps it, whatever build it is: it and its triton are not pinned there. The tests name
+# a triton of their own: a torch that comes with another one is replaced for them.
+$(PINS): constraints.txt | $(BIN)/python
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then grep -Ev '^(torch|triton)==' constraints.txt > $@; \
+	  else cp constraints.txt $@; fi
+
+# torch goes first and by itself.
+$(CORE): pyproject.toml constraints.txt setup.py $(wildcard native/*) | $(BIN)/python $(PINS)
 	@echo 'Installing quire and torch into $(VENV); the first time takes a few minutes.'
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) torch
 	@$(PIP) --editable .

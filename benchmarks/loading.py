@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--models", default="qwen3-0.6b,llama-8b", help="of " + ", ".join(shapes.MODELS))
     parser.add_argument("--folder", help="where the files are written; they should fit into the page cache")
     parser.add_argument("--runs", type=int, default=3, help="repetitions [3]")
-    parser.add_argument("--ledger", type=Path, default=ledger.LEDGER / "gpu.jsonl", help="file that gets the figures")
+    parser.add_argument("--ledger", type=Path, help="file that gets the figures [gpu.jsonl or cpu.jsonl]")
     parser.add_argument("--commit", default=ledger.commit(), help="what is measured, where git cannot tell")
     return parser.parse_args()
 

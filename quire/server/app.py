@@ -1,6 +1,6 @@
 """The application: its routes as data, and what every request passes on its way to them.
 
-A new endpoint is a function in a file of its own and one line in ROUTES. It needs a key unless it says `public=True`
+A new endpoint is a function and one line in ROUTES. It needs a key unless it says `public=True`
 and writes errors as OpenAI does unless it says `refuse=`.
 """
 
@@ -144,36 +144,46 @@ def create_app(
     # Each front end has its share: none of them knows what the others hold.
     sequences = engine.facts.max_num_seqs + config.max_queued_requests
     room = Room(-(-sequences // peers.count), -(-config.max_queued_tokens // peers.count))
-    keys = keys_of(config)
-    dialects = {route.path: route.refuse for route in ROUTES}
     app = Starlette(
         routes=[Route(route.path, route.endpoint, methods=[route.method]) for route in ROUTES],
-        middleware=[
-            *_cross_origin(config.allowed_origins),
-            Middleware(
-                Entrance,
-                metrics=metrics,
-                access_log=not config.disable_access_log,
-                dialects=dialects,
-                root=config.root_path,
-            ),
-            Middleware(KeyGuard, keys=keys, public=[route.path for route in ROUTES if route.public]),
-        ],
+        middleware=_middleware(config, metrics),
         exception_handlers={HTTPException: _no_route},
     )
     # A redirect would answer for a URL that is not in the table.
     app.router.redirect_slashes = False
-    store = Store(config.response_store_bytes)
     source = template.source if template else ""
-    texts = Texts(run_texts or in_threads(Desk(engine.tokenizer, template)), engine.tokenizer)
     app.state.service = Service(
-        *(engine, config, metrics, Admission(room), template, texts, name, store),
+        engine=engine,
+        config=config,
+        metrics=metrics,
+        admission=Admission(room),
+        template=template,
+        texts=Texts(run_texts or in_threads(Desk(engine.tokenizer, template)), engine.tokenizer),
+        model_name=name,
+        responses=Store(config.response_store_bytes),
         tool_format=tool_format(config.tool_call_parser, source),
         reasoning_format=reasoning_format(config.reasoning_parser, source),
         tracer=tracer_for(config.otlp_traces_endpoint, name),
         peers=peers,
     )
     return app
+
+
+def _middleware(config: ServerConfig, metrics: Metrics) -> list[Middleware]:
+    """What every request passes, from the outside in."""
+    dialects = {route.path: route.refuse for route in ROUTES}
+    public = [route.path for route in ROUTES if route.public]
+    return [
+        *_cross_origin(config.allowed_origins),
+        Middleware(
+            Entrance,
+            metrics=metrics,
+            access_log=not config.disable_access_log,
+            dialects=dialects,
+            root=config.root_path,
+        ),
+        Middleware(KeyGuard, keys=keys_of(config), public=public),
+    ]
 
 
 def _cross_origin(allowed: str) -> list[Middleware]:

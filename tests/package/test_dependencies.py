@@ -1,6 +1,10 @@
 """What pip may install beside quire."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -50,3 +54,18 @@ def test_constraints_pin_the_whole_core() -> None:
 def test_constraints_satisfy_the_ranges() -> None:
     versions = dict(line.split("==") for line in PINS)
     assert [str(r) for r in CORE if not r.specifier.contains(versions[r.name.lower()], prereleases=True)] == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+@pytest.mark.parametrize("present", [False, True])
+def test_make_pins_no_torch_where_there_is_one(tmp_path: Path, present: bool) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path)], check=True)
+    if present:
+        next(tmp_path.glob("lib/python*/site-packages")).joinpath("torch.py").touch()
+    made = tmp_path / "constraints.txt"
+    # A make that runs the tests says to its children which environment is meant.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    subprocess.run(["make", f"VENV={tmp_path}", str(made)], cwd=ROOT, env=env, check=True, capture_output=True)
+    pinned = {line.partition("==")[0] for line in made.read_text().splitlines() if not line.startswith("#")}
+    everything = {line.partition("==")[0] for line in PINS}
+    assert pinned == everything - ({"torch", "triton"} if present else set())
