@@ -5,8 +5,10 @@ not harm: a connection gets one answer, little memory and little time, and there
 """
 
 import asyncio
+import contextlib
 import socket
 import ssl
+from collections.abc import AsyncIterator
 
 import msgspec
 
@@ -14,9 +16,14 @@ from quire.server.sockets import BACKLOG
 
 RETRY_AFTER_S = 5
 MOST_CONNECTIONS = 128
+"""That are answered at a time; and so many more that have their answer."""
+AT_ONCE = 32
+"""So many are accepted before those that were are looked at."""
 MOST_HEAD_BYTES = 16 << 10
 PATIENCE_S = 5.0
-"""For a whole connection."""
+"""From the first byte, of TLS where that is asked for, to the answer."""
+LINGER_S = 0.5
+"""For a client to close, once it has its answer."""
 
 _LOADING = {
     "message": "Not ready: the engine is loading.",
@@ -38,15 +45,17 @@ class Porter:
         self._root = root.rstrip("/")
         self._tls = tls
         self._servers: list[asyncio.Server] = []
-        self._open = 0
+        self._answering, self._parting = Room(PATIENCE_S), Room(LINGER_S)
 
     async def open(self, listeners: list[socket.socket]) -> None:
         """Begin to answer; the sockets remain their owner's."""
         for listener in {each.fileno(): each for each in listeners}.values():
             server = await asyncio.start_server(
-                self._answer, sock=listener.dup(), ssl=self._tls, limit=MOST_HEAD_BYTES, backlog=BACKLOG
+                self._attend, sock=listener.dup(), limit=MOST_HEAD_BYTES, backlog=AT_ONCE
             )
             self._servers.append(server)
+            # The queue is the listener's own, and was made shorter.
+            listener.listen(BACKLOG)
 
     def close(self) -> None:
         """Take no further connection; from now on front ends do."""
@@ -54,23 +63,26 @@ class Porter:
             server.close()
         self._servers = []
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
+    async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if self._open <= MOST_CONNECTIONS:
-                async with asyncio.timeout(PATIENCE_S):
-                    writer.write(self._said(await reader.readuntil(b"\r\n\r\n")))
-                    await writer.drain()
-                    if writer.can_write_eof():
-                        writer.write_eof()
-                    # A connection that is closed with something unread takes the answer with it.
-                    while await reader.read(MOST_HEAD_BYTES):
-                        pass
-        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-            pass
+            async with self._answering.place():
+                await self._answer(reader, writer)
+            # Whoever has an answer keeps nobody out.
+            async with self._parting.place():
+                await _part(reader, writer)
+        except (OSError, EOFError, asyncio.LimitOverrunError, asyncio.CancelledError):
+            pass  # Only the end of the event loop cancels, and nobody waits for this.
         finally:
-            self._open -= 1
             writer.close()
+            # TLS would wait for the client's goodbye.
+            asyncio.get_running_loop().call_later(LINGER_S, writer.transport.abort)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._tls is not None:
+            # Only now, so that connections which never shake hands count as well.
+            await writer.start_tls(self._tls)
+        writer.write(self._said(await reader.readuntil(b"\r\n\r\n")))
+        await writer.drain()
 
     def _said(self, head: bytes) -> bytes:
         """The answer to a request."""
@@ -87,3 +99,31 @@ class Porter:
             "Connection: close",
         )
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+class Room:
+    """Places for connections, each for some seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._taken = 0
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Hold one meanwhile. Raises OSError where all are taken, or when time is up."""
+        if self._taken == MOST_CONNECTIONS:
+            raise OSError("too many connections")
+        self._taken += 1
+        try:
+            async with asyncio.timeout(self._seconds):
+                yield
+        finally:
+            self._taken -= 1
+
+
+async def _part(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Wait for the client to close: a connection that is closed with something unread takes the answer with it."""
+    if writer.can_write_eof():
+        writer.write_eof()
+    while await reader.read(MOST_HEAD_BYTES):
+        pass

@@ -1,16 +1,19 @@
 """Where the server listens: a Unix socket of its owner's, TLS, behind a proxy's path; and whose pages may call it."""
 
+import asyncio
 import socket
 import ssl
 import stat
 import subprocess
 from pathlib import Path
+from unittest import mock
 
 import httpx
 import pytest
 
 from quire.base.errors import ConfigError
 from quire.config.fields import Config, ServerConfig
+from quire.server.porter import Porter
 from quire.server.run import serve
 from quire.server.sockets import bind, check_guard, tls_of
 from tests.server.serving import Serving
@@ -60,6 +63,29 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     words += ["-keyout", key, "-out", cert, "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run(words, check=True, capture_output=True)
     return cert, key
+
+
+@pytest.mark.skipif(not Path("/usr/bin/openssl").exists(), reason="openssl makes the certificate")
+def test_tls_while_no_front_end_answers(certificate: tuple[str, str]) -> None:
+    cert, key = certificate
+
+    async def scenario() -> None:
+        tls = tls_of(ServerConfig(ssl_certfile=cert, ssl_keyfile=key))
+        known = ssl.create_default_context(cafile=cert)
+        with bind(ServerConfig(port=0)) as listener, mock.patch("quire.server.porter.PATIENCE_S", 0.3):
+            porter = Porter("", tls)
+            await porter.open([listener])
+            silent, kept = await asyncio.open_connection(*listener.getsockname())
+            reader, writer = await asyncio.open_connection(*listener.getsockname(), ssl=known)
+            writer.write(b"GET /live HTTP/1.1\r\n\r\n")
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            # Whoever never shakes hands is not waited for.
+            assert not await asyncio.wait_for(silent.read(), 2)
+            for each in (writer, kept):
+                each.close()
+            porter.close()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.skipif(not Path("/usr/bin/openssl").exists(), reason="openssl makes the certificate")

@@ -1,0 +1,68 @@
+"""Who answers while no front end does, and whom it does not let itself be held up by."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from unittest import mock
+
+import pytest
+
+from quire.config.fields import ServerConfig
+from quire.server.porter import Porter
+from quire.server.sockets import bind
+
+pytestmark = pytest.mark.plain
+
+FEW = 4
+
+
+def attended(visit: Callable[[Porter, socket.socket], Awaitable[None]]) -> None:
+    """A visit to a porter that has few places."""
+
+    async def scenario() -> None:
+        with bind(ServerConfig(port=0)) as listener, mock.patch("quire.server.porter.MOST_CONNECTIONS", FEW):
+            porter = Porter("", None)
+            await porter.open([listener])
+            try:
+                await visit(porter, listener)
+            finally:
+                porter.close()
+
+    asyncio.run(scenario())
+
+
+async def ask(listener: socket.socket, path: bytes = b"/live") -> tuple[bytes, asyncio.StreamWriter]:
+    """The first line of an answer, if there is one; the connection stays open."""
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(b"GET " + path + b" HTTP/1.1\r\n\r\n")
+    try:
+        return await reader.readline(), writer
+    except ConnectionError:
+        return b"", writer
+
+
+def test_clients_that_do_not_close_keep_nobody_out() -> None:
+    async def visit(porter: Porter, listener: socket.socket) -> None:
+        asked = [await asyncio.wait_for(ask(listener), 2) for _ in range(3 * FEW)]
+        assert {line for line, _ in asked} == {b"HTTP/1.1 200 OK\r\n"}
+        for _, writer in asked:
+            writer.close()
+
+    attended(visit)
+
+
+def test_clients_that_ask_nothing_are_few_and_have_little_time() -> None:
+    async def visit(porter: Porter, listener: socket.socket) -> None:
+        silent = [await asyncio.open_connection(*listener.getsockname()) for _ in range(FEW)]
+        line, writer = await ask(listener)
+        writer.close()
+        assert not line
+        for reader, writer in silent:
+            assert not await asyncio.wait_for(reader.read(), 2)
+            writer.close()
+        line, writer = await ask(listener, b"/v1/models")
+        writer.close()
+        assert line == b"HTTP/1.1 503 Service Unavailable\r\n"
+
+    with mock.patch("quire.server.porter.PATIENCE_S", 0.3):
+        attended(visit)
