@@ -64,8 +64,8 @@ class Owner(Protocol):
         """What a front end is told first, but for its descriptors."""
         ...
 
-    def serving(self, serving: Serving) -> None:
-        """One begins to answer."""
+    def serving(self, index: int, serving: Serving) -> None:
+        """Number `index` begins to answer."""
         ...
 
     def gone(self, name: str) -> None:
@@ -266,7 +266,7 @@ class Fronts:
             child.heard_by = _now() + self._stall_s
         elif isinstance(message, Serving):
             child.served_at = _now()
-            self._owner.serving(message)
+            self._owner.serving(index, message)
         elif isinstance(message, CannotServe):
             self._cannot = message.message
         elif isinstance(message, Strike):

@@ -44,24 +44,28 @@ class Porter:
     def __init__(self, root: str, tls: ssl.SSLContext | None) -> None:
         self._root = root.rstrip("/")
         self._tls = tls
-        self._servers: list[asyncio.Server] = []
+        self._servers: dict[int, asyncio.Server] = {}
         self._answering, self._parting = Room(PATIENCE_S), Room(LINGER_S)
 
     async def open(self, listeners: list[socket.socket]) -> None:
         """Begin to answer; the sockets remain their owner's."""
-        for listener in {each.fileno(): each for each in listeners}.values():
-            server = await asyncio.start_server(
+        for number, listener in {each.fileno(): each for each in listeners}.items():
+            self._servers[number] = await asyncio.start_server(
                 self._attend, sock=listener.dup(), limit=MOST_HEAD_BYTES, backlog=AT_ONCE
             )
-            self._servers.append(server)
             # The queue is the listener's own, and was made shorter.
             listener.listen(BACKLOG)
 
-    def close(self) -> None:
-        """Take no further connection; from now on front ends do."""
-        for server in self._servers:
+    def leave(self, listener: socket.socket) -> None:
+        """Take no further connection from there: a front end does."""
+        server = self._servers.pop(listener.fileno(), None)
+        if server is not None:
             server.close()
-        self._servers = []
+
+    def close(self) -> None:
+        """Take no further connection."""
+        while self._servers:
+            self._servers.popitem()[1].close()
 
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -154,12 +154,12 @@ class Supervisor:
         )
         return [born] if self._keeper.news is None else [born, self._keeper.news]
 
-    def serving(self, serving: Serving) -> None:
+    def serving(self, index: int, serving: Serving) -> None:
         """A front end begins to answer."""
         self._facts = serving.facts
+        self._porter.leave(self._listeners[index])
         if not self._greeted and self._fronts.serving == len(self._listeners):
             self._greeted = True
-            self._porter.close()
             self._on_ready(serving.greeting)
 
     def tallies(self) -> list[Tally]:

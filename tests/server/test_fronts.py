@@ -31,7 +31,7 @@ class Nobody:
     def born(self, listener: int, name: str) -> list:
         return []
 
-    def serving(self, serving: object) -> None:
+    def serving(self, index: int, serving: object) -> None:
         raise AssertionError("they never serve")
 
     def gone(self, name: str) -> None:

@@ -66,3 +66,20 @@ def test_clients_that_ask_nothing_are_few_and_have_little_time() -> None:
 
     with mock.patch("quire.server.porter.PATIENCE_S", 0.3):
         attended(visit)
+
+
+def test_where_a_front_end_serves_nobody_else_answers() -> None:
+    async def visit(porter: Porter, listener: socket.socket) -> None:
+        with bind(ServerConfig(port=0)) as other:
+            await porter.open([other, other])
+            porter.leave(listener)
+            line, writer = await ask(other)
+            writer.close()
+            assert line == b"HTTP/1.1 200 OK\r\n"
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(b"GET /live HTTP/1.1\r\n\r\n")
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(1), 0.1)
+            writer.close()
+
+    attended(visit)
