@@ -81,7 +81,7 @@ def variants() -> Iterator[tuple[triton.JITFunction, dict[str, object], set[str]
     weights = {"words", "scales", "zeros", "factors", "bias"}
     few = {"OUTPUTS": 64, "DEPTH": 32, "STAGES": 4, "FETCH": 8, "WIDEN": False}
     for form, gate in itertools.product((INT4, NVFP4, FP8), ("", "silu")):
-        shape = {"OUTPUTS": 4, "UNITS": 128, "AHEAD": 1}
+        shape = {"OUTPUTS": 4, "UNITS": 128, "AHEAD": 1, "DOTS": form is INT4}
         yield quantized.gemv._gemv_kernel, {**WORDS, **form, **shape, "GATE": gate}, weights
         yield quantized.skinny._skinny_kernel, {**WORDS, **form, **few, "ROWS": 16, "PARTS": 2, "GATE": gate}, weights
     yield heads._prepare, {**HEADS, "BLOCK": 8}, set()
