@@ -32,7 +32,7 @@ def serve(config: Config, commands: Commands = OURS) -> int:
     try:
         keys_of(config.server)
         check_guard(config.server, listeners[0])
-        tls_of(config.server)
+        tls = tls_of(config.server)
         tool_format(config.server.tool_call_parser, "")
         reasoning_format(config.server.reasoning_parser, "")
         _check_template(config.server.chat_template)
@@ -49,7 +49,7 @@ def serve(config: Config, commands: Commands = OURS) -> int:
         notify("READY=1")
 
     async def run() -> None:
-        await Supervisor(config, model, listeners, commands, on_ready).run()
+        await Supervisor(config, model, listeners, tls, commands, on_ready).run()
 
     asyncio.run(run())
     return 0

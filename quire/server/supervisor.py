@@ -10,6 +10,7 @@ import secrets
 import shutil
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,6 @@ from quire.server.fronts import Fronts, close_all
 from quire.server.keeper import Keeper, Patience
 from quire.server.notify import notify
 from quire.server.porter import Porter
-from quire.server.sockets import tls_of
 
 ABORT_S = 2.5
 """What is left after a second signal is killed."""
@@ -49,7 +49,8 @@ class Supervisor:
     Args:
         config: of the whole server.
         model: the checkpoint.
-        listeners: a socket for each front end.
+        listeners: a socket for each front end; closed with the server.
+        tls: what connections are encrypted with, None where they are not.
         commands: what Python runs.
         on_ready: called once, with the greeting, when all front ends serve.
     """
@@ -59,6 +60,7 @@ class Supervisor:
         config: Config,
         model: ModelFacts,
         listeners: list[socket.socket],
+        tls: ssl.SSLContext | None,
         commands: Commands,
         on_ready: Callable[[str], None],
     ) -> None:
@@ -72,7 +74,7 @@ class Supervisor:
         self._listeners = listeners
         self._fronts = Fronts(self, listeners, self._descriptor, commands.front, config.server.stall_timeout_s)
         server = config.server
-        self._porter = Porter(server.root_path, tls_of(server))
+        self._porter = Porter(server.root_path, tls)
         patience = Patience(server.stall_timeout_s, server.load_timeout_s)
         self._keeper = Keeper(self._start_core, self._pulse, patience, self._fronts.tell_all)
         self._facts: EngineFacts | None = None
@@ -89,10 +91,11 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        await self._porter.open(self._listeners)
-        engine = asyncio.create_task(self._keeper.keep())
-        fronts = asyncio.create_task(self._keep_fronts())
+        kept: list[asyncio.Task[None]] = []
         try:
+            await self._porter.open(self._listeners)
+            kept += [asyncio.create_task(self._keeper.keep()), asyncio.create_task(self._keep_fronts())]
+            engine, fronts = kept
             await asyncio.wait([engine, fronts], return_when=asyncio.FIRST_COMPLETED)
             if engine.done():
                 # Without an error the server is stopping, and its front ends have their goodbyes to say.
@@ -102,9 +105,9 @@ class Supervisor:
             self._keeper.stopping = self._fronts.stopping = True
             self._porter.close()
             self._fronts.kill()
-            for task in (engine, fronts):
+            for task in kept:
                 task.cancel()
-            await asyncio.gather(engine, fronts, return_exceptions=True)
+            await asyncio.gather(*kept, return_exceptions=True)
             await self._fronts.end()
             if self._keeper.core is not None:
                 # One that still loads does not look up.

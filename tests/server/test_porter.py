@@ -3,13 +3,16 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from quire.config.fields import ServerConfig
+from quire.config.fields import Config, ServerConfig
 from quire.server.porter import Porter
 from quire.server.sockets import bind
+from quire.server.supervisor import OURS, Supervisor
+from tests.config import facts
 
 pytestmark = pytest.mark.plain
 
@@ -66,6 +69,20 @@ def test_clients_that_ask_nothing_are_few_and_have_little_time() -> None:
 
     with mock.patch("quire.server.porter.PATIENCE_S", 0.3):
         attended(visit)
+
+
+def test_without_a_porter_nothing_is_begun_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quire.server.supervisor.private_folder", lambda: tmp_path)
+    monkeypatch.setattr(Porter, "open", mock.AsyncMock(side_effect=OSError("no descriptor")))
+    listener = bind(ServerConfig(port=0))
+    config = Config(server=ServerConfig(port=0))
+
+    async def scenario() -> None:
+        await Supervisor(config, facts.model(), [listener], None, OURS, print).run()
+
+    with pytest.raises(OSError, match="no descriptor"):
+        asyncio.run(scenario())
+    assert not tmp_path.exists() and listener.fileno() == -1
 
 
 def test_where_a_front_end_serves_nobody_else_answers() -> None:
