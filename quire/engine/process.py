@@ -1,8 +1,8 @@
 """The engine core as a process: `python -m quire.engine.process`, started by `engine/launch.py`.
 
-One thread, one selector: front ends' messages, the launcher's end, the core's turns. It waits only when no plan can be
-made and none is in flight, so an idle engine costs next to no CPU. After each turn its pulse beats; SIGUSR1 makes it
-write its stacks, whatever it does.
+One thread, one selector: front ends' messages, the launcher's end, the core's turns. It waits when no plan can be made
+and none is in flight, so an idle engine costs next to no CPU; and while a step runs, until the next plan must be made:
+requests that come meanwhile join it. After each turn its pulse beats; SIGUSR1 makes it write its stacks.
 """
 
 import faulthandler
