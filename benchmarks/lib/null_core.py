@@ -28,9 +28,12 @@ class NullStep:
         self._plan = plan
         self._due = due
 
-    def result(self) -> StepResult:
+    def wait(self) -> None:
         """Wait until the step is over."""
         time.sleep(max(0.0, self._due - time.perf_counter()))
+
+    def result(self) -> StepResult:
+        """What it brought."""
         rows = [grant.row for grant in self._plan.grants if grant.samples]
         return StepResult(self._plan.step, rows, [FIRST + (self._plan.step + row) % KINDS for row in rows])
 

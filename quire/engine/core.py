@@ -69,8 +69,11 @@ class EngineCore:
         if plan is not None and len(self.in_flight) < self.depth:
             return []
         began, asked = self._began, self._clock()
-        result = self.in_flight.popleft()[1].result()
+        pending = self.in_flight.popleft()[1]
+        pending.wait()
+        # What the host takes to read the result is no part of the step: by then the device is at the next one.
         self._ended_at = self._clock()
+        result = pending.result()
         seconds = self._ended_at - began
         if plan is not None:
             self._slack.observe(self.scheduler.flights[0].size, seconds - (asked - planned), self._ended_at - asked)

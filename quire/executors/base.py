@@ -15,6 +15,10 @@ Progress = Callable[[int, int], None]
 class Pending(Protocol):
     """A step under way."""
 
+    def wait(self) -> None:
+        """Wait until it is computed; to read what it brought takes the host further time."""
+        ...
+
     def result(self) -> StepResult:
         """Wait for it. Raises EngineDeadError if a rank has ended."""
         ...

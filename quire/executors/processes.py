@@ -4,6 +4,7 @@ A rank is `python -m quire.executors.rank`, so callers need no `__main__` guard.
 socket's end is the rank's end, whichever side dies first.
 """
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -134,6 +135,11 @@ class ProcessExecutor:
                 rank.process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def await_news(self) -> None:
+        """Wait until the sampling rank has said something, or has ended."""
+        with contextlib.suppress(ConnectionResetError):
+            self._ranks[0].socket.recv(1, socket.MSG_PEEK)
+
     def next_result(self) -> StepResult:
         """The oldest step's result, from the sampling rank."""
         return self._expect(self._ranks[0], Result).result
@@ -167,6 +173,9 @@ class _Awaited:
     """A step that rank processes compute; results come in the order of the plans."""
 
     executor: ProcessExecutor
+
+    def wait(self) -> None:
+        self.executor.await_news()
 
     def result(self) -> StepResult:
         return self.executor.next_result()

@@ -43,6 +43,12 @@ class InFlight:
             before._settle()
             self.samples = draw()
 
+    def wait(self) -> None:
+        """Wait until samples are on the host; if need be, for the step before."""
+        self.draw()
+        if self.samples is not None:
+            self.samples.wait()
+
     def result(self) -> StepResult:
         """The step's result; empty on ranks that do not sample. The next step, if it waits for this one, draws."""
         found = self._settle()

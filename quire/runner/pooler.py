@@ -29,12 +29,17 @@ class PooledStep:
     step: int
     found: list[tuple[list[int], Tensor]] = field(default_factory=list)
 
+    def wait(self) -> None:
+        """Bring the values to the host."""
+        self.found = [(rows, values.float().cpu()) for rows, values in self.found]
+
     def result(self) -> StepResult:
         """The vectors as bytes; rows with values that are not finite are bad."""
         vectors: dict[int, bytes] = {}
         bad: list[int] = []
+        self.wait()
         for rows, values in self.found:
-            host = values.float().cpu().view(len(rows), -1)
+            host = values.view(len(rows), -1)
             finite = torch.isfinite(host).all(dim=1).tolist()
             for row, value, good in zip(rows, host, finite, strict=True):
                 vectors[row] = value.numpy().tobytes()

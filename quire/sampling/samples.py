@@ -79,10 +79,14 @@ class Samples:
         """(n,) bool on the device: rows whose logits were not finite."""
         return self.drawn[1] == BAD
 
-    def to_host(self) -> tuple[list[int], list[int], dict[int, TokenLogprobs], dict[int, str]]:
-        """Wait for the samples: tokens in the order of rows, bad rows, log-probabilities by row, errors by row."""
+    def wait(self) -> None:
+        """Wait until they are on the host."""
         if self._arrived is not None:
             self._arrived.synchronize()
+
+    def to_host(self) -> tuple[list[int], list[int], dict[int, TokenLogprobs], dict[int, str]]:
+        """Wait for the samples: tokens in the order of rows, bad rows, log-probabilities by row, errors by row."""
+        self.wait()
         n = len(self.rows)
         tokens: list[int] = self._host[:n].tolist()
         errors = dict(self.errors)

@@ -28,8 +28,12 @@ class Made:
     def __init__(self, machine: "Machine", ends: float, result: StepResult) -> None:
         self._machine, self._ends, self._result = machine, ends, result
 
-    def result(self) -> StepResult:
+    def wait(self) -> None:
         self._machine.now = max(self._machine.now, self._ends)
+
+    def result(self) -> StepResult:
+        self.wait()
+        self._machine.now += self._machine.read_s
         return self._result
 
 
@@ -39,10 +43,11 @@ class Machine:
     Attributes:
         idle_s: how long the device had nothing to do between steps.
         step_s: what a step takes, beside TOKEN_S for each token of a prompt.
+        read_s: what the host takes to read what a step brought.
     """
 
-    def __init__(self, step_s: float = STEP_S, host_s: float = HOST_S) -> None:
-        self.step_s, self.host_s = step_s, host_s
+    def __init__(self, step_s: float = STEP_S, host_s: float = HOST_S, read_s: float = 0.0) -> None:
+        self.step_s, self.host_s, self.read_s = step_s, host_s, read_s
         self.now = self.ends = 1.0
         self.idle_s, self.steps = 0.0, 0
 
@@ -128,6 +133,15 @@ def test_a_host_that_is_slower_than_its_device_never_waits(begun: Callable[[Mach
     core = begun(machine)
     serve(core, machine, {1.0: request("a", 16, 1000)}, 2.0)
     assert machine.steps >= 0.99 * 1.0 / 4e-3
+    core.close()
+
+
+@pytest.mark.parametrize("read_s", [2e-3, 4e-3])
+def test_a_host_that_reads_slowly_does_not_wait_longer(begun: Callable[[Machine], EngineCore], read_s: float) -> None:
+    machine = Machine(read_s=read_s)
+    core = begun(machine)
+    serve(core, machine, {1.0: request("a", 16, 1000)}, 2.0)
+    assert machine.idle_s <= 1e-9
     core.close()
 
 

@@ -45,3 +45,13 @@ def test_a_step_that_is_asked_first_asks_the_one_before() -> None:
     assert second.result().tokens == [8]
     assert told == ["draw 7", "advance [7]", "draw 8", "advance [8]"]
     assert first.result().tokens == [7] and len(told) == 4
+
+
+def test_to_wait_is_to_draw_but_not_to_read() -> None:
+    first, second = steps(told := [])
+    first.wait()
+    assert not first.settled and told == ["draw 7"]
+    second.wait()
+    assert not second.settled and told == ["draw 7", "advance [7]", "draw 8"]
+    assert (first.result().tokens, second.result().tokens) == ([7], [8])
+    assert told[3:] == ["advance [8]"]

@@ -31,8 +31,10 @@ class Made:
     def __init__(self, result: StepResult) -> None:
         self._result = result
 
-    def result(self) -> StepResult:
+    def wait(self) -> None:
         time.sleep(STEP_S)
+
+    def result(self) -> StepResult:
         return self._result
 
 

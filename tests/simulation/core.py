@@ -70,6 +70,9 @@ class Made:
         self._points = points
         self._result = result
 
+    def wait(self) -> None:
+        """It took no time."""
+
     def result(self) -> StepResult:
         """Read it."""
         self._points.at("core.result")
