@@ -75,7 +75,7 @@ class EngineCore:
         self._ended_at = self._clock()
         result = pending.result()
         seconds = self._ended_at - began
-        if plan is not None:
+        if plan is not None and not self.scheduler.led:
             self._slack.observe(self.scheduler.flights[0].size, seconds - (asked - planned), self._ended_at - asked)
         return self.scheduler.commit(result, seconds)
 

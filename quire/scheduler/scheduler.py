@@ -52,10 +52,14 @@ class Scheduler:
         return bool(self.roster.alive or self.flights)
 
     @property
+    def led(self) -> bool:
+        """Whether a sequence that runs keeps to a grammar: its steps end once their masks are there."""
+        return bool(self.roster.grammars.bound)
+
+    @property
     def open(self) -> bool:
         """Whether to wait with the next plan for whoever may come: nobody else waits, not even a grammar's mask."""
-        roster = self.roster
-        return bool(roster.rows.free) and not roster.waiting and not roster.grammars.bound
+        return bool(self.roster.rows.free) and not self.roster.waiting and not self.led
 
     @property
     def counters(self) -> Counters:

@@ -164,6 +164,18 @@ def test_nobody_is_waited_for_who_could_not_begin(begun: Callable[[Machine], Eng
     core.close()
 
 
+def test_steps_with_grammars_say_nothing_of_others(begun: Callable[[Machine], EngineCore]) -> None:
+    machine = Machine()
+    core = begun(machine)
+    bound = core.scheduler.roster.grammars.bound
+    with mock.patch.object(core.scheduler.roster.grammars, "bound", {core}):
+        serve(core, machine, {1.0: request("a", 16, 1000)}, 1.2)
+    assert not bound and core.scheduler.open and core.pause_ms == 0
+    serve(core, machine, {}, 1.3)
+    assert core.pause_ms > 0
+    core.close()
+
+
 @pytest.mark.parametrize("prompt", [16, 900])
 @pytest.mark.parametrize("host_s", [HOST_S, 2e-3])
 def test_the_device_never_waits_for_a_plan(begun: Callable[[Machine], EngineCore], host_s: float, prompt: int) -> None:
