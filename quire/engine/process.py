@@ -82,8 +82,7 @@ class Server:
             while self._socket.poll(0):
                 client, *frames = self._socket.recv_multipart()
                 router.handle(client, b"".join(frames))
-            if not (busy and core.pause_ms):
-                busy = router.turn()
+            busy = router.turn()
 
     def fail(self, message: str) -> None:
         """Tell every front end, also one that is only about to say hello, that there is no engine."""

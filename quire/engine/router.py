@@ -68,7 +68,12 @@ class Router:
         return len(self._owners) + self._trials.waiting
 
     def turn(self) -> bool:
-        """One turn of the core, and its news to those whom they concern. Whether it is worth turning again at once."""
+        """One turn of the core, and its news to those whom they concern. Whether it is worth turning again at once.
+
+        While the core pauses nothing is done: whoever comes meanwhile joins its next step.
+        """
+        if self._core.pause_ms:
+            return self._busy
         deltas = self._core.turn()
         before, self._busy = self._busy, deltas is not None
         stats = self._core.scheduler.stats()
