@@ -110,12 +110,13 @@ def begin(
     try:
         layout, patience_s = _settle_in(executor, spec, progress, timeline)
         scheduler = make(spec, layout)
-        grammars = GrammarDesk(executor, scheduler, _vocabulary(config, model))
+        facts, vocabulary = _facts(spec, layout, timeline.seconds), _vocabulary(config, model)
+        grammars = GrammarDesk(executor, scheduler, vocabulary)
+        core = EngineCore(executor, scheduler, grammars, facts, spec.depth, timeline.clock)
     except BaseException:
         ahead().drop()
         executor.stop()
         raise
-    core = EngineCore(executor, scheduler, grammars, _facts(spec, layout, timeline.seconds), spec.depth, timeline.clock)
     core.patience_s = patience_s
     return core
 

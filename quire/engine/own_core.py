@@ -21,12 +21,16 @@ async def start_core(
 ) -> tuple[CoreProcess, CoreClient, EngineFacts]:
     """A core that is ready; `core` is what Python runs. Raises EngineError with the core's own words if it fails."""
     process = await CoreProcess.start(config, model, core)
-    client = CoreClient(process.address)
+    client: CoreClient | None = None
     try:
+        client = CoreClient(process.address)
         return process, client, await _first_facts(client, process)
     except BaseException:
-        client.close()
-        await process.stop(STOP_TIMEOUT_S)
+        try:
+            if client is not None:
+                client.close()
+        finally:
+            await process.stop(STOP_TIMEOUT_S)
         raise
 
 
