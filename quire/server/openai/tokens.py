@@ -1,5 +1,8 @@
 """POST /tokenize and /detokenize, in vLLM's dialect: what a text is in tokens, and back."""
 
+import asyncio
+from collections.abc import Callable
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,7 +11,7 @@ from quire.base.errors import RequestError
 from quire.messages.validate import check_token_ids
 from quire.server.openai.prompts import encode, render_chat
 from quire.server.openai.schema import DetokenizeRequest, TokenizeRequest, read
-from quire.server.service import service_of
+from quire.server.service import Service, service_of
 from quire.server.text.texts import freed
 
 MOST_TOKENS = 1 << 19
@@ -25,16 +28,23 @@ async def tokenize(request: Request) -> Response:
         ids = await render_chat(asked, service)
     else:
         ids = await encode(asked.prompt, asked.add_special_tokens is not False, service)
-    tokenizer = service.engine.tokenizer
+    if asked.return_token_strs:
+        body = await asyncio.to_thread(_told, ids, service, service.engine.tokenizer.token_text)
+    else:
+        body = _told(ids, service)
+    await freed(ids)
+    return Response(body, media_type="application/json")
+
+
+def _told(ids: list[int], service: Service, text: Callable[[int], str] | None = None) -> bytes:
+    """The body that tells of token ids; with the texts of a long context it takes too long for the event loop."""
     answer = {
         "count": len(ids),
         "max_model_len": service.engine.facts.max_model_len,
         "tokens": ids,
-        "token_strs": [tokenizer.token_text(token) for token in ids] if asked.return_token_strs else None,
+        "token_strs": None if text is None else [text(token) for token in ids],
     }
-    body = msgspec.json.encode(answer)
-    await freed(ids)
-    return Response(body, media_type="application/json")
+    return msgspec.json.encode(answer)
 
 
 async def detokenize(request: Request) -> Response:
