@@ -11,10 +11,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 CORE := $(VENV)/.installed-core
 TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
-# Two workers compute beside each other, so one thread each. Hundreds of processes are started, which would each compile
+# Workers compute beside each other, so one thread each. Hundreds of processes are started, which would each compile
 # quire's modules for themselves if they might not keep them.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest
-PARALLEL := -n 2 --dist worksteal
+# One more than two cores: what waits for servers leaves room.
+PARALLEL := -n 3 --dist worksteal
 # Those of benchmarks/ that need no GPU, no peer and no hour.
 BENCHES := startup scheduler finite structured deterministic front loading cpu vs_transformers
 PROMPT ?= The old house stood on a hill above the village, and
