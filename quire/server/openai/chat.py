@@ -14,17 +14,18 @@ from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
 from quire.server.generation import Items, Job, Usage, admitted, collect
 from quire.server.jobs import job_of
+from quire.server.openai.chunks import Chunks
 from quire.server.openai.frame import framed
 from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from quire.server.openai.prompts import fits_of, render_chat
 from quire.server.openai.sampling import answer_id, model_max_tokens, sampling_params
-from quire.server.openai.schema import ChatRequest, StreamOptions, read_generating
+from quire.server.openai.schema import ChatRequest, read_generating
 from quire.server.openai.speech import Delta, Ear, Voice, ear_for, shown_token_ids
 from quire.server.openai.structured import own_field
 from quire.server.openai.thoughts import budget_of, template_words, thinking_of
 from quire.server.openai.tools import Offer, read_offer
 from quire.server.service import Service, service_of
-from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame, event
+from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame
 from quire.server.watch import Watch
 
 
@@ -143,18 +144,16 @@ class Chat:
         return {**choice, "token_ids": completion.token_ids} if self.asked.return_token_ids else choice
 
 
-class ChunkWriter:
+class ChunkWriter(Chunks):
     """Renders the chunks of one stream.
 
     Nearly every chunk differs from the one before only in its text, so everything around the text is rendered once.
     """
 
     def __init__(self, head: dict[str, object], asked: ChatRequest, service: Service, ear: Ear | None) -> None:
-        self.options = asked.stream_options or StreamOptions()
-        self._head = head
+        super().__init__(head, asked.stream_options)
         self._asked = asked
         self._tokenizer = service.engine.tokenizer
-        self._usage = Usage()
         self._prompt_seen = False
         self._plain = not (asked.logprobs or asked.return_token_ids or self.options.continuous_usage_stats)
         self._voices = [ear.voice() for _ in range(asked.n or 1)] if ear else []
@@ -170,10 +169,6 @@ class ChunkWriter:
             self._prompt_seen = True
             self._usage.add_prompt(output)
         return b"".join([self._completion(completion) for completion in output.outputs])
-
-    def last(self) -> bytes:
-        """The chunk with usage and no choices."""
-        return event(msgspec.json.encode({**self._head, "choices": [], "usage": self._usage.as_json()}))
 
     def _completion(self, completion: CompletionOutput) -> bytes:
         self._usage.completion_tokens += len(completion.token_ids)
@@ -213,9 +208,4 @@ class ChunkWriter:
 
     def _chunk(self, index: int, delta: dict[str, object], **more: object) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **more}
-        chunk = {**self._head, "choices": [choice]}
-        if self.options.continuous_usage_stats:
-            chunk["usage"] = self._usage.as_json()
-        elif self.options.include_usage:
-            chunk["usage"] = None
-        return event(msgspec.json.encode(chunk))
+        return self._chunk_of(choice)

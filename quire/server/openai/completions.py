@@ -14,13 +14,14 @@ from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
 from quire.server.generation import Items, Usage, admitted, collect
 from quire.server.jobs import job_of
+from quire.server.openai.chunks import Chunks
 from quire.server.openai.logprobs import CompletionLogprobs, joined, prompt_logprobs
 from quire.server.openai.prompts import fits_of, read_middles, read_prompts
 from quire.server.openai.sampling import answer_id, model_max_tokens, sampling_params
-from quire.server.openai.schema import CompletionRequest, StreamOptions, read_generating
+from quire.server.openai.schema import CompletionRequest, read_generating
 from quire.server.openai.structured import own_field
 from quire.server.service import Service, service_of
-from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame, event
+from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame
 from quire.server.watch import Watch
 
 DEFAULT_MAX_TOKENS = 16
@@ -170,15 +171,13 @@ class Choice:
         return text
 
 
-class ChunkWriter:
+class ChunkWriter(Chunks):
     """Renders the chunks of one stream; text without anything else is put into frames rendered once."""
 
     def __init__(self, answer: Completion, head: dict[str, object]) -> None:
         asked = answer.asked
-        self.options = asked.stream_options or StreamOptions()
+        super().__init__(head, asked.stream_options)
         self._answer = answer
-        self._head = head
-        self._usage = Usage()
         self._choices: dict[tuple[int, int], Choice] = {}
         self._frames: dict[tuple[int, int], Frame] = {}
         self._scores: dict[int, RequestOutput] = {}
@@ -195,10 +194,6 @@ class ChunkWriter:
         output.prompt_logprobs = self._scores[number].prompt_logprobs
         return b"".join([self._completion(number, output, completion) for completion in output.outputs])
 
-    def last(self) -> bytes:
-        """The chunk with usage and no choices."""
-        return event(msgspec.json.encode({**self._head, "choices": [], "usage": self._usage.as_json()}))
-
     def _completion(self, number: int, output: RequestOutput, completion: CompletionOutput) -> bytes:
         key = (number, completion.index)
         if self._plain and completion.finish_reason is None:
@@ -211,20 +206,12 @@ class ChunkWriter:
         piece = choice.news(output, completion)
         self._usage.completion_tokens += choice.tokens - before
         tells = piece["text"] or piece["finish_reason"] or (not self._plain and completion.token_ids)
-        return self._chunk(piece) if tells else b""
-
-    def _chunk(self, choice: dict[str, object]) -> bytes:
-        chunk = {**self._head, "choices": [choice]}
-        if self.options.continuous_usage_stats:
-            chunk["usage"] = self._usage.as_json()
-        elif self.options.include_usage:
-            chunk["usage"] = None
-        return event(msgspec.json.encode(chunk))
+        return self._chunk_of(piece) if tells else b""
 
     def _frame(self, key: tuple[int, int]) -> Frame:
         frame = self._frames.get(key)
         if frame is None:
             index = key[0] * (self._answer.asked.n or 1) + key[1]
             choice = {"index": index, "text": Frame.MARK, "logprobs": None, "finish_reason": None, "stop_reason": None}
-            frame = self._frames[key] = Frame(self._chunk(choice))
+            frame = self._frames[key] = Frame(self._chunk_of(choice))
         return frame
