@@ -15,9 +15,8 @@ class Planner:
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
-        self._yielding: list[
-            Sequence
-        ] = []  # not planned now, so that they can be preempted once plans in flight are in
+        # Not planned now, so that they can be preempted once plans in flight are in.
+        self._yielding: list[Sequence] = []
 
     def fill(self, draft: Draft, now: float) -> None:
         """Grant what can be granted now. `now` in seconds, as in `Scheduler.plan`."""
