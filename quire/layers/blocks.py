@@ -9,7 +9,7 @@ from quire.layers.attention import Attention
 from quire.layers.build import Build
 from quire.layers.delta_net import GatedDeltaNet
 from quire.layers.joint import Joint, Stream
-from quire.layers.last import LastTokens
+from quire.layers.last import LastTokens, last_tokens
 from quire.layers.latent import LatentAttention
 from quire.layers.mamba import Mamba
 from quire.layers.mlp import MLP, GatedMLP
@@ -62,9 +62,8 @@ class PreNorm(Block):
             if isinstance(first, RMSNorm) and isinstance(second, RMSNorm):
                 self._whole = whole_layer(b, (first, second), attention, mlp)
         self._last: LastTokens | None = None
-        # Another way to attend rounds otherwise.
-        if self._whole is None and isinstance(attention, Attention) and not b.deterministic:
-            self._last = LastTokens(b, attention)
+        if self._whole is None and isinstance(attention, Attention):
+            self._last = last_tokens(b, attention)
 
     def forward(self, stream: Stream, step: StepInputs) -> Stream:
         """The stream after both blocks."""

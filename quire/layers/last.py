@@ -11,12 +11,12 @@ from torch import Tensor
 
 from quire.layers.attention import Attention
 from quire.layers.build import Build
-from quire.ops.attention import paged_attention, prepare
+from quire.ops.attention import attend, paged_attention, prepare
 from quire.ops.step import StepInputs
 
 
 class LastTokens:
-    """The other way to compute what `Attention.mix` does."""
+    """The other way to compute what `Attention.mix` does; see `last_tokens` for where there is one."""
 
     def __init__(self, b: Build, attention: Attention) -> None:
         self._attention = attention
@@ -31,3 +31,13 @@ class LastTokens:
         q = self._prepare(qkv, layer.head_weights, pages, step, layer.spec)[rows]
         mixed = self._attend(q, pages, step.last(), layer.spec, *sinks).flatten(1)
         return layer.out.forward(mixed if gate is None else mixed * torch.sigmoid(gate[rows]))
+
+
+def last_tokens(b: Build, attention: Attention) -> LastTokens | None:
+    """The other way, or None where `Attention.mix` itself is better or must be used."""
+    spec = replace(attention.spec, step="decode")
+    block, half = (b.choose(op, spec) for op in (attend, paged_attention))
+    # Halves of a lesser provider may take more time than is saved, and memory that nobody reckons with.
+    if b.deterministic or len(block.refused) < len(half.refused):
+        return None
+    return LastTokens(b, attention)

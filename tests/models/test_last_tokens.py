@@ -42,17 +42,36 @@ def test_states_of_last_tokens_are_the_same(family, providers, tmp_path):
     assert model.left_out > 10
 
 
-def test_a_layer_leaves_out_what_nobody_wants(tmp_path, monkeypatch):
-    seen = []
+@pytest.fixture
+def seen(monkeypatch):
+    """Of how many tokens each layer computed its feed-forward part."""
+    counts = []
     fed = PreNorm._fed
 
     def noted(self, stream):
-        seen.append(len(stream.residual))
+        counts.append(len(stream.residual))
         return fed(self, stream)
 
     monkeypatch.setattr(PreNorm, "_fed", noted)
-    driver = Driver(make("qwen3_next", tmp_path, full_attention_interval=1, layer_types=["full_attention"] * 3), 4)
+    return counts
+
+
+def plain(folder, providers=()):
+    """A model of three layers with attention, which computes every step twice."""
+    layers = {"full_attention_interval": 1, "layer_types": ["full_attention"] * 3}
+    driver = Driver(make("qwen3_next", folder, **layers), 4, list(providers))
     driver.model = Twice(driver.model)
+    return driver
+
+
+def test_a_layer_leaves_out_what_nobody_wants(seen, tmp_path):
+    driver = plain(tmp_path)
     driver.step([(driver.begin(text), len(text)) for text in TEXTS])
     tokens = sum(map(len, TEXTS))
     assert seen == [tokens] * 5 + [3]
+
+
+def test_a_block_of_a_better_provider_is_not_cut_in_halves(seen, tmp_path):
+    driver = plain(tmp_path, ["cpu", "torch_native"])
+    driver.step([(driver.begin(text), len(text)) for text in TEXTS])
+    assert seen == [sum(map(len, TEXTS))] * 6
