@@ -74,7 +74,7 @@ class PreNorm(Block):
 
     def last(self, stream: Stream, step: StepInputs) -> Stream:
         """See Block. What follows keys and values is computed for the last tokens alone."""
-        if self._last is None:
+        if self._last is None or not self._last.pays(step):
             return super().last(stream, step)
         qkv, residual = stream.enter(self._qkv, self.mesh)
         mixed = self._scaled(self._last.mix(qkv, step))

@@ -14,6 +14,10 @@ from quire.layers.build import Build
 from quire.ops.attention import attend, paged_attention, prepare
 from quire.ops.step import StepInputs
 
+REACH = 4
+"""Tokens of the longest sequence for each token of a step, at most. Where sequences are longer than that, those that
+compute one token are better off in `Attention.mix`, which cuts them into parts and reads common beginnings once."""
+
 
 class LastTokens:
     """The other way to compute what `Attention.mix` does; see `last_tokens` for where there is one."""
@@ -22,6 +26,10 @@ class LastTokens:
         self._attention = attention
         self._prepare = b.op(prepare, attention.spec)
         self._attend = b.op(paged_attention, replace(attention.spec, step="decode"))
+
+    def pays(self, step: StepInputs) -> bool:
+        """Whether a step is better computed this way. Recorded ones are not: their bound is the model's own length."""
+        return step.max_seq <= REACH * len(step.positions)
 
     def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
         """As `Attention.mix`, for the last token of each sequence: (sequences, hidden)."""

@@ -71,6 +71,14 @@ def test_a_layer_leaves_out_what_nobody_wants(seen, tmp_path):
     assert seen == [tokens] * 5 + [3]
 
 
+def test_few_tokens_of_a_long_sequence_are_computed_as_ever(seen, tmp_path):
+    driver = plain(tmp_path)
+    text = driver.begin(list(range(3, 23)))
+    driver.step([(text, 18)])
+    driver.step([(text, 2)])
+    assert seen == [18] * 5 + [1] + [2] * 6
+
+
 def test_a_block_of_a_better_provider_is_not_cut_in_halves(seen, tmp_path):
     driver = plain(tmp_path, ["cpu", "torch_native"])
     driver.step([(driver.begin(text), len(text)) for text in TEXTS])
