@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import msgspec
+
 from quire.config.spec import RunSpec
 from quire.messages.params import SamplingParams
 from quire.messages.plan import Grant, NewRow, StepPlan
@@ -47,4 +49,9 @@ def largest_step(spec: RunSpec, layout: Layout) -> StepPlan:
     params = SamplingParams(
         temperature=1.0, top_p=0.9, repetition_penalty=1.1, logit_bias={0: 0.0}, logprobs=spec.max_logprobs
     )
-    return step_of([chunk] + [1] * (rows - 1), params, [group.page_size for group in layout.groups])
+    plan = step_of([chunk] + [1] * (rows - 1), params, [group.page_size for group in layout.groups])
+    if rows > 1:
+        # Keeps hidden states of all tokens. By a row of one token, for which nothing follows from it: to describe a
+        # long prompt takes seconds on CPUs.
+        plan.new[-1].params = msgspec.structs.replace(params, prompt_logprobs=0)
+    return plan
