@@ -7,6 +7,7 @@ they are. Called by the runner; on devices without graphs a recording is the fun
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -56,8 +57,12 @@ class Recorder:
             graph.capture_begin(self._pool, capture_error_mode="relaxed")
             try:
                 work()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                # A broken recording cannot be ended in peace; what broke it is what counts.
+                with suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         return graph.replay
 
 

@@ -1,13 +1,16 @@
 """Recorded decode steps, played without a device's graphs: padding and reuse of buffers change nothing."""
 
+from contextlib import nullcontext
+
 import msgspec
 import pytest
+import torch
 
 from quire import LLM, SamplingParams
 from quire.base.registry import load
 from quire.config.resolve import graph_rows
 from quire.engine import begin
-from quire.runner import runner
+from quire.runner import graphs, runner
 from quire.sampling.kernels import Kernels
 from tests.engine.toy import make_toy, oracle
 
@@ -67,6 +70,27 @@ def test_a_kernel_that_asks_the_host_is_not_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(begin, "resolve", recorded([4]))
     with LLM(num_gpu_blocks_override=100, kernels="reference") as llm:
         assert not llm._running().executor.runner.graphs.covers(1)
+
+
+def test_what_broke_a_recording_is_raised(monkeypatch):
+    class Broken:
+        def capture_begin(self, *given, **named):
+            pass
+
+        def capture_end(self):
+            raise RuntimeError("the recording is invalid")
+
+    def work():
+        runs.append(1)
+        assert len(runs) < 2, "no memory"
+
+    runs: list[int] = []
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Broken)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(graphs, "_stream", lambda device: object())
+    with pytest.raises(AssertionError, match="no memory"):
+        graphs.Recorder(torch.device("cuda")).record("decode", work)
 
 
 def test_sizes_are_dense_where_rows_count():
