@@ -33,7 +33,7 @@ class InlineExecutor:
         return self.runner.build.provider_names()
 
     def measure(self) -> Capacity:
-        """Run steps of all sizes; what memory the largest leaves for pages."""
+        """Run the largest step; what memory it leaves for pages."""
         return self.runner.measure()
 
     def allocate(self, layout: Layout) -> None:

@@ -1,4 +1,4 @@
-"""How much memory is free, and how much the worst step needs: measured, never guessed.
+"""How much memory is free, and how much the largest step needs, both measured.
 
 `HostMemory` reads the process's own high-water mark; `DeviceMemory` asks torch's allocator of the accelerator. The
 runner asks before pages are sized.
@@ -11,8 +11,6 @@ from typing import Protocol
 
 import psutil
 import torch
-
-MEASURED_TOKENS = 256
 
 
 class Memory(Protocol):
@@ -30,10 +28,6 @@ class Memory(Protocol):
         """What pages may take of `free` bytes, when a step needs `needed` and the engine may use `fraction`."""
         ...
 
-    def tokens(self, most: int) -> int:
-        """Of how many tokens a step is measured, where steps have up to `most`; the rest is reckoned."""
-        ...
-
     def peak(self) -> contextlib.AbstractContextManager[list[int]]:
         """Measure: the list holds, after the block, the bytes that the block needed beyond those in use before it."""
         ...
@@ -48,16 +42,12 @@ class HostMemory:
         return min(psutil.virtual_memory().available, max(0, _cgroup_limit() - used))
 
     def kept_bytes(self) -> int:
-        """All that this process has."""
-        return int(psutil.Process().memory_info().rss)
+        """Nothing: steps are recorded on accelerators alone."""
+        return 0
 
     def budget(self, free: int, fraction: float, needed: int) -> int:
         """A share of the free memory, and never what a step needs."""
         return max(0, min(int(free * fraction), free - needed))
-
-    def tokens(self, most: int) -> int:
-        """Few: a large step takes seconds, and at most so many times the memory as it has tokens."""
-        return min(most, MEASURED_TOKENS)
 
     @contextlib.contextmanager
     def peak(self) -> Iterator[list[int]]:
@@ -83,23 +73,18 @@ class DeviceMemory:
 
     def free_bytes(self) -> int:
         """Free on the device, once torch has given back what it caches."""
-        self.kept_bytes()
+        self._settle()
         return int(self.module.mem_get_info(self.device)[0])
 
     def kept_bytes(self) -> int:
         """What torch has of the device once it has given back what it caches."""
-        self.module.synchronize(self.device)
-        self.module.empty_cache()
+        self._settle()
         return int(self.module.memory_reserved(self.device))
 
     def budget(self, free: int, fraction: float, needed: int) -> int:
         """The engine's share of the device, less what is taken already and what a step needs."""
         total = int(self.module.mem_get_info(self.device)[1])
         return max(0, int(total * fraction) - (total - free) - needed)
-
-    def tokens(self, most: int) -> int:
-        """All: nothing is reckoned where it can be measured in a moment."""
-        return most
 
     @contextlib.contextmanager
     def peak(self) -> Iterator[list[int]]:
@@ -111,6 +96,10 @@ class DeviceMemory:
         yield measured
         self.module.synchronize(self.device)
         measured.append(int(self.module.max_memory_allocated(self.device)) - before)
+
+    def _settle(self) -> None:
+        self.module.synchronize(self.device)
+        self.module.empty_cache()
 
 
 def memory_of(device: torch.device) -> Memory:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -128,9 +127,10 @@ class Runner:
             logger.warning("%s", note)
 
     def measure(self) -> Capacity:
-        """Run steps of all sizes on scratch pages, and report what memory the largest one leaves for real ones.
+        """Run the largest step on scratch pages, and report what memory it leaves for real ones.
 
-        The largest is not run where the user has fixed the size of the pages.
+        Where kernels compile, steps of all sizes run before. The largest is not run where the user has fixed the size
+        of the pages.
         """
         specs = [state.spec for state in self.build.states]
         # Two pages per group are enough: every entry of the page tables names page 1.
@@ -151,8 +151,7 @@ class Runner:
                 recorded = self._recorded_bytes()
                 self.release()
         free = self.memory.free_bytes()
-        need = self._reckoned(needed[0]) + recorded
-        return Capacity(self.memory.budget(free, self.spec.memory_fraction, need), specs)
+        return Capacity(self.memory.budget(free, self.spec.memory_fraction, needed[0] + recorded), specs)
 
     def _agreed(self, wanted: bool) -> bool:
         """What rank 0 says: steps are run by all ranks or by none."""
@@ -192,14 +191,8 @@ class Runner:
         return all(choice.capturable for choice in self.build.choices)
 
     def _largest(self) -> StepPlan:
-        """The plan that needs most memory, of as many tokens as are measured."""
-        tokens = self.memory.tokens(self.spec.max_num_batched_tokens)
-        return largest_step(msgspec.structs.replace(self.spec, max_num_batched_tokens=tokens), self.layout)
-
-    def _reckoned(self, needed: int) -> int:
-        """What a step of the whole budget needs at most, where the one that was measured needed so many bytes."""
-        largest = self.spec.max_num_batched_tokens
-        return needed * largest // self.memory.tokens(largest)
+        """The plan that needs most memory."""
+        return largest_step(self.spec, self.layout)
 
     def _take_pages(self, layout: Layout) -> None:
         """Take pages and rows. Layers whose state is the same share a group."""

@@ -8,8 +8,11 @@ import pytest
 
 from quire import LLM, SamplingParams
 from quire.base.registry import load
+from quire.checkpoint.read import read_facts
 from quire.config.resolve import warm_tokens
+from quire.config.sources import engine_config
 from quire.engine import begin
+from quire.runner.runner import Runner
 from quire.sampling.sampler import Sampler
 from tests.engine.toy import make_toy, oracle
 
@@ -64,6 +67,24 @@ def test_what_is_released_needs_no_collector(tmp_path, monkeypatch):
         finally:
             gc.enable()
         runner.allocate(runner.layout)
+
+
+@pytest.mark.parametrize("rows", [1, 256])
+def test_the_step_that_is_measured_is_as_large_as_any(tmp_path, monkeypatch, rows):
+    """On a CPU a step may take three times as long; here a token takes a second."""
+    now, launch = [0.0], Runner.launch
+
+    def slowly(self, plan):
+        now[0] += sum(grant.tokens for grant in plan.grants)
+        return launch(self, plan)
+
+    monkeypatch.setattr(Runner, "launch", slowly)
+    folder = make_toy(tmp_path, context=512)
+    config = engine_config(model=str(folder), max_num_seqs=rows, max_num_batched_tokens=300)
+    timeline = begin.Timeline(clock=lambda: now[0])
+    core = begin.begin(config, read_facts("toy", folder), lambda done, total: None, timeline)
+    core.close()
+    assert core.patience_s == 3 * 300
 
 
 def test_sizes_lie_beyond_powers_of_two():
