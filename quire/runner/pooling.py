@@ -9,6 +9,7 @@ from quire.messages.plan import Grant, NewRow, StepPlan
 from quire.messages.pooling import Pooling
 from quire.messages.state import Layout
 from quire.messages.validate_pooling import SAMPLING
+from quire.ops.inputs import Bounds
 from quire.ops.step import StepInputs
 from quire.runner.pooler import PooledStep, Pooler
 from quire.runner.runner import Runner
@@ -40,6 +41,7 @@ class PoolingRunner(Runner):
         for tokens in self.spec.warm_tokens:
             count = min(tokens, self.layout.max_model_len)
             self._run_once(_step([count], [group.page_size for group in self.layout.groups]))
+        self._run_once(self._largest())
 
     def _run_once(self, plan: StepPlan) -> None:
         self.launch(plan).result()
@@ -47,10 +49,6 @@ class PoolingRunner(Runner):
 
     def _recorded_bytes(self) -> int:
         return 0
-
-    def _reckoned(self, needed: int) -> int:
-        # Texts that are read whole are measured whole: attention to them may not grow evenly.
-        return needed
 
     def _largest(self) -> StepPlan:
         longest = min(self.spec.max_num_batched_tokens, self.spec.max_model_len)
@@ -68,7 +66,7 @@ class PoolingRunner(Runner):
         numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants)], self.device).view(2, -1)
         order, counts = numbers[0], numbers[1].int()
         longest = max(host.computed + g.tokens for g, host in zip(grants, hosts, strict=True))
-        bounds = (sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
+        bounds = Bounds(sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
         inputs, hidden = self._read_step(order, counts, bounds, grants)
         step = PooledStep(plan.step)
         if self.mesh.rank == 0:
@@ -77,7 +75,7 @@ class PoolingRunner(Runner):
         return step
 
     def _read_step(
-        self, order: Tensor, counts: Tensor, bounds: tuple[int, int, int], grants: list[Grant]
+        self, order: Tensor, counts: Tensor, bounds: Bounds, grants: list[Grant]
     ) -> tuple[StepInputs, Tensor]:
         rows = self.rows
         inputs: StepInputs = self.make_inputs(

