@@ -1,11 +1,13 @@
 """Draws of the compiled CPU kernels over vocabularies of many blocks, for each set of instructions there is here."""
 
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.ops.draw import draw_tokens, sample_table
+from quire.ops.draw import RowTable, draw_tokens, sample_table
 from quire.ops.registry import load_providers
 from quire.platforms import native
 
@@ -65,13 +67,23 @@ def test_a_batch_changes_no_row(instructions: str) -> None:
 @pytest.mark.parametrize("lift", [-2.0, 0.0, 2.0])
 def test_the_end_of_a_long_nucleus_is_found(instructions: str, lift: float) -> None:
     """Also where the tokens of which it is guessed are unlike the others; of a row alone by all threads at once."""
-    vocab, seeds = 40_000, torch.Generator().manual_seed(2)
+    function, rows = draw_tokens.providers["cpu"].function, torch.arange(3)
+    logits, draws = long_nuclei(lift)
+    for first, (table, wanted) in enumerate(draws):
+        assert torch.equal(drawn(logits, table, "cpu", first), wanted)
+        alone = [function(logits[i : i + 1], rows[i : i + 1], (rows + first).int(), table) for i in rows.tolist()]
+        assert torch.equal(torch.cat(alone, 1), wanted)
+
+
+@cache
+def long_nuclei(lift: float) -> tuple[torch.Tensor, list[tuple[RowTable, torch.Tensor]]]:
+    """Three rows of logits, and settings and the reference's tokens at many positions: few draws come near an end."""
+    vocab, seeds, shares = 40_000, torch.Generator().manual_seed(2), [0.3, 0.7, 0.9]
     logits = torch.randn(3, vocab, generator=seeds) * torch.tensor([[0.3], [1.0], [4.0]])
     logits[:, ::7] += lift
-    table = sample_table(vocab, [1.0] * 3, [0] * 3, [0.9] * 3, [0.0] * 3)
-    wanted = drawn(logits, table, "reference")
-    assert torch.equal(drawn(logits, table), wanted)
-    assert torch.equal(drawn(logits[:1], table), wanted[:, :1])
+    tables = [sample_table(vocab, [1.0] * 3, [0] * 3, shares[i:] + shares[:i], [0.0] * 3) for i in range(3)]
+    draws = [(tables[first % 3], drawn(logits, tables[first % 3], "reference", first)) for first in range(64)]
+    return logits, draws
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (12, 1.0), (0, 0.7)])
