@@ -1,17 +1,25 @@
 """The op that turns rows and a plan's counts into `StepInputs`.
 
 Preparing inputs is an op like any other, so that no device needs a runner of its own: a provider may fuse it into one
-kernel. It reads device rows only; the host gives the order of rows, the tokens of each and three bounds.
+kernel. It reads device rows only; the host gives the order of rows, the tokens of each and their bounds.
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from quire.ops.registry import op
 from quire.ops.step import GroupInputs, StepInputs
+
+
+class Bounds(NamedTuple):
+    """How large a step is, for the host: tokens in all, most tokens of a sequence, longest sequence after the step."""
+
+    tokens: int
+    max_query: int
+    max_seq: int
 
 
 def _samples() -> Iterable[tuple[Any, dict[str, Any]]]:
@@ -31,7 +39,7 @@ def _samples() -> Iterable[tuple[Any, dict[str, Any]]]:
                     torch.randint(1, 9, (rows, 4), generator=generator, dtype=torch.int32),
                 ],
                 "page_sizes": [4, 8],
-                "bounds": (sum(counts), max(counts), 32),
+                "bounds": Bounds(sum(counts), max(counts), 32),
             },
         )
 
@@ -45,7 +53,7 @@ def step_inputs(
     computed: Tensor,
     page_tables: list[Tensor],
     page_sizes: list[int],
-    bounds: tuple[int, int, int],
+    bounds: Bounds,
 ) -> StepInputs:
     """Pack the next `counts` tokens of the rows in `order`.
 
@@ -55,7 +63,7 @@ def step_inputs(
         sampling: (samples,) int64, which of the sequences sample, as indices into `order`.
         tokens: (rows, max_len) int32; computed: (rows,) int32, before this step.
         page_tables: per group (rows, max_pages) int32; page_sizes: tokens per page of each.
-        bounds: host numbers: tokens in all, most tokens of a sequence, longest sequence after this step.
+        bounds: of the step, known on the host.
     """
     total, max_query, max_seq = bounds
     query_start = torch.zeros(len(order) + 1, dtype=torch.int32, device=order.device)

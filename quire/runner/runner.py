@@ -20,7 +20,7 @@ from quire.messages.plan import Grant, StepPlan
 from quire.messages.state import Capacity, GroupLayout, Layout
 from quire.ops.attention import MANY
 from quire.ops.greedy import greedy_sample
-from quire.ops.inputs import step_inputs
+from quire.ops.inputs import Bounds, step_inputs
 from quire.ops.registry import Sizes, load_providers
 from quire.ops.rows import append_tokens
 from quire.ops.step import StepInputs
@@ -304,7 +304,7 @@ class Runner:
         numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants), *lines], self.device)
         order, counts, sampling = torch.split(numbers, [len(grants), len(grants), len(lines)])
         longest = max(self.rows.host[g.row].computed + g.tokens for g in grants)
-        bounds = (sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
+        bounds = Bounds(sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
         singles = sum(g.tokens == 1 for g in grants)
         kind = Kind(self.rows.sharing, singles, every)
         inputs, hidden = self._forward(order, counts.int(), sampling, bounds, kind)
@@ -332,7 +332,7 @@ class Runner:
         order: Tensor,
         counts: Tensor,
         sampling: Tensor,
-        bounds: tuple[int, int, int],
+        bounds: Bounds,
         kind: Kind,
     ) -> tuple[StepInputs, Tensor]:
         """Compute the next `counts` tokens of the rows in `order`; they count as computed afterwards.
@@ -354,7 +354,7 @@ class Runner:
     def _decode(self, order: Tensor, sharing: bool) -> Tensor:
         """One token of each row: what is recorded. The dummy row forgets it at once."""
         count, rows = len(order), self.rows
-        bounds = (count, 1, rows.tokens.shape[1] - 1)
+        bounds = Bounds(count, 1, rows.tokens.shape[1] - 1)
         _, hidden = self._forward(order, rows.ones[:count], rows.lines[:count], bounds, Kind(sharing))
         self.rows.computed[self.rows.dummy].zero_()
         return hidden
@@ -362,7 +362,7 @@ class Runner:
     def _read(self, order: Tensor, counts: Tensor, room: Room) -> Tensor:
         """Tokens of prompts, and one token of other rows: what is recorded. The dummy row forgets them at once."""
         rows = self.rows
-        bounds = (room.singles + room.tokens, room.tokens, rows.tokens.shape[1] - 1)
+        bounds = Bounds(room.singles + room.tokens, room.tokens, rows.tokens.shape[1] - 1)
         _, hidden = self._forward(order, counts.int(), rows.lines[:0], bounds, Kind(singles=room.singles))
         rows.computed[rows.dummy].zero_()
         return hidden

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.ops.inputs import step_inputs
+from quire.ops.inputs import Bounds, step_inputs
 from quire.ops.registry import provide
 from quire.ops.step import GroupInputs, StepInputs
 
@@ -61,7 +61,7 @@ def triton_step_inputs(
     computed: Tensor,
     page_tables: list[Tensor],
     page_sizes: list[int],
-    bounds: tuple[int, int, int],
+    bounds: Bounds,
 ) -> StepInputs:
     """See `step_inputs`."""
     total, max_query, max_seq = bounds
