@@ -197,7 +197,7 @@ def _config(file: Path, found: Gguf) -> dict[str, Any]:
             "head_dim": data.get(f"{arch}.attention.key_length", hidden // heads),
             "max_position_embeddings": context,
             "rope_theta": data.get(f"{arch}.rope.freq_base", 10000.0),
-            "dtype": "bfloat16" if "BF16" in kinds else "float16",
+            "dtype": family.dtype or ("bfloat16" if "BF16" in kinds else "float16"),
             "eos_token_id": data.get("tokenizer.ggml.eos_token_id"),
             "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in found.tensors),
             "quantization_config": {"quant_method": "gguf"},

@@ -32,6 +32,7 @@ class Family:
         told: fields that are true where layers have a tensor of this name.
         permuted: whether queries and keys lie in neighbouring pairs.
         wide: layers of the size whose scores are divided by the root of hidden size / heads, not of head_dim.
+        dtype: of activations, where float16 does not hold what layers add up; None goes by the file's tensors.
     """
 
     model_type: str
@@ -41,6 +42,7 @@ class Family:
     told: dict[str, str] = field(default_factory=dict)
     permuted: bool = False
     wide: int | None = None
+    dtype: str | None = None
 
 
 AFTER = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
@@ -56,9 +58,16 @@ FAMILIES = {
     "qwen2": Family("qwen2"),
     "qwen3": Family("qwen3"),
     "qwen3moe": Family("qwen3_moe"),
-    "gemma": Family("gemma", fixed=WHOLE_NORMS),
-    "gemma2": Family("gemma2", SANDWICH, {**WINDOW, **CAPS}, WHOLE_NORMS, wide=46),
-    "gemma3": Family("gemma3_text", SANDWICH, WINDOW, {**WHOLE_NORMS, "rope_local_base_freq": 10000.0}, wide=62),
+    "gemma": Family("gemma", fixed=WHOLE_NORMS, dtype="bfloat16"),
+    "gemma2": Family("gemma2", SANDWICH, {**WINDOW, **CAPS}, WHOLE_NORMS, wide=46, dtype="bfloat16"),
+    "gemma3": Family(
+        "gemma3_text",
+        SANDWICH,
+        WINDOW,
+        {**WHOLE_NORMS, "rope_local_base_freq": 10000.0},
+        wide=62,
+        dtype="bfloat16",
+    ),
     "phi3": Family("phi3", {"ffn_up": "mlp.gate_up_proj"}, WINDOW),
     "olmo2": Family("olmo2", AFTER),
     "granite": Family(

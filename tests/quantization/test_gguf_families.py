@@ -103,6 +103,14 @@ def write(folder: Path, architecture: str) -> tuple[Path, Path]:
     return folder / "model.gguf", plain
 
 
+@pytest.mark.parametrize(
+    ("architecture", "dtype"), [("gemma2", "bfloat16"), ("gemma3", "bfloat16"), ("phi3", "float16")]
+)
+def test_what_float16_does_not_hold_is_in_bfloat16(architecture: str, dtype: str, tmp_path: Path) -> None:
+    folder = unfold(write(tmp_path, architecture)[0], tmp_path / "cache")
+    assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
+
+
 @pytest.mark.parametrize("architecture", CASES)
 def test_a_file_is_its_checkpoint(architecture: str, tmp_path: Path) -> None:
     file, plain = write(tmp_path, architecture)
