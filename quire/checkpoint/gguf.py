@@ -202,7 +202,7 @@ def _config(file: Path, found: Gguf) -> dict[str, Any]:
             "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in found.tensors),
             "quantization_config": {"quant_method": "gguf"},
             **(_experts(data, arch) if f"{arch}.expert_count" in data else {}),
-            **_own(found, family),
+            **_own(file, found, family),
         }
     except KeyError as error:
         raise CheckpointError(f"{file}: the metadata lacks {error}; convert the model again") from None
@@ -212,11 +212,17 @@ def _config(file: Path, found: Gguf) -> dict[str, Any]:
     return {**config, "rope_scaling": scaling} if scaling else config
 
 
-def _own(found: Gguf, family: Family) -> dict[str, Any]:
-    """The fields of config.json that not all architectures have."""
+def _own(file: Path, found: Gguf, family: Family) -> dict[str, Any]:
+    """The fields of config.json that not all architectures have. Raises CheckpointError for windows of others."""
     data, arch = found.metadata, found.architecture
     keys = {**family.fields, "rms_norm_eps": "attention.layer_norm_rms_epsilon"}
     fields = {name: data[f"{arch}.{key}"] for name, key in keys.items() if f"{arch}.{key}" in data}
+    window = data.get(f"{arch}.attention.sliding_window")
+    if "sliding_window" not in fields and isinstance(window, int) and 0 < window < data[f"{arch}.context_length"]:
+        # OLMo 3 calls itself OLMo 2.
+        raise CheckpointError(
+            f"{file}: {arch} with attention.sliding_window {window} is not supported; take a checkpoint of safetensors"
+        )
     tensors = {tensor.name for tensor in found.tensors}
     fields |= {name: f"blk.0.{ending}" in tensors for name, ending in family.told.items()}
     hidden, heads = data[f"{arch}.embedding_length"], data[f"{arch}.attention.head_count"]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quire.base.errors import CheckpointError
 from quire.checkpoint.gguf import unfold
 from quire.loading.recipe import weights_of
 from tests.models.checkpoints import make
@@ -60,10 +61,10 @@ def laid(architecture: str, name: str, tensor: Tensor) -> Any:
     return turned(tensor.numpy(), paired(architecture, name))
 
 
-def write(folder: Path, architecture: str) -> tuple[Path, Path]:
-    """A file with matrices in 8 bits, and a checkpoint of the same values."""
+def write(folder: Path, architecture: str, **more: Any) -> tuple[Path, Path]:
+    """A file with matrices in 8 bits, and a checkpoint of the same values; `more` is in its config.json."""
     family, sizes = CASES[architecture]
-    plain = make(family, folder / "plain", **{**SIZES, **sizes})
+    plain = make(family, folder / "plain", **{**SIZES, **sizes, **more})
     tensors: dict[str, Tensor] = {}
     for file in sorted(plain.glob("*.safetensors")):
         tensors |= load_file(file)
@@ -109,6 +110,12 @@ def write(folder: Path, architecture: str) -> tuple[Path, Path]:
 def test_what_float16_does_not_hold_is_in_bfloat16(architecture: str, dtype: str, tmp_path: Path) -> None:
     folder = unfold(write(tmp_path, architecture)[0], tmp_path / "cache")
     assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
+
+
+def test_windows_of_a_family_that_has_none_are_refused(tmp_path: Path) -> None:
+    """OLMo 3 calls itself OLMo 2."""
+    with pytest.raises(CheckpointError, match=r"olmo2 with attention.sliding_window 8"):
+        unfold(write(tmp_path, "olmo2", sliding_window=8)[0], tmp_path / "cache")
 
 
 @pytest.mark.parametrize("architecture", CASES)
