@@ -218,7 +218,10 @@ def _own(file: Path, found: Gguf, family: Family) -> dict[str, Any]:
     keys = {**family.fields, "rms_norm_eps": "attention.layer_norm_rms_epsilon"}
     fields = {name: data[f"{arch}.{key}"] for name, key in keys.items() if f"{arch}.{key}" in data}
     window = data.get(f"{arch}.attention.sliding_window")
-    if "sliding_window" not in fields and isinstance(window, int) and 0 < window < data[f"{arch}.context_length"]:
+    if "sliding_window" in fields:
+        # Phi-4's files say that they have none by 0.
+        fields["sliding_window"] = window or None
+    elif isinstance(window, int) and 0 < window < data[f"{arch}.context_length"]:
         # OLMo 3 calls itself OLMo 2.
         raise CheckpointError(
             f"{file}: {arch} with attention.sliding_window {window} is not supported; take a checkpoint of safetensors"

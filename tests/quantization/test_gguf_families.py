@@ -12,6 +12,7 @@ from torch import Tensor
 from quire.base.errors import CheckpointError
 from quire.checkpoint.gguf import unfold
 from quire.loading.recipe import weights_of
+from quire.messages.state import Retention
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
 from tests.quantization.checkpoints import PROMPTS, SIZES
@@ -116,6 +117,12 @@ def test_windows_of_a_family_that_has_none_are_refused(tmp_path: Path) -> None:
     """OLMo 3 calls itself OLMo 2."""
     with pytest.raises(CheckpointError, match=r"olmo2 with attention.sliding_window 8"):
         unfold(write(tmp_path, "olmo2", sliding_window=8)[0], tmp_path / "cache")
+
+
+def test_a_window_of_0_is_none(tmp_path: Path) -> None:
+    """So say files of Phi-4."""
+    ran = Driver(unfold(write(tmp_path, "phi3", sliding_window=0)[0], tmp_path / "cache"), 4)
+    assert {state.spec.retention for state in ran.build.states} == {Retention()}
 
 
 @pytest.mark.parametrize("architecture", CASES)
