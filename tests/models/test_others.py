@@ -191,6 +191,7 @@ def test_tensors_that_nobody_knows_are_told(made: Callable[[str], Path], tmp_pat
         ({"model_type": "strange"}, "not known to transformers"),
         ({"model_type": "strange", "auto_map": {"AutoConfig": "code.C"}}, "allow it with --trust-remote-code"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, None),
+        ({"norm_offset": 0.0}, "take --model-impl quire"),
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"hidden_size": 1 << 40}, "hidden_size"),
     ],

@@ -69,7 +69,9 @@ def check_config(facts: ModelFacts, b: Build, config: Any) -> None:
     typed(sizes, Sizes, f"{facts.path}/config.json")
     kinds = set(text.to_dict().get("layer_types") or ()) - KEPT
     longest = b.max_model_len or facts.context_len
-    if kinds:
+    if "norm_offset" in facts.config:
+        problem = "norms of GGUF files of Gemma would be 1 too large: take --model-impl quire"
+    elif kinds:
         problem = f"layers of the kinds {', '.join(sorted(kinds))} keep state that pages do not hold"
     elif (begins := _switches_at(facts)) is not None and longest > begins:
         problem = f"rope would turn with the longest text of a batch: set max_model_len to {begins} at most"
