@@ -18,7 +18,7 @@ from quire.chat.template import ChatTemplate
 from quire.checkpoint.facts import ModelFacts
 from quire.config.fields import EngineConfig
 from quire.engine.client import Connection, CoreClient
-from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt
+from quire.engine.front import ChatMessage, FrontEnd, Prompt
 from quire.engine.launch import CORE, CoreProcess
 from quire.engine.outputs import OutputProcessor
 from quire.engine.own_core import STOP_TIMEOUT_S, start_core
@@ -29,6 +29,7 @@ from quire.messages.control import Strike
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
 from quire.messages.pooling import PoolingParams
+from quire.messages.prompts import PairPrompt
 from quire.messages.request import Request, Scheduling
 from quire.messages.validate_pooling import SAMPLING
 from quire.messages.wire import (
@@ -142,6 +143,11 @@ class AsyncLLM:
     def stats(self) -> Stats:
         """Of the last step that said something."""
         return self._stats if self._pulse is None else self._pulse.stats
+
+    @property
+    def patience_s(self) -> float:
+        """How long a step may take, as the core said itself; 0 has no opinion."""
+        return 0.0 if self._pulse is None else self._pulse.patience_s
 
     def default_params(self) -> SamplingParams:
         """The checkpoint's sampling defaults."""

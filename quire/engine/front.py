@@ -5,7 +5,7 @@ It owns no request and starts nothing. It needs no torch.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from typing import Any, cast
 
 from quire.base.errors import RequestError
 from quire.chat.messages import parse_messages
@@ -17,34 +17,14 @@ from quire.config.model import facts_of
 from quire.messages.params import SamplingParams
 from quire.messages.pooling import PoolingParams
 from quire.messages.pooling_outputs import Side
+from quire.messages.prompts import PairPrompt, TextPrompt, TokensPrompt
 from quire.messages.request import USUAL, Request, Scheduling
 from quire.messages.validate import FrontFacts, make_request
 from quire.messages.validate_pooling import kept_tokens, make_pooling_request, read_sides
 from quire.messages.wire import EngineFacts
 from quire.tokenizer.tokenizer import Tokenizer
 
-
-class TextPrompt(TypedDict):
-    """A prompt as text."""
-
-    prompt: str
-
-
-class TokensPrompt(TypedDict):
-    """A prompt as token ids."""
-
-    prompt_token_ids: list[int]
-
-
 Prompt = str | Sequence[int] | TextPrompt | TokensPrompt
-
-
-class PairPrompt(TypedDict):
-    """Two texts put together: their token ids, and where those of the second begin."""
-
-    prompt_token_ids: list[int]
-    second: int
-
 
 ChatMessage = Mapping[str, Any]
 """A message as the OpenAI API writes it: `role`, `content`, ..."""

@@ -18,13 +18,14 @@ import msgspec
 from quire.base.errors import ConfigError, EngineDeadError, EngineError
 from quire.base.registry import load
 from quire.config.sources import engine_config
-from quire.engine.front import ChatMessage, FrontEnd, PairPrompt, Prompt, as_list
+from quire.engine.front import ChatMessage, FrontEnd, Prompt, as_list
 from quire.engine.outputs import OutputProcessor
 from quire.engine.pooling import PoolingCalls, checked
 from quire.engine.progress import bar, weights_progress
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import RequestOutputKind, SamplingParams
 from quire.messages.pooling import PoolingParams
+from quire.messages.prompts import PairPrompt
 from quire.messages.request import Request, Scheduling
 from quire.messages.validate_pooling import SAMPLING
 from quire.messages.wire import EngineFacts

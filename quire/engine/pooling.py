@@ -7,7 +7,7 @@ from typing import TypeVar
 import msgspec
 
 from quire.base.errors import EngineError
-from quire.engine.front import FrontEnd, PairPrompt, Prompt, as_list
+from quire.engine.front import FrontEnd, Prompt, as_list
 from quire.messages.outputs import RequestOutput
 from quire.messages.pooling import PoolingParams, PoolingTask
 from quire.messages.pooling_outputs import (
@@ -26,6 +26,7 @@ from quire.messages.pooling_outputs import (
     sided,
     values_of,
 )
+from quire.messages.prompts import PairPrompt
 from quire.messages.wire import EngineFacts
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 from starlette.requests import Request
 
@@ -20,6 +20,7 @@ from quire.messages.control import Counted
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
 from quire.messages.pooling import PoolingParams
+from quire.messages.prompts import PairPrompt, TokensPrompt
 from quire.messages.wire import EngineFacts, Stats
 from quire.server.admission import Admission
 from quire.server.metrics import Metrics
@@ -31,9 +32,6 @@ from quire.server.tracing import NoTracer, Tracer
 from quire.server.watch import Watch
 
 log = get_logger(__name__)
-
-STALL_S = 120.0
-"""With work at hand and no step for so long, the engine counts as hung. No step of a sane set-up takes this long."""
 
 MAX_WARNED_FIELDS = 100
 
@@ -59,19 +57,6 @@ class Tokenizer(desk.Tokenizer, Protocol):
         """One token as bytes."""
 
 
-class TokensPrompt(TypedDict):
-    """A prompt as token ids."""
-
-    prompt_token_ids: list[int]
-
-
-class PairPrompt(TypedDict):
-    """Two texts as token ids, and where the second begins."""
-
-    prompt_token_ids: list[int]
-    second: int
-
-
 class Engine(Protocol):
     """`AsyncLLM`, as far as the server uses it; tests bring a fake."""
 
@@ -90,6 +75,10 @@ class Engine(Protocol):
     @property
     def stats(self) -> Stats:
         """Of the last step."""
+
+    @property
+    def patience_s(self) -> float:
+        """How long a step may take, as the engine said itself; 0 has no opinion."""
 
     @property
     def dead(self) -> str | None:
@@ -178,16 +167,19 @@ class Service:
         self.admission.check()
 
     def problem(self) -> str | None:
-        """Why the service is not ready, or None. Judged by progress: work at hand must make steps."""
+        """Why the service is not ready, or None. Judged by progress: the engine's work must make steps.
+
+        The limit is the one by which the supervisor ends a core. Who only reads slowly is no work of the engine.
+        """
         if self.engine.dead is not None:
             return "the engine has stopped"
         if self.admission.draining:
             return "the server is shutting down"
-        now = time.monotonic()
-        steps = self.engine.stats.steps
-        if steps != self._steps or self.admission.open == 0:
-            self._steps, self._stepped_at = steps, now
-        return "the engine makes no progress" if now - self._stepped_at > STALL_S else None
+        now, stats = time.monotonic(), self.engine.stats
+        if stats.steps != self._steps or not (stats.running or stats.waiting):
+            self._steps, self._stepped_at = stats.steps, now
+        limit_s = max(self.config.stall_timeout_s, self.engine.patience_s)
+        return "the engine makes no progress" if now - self._stepped_at > limit_s else None
 
     def warn_unknown(self, names: set[str]) -> None:
         """Say once per field name, and for a bounded number of names, that a field has no effect."""

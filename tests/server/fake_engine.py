@@ -120,6 +120,7 @@ class FakeEngine:
         )
         self.defaults = SamplingParams()
         self.stats = Stats(0, 0, 0.0, 0, 0, 0, 0, 0)
+        self.patience_s = 0.0
         self.dead: str | None = None
         self.open: set[str] = set()
         self.most_open = 0

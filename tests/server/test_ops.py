@@ -165,16 +165,23 @@ def test_clients_cannot_make_series() -> None:
 
 def test_readiness_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine()
-    served = create_app(engine, ServerConfig()).state.service
+    served = create_app(engine, ServerConfig(stall_timeout_s=20)).state.service
     now = 1000.0
     monkeypatch.setattr(service.time, "monotonic", lambda: now)
     assert served.problem() is None
-    now += service.STALL_S + 1
+    now += 21
     assert served.problem() is None, "idle for long is no trouble"
     served.admission.open = 1
-    now += service.STALL_S - 1
+    now += 21
+    assert served.problem() is None, "a slow reader is no trouble"
+    engine.stats.running = 1
+    now += 19
     assert served.problem() is None
     now += 2
+    assert served.problem() == "the engine makes no progress"
+    engine.patience_s = 300.0
+    assert served.problem() is None, "its steps are known to take long"
+    now += 280
     assert served.problem() == "the engine makes no progress"
     engine.stats.steps += 1
     assert served.problem() is None, "a step is progress"
