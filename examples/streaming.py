@@ -2,9 +2,7 @@
 
 import asyncio
 
-from quire import AsyncLLM, SamplingParams
-from quire.config.sources import engine_config
-from quire.messages.params import RequestOutputKind
+from quire import AsyncLLM, RequestOutputKind, SamplingParams
 
 
 async def tell(engine: AsyncLLM, prompt: str) -> str:
@@ -16,7 +14,7 @@ async def tell(engine: AsyncLLM, prompt: str) -> str:
 
 async def main() -> None:
     """Two prompts side by side."""
-    engine = await AsyncLLM.start(engine_config())
+    engine = await AsyncLLM.start(model="default")
     for text in await asyncio.gather(tell(engine, "The sea was"), tell(engine, "The captain said")):
         print(text, end="\n\n")
     await engine.close()

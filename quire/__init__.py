@@ -10,12 +10,39 @@ from quire.base.registry import lazy_attributes
 from quire.version import __version__
 
 if TYPE_CHECKING:
+    from quire.base.errors import (
+        CheckpointError,
+        ConfigError,
+        EngineDeadError,
+        EngineError,
+        PlatformError,
+        QuireError,
+        RequestError,
+    )
     from quire.engine.async_llm import AsyncLLM
     from quire.engine.llm import LLM
     from quire.messages.outputs import CompletionOutput, Logprob, RequestOutput
-    from quire.messages.params import SamplingParams
+    from quire.messages.params import RequestOutputKind, SamplingParams
+    from quire.messages.pooling import PoolingParams
 
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CheckpointError",
+    "CompletionOutput",
+    "ConfigError",
+    "EngineDeadError",
+    "EngineError",
+    "Logprob",
+    "PlatformError",
+    "PoolingParams",
+    "QuireError",
+    "RequestError",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+    "__version__",
+]
 
 __getattr__, __dir__ = lazy_attributes(
     __name__,
@@ -23,8 +50,17 @@ __getattr__, __dir__ = lazy_attributes(
         "LLM": "quire.engine.llm:LLM",
         "AsyncLLM": "quire.engine.async_llm:AsyncLLM",
         "SamplingParams": "quire.messages.params:SamplingParams",
+        "RequestOutputKind": "quire.messages.params:RequestOutputKind",
+        "PoolingParams": "quire.messages.pooling:PoolingParams",
         "RequestOutput": "quire.messages.outputs:RequestOutput",
         "CompletionOutput": "quire.messages.outputs:CompletionOutput",
         "Logprob": "quire.messages.outputs:Logprob",
+        "QuireError": "quire.base.errors:QuireError",
+        "ConfigError": "quire.base.errors:ConfigError",
+        "PlatformError": "quire.base.errors:PlatformError",
+        "CheckpointError": "quire.base.errors:CheckpointError",
+        "RequestError": "quire.base.errors:RequestError",
+        "EngineError": "quire.base.errors:EngineError",
+        "EngineDeadError": "quire.base.errors:EngineDeadError",
     },
 )

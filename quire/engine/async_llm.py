@@ -1,6 +1,6 @@
 """`AsyncLLM`: the asynchronous front end, a client of a core in a process of its own. Needs no torch.
 
-    engine = await AsyncLLM.start(engine_config(model="folder"))
+    engine = await AsyncLLM.start(model="folder")
     async for output in engine.generate("Once upon a time", SamplingParams(max_tokens=32)):
         ...
 
@@ -12,11 +12,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from quire.base.errors import EngineDeadError, EngineError, RequestError
+from quire.base.errors import ConfigError, EngineDeadError, EngineError, RequestError
 from quire.base.logging import get_logger
 from quire.chat.template import ChatTemplate
 from quire.checkpoint.facts import ModelFacts
 from quire.config.fields import EngineConfig
+from quire.config.sources import engine_config
 from quire.engine.client import Connection, CoreClient
 from quire.engine.front import ChatMessage, FrontEnd, Prompt
 from quire.engine.launch import CORE, CoreProcess
@@ -94,17 +95,22 @@ class AsyncLLM:
         self.suspects = Suspects()
 
     @classmethod
-    async def start(cls, config: EngineConfig, core: Sequence[str] = CORE) -> "AsyncLLM":
+    async def start(cls, config: EngineConfig | None = None, core: Sequence[str] = CORE, **settings: Any) -> "AsyncLLM":
         """Start a core and wait until it is ready.
 
         Args:
-            config: what the user asks for.
+            config: what the user asks for, if it is there as a whole.
             core: what Python runs as the core; benchmarks bring one without a model.
+            settings: else by name, as `LLM` takes them (`model="default"`, `max_model_len=2048`).
 
         Raises:
             ConfigError, CheckpointError: before any process is started, where that is possible.
             EngineError: the core could not start; the message is the core's.
         """
+        if config is None:
+            config = engine_config(**settings)
+        elif settings:
+            raise ConfigError(f"settings come by name or as a config, not both: leave out {', '.join(settings)}")
         front = FrontEnd(config)
         process, client, facts = await start_core(config, front.model, core)
         engine = cls(front)

@@ -9,7 +9,6 @@ import pytest
 
 from quire import AsyncLLM, SamplingParams
 from quire.base.errors import CheckpointError, EngineDeadError, EngineError, RequestError
-from quire.config.sources import engine_config
 from quire.messages.params import RequestOutputKind
 from tests.engine.toy import make_toy, oracle
 
@@ -34,7 +33,7 @@ def run(scenario):
 
 
 def start(folder, **settings):
-    return AsyncLLM.start(engine_config(model=str(folder), kv_cache_memory_bytes=1 << 20, block_size=8, **settings))
+    return AsyncLLM.start(model=str(folder), kv_cache_memory_bytes=1 << 20, block_size=8, **settings)
 
 
 async def tokens_of(engine, prompt, count, **params):
