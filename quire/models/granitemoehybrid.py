@@ -4,29 +4,22 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 import msgspec
-from torch import Tensor
 
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
 from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.blocks import FeedForward, PreNorm
 from quire.layers.build import Build
-from quire.layers.decoder import Cap, Count, Decoder, DecoderConfig
+from quire.layers.decoder import Count
+from quire.layers.granite import MultipliedConfig, MultipliedDecoder
 from quire.layers.mamba import Bound, Mamba, MambaPlan, step_bounds
 from quire.layers.mlp import GatedMLP
 from quire.layers.moe import MoE, MoePlan, Together
-from quire.ops.step import StepInputs
 
 
-class GraniteHybridConfig(DecoderConfig, frozen=True, kw_only=True):
+class GraniteHybridConfig(MultipliedConfig, frozen=True, kw_only=True):
     """Fields of config.json that Granite 4 adds."""
 
-    hidden_act: Literal["silu"] = "silu"
-    attention_bias: bool = False
-    embedding_multiplier: float = 1.0
-    attention_multiplier: Cap = 1.0
-    residual_multiplier: float = 1.0
-    logits_scaling: Cap = 1.0
     num_local_experts: Annotated[int, msgspec.Meta(ge=0, le=1 << 24)] = 8
     num_experts_per_tok: Count = 2
     shared_intermediate_size: Count = 1024
@@ -47,8 +40,8 @@ class GraniteHybridConfig(DecoderConfig, frozen=True, kw_only=True):
         return self.layer_types is not None and self.layer_types[index] in ("full_attention", "attention")
 
 
-class GraniteHybrid(Decoder):
-    """Mamba, multipliers, experts."""
+class GraniteHybrid(MultipliedDecoder):
+    """Mamba, experts."""
 
     config: GraniteHybridConfig
 
@@ -63,10 +56,9 @@ class GraniteHybrid(Decoder):
         return PreNorm(b, norms, mixer, self.feed_forward(b), c.residual_multiplier)
 
     def attention(self, index: int) -> AttentionPlan:
-        """With a scale of its own, and with rope only if the config says so."""
-        c = self.config
-        rope, bias = self.rope if c.position_embedding_type == "rope" else None, c.attention_bias
-        return replace(super().attention(index), scale=c.attention_multiplier, rope=rope, qkv_bias=bias, out_bias=bias)
+        """With rope only if the config says so."""
+        rope = self.rope if self.config.position_embedding_type == "rope" else None
+        return replace(super().attention(index), rope=rope)
 
     def mamba(self) -> MambaPlan:
         """What a Mamba layer is like."""
@@ -102,14 +94,6 @@ class GraniteHybrid(Decoder):
             fused=("input_linear.weight", "output_linear.weight"),
         )
         return Together(MoE(b / "block_sparse_moe", plan), shared)
-
-    def embed(self, step: StepInputs) -> Tensor:
-        """Multiplied rows of the table."""
-        return super().embed(step) * self.config.embedding_multiplier
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(n, hidden) to (n, vocab), divided."""
-        return self.head.forward(hidden) / self.config.logits_scaling
 
 
 def build(facts: ModelFacts, build: Build) -> GraniteHybrid:
