@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quire import loading, models
+from quire.base.errors import ConfigError
 from quire.config.spec import RunSpec
 from quire.layers.build import Build
 from quire.messages.params import SamplingParams
@@ -35,7 +36,7 @@ from quire.runner.rehearsal import Rehearsal
 from quire.runner.rows import Rows
 from quire.runner.start import start_kernels
 from quire.runner.upload import upload
-from quire.runner.warm import DRAWS, LOGIT_ROWS, largest_step, step_of
+from quire.runner.warm import DRAWS, LOGIT_ROWS, largest_step, no_room, step_of
 from quire.sampling.kernels import choose_kernels
 from quire.sampling.sampler import Sampler, Samples
 from quire.structured.store import GrammarStore
@@ -236,12 +237,16 @@ class Runner:
     def record(self) -> None:
         """Record steps where the spec asks for it and every kernel allows it.
 
-        After `allocate`: recordings hold the addresses of pages.
+        After `allocate`: recordings hold the addresses of pages. Where kernels compile, the largest step runs before,
+        also where the user has fixed the size of the pages. Raises ConfigError where these leave too little memory.
         """
-        if self.spec.warm_tokens:
-            # What torch keeps of its memory is enough for all steps to come: from now on no more is taken.
-            self._run_once(self._largest())
-        self._record(Recorder(self.device), self.ragged, self.graphs)
+        try:
+            if self.spec.warm_tokens:
+                # What torch keeps of its memory is enough for all steps to come: from now on no more is taken.
+                self._run_once(self._largest())
+            self._record(Recorder(self.device), self.ragged, self.graphs)
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(no_room(self.spec)) from error
 
     def _record(self, recorder: Recorder, *recordings: DecodeGraphs | RaggedGraphs) -> None:
         for some in recordings if self._recordable else ():

@@ -41,6 +41,18 @@ def step_of(counts: Sequence[int], params: SamplingParams, page_sizes: Sequence[
     return StepPlan(0, [], new, grants)
 
 
+def no_room(spec: RunSpec) -> str:
+    """The sentence for the user when pages leave too little memory for the largest step."""
+    if spec.num_pages is not None:
+        pages = f"num_gpu_blocks_override={spec.num_pages}"
+    elif spec.kv_cache_memory_bytes is not None:
+        pages = f"kv_cache_memory_bytes={spec.kv_cache_memory_bytes}"
+    else:
+        pages = f"gpu_memory_utilization={spec.memory_fraction:g}"
+    most = f"max_num_batched_tokens={spec.max_num_batched_tokens}"
+    return f"{pages} leaves too little memory for steps of {most} tokens; lower one of the two"
+
+
 def largest_step(spec: RunSpec, layout: Layout) -> StepPlan:
     """A step that takes the whole token budget and all rows, drawing in the way that needs most memory."""
     rows = min(spec.max_num_seqs, spec.max_num_batched_tokens)

@@ -1,8 +1,14 @@
 """The largest step, which runs before an engine is ready."""
 
+import msgspec
 import pytest
+import torch
 
 from quire import LLM
+from quire.base.errors import ConfigError
+from quire.base.registry import load
+from quire.engine import begin
+from quire.runner import runner
 from quire.runner.warm import largest_step
 from tests.engine.toy import make_toy
 
@@ -16,3 +22,22 @@ def test_the_largest_step_keeps_hidden_states_and_describes_no_prompt(tmp_path):
         assert [new.params.prompt_logprobs for new in plan.new] == [None, None, 0]
         assert [grant.tokens for grant in plan.grants[1:]] == [1, 1]
         assert own.launch(plan).result().prompt_logprobs == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"num_gpu_blocks_override": 100}, "num_gpu_blocks_override=100"),
+        ({"kv_cache_memory_bytes": 1 << 20}, f"kv_cache_memory_bytes={1 << 20}"),
+    ],
+)
+def test_pages_that_leave_no_memory_for_a_step_are_named(tmp_path, monkeypatch, settings, named):
+    resolve = load("quire.config.resolve:resolve")
+    monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=[3]))
+
+    def largest(*given):
+        raise torch.OutOfMemoryError("no memory is left")
+
+    monkeypatch.setattr(runner, "largest_step", largest)
+    with pytest.raises(ConfigError, match=f"{named} leaves too little memory"):
+        LLM(str(make_toy(tmp_path)), block_size=4, **settings)
