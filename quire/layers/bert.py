@@ -12,23 +12,18 @@ from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.pooling import position_offset
 from quire.checkpoint.read import typed
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Depth, Epsilon
+from quire.layers.decoder import Count, Epsilon
 from quire.layers.embedding import Embedding, Positions
-from quire.layers.encoder import Encoder, PostNorm, Rows, TextEmbeddings, kinds_at
+from quire.layers.encoder import Encoder, EncoderConfig, PostNorm, Rows, TextEmbeddings, kinds_at
 from quire.layers.mlp import MLP, ActivationName, MLPPlan
 from quire.layers.norm import LayerNorm
 from quire.layers.ragged import RaggedAttention, RaggedPlan
 from quire.layers.scores import ScoreHead
 
 
-class BertConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of config.json that these families have."""
+class BertConfig(EncoderConfig, frozen=True, kw_only=True):
+    """The fields of config.json that these families add."""
 
-    vocab_size: Count
-    hidden_size: Count
-    intermediate_size: Count
-    num_hidden_layers: Depth
-    num_attention_heads: Count
     max_position_embeddings: Count
     type_vocab_size: Rows = 2
     hidden_act: ActivationName = "gelu"

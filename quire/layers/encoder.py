@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quire.layers.build import Build
+from quire.layers.decoder import Count, Depth
 from quire.layers.embedding import Embedding, Positions
 from quire.layers.linear import Matrix, column, row
 from quire.layers.mlp import MLP
@@ -23,6 +24,16 @@ from quire.ops.step import StepInputs
 
 Rows = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
 """Entries of a table that some checkpoints lack."""
+
+
+class EncoderConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of config.json that every family of encoders has."""
+
+    vocab_size: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Depth
+    num_attention_heads: Count
 
 
 class Layer(Protocol):

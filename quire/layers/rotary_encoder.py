@@ -6,7 +6,6 @@ A model file says what tensors are called and which products have biases.
 from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
 import torch
 
 from quire.checkpoint.entries import BASES
@@ -14,22 +13,17 @@ from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
 from quire.checkpoint.rope import rope_facts
 from quire.layers.build import Build
-from quire.layers.decoder import Count, Depth, Epsilon
+from quire.layers.decoder import Epsilon
 from quire.layers.embedding import Embedding
-from quire.layers.encoder import Encoder, GatedParts, GatedUnit, PostNorm, Rows, TextEmbeddings, kinds_at
+from quire.layers.encoder import Encoder, EncoderConfig, GatedParts, GatedUnit, PostNorm, Rows, TextEmbeddings, kinds_at
 from quire.layers.norm import LayerNorm
 from quire.layers.ragged import RaggedAttention, RaggedPlan
 from quire.layers.scores import ScoreHead, score_linear, whole_linear
 
 
-class RotaryConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of config.json that these families have."""
+class RotaryConfig(EncoderConfig, frozen=True, kw_only=True):
+    """The fields of config.json that these families add."""
 
-    vocab_size: Count
-    hidden_size: Count
-    intermediate_size: Count
-    num_hidden_layers: Depth
-    num_attention_heads: Count
     type_vocab_size: Rows = 0
     hidden_act: Literal["gelu", "silu"]
     layer_norm_eps: Epsilon = 1e-12

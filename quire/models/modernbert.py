@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import msgspec
 from torch import Tensor, nn
 
 from quire.checkpoint.facts import ModelFacts
@@ -11,7 +10,7 @@ from quire.checkpoint.rope import RopeFacts, rope_facts
 from quire.layers.build import Build
 from quire.layers.decoder import Count, Depth, Epsilon
 from quire.layers.embedding import Embedding
-from quire.layers.encoder import Encoder, GatedParts, GatedUnit, TextEmbeddings, activation_at
+from quire.layers.encoder import Encoder, EncoderConfig, GatedParts, GatedUnit, TextEmbeddings, activation_at
 from quire.layers.norm import LayerNorm
 from quire.layers.ragged import RaggedAttention, RaggedPlan
 from quire.layers.scores import ScoreHead, score_linear, whole_linear
@@ -22,14 +21,9 @@ THETAS = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
 LayerType = Literal["full_attention", "sliding_attention"]
 
 
-class ModernBertConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of config.json."""
+class ModernBertConfig(EncoderConfig, frozen=True, kw_only=True):
+    """Fields of config.json that ModernBERT adds."""
 
-    vocab_size: Count
-    hidden_size: Count
-    intermediate_size: Count
-    num_hidden_layers: Depth
-    num_attention_heads: Count
     hidden_activation: Literal["gelu"] = "gelu"
     classifier_activation: Literal["gelu"] = "gelu"
     norm_eps: Epsilon = 1e-5
