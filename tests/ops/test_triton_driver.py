@@ -32,7 +32,31 @@ def launched(monkeypatch):
         found.append((name, config._obj, function.value, list(places)))
 
     monkeypatch.setattr(driver, "call", call)
+    monkeypatch.setattr(driver, "THREAD", SimpleNamespace(has_context=True))
     return found
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_threads_without_a_context_get_one_once(monkeypatch, begun):
+    asked = []
+
+    def call(name, *given):
+        asked.append((name, given[1]) if name == "cuDevicePrimaryCtxRetain" else name)
+        if name.startswith("cuModule") or (begun and name == "cuCtxGetCurrent"):
+            given[0]._obj.value = 5
+
+    monkeypatch.setattr(driver, "call", call)
+    monkeypatch.setattr(driver, "THREAD", thread := SimpleNamespace(has_context=False))
+    kernel = launcher({"n": "i32"})
+    for _ in range(2):
+        kernel(1, 1, 1, 0, 1, None, None, None, None, 3)
+    made = [] if begun else [("cuDevicePrimaryCtxRetain", 0), "cuCtxSetCurrent"]
+    assert asked == ["cuCtxGetCurrent", *made, "cuLaunchKernelEx", "cuLaunchKernelEx"]
+    asked.clear()
+    thread.has_context = False
+    driver.Utils().load_binary("kernel", b"code", 0, 1)
+    made = [] if begun else [("cuDevicePrimaryCtxRetain", 1), "cuCtxSetCurrent"]
+    assert asked[: len(made) + 2] == ["cuCtxGetCurrent", *made, "cuModuleLoadData"]
 
 
 def test_arguments_lie_where_the_kernel_finds_them(launched):

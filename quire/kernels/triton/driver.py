@@ -87,6 +87,27 @@ def call(name: str, *given: Any) -> None:
         raise RuntimeError(f"Triton Error [CUDA]: {(said.value or b'').decode()} ({name}: {status})")
 
 
+class _Thread(threading.local):
+    """What is known of the thread that asks."""
+
+    has_context = False
+
+
+THREAD = _Thread()
+
+
+def ensure_context(device: int = 0) -> None:
+    """Give this thread the context of `device` that all libraries share, unless it has one: new threads have none."""
+    if THREAD.has_context:
+        return
+    context = ctypes.c_void_p()
+    call("cuCtxGetCurrent", ctypes.byref(context))
+    if context.value is None:
+        call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        call("cuCtxSetCurrent", context)
+    THREAD.has_context = True
+
+
 class Utils:
     """What Triton asks of a driver beside launching."""
 
@@ -96,6 +117,7 @@ class Utils:
 
     def load_binary(self, name: str, code: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
         """Load machine code: handles of the module and of its function, registers, spilled words, most threads."""
+        ensure_context(device)
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
         call("cuModuleLoadData", ctypes.byref(module), code)
         call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
@@ -159,6 +181,7 @@ class Launcher:
         if enter is not None:
             enter(about)
         if x * y * z > 0:
+            ensure_context()
             values = [
                 value for reader, argument in zip(self._readers, given, strict=True) for value in reader(argument)
             ]
