@@ -18,6 +18,11 @@ Metadata = namedtuple(
 )
 
 
+def on_gpu(address):
+    """A tensor there."""
+    return SimpleNamespace(data_ptr=lambda: address)
+
+
 def launcher(signature, **changed):
     plain = Metadata("kernel", 4, 1, 1000, True, False, 0, 1, 0, 1, None)
     return driver.Launcher(SimpleNamespace(signature=signature), plain._replace(**changed))
@@ -64,7 +69,7 @@ def test_arguments_lie_where_the_kernel_finds_them(launched):
         "x": "*bf16", "N": "constexpr", "flag": "i1", "n": "i32", "stride": "i64", "scale": "fp32", "none": "*fp32",
         "pair": ("i32", "*i64"), "half": "fp16",
     }  # fmt: skip
-    x = torch.zeros(3)
+    x = on_gpu(0x7F0000001230)
     kernel = launcher(types, launch_cooperative_grid=True)
     kernel(5, 2, 1, 77, 99, None, None, None, None, x, 64, True, -3, 1 << 40, 0.5, None, (7, x), 2.0)
     (name, config, function, places) = launched[0]
@@ -84,8 +89,17 @@ def test_empty_grids_are_not_launched_and_hooks_are_called(launched):
     assert not launched and heard == ["about", "about"]
 
 
+def test_memory_that_gpus_do_not_see_is_refused(launched):
+    kernel = launcher({"x": "*fp32"})
+    with pytest.raises(ValueError, match="CPU's memory"):
+        kernel(1, 1, 1, 0, 1, None, None, None, None, torch.zeros(3))
+    assert not launched
+    kernel(1, 1, 1, 0, 1, None, None, None, None, torch.zeros(0))
+    assert len(launched) == 1
+
+
 def test_memory_for_all_blocks_is_asked_for(launched, monkeypatch):
-    room = torch.zeros(8)
+    room = on_gpu(0x7F0000001230)
     asked = []
 
     def allocate(size, align, stream):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from triton.backends.driver import GPUDriver
 from triton.backends.nvidia.driver import TMA_DTYPE_DEVICE_TO_HOST, CudaDriver
 from triton.runtime import _allocation
@@ -239,10 +240,12 @@ def _reader(kind: Any, cuts: Iterator[dict[str, Any]]) -> _Reader:
 
 
 def _address(argument: Any) -> int:
-    """A pointer: of a tensor, a number, or none."""
+    """A pointer: of a tensor, a number, or none. Raises ValueError for memory that GPUs do not see."""
     if argument is None or isinstance(argument, int):
         return argument or 0
     address: int = argument.data_ptr()
+    if address and isinstance(argument, Tensor) and argument.device.type == "cpu" and not argument.is_pinned():
+        raise ValueError("a kernel on a GPU is given a tensor in the CPU's memory; move it there, or pin its memory")
     return address
 
 
