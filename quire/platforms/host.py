@@ -101,7 +101,7 @@ def _is_intel_card(node: Path) -> bool:
 
 
 def has_compiler() -> bool:
-    """Whether a C compiler and Python's headers are there."""
+    """Whether there is a C compiler where Triton looks for one, and Python's headers."""
     asked = environ.read("CC")
-    names = [asked.split()[0]] if asked and asked.strip() else ["cc", "gcc", "clang"]
+    names = ["gcc", "clang"] if asked is None else [asked]
     return any(shutil.which(name) for name in names) and Path(sysconfig.get_path("include"), "Python.h").exists()

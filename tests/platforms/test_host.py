@@ -70,3 +70,27 @@ def test_hidden_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", str(tmp_path / "no-such-compiler"))
     assert not look(tmp_path).has_compiler
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "found"),
+    [
+        (["cc"], None, False),
+        (["gcc"], None, True),
+        (["clang"], None, True),
+        (["cc", "gcc"], "cc", True),
+        (["gcc"], "gcc -pthread", False),
+    ],
+)
+def test_compilers_are_those_that_triton_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str], asked: str | None, found: bool
+) -> None:
+    for name in names:
+        (tmp_path / name).touch(0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("CC", asked)
+    assert look(tmp_path / "root").has_compiler is found

@@ -8,7 +8,7 @@ from quire.platforms.host import has_compiler
 
 __all__ = ["ahead", "attention", "dense", "moe", "recurrent", "step"]
 
-if torch.cuda.is_available() and torch.version.hip is None and not has_compiler():
+if torch.version.hip is None and torch.cuda.is_available() and not (triton.knobs.build.impl or has_compiler()):
     # What Triton itself would launch by cannot be compiled. Other makers' builds lack what this derives from.
     from quire.kernels.triton.driver import Driver
 
