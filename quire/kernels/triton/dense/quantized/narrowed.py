@@ -65,7 +65,7 @@ def _scales_blocks(device: torch.device) -> bool:
     return (int(major), int(minor)) >= (12, 9)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["across"])
 def _round_kernel(x, out, scales, stride, across, K: tl.constexpr, WIDTH: tl.constexpr, MOST: tl.constexpr,
                   RUNS: tl.constexpr, GROUP: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """One row: a scale for every GROUP inputs, `across` apart, and WIDTH values, halves of 64 byte by byte in turns."""
