@@ -140,6 +140,10 @@ def test_tensors_are_described_for_the_copy_engine(launched, monkeypatch):
     assert [ctypes.c_int64.from_address(at).value for at in places[3:5]] == [48, 1]
 
 
-def test_clusters_are_refused():
+def test_what_cannot_be_launched_is_refused_by_name():
     with pytest.raises(driver.PlatformError, match="clusters"):
         launcher({}, num_ctas=2)
+    with pytest.raises(driver.PlatformError, match="descriptions of tensors"):
+        launcher({"x": "tensordesc<bf16[64, 32]>"})
+    with pytest.raises(driver.PlatformError, match="type bf16"):
+        launcher({"x": "bf16"})

@@ -236,6 +236,8 @@ def _reader(kind: Any, cuts: Iterator[dict[str, Any]]) -> _Reader:
         return _Reader(codes, lambda tensor: [_map(tensor, cut), *tensor.shape, *tensor.strides])
     if kind.startswith("*"):
         return _Reader(["Q"], lambda argument: (_address(argument),))
+    if kind not in CODES:
+        raise PlatformError(f"kernels that take numbers of type {kind} need a C compiler")
     return _Reader([CODES[kind]], lambda argument: (argument,))
 
 
