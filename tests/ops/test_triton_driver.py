@@ -1,12 +1,15 @@
 """Kernels that are launched without a C compiler get each argument as their types say."""
 
 import ctypes
+import inspect
 import struct
 from collections import namedtuple
 from types import SimpleNamespace
 
 import pytest
 import torch
+
+from tests.ops.triton import said_by
 
 driver = pytest.importorskip("quire.kernels.triton.driver")
 pytestmark = pytest.mark.torch
@@ -39,6 +42,26 @@ def launched(monkeypatch):
     monkeypatch.setattr(driver, "call", call)
     monkeypatch.setattr(driver, "THREAD", SimpleNamespace(has_context=True))
     return found
+
+
+def test_what_the_library_is_handed_lies_as_its_header_says():
+    assert (ctypes.sizeof(driver._Attribute), driver._Attribute.value.offset) == (72, 8)
+    starts = [getattr(driver._Config, name).offset for name, _ in driver._Config._fields_]
+    assert (ctypes.sizeof(driver._Config), starts) == (56, [0, 12, 24, 32, 40, 48])
+
+
+def test_triton_calls_a_launcher_so():
+    own = pytest.importorskip("triton.backends.nvidia.driver").CudaLauncher
+    names = "self gridX gridY gridZ stream function kernel_metadata launch_metadata launch_enter_hook launch_exit_hook"
+    found = list(inspect.signature(own.__call__).parameters)
+    assert found[-1] == "args" and len(found) > 6
+    assert names.split()[: len(found) - 1] == found[:-1]
+
+
+def test_what_triton_says_of_a_compiled_kernel_makes_a_launcher():
+    wanted, given, threads, shared = said_by("triton_launcher")
+    assert wanted == given == [64, 8, 64, 32, 64, 64, 64]
+    assert (threads, shared) == (64, 0)
 
 
 @pytest.mark.parametrize("begun", [False, True])
