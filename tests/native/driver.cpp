@@ -129,6 +129,7 @@ int main(int count, char** words) {
             qcpu_set_threads(1 + i % 3);
             for (int format = FLOAT32; format <= INT4; format++) check(set, format);
         }
+        qcpu_set_threads(3);
         check_step(set, 1 + rounds / 4);
         check_draws(set, 1 + rounds / 4);
         check_experts(set, 1 + rounds / 4);
