@@ -146,3 +146,8 @@ OTHER_ENCODERS: dict[str, dict[str, Any]] = {
     "mpnet": {"pad_token_id": 1},
     "roformer": {},
 }
+APART = (
+    *("bloom", "codegen", "doge", "gpt_neo", "gptj", "mpt", "xglm"),
+    *("convbert", "deberta-v2", "mpnet", "roformer"),
+)
+"""Those that read texts by themselves; all others run side by side."""

@@ -1,6 +1,7 @@
 """Models without a file of ours, through transformers' own modules: decoders and encoders, and what is refused."""
 
 import json
+import weakref
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,12 +16,14 @@ from quire.base.errors import CheckpointError, ConfigError
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
 from quire.loading.source import FileSource
+from quire.models.transformers.making import make_model
+from quire.models.transformers.way import refusing
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import settle
 from tests.models import checkpoints
 from tests.models.driver import Driver
 from tests.models.families import FAMILY
-from tests.models.others import OTHER_DECODERS, OTHER_ENCODERS
+from tests.models.others import APART, OTHER_DECODERS, OTHER_ENCODERS
 from tests.pooling import checkpoints as pooled
 from tests.pooling.encoders import ENCODERS
 from tests.pooling.test_families import RAW, TASKS, expected, texts
@@ -79,7 +82,9 @@ def equals_transformers(driver: Driver, path: Path) -> None:
 @pytest.mark.parametrize("name", [*OTHER_DECODERS, *OURS])
 def test_logits_and_greedy_tokens_are_those_of_transformers(name: str, made: Callable[[str], Path]) -> None:
     path = made(name)
-    equals_transformers(Driver(path, 4, ["torch_native"], impl="transformers" if name in OURS else "auto"), path)
+    driver = Driver(path, 4, ["torch_native"], impl="transformers" if name in OURS else "auto")
+    assert driver.build.provider_names()["model"] == ("apart" if name in APART else "packed")
+    equals_transformers(driver, path)
 
 
 @pytest.mark.parametrize("name", ["longcat_flash", "minicpm3", "dots1"])
@@ -122,6 +127,35 @@ def test_the_reference_gives_the_same(name: str, made: Callable[[str], Path]) ->
     prompts = [[5, 9, 3] * 4, [7] * 6, list(range(3, 20))]
     first, second = (Driver(made(name), 3, providers).generate(prompts, NEW) for providers in ([], ["torch_native"]))
     assert [sequence.tokens for sequence in first] == [sequence.tokens for sequence in second]
+
+
+@pytest.mark.parametrize("name", OTHER_ENCODERS)
+def test_encoders_run_side_by_side_if_they_can(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODERS, name, OTHER_ENCODERS[name])
+    build = Build(mesh=Mesh(), dtype=torch.float32, device=CPU)
+    models.build(read_facts("tiny", pooled.make(name, tmp_path)), build)
+    assert build.provider_names()["model"] == ("apart" if name in APART else "packed")
+
+
+def test_memory_that_runs_out_is_not_what_a_model_is_refused_for() -> None:
+    with pytest.raises(torch.OutOfMemoryError), refusing(torch.nn.Identity()):
+        raise torch.OutOfMemoryError
+
+
+def test_what_was_tried_first_is_gone_before_the_second_try(
+    made: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[weakref.ref[torch.nn.Module]] = []
+
+    def noted(*args: Any) -> Any:
+        assert all(model() is None for model in tried)
+        model = make_model(*args)
+        tried.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr("quire.models.transformers.model.make_model", noted)
+    assert "text by text" in refused(changed(made("arcee"), tmp_path / "changed", model_type="bart"))
+    assert len(tried) == 2
 
 
 @pytest.mark.parametrize("kind", ["bare", "sequence", "token"])

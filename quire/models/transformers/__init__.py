@@ -8,6 +8,9 @@ with their own attention, over our pages (`apart.py`). Only this folder imports 
 of a checkpoint (`trust_remote_code`).
 """
 
+import gc
+import logging
+
 from quire.base.errors import CheckpointError, ConfigError
 from quire.checkpoint.facts import ModelFacts
 from quire.layers.build import Build
@@ -24,6 +27,8 @@ except ImportError as missing:
         f"models without a file of quire's need the library transformers ({missing}): pip install 'quire[transformers]'"
     ) from None
 
+logger = logging.getLogger(__name__)
+
 
 def build(facts: ModelFacts, build: Build, trust_remote_code: bool = False) -> Adopted:
     """The model of a checkpoint, as transformers defines it. Raises CheckpointError where it cannot be served."""
@@ -34,15 +39,21 @@ def build(facts: ModelFacts, build: Build, trust_remote_code: bool = False) -> A
         )
     config = read_config(facts, trust_remote_code)
     check_config(facts, build, config)
-    refused = ""
+    refused = None
     if may_attend(facts, config):
         choices, states = len(build.choices), len(build.states)
         try:
             return Adopted(facts, build, config, Packed(facts, config), trust_remote_code)
         except UnfitError as error:
-            refused = f"{error}; text by text: "
+            refused = str(error)
         del build.choices[choices:], build.states[states:]
+        # Modules may hold one another, and with them the memory of all weights.
+        gc.collect()
     try:
-        return Adopted(facts, build, config, Apart(facts, config), trust_remote_code)
+        made = Adopted(facts, build, config, Apart(facts, config), trust_remote_code)
     except UnfitError as error:
-        raise CheckpointError(f"{facts.path}: {refused}{error}") from None
+        before = "" if refused is None else f"{refused}; text by text: "
+        raise CheckpointError(f"{facts.path}: {before}{error}") from None
+    if refused is not None and build.mesh.rank == 0:
+        logger.warning("%s: texts are read one by one, which is slower: %s", facts.name, refused)
+    return made

@@ -76,6 +76,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]
 class Apart(Way):
     """See the module."""
 
+    name = "apart"
     attention = "eager"
 
     def __init__(self, facts: ModelFacts, config: Any) -> None:

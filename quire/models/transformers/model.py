@@ -67,7 +67,7 @@ class Adopted(nn.Module):
         with torch.inference_mode():
             made = way.learn(self.inner, b)
         # Its code may wait for the device, so no graph records it.
-        b.choices.append(Choice("model", "transformers", self.forward, {}, capturable=False))
+        b.choices.append(Choice("model", way.name, self.forward, {}, capturable=False))
         self._checked = False
         if self._place is not None:
             self.given = Given(type(made), self.inner)

@@ -29,6 +29,8 @@ _numbers = itertools.count()
 class Packed(Way):
     """See the module."""
 
+    name = "packed"
+
     def __init__(self, facts: ModelFacts, config: Any) -> None:
         super().__init__(facts, config)
         fields = self.config.to_dict()

@@ -32,10 +32,12 @@ class Way(ABC):
         config: as the library wants it.
 
     Attributes:
+        name: of the way, for people.
         attention: name of the function of the library's that computes it.
         whole: whether texts are read as a whole.
     """
 
+    name: str
     attention: str
 
     def __init__(self, facts: ModelFacts, config: Any) -> None:
@@ -80,9 +82,11 @@ def alike(first: Tensor, second: Tensor) -> bool:
 
 @contextmanager
 def refusing(module: nn.Module) -> Iterator[None]:
-    """Whatever goes wrong while the library's code is tried is why a module cannot be run so."""
+    """Whatever goes wrong while the library's code is tried is why a module cannot be run so, but want of memory."""
     try:
         yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     except CheckpointError as error:
         raise UnfitError(f"{name_of(module)} cannot be served from pages: {error}") from None
     except Exception as error:
