@@ -16,8 +16,10 @@ from quire.base.errors import CheckpointError, ConfigError
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
 from quire.loading.source import FileSource
+from quire.models.transformers.apart import sharing
 from quire.models.transformers.making import make_model
 from quire.models.transformers.way import refusing
+from quire.ops.samples import step_over
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import settle
 from tests.models import checkpoints
@@ -257,6 +259,12 @@ def test_experts_that_cannot_be_quantized(online: bool, made: Callable[[str], Pa
     packed = Build(mesh=Mesh(), dtype=torch.float32, device=CPU, quantization=quantization, checkpoint=quantized)
     assert (quantized is None) is online
     assert "experts that cannot be served quantized" in refused(path, packed)
+
+
+def test_texts_share_a_run_up_to_the_tokens_of_the_longest() -> None:
+    step = step_over([1, 1, 1, 3], [8, 8, 8, 8], [[1, 2]] * 4, 4)
+    found = [(texts.rows.tolist(), texts.tokens.tolist(), texts.past) for texts in sharing(step, 20)]
+    assert found == [([0, 1], [[0], [1]], 7), ([2], [[2]], 7), ([3], [[3, 4, 5]], 5)]
 
 
 def test_attention_of_its_own_reads_no_narrow_pages(made: Callable[[str], Path]) -> None:

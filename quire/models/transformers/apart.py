@@ -1,6 +1,7 @@
 """Texts of a step by themselves, with the model's own attention: slower, but nothing is asked of the model's code.
 
-Those that are equally far and long share a run. Encoders keep nothing; decoders keep keys and values through the
+Those that are equally far and long share a run, as long as they hold no more tokens in all than the longest text, which
+is what memory was measured with. Encoders keep nothing; decoders keep keys and values through the
 library's own interface of caches, which lie in our pages here, whole on every rank.
 """
 
@@ -82,6 +83,7 @@ class Apart(Way):
     def __init__(self, facts: ModelFacts, config: Any) -> None:
         super().__init__(facts, config)
         self._states: list[LayerState] = []
+        self._room = facts.context_len
 
     def text(self, inner: nn.Module, ids: Tensor) -> ModelOutput:
         """As the library runs it."""
@@ -89,7 +91,7 @@ class Apart(Way):
 
     def learn(self, inner: nn.Module, b: Build) -> ModelOutput:
         """See `Way`."""
-        ids = probe(b.device)
+        ids, self._room = probe(b.device), b.max_model_len or self._room
         if self.whole:
             with refusing(inner):
                 return self.text(inner, ids)
@@ -112,7 +114,7 @@ class Apart(Way):
 
     def run(self, inner: nn.Module, step: StepInputs) -> Tensor:
         """See `Way`."""
-        parts = [(texts, self._hidden(inner, step, texts)) for texts in _alike(step)]
+        parts = [(texts, self._hidden(inner, step, texts)) for texts in sharing(step, self._room)]
         out = parts[0][1].new_empty(len(step.token_ids), parts[0][1].shape[-1])
         for texts, hidden in parts:
             out[texts.tokens] = hidden
@@ -154,8 +156,8 @@ class Apart(Way):
         return made
 
 
-def _alike(step: StepInputs) -> Iterator[Texts]:
-    """The texts of a step, those together that are equally far and long."""
+def sharing(step: StepInputs, room: int) -> Iterator[Texts]:
+    """The texts of a step, those together that are equally far and long, up to `room` tokens with those before."""
     device = step.token_ids.device
     bounds, lengths = step.query_start.tolist(), step.seq_lens.tolist()
     found: dict[tuple[int, int], list[int]] = {}
@@ -164,6 +166,8 @@ def _alike(step: StepInputs) -> Iterator[Texts]:
         found.setdefault((length - new, new), []).append(row)
     starts = torch.tensor(bounds)
     for (past, new), rows in found.items():
-        if new:
-            tokens = starts[rows][:, None] + torch.arange(new)
-            yield Texts(torch.tensor(rows, device=device), tokens.to(device), past)
+        most = max(1, room // max(1, past + new))
+        for first in range(0, len(rows) if new else 0, most):
+            some = rows[first : first + most]
+            tokens = starts[some][:, None] + torch.arange(new)
+            yield Texts(torch.tensor(some, device=device), tokens.to(device), past)
