@@ -162,6 +162,20 @@ def test_every_code_of_four_bits_is_its_value(kind: str) -> None:
 
 
 @needs_interpreter
+@pytest.mark.parametrize(
+    ("kind", "dtype", "native"), [("nf4", "float32", False), ("nf4", "bfloat16", True), ("uint4b8", "float32", True)]
+)
+def test_values_in_float32_are_not_looked_up_as_float16(
+    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str, native: bool
+) -> None:
+    from quire.kernels.triton.dense.quantized import weight as seen
+
+    monkeypatch.setattr(seen, "converts", lambda device: True)
+    storage = Words.like(Scaled.of(1, 128, Form(kind, 128), dtype, "cpu"))
+    assert seen.Weight(storage, storage.allocate()).constants["NATIVE"] is native
+
+
+@needs_interpreter
 def test_what_is_not_read_is_said() -> None:
     from quire.kernels.triton.dense.quantized.weight import unread
 

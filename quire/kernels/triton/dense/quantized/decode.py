@@ -3,7 +3,8 @@
 Where there are instructions for it (`NATIVE`), two words in a register become two values of each part: integers are put
 into the low bits of a float whose last bit is worth 1; floats of 4 bits go where a wider float has the low bits of its
 exponent, and are worth too little by a power of two (`lift`) until their scale is applied; floats of 8 bits are widened
-by the GPU. Elsewhere, and under the interpreter, values are put together in float32. Both give the same values.
+by the GPU. Elsewhere, and under the interpreter, values are put together in float32. Both give the same values, but for
+BOOKS, which are looked up as float16: for activations of float32 they are put together.
 """
 
 import struct

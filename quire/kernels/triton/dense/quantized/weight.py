@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from quire.kernels.triton.dense.quantized.decode import EIGHTS, FOURS
+from quire.kernels.triton.dense.quantized.decode import BOOKS, EIGHTS, FOURS
 from quire.ops.stored import Wanted, arrange, offer
 from quire.quantization.scaled import Form, Scaled
 from quire.quantization.storage import Storage
@@ -132,10 +132,12 @@ class Weight:
         """What a kernel is compiled for."""
         form = self.storage.form
         group = form.group or 0
+        # Instructions look values of BOOKS up as float16, which is less than those of float32 hold.
+        short = form.element in BOOKS and self.storage.dtype == "float32"
         return {
             "KIND": KINDS.get(form.element, form.element), "SCALE": form.scale, "BITS": form.bits,
             # A zero point belongs to a group, so a row with one is a group of its own.
             "GROUP": self.inputs if form.zeros and not group else group, "GROUPS": self.storage.groups,
             "ROW_BLOCK": form.row_block, "ZEROS": form.zeros, "FACTOR": form.factor or "",
-            "NATIVE": converts(self.data.device),
+            "NATIVE": converts(self.data.device) and not short,
         }  # fmt: skip
