@@ -145,6 +145,22 @@ def test_activations_are_rounded_by_rows_or_groups(group: int | None) -> None:
 
 
 @needs_interpreter
+def test_a_bias_meets_products_whose_scales_are_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from quire.kernels.triton.dense.quantized import narrowed
+    from quire.kernels.triton.dense.quantized.weight import Weight
+
+    def multiply(a: torch.Tensor, b: torch.Tensor, *rest: torch.Tensor | None, **said: object) -> torch.Tensor:
+        assert rest[-1] is None, "the library adds no bias"
+        return a.float() @ b.float()
+
+    monkeypatch.setattr(torch, "_scaled_mm", multiply)
+    monkeypatch.setattr(narrowed, "in_blocks", lambda weight: True)
+    seen = Weight(*weight(Form("fp8_e4m3", 128, row_block=128), 256, 512))
+    x, bias = normal("float32", 5, 512), normal("float32", 256, seed=3)
+    assert torch.equal(narrowed.product(x, seen, bias), narrowed.product(x, seen, None) + bias)
+
+
+@needs_interpreter
 @pytest.mark.parametrize("kind", ["uint4b8", "uint4", "fp4_e2m1", "nf4", "bnb_fp4"])
 def test_every_code_of_four_bits_is_its_value(kind: str) -> None:
     from quire.kernels.triton.dense.quantized import unpacked

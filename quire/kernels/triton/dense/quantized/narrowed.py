@@ -148,10 +148,12 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     blocks = in_blocks(weight)
     values, scales = rounded(x, torch.float8_e4m3fn, weight.storage.width, BLOCK if blocks else None)
     mine = weight.scales.T if blocks else weight.scales.float().view(1, -1)
+    # To products whose scales are of blocks the library adds nothing.
+    added = None if blocks else bias
     made = torch._scaled_mm(
-        values, codes.view(torch.float8_e4m3fn).T, scales, mine, bias, out_dtype=x.dtype, use_fast_accum=not blocks
-    )
-    return made[: len(x)]
+        values, codes.view(torch.float8_e4m3fn).T, scales, mine, added, out_dtype=x.dtype, use_fast_accum=not blocks
+    )[: len(x)]
+    return made if bias is None or not blocks else made.add_(bias)
 
 
 def _integers(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
