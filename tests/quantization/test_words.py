@@ -109,24 +109,28 @@ def test_kernels_multiply_what_the_reference_does(name: str, rows: int, inputs: 
 
 
 @needs_interpreter
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["int4 zeros", "int4 rows"])
-def test_whole_numbers_lose_nothing_of_a_row_in_bfloat16(name: str) -> None:
+def test_whole_numbers_lose_nothing_of_a_row(name: str, dtype: str) -> None:
     from quire.kernels.triton.dense.quantized import gemv
     from quire.kernels.triton.dense.quantized.weight import Weight
 
     storage, data = weight(FORMS[name], 40, 384)
-    storage = replace(storage, dtype="bfloat16")
+    storage = replace(storage, dtype=dtype)
     assert gemv.counts(Weight(storage, data))
     generator = torch.Generator().manual_seed(1)
-    # All eight bits of a number, down to a 64th of the largest.
+    # All eight bits of a number in bfloat16, down to a 64th of the largest.
     powers = torch.randint(-6, 1, (1, 384), generator=generator)
-    x = (torch.randint(128, 256, (1, 384), generator=generator) * 2.0**powers * (-1) ** powers).bfloat16()
+    numbers = torch.randint(128, 256, (1, 384), generator=generator) * (-1) ** powers
+    x = (numbers * 2.0**powers).to(getattr(torch, dtype))
     got = gemv.product(x, Weight(storage, data), None, "").double()
     want = x.double() @ replace(storage, dtype="float32").rows(data, torch.arange(40)).double().T
     # Which is what a result in bfloat16 holds: the interpreter cuts off its end.
     assert ((got - want).abs() <= want.abs() / 128).all()
-    x[0, 5] = float("inf")
-    assert gemv.product(x, Weight(storage, data), None, "").isnan().all()
+    for poison in (float("inf"), float("nan")):
+        x[0, 5] = poison
+        assert gemv.product(x, Weight(storage, data), None, "").isnan().all()
+    assert not gemv.product(torch.zeros_like(x), Weight(storage, data), None, "").any()
 
 
 @needs_interpreter
