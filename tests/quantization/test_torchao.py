@@ -67,7 +67,17 @@ def int4_packed(module: str, weight: Tensor) -> Made:
     return tensors, values.view(weight.shape)
 
 
-@pytest.mark.parametrize("writer", [fp8, int8, int4_unpacked, int4_packed], ids=lambda writer: writer.__name__)
+def int4_smoothed(module: str, weight: Tensor) -> Made:
+    """The like of AWQ, with a number for each input that activations are multiplied with."""
+    smoothing = torch.rand(weight.shape[1]) + 0.5
+    made = int4_packed(module, weight / smoothing)
+    return made and ({**made[0], "_weight_act_pre_scale": smoothing}, made[1] * smoothing)
+
+
+WRITERS = [fp8, int8, int4_unpacked, int4_packed, int4_smoothed]
+
+
+@pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: writer.__name__)
 @pytest.mark.parametrize("config", [CONFIG, {}], ids=["told", "by tensors"])
 def test_checkpoints_in_the_published_layout(tmp_path: Path, writer: Any, config: dict[str, Any]) -> None:
     check(*write(tmp_path, config, writer))

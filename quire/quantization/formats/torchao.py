@@ -3,7 +3,8 @@
 `_weight_qdata` (outputs, inputs) beside `_weight_scale` and, of integers, `_weight_zero_point`. What the file's own
 metadata adds (activations, kernels) is not needed. int4 in its unpacked form is int8 that uses few of its values;
 Int4Tensor packs two codes in a byte, the even input in the low half, beside scales and zero points of (groups,
-outputs): a value is code * scale + point.
+outputs): a value is code * scale + point. `_weight_act_pre_scale` (inputs,), of AWQ, is what activations are multiplied
+with.
 """
 
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 
 from quire.base.errors import CheckpointError
-from quire.quantization.layouts import CODE_TYPES, eight_bits, scale_type, with_zeros
+from quire.checkpoint.headers import TensorEntry
+from quire.quantization.layouts import CODE_TYPES, eight_bits, scale_type, smoothed, with_zeros
 from quire.quantization.scaled import Block, Form
 from quire.quantization.scheme import (
     Matrix,
@@ -29,6 +31,7 @@ from quire.quantization.scheme import (
 METHODS = ("torchao",)
 MARKS = ("._weight_qdata",)
 CODES, SCALE, ZEROS = "_weight_qdata", "_weight_scale", "_weight_zero_point"
+SMOOTHING = "_weight_act_pre_scale"
 
 
 class TorchAo:
@@ -39,23 +42,27 @@ class TorchAo:
         codes = source.entries.get(f"{matrix.module}.{CODES}")
         if codes is None:
             return None
-        if codes.dtype in ("I8", "U8") and codes.shape == (matrix.outputs, matrix.inputs // 2):
-            return _pairs(matrix, source)
-        if codes.dtype not in CODE_TYPES or codes.shape != (matrix.outputs, matrix.inputs):
-            raise CheckpointError(
-                f"tensor {codes.name} is {codes.dtype} of shape {codes.shape}; of torchao's tensors Float8Tensor, "
-                "Int8Tensor, IntxUnpackedToInt8Tensor and Int4Tensor are supported, whose codes are of 8 bits, or two "
-                f"in a byte, for {matrix.outputs} x {matrix.inputs} values. Quantize again with one of their "
-                "configurations"
-            )
-        zeros = present(source, matrix, ZEROS)
-        if zeros and bool(source.read(zeros[0]).any()):
-            return with_zeros(eight_bits(matrix, source, SCALE, codes=CODES), zeros[0])
-        return eight_bits(matrix, source, SCALE, zeros, codes=CODES)
+        return smoothed(_scheme(codes, matrix, source), matrix, source, SMOOTHING)
 
     def announced(self, matrix: Matrix) -> Form | None:
         """See `Format`: the metadata lists no modules."""
         return None
+
+
+def _scheme(codes: TensorEntry, matrix: Matrix, source: Source) -> Scheme:
+    if codes.dtype in ("I8", "U8") and codes.shape == (matrix.outputs, matrix.inputs // 2):
+        return _pairs(matrix, source)
+    if codes.dtype not in CODE_TYPES or codes.shape != (matrix.outputs, matrix.inputs):
+        raise CheckpointError(
+            f"tensor {codes.name} is {codes.dtype} of shape {codes.shape}; of torchao's tensors Float8Tensor, "
+            "Int8Tensor, IntxUnpackedToInt8Tensor and Int4Tensor are supported, whose codes are of 8 bits, or two "
+            f"in a byte, for {matrix.outputs} x {matrix.inputs} values. Quantize again with one of their "
+            "configurations"
+        )
+    zeros = present(source, matrix, ZEROS)
+    if zeros and bool(source.read(zeros[0]).any()):
+        return with_zeros(eight_bits(matrix, source, SCALE, codes=CODES), zeros[0])
+    return eight_bits(matrix, source, SCALE, zeros, codes=CODES)
 
 
 def _pairs(matrix: Matrix, source: Source) -> Scheme:
