@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from quire import LLM, SamplingParams, models
 from quire.base.errors import CheckpointError, ConfigError
+from quire.checkpoint import pooling
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
 from quire.loading.source import FileSource
@@ -131,6 +132,10 @@ def test_the_reference_gives_the_same(name: str, made: Callable[[str], Path]) ->
     assert [sequence.tokens for sequence in first] == [sequence.tokens for sequence in second]
 
 
+def test_every_encoder_is_proven() -> None:
+    assert {*ENCODERS, *OTHER_ENCODERS} == pooling.ENCODERS
+
+
 @pytest.mark.parametrize("name", OTHER_ENCODERS)
 def test_encoders_run_side_by_side_if_they_can(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENCODERS, name, OTHER_ENCODERS[name])
@@ -227,6 +232,7 @@ def test_tensors_that_nobody_knows_are_told(made: Callable[[str], Path], tmp_pat
         ({"model_type": "strange"}, "not known to transformers"),
         ({"model_type": "strange", "auto_map": {"AutoConfig": "code.C"}}, "allow it with --trust-remote-code"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, None),
+        ({"model_type": "big_bird"}, "override attention_type"),
         ({"norm_offset": 0.0}, "take --model-impl quire"),
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"hidden_size": 1 << 40}, "hidden_size"),

@@ -71,6 +71,8 @@ def check_config(facts: ModelFacts, b: Build, config: Any) -> None:
     longest = b.max_model_len or facts.context_len
     if "norm_offset" in facts.config:
         problem = "norms of GGUF files of Gemma would be 1 too large: take --model-impl quire"
+    elif text.to_dict().get("attention_type") == "block_sparse":
+        problem = "a short text would turn sparse attention into full one for all that follow: override attention_type"
     elif kinds:
         problem = f"layers of the kinds {', '.join(sorted(kinds))} keep state that pages do not hold"
     elif (begins := _switches_at(facts)) is not None and longest > begins:
