@@ -139,9 +139,8 @@ def _said(config: dict[str, Any]) -> _Said:
 
 
 def is_encoder(config: dict[str, Any]) -> bool:
-    """Whether the model of `config` reads both ways."""
-    names = config.get("architectures") or [""]
-    return config.get("model_type") in ENCODERS or (names[0] or "").endswith(MASKED)
+    """Whether the model of `config` reads both ways. Raises CheckpointError."""
+    return config.get("model_type") in ENCODERS or _said(config).architecture.endswith(MASKED)
 
 
 def position_offset(config: dict[str, Any]) -> int:

@@ -189,3 +189,9 @@ def test_what_a_model_type_leaves_out_is_filled_in(tmp_path: Path) -> None:
 )
 def test_what_fills_in_masks_reads_both_ways(config: dict[str, Any], encoder: bool) -> None:
     assert is_encoder(config) is encoder
+
+
+@pytest.mark.parametrize("architectures", [[3], {"a": 1}, "BertForMaskedLM"])
+def test_damaged_architectures_are_named(architectures: object) -> None:
+    with pytest.raises(CheckpointError, match="architectures"):
+        is_encoder({"architectures": architectures})
