@@ -9,11 +9,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModel
 
-from quire import LLM
+from quire import LLM, models
 from quire.base.errors import CheckpointError, RequestError
 from quire.checkpoint.read import read_facts
+from quire.layers.build import Build
 from quire.messages.pooling import PoolingParams
 from quire.messages.pooling_outputs import late_similarity
+from quire.parallel.mesh import Mesh
 from tests.pooling.checkpoints import make, with_modules
 from tests.pooling.test_decoders import hidden
 
@@ -137,6 +139,18 @@ def test_pylate_says_whether_masks_are_seen(tmp_path: Path) -> None:
         assert read == ([7, 8, 9, MASK, MASK] if expands else [7, 8, 9])
         assert facts.late.seen_of(read) == (len(read) if seen else 3)
         assert facts.late.read([7, 8], False, None, 64) == [7, 8]
+
+
+def test_masks_that_nobody_sees_need_a_model_that_can_hide_them(tmp_path: Path) -> None:
+    path = make("fnet", tmp_path)
+    dense(path, 1, matrix(), False, "linear.Identity")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "architectures": ["FNetForMaskedLM"]}))
+    (path / "tokenizer_config.json").write_text(json.dumps({"mask_token": f"w{MASK}"}))
+    (path / "config_sentence_transformers.json").write_text('{"query_length": 5}')
+    build = Build(mesh=Mesh(), dtype=torch.float32, device=torch.device("cpu"))
+    with pytest.raises(CheckpointError, match="takes no mask"):
+        models.build(read_facts("x", path), build)
 
 
 def test_a_marker_must_be_a_token(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ class Apart(Way):
         super().__init__(facts, config)
         self._states: list[LayerState] = []
         self._room = facts.context_len
+        late = None if facts.pooling is None else facts.pooling.late
+        self._hides = late is not None and late.query_length is not None and not late.seen
 
     def text(self, inner: nn.Module, ids: Tensor) -> ModelOutput:
         """As the library runs it."""
@@ -92,6 +94,10 @@ class Apart(Way):
     def learn(self, inner: nn.Module, b: Build) -> ModelOutput:
         """See `Way`."""
         ids, self._room = probe(b.device), b.max_model_len or self._room
+        if self._hides and not takes(inner, "attention_mask"):
+            raise UnfitError(
+                f"{name_of(inner)} takes no mask, so it would see the masks that queries are filled up with"
+            )
         if self.whole:
             with refusing(inner):
                 return self.text(inner, ids)
