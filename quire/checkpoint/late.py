@@ -95,6 +95,10 @@ def read_late(folder: Path, masks: bool) -> Late:
     length = own.query_maxlen or (said.query_length if said.do_query_expansion else None)
     known = vocabulary(folder) if words or length or own.query_token_id or own.doc_token_id else {}
     mask = known.get(_mask(folder)) if masks else None
+    if masks and length is not None and mask is None:
+        raise CheckpointError(
+            f"{folder}: queries are filled up to {length} tokens with masks, but the tokenizer names no mask_token"
+        )
     return Late(
         prefixes=(said.query_prefix, said.document_prefix),
         markers=(_marker(folder, known, own.query_token_id), _marker(folder, known, own.doc_token_id)),

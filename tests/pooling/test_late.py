@@ -97,7 +97,7 @@ def test_punctuation_of_colberts_own_checkpoints_does_not_count(tmp_path: Path) 
     told = json.loads((path / "tokenizer.json").read_text())
     told["model"]["vocab"] |= {",": told["model"]["vocab"].pop("w7"), "?": told["model"]["vocab"].pop("w8")}
     (path / "tokenizer.json").write_text(json.dumps(told))
-    (path / "artifact.metadata").write_text('{"mask_punctuation": true, "query_maxlen": 32}')
+    (path / "artifact.metadata").write_text('{"mask_punctuation": true}')
     facts = read_facts("x", path).pooling
     assert facts is not None and facts.late is not None and facts.late.skipped == [7, 8]
 
@@ -151,6 +151,13 @@ def test_masks_that_nobody_sees_need_a_model_that_can_hide_them(tmp_path: Path) 
     build = Build(mesh=Mesh(), dtype=torch.float32, device=torch.device("cpu"))
     with pytest.raises(CheckpointError, match="takes no mask"):
         models.build(read_facts("x", path), build)
+
+
+def test_what_fills_queries_up_must_be_a_token(tmp_path: Path) -> None:
+    path = colbert(tmp_path)
+    (path / "artifact.metadata").write_text('{"query_maxlen": 32}')
+    with pytest.raises(CheckpointError, match=r"up to 32 tokens with masks, but .* no mask_token"):
+        read_facts("x", path)
 
 
 def test_a_marker_must_be_a_token(tmp_path: Path) -> None:
