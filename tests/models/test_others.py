@@ -18,6 +18,7 @@ from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
 from quire.loading.source import FileSource
 from quire.models.transformers.apart import sharing
+from quire.models.transformers.config import read_config
 from quire.models.transformers.making import make_model
 from quire.models.transformers.way import refusing
 from quire.ops.samples import step_over
@@ -291,21 +292,33 @@ def test_a_model_with_attention_of_its_own_is_preempted_and_finds_prefixes(made:
     assert tokens[1:] == tokens[:-1]
 
 
-def test_code_of_a_checkpoint_runs_when_it_is_trusted(made: Callable[[str], Path], tmp_path: Path) -> None:
-    path = changed(
-        made("arcee"),
-        tmp_path / "own",
-        model_type="strange",
-        auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
-    )
+def own(path: Path, to: Path, family: str) -> Path:
+    """A checkpoint, without weights, with code that calls a family of transformers' by a name of its own."""
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    changed(path, to, model_type="strange", auto_map=classes)
     code = [
-        "from transformers import ArceeConfig, ArceeForCausalLM",
-        "class OwnConfig(ArceeConfig):",
+        f"from transformers import {family}Config, {family}ForCausalLM",
+        f"class OwnConfig({family}Config):",
         "    model_type = 'strange'",
-        "class OwnModel(ArceeForCausalLM):",
+        f"class OwnModel({family}ForCausalLM):",
         "    config_class = OwnConfig",
     ]
-    (path / "own.py").write_text("\n".join(code))
+    (to / "own.py").write_text("\n".join(code))
+    return to
+
+
+def test_code_of_a_checkpoint_reads_what_is_overridden(made: Callable[[str], Path], tmp_path: Path) -> None:
+    """It keeps the one under another name, and the two must fit each other."""
+    stretched = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    facts = read_facts("tiny", own(made("arcee"), tmp_path / "arcee", "Arcee"), overrides=stretched)
+    assert read_config(facts, True).rope_parameters["factor"] == 2.0
+    shorter = {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    config = read_config(read_facts("tiny", own(made("cwm"), tmp_path / "cwm", "Cwm"), overrides=shorter), True)
+    assert (config.num_hidden_layers, config.layer_types) == (1, ["full_attention"])
+
+
+def test_code_of_a_checkpoint_runs_when_it_is_trusted(made: Callable[[str], Path], tmp_path: Path) -> None:
+    path = own(made("arcee"), tmp_path / "own", "Arcee")
     facts = read_facts("tiny", path)
     build = Build(mesh=Mesh(), dtype=torch.float32, device=CPU)
     assert len(list(models.build(facts, build, trust_remote_code=True).parameters())) > 10

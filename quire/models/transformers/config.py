@@ -53,13 +53,18 @@ def read_config(facts: ModelFacts, trust_remote_code: bool) -> Any:
 
 def _foreign_config(facts: ModelFacts) -> Any:
     """The config as the checkpoint's own code reads it, with what the user overrides."""
-    plain = completed(text_part(read_json(Path(facts.path) / "config.json")))
+    said = read_json(Path(facts.path) / "config.json")
+    told, inner = text_part(said), said.get("text_config")
+    plain = completed(told)
     changed = {name: value for name, value in facts.config.items() if name not in OURS and plain.get(name) != value}
-    config = transformers.AutoConfig.from_pretrained(facts.path, trust_remote_code=True, **changed)
-    lost = [name for name, value in changed.items() if getattr(config, name, None) != value]
-    if lost:
-        raise CheckpointError(f"hf_overrides: the checkpoint's own code knows no field {', '.join(lost)}")
-    return config
+    config = transformers.AutoConfig.from_pretrained(facts.path, trust_remote_code=True)
+    text = config.get_text_config()
+    unknown = sorted(changed.keys() - {*told, *dir(text), *text.attribute_map})
+    if unknown:
+        raise CheckpointError(f"hf_overrides: the checkpoint's own code knows no field {', '.join(unknown)}")
+    # The code may keep a field under another name or in another form, so it reads what is overridden like all else.
+    merged = {"text_config": {**inner, **changed}} if isinstance(inner, dict) else changed
+    return type(config).from_dict({**said, **merged}, name_or_path=config.name_or_path)
 
 
 def check_config(facts: ModelFacts, b: Build, config: Any) -> None:
