@@ -17,7 +17,7 @@ from quire.checkpoint import pooling
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
 from quire.loading.source import FileSource
-from quire.models.transformers.apart import sharing
+from quire.models.transformers.apart import PagedLayer, sharing
 from quire.models.transformers.config import read_config
 from quire.models.transformers.making import make_model
 from quire.models.transformers.way import refusing
@@ -278,6 +278,16 @@ def test_attention_of_its_own_reads_no_narrow_pages(made: Callable[[str], Path])
     build = Build(mesh=Mesh(), dtype=torch.float32, device=CPU, kv_dtype=torch.float8_e4m3fn)
     with pytest.raises(ConfigError, match="in full precision only"):
         models.build(read_facts("tiny", made("gptj")), build)
+
+
+def test_pages_are_tried_before_the_first_step(made: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgets(pool: torch.Tensor, slots: torch.Tensor, fresh: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return torch.cat([new.new_zeros(*new.shape[:2], slots.shape[1], new.shape[3]), new], dim=2)
+
+    monkeypatch.setattr(PagedLayer, "_joined", staticmethod(forgets))
+    driver = Driver(made("gptj"), 4)
+    with pytest.raises(CheckpointError, match="keeps more between two pieces"):
+        driver.step([(driver.begin([5, 6]), 2)])
 
 
 def test_a_model_with_attention_of_its_own_is_preempted_and_finds_prefixes(made: Callable[[str], Path]) -> None:

@@ -1,11 +1,12 @@
 """Texts of a step by themselves, with the model's own attention: slower, but nothing is asked of the model's code.
 
-Those that are equally far and long share a run, as long as they hold no more tokens in all than the longest text, which
-is what memory was measured with. Encoders keep nothing; decoders keep keys and values through the
-library's own interface of caches, which lie in our pages here, whole on every rank.
+Those that are equally far and long share a run, if they hold no more tokens in all than the longest text. Encoders keep
+nothing; decoders keep keys and values through the library's own interface of caches, which lie in our pages here, whole
+on every rank.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from quire.layers.build import Build
 from quire.layers.state import LayerState
 from quire.messages.state import Retention
 from quire.models.transformers.way import UnfitError, Way, alike, name_of, probe, refusing, takes
-from quire.ops.step import StepInputs
+from quire.ops.step import GroupInputs, StepInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,9 @@ class Texts:
 class PagedLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values of some texts, (texts, heads, tokens, values) each."""
 
-    def __init__(self, state: LayerState, texts: Texts, step: StepInputs) -> None:
+    def __init__(self, state: LayerState, texts: Texts, groups: Sequence[GroupInputs]) -> None:
         super().__init__()
-        self._state, self._texts, self._step = state, texts, step
+        self._state, self._texts, self._groups = state, texts, groups
         self._length = texts.past
         self.is_initialized = True
 
@@ -57,7 +58,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]
         new, texts = key_states.shape[2], self._texts
         if new != texts.tokens.shape[1]:
             raise CheckpointError("keys of other tokens than those of the step are kept")
-        group = self._step.groups[self._state.group]
+        group = self._groups[self._state.group]
         places = torch.arange(texts.past, device=key_states.device)
         table = group.page_table[texts.rows].long()
         slots = table[:, places // group.page_size] * group.page_size + places % group.page_size
@@ -127,13 +128,19 @@ class Apart(Way):
         return out
 
     def check(self, inner: nn.Module, ids: Tensor) -> None:
-        """A text in two pieces, with the library's cache between them, must be what it is as a whole."""
+        """A text in two pieces, with a page between them, must be what it is as a whole."""
         if self.whole:
             return
-        half, cache = len(ids) // 2, transformers.DynamicCache()
-        places = torch.arange(len(ids), device=ids.device)[None]
-        cuts = slice(0, half), slice(half, None)
-        pieces = [self._called(inner, ids[None, cut], places[:, cut], cache, {})[0][0] for cut in cuts]
+        places = torch.arange(len(ids), device=ids.device)
+        states = [copy(state) for state in self._states]
+        for state in states:
+            state.bind(*state.allocate(2, len(ids)), 0)
+        pieces = []
+        for some in places.tensor_split(2):
+            group = GroupInputs(torch.ones_like(places[None, :1]), places + len(ids), len(ids))
+            texts = Texts(places[:1], some[None], int(some[0]))
+            cache = Cache(layers=[PagedLayer(state, texts, (group,)) for state in states])
+            pieces.append(self._called(inner, ids[None, some], some[None], cache, {})[0][0])
         if not alike(self.text(inner, ids)[0][0], torch.cat(pieces)):
             raise CheckpointError(f"{name_of(inner)} keeps more between two pieces of a text than keys and values")
 
@@ -144,7 +151,7 @@ class Apart(Way):
             given["attention_mask"] = (places < step.seen[texts.rows][:, None]).long()
         if step.kinds is not None and takes(inner, "token_type_ids"):
             given["token_type_ids"] = step.kinds[texts.tokens]
-        cache = None if self.whole else Cache(layers=[PagedLayer(state, texts, step) for state in self._states])
+        cache = None if self.whole else Cache(layers=[PagedLayer(state, texts, step.groups) for state in self._states])
         ids, positions = step.token_ids[texts.tokens], step.positions[texts.tokens]
         hidden: Tensor = self._called(inner, ids, positions, cache, given)[0]
         return hidden
