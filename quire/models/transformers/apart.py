@@ -40,13 +40,21 @@ class Texts:
     past: int
 
 
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Where the tokens of some texts lie in the pools of a group: (texts, past) and (texts, new) each."""
+
+    past: Tensor
+    new: Tensor
+
+
 class PagedLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values of some texts, (texts, heads, tokens, values) each."""
 
-    def __init__(self, state: LayerState, texts: Texts, groups: Sequence[GroupInputs]) -> None:
+    def __init__(self, state: LayerState, slots: Slots) -> None:
         super().__init__()
-        self._state, self._texts, self._groups = state, texts, groups
-        self._length = texts.past
+        self._state, self._slots = state, slots
+        self._length = slots.past.shape[1]
         self.is_initialized = True
 
     def get_seq_length(self) -> int:
@@ -55,16 +63,12 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **given: Any) -> tuple[Tensor, Tensor]:
         """Enter the new tokens; returns all of them."""
-        new, texts = key_states.shape[2], self._texts
-        if new != texts.tokens.shape[1]:
+        slots = self._slots
+        if key_states.shape[2] != slots.new.shape[1]:
             raise CheckpointError("keys of other tokens than those of the step are kept")
-        group = self._groups[self._state.group]
-        places = torch.arange(texts.past, device=key_states.device)
-        table = group.page_table[texts.rows].long()
-        slots = table[:, places // group.page_size] * group.page_size + places % group.page_size
-        self._length = texts.past + new
+        self._length = slots.past.shape[1] + slots.new.shape[1]
         whole = (
-            self._joined(pool.flatten(0, 1), slots, group.slots[texts.tokens], x)
+            self._joined(pool.flatten(0, 1), slots.past, slots.new, x)
             for pool, x in zip(self._state.pools, (key_states, value_states), strict=True)
         )
         return next(whole), next(whole)
@@ -139,7 +143,7 @@ class Apart(Way):
         for some in places.tensor_split(2):
             group = GroupInputs(torch.ones_like(places[None, :1]), places + len(ids), len(ids))
             texts = Texts(places[:1], some[None], int(some[0]))
-            cache = Cache(layers=[PagedLayer(state, texts, (group,)) for state in states])
+            cache = _cache(states, texts, (group,))
             pieces.append(self._called(inner, ids[None, some], some[None], cache, {})[0][0])
         if not alike(self.text(inner, ids)[0][0], torch.cat(pieces)):
             raise CheckpointError(f"{name_of(inner)} keeps more between two pieces of a text than keys and values")
@@ -151,7 +155,7 @@ class Apart(Way):
             given["attention_mask"] = (places < step.seen[texts.rows][:, None]).long()
         if step.kinds is not None and takes(inner, "token_type_ids"):
             given["token_type_ids"] = step.kinds[texts.tokens]
-        cache = None if self.whole else Cache(layers=[PagedLayer(state, texts, step.groups) for state in self._states])
+        cache = None if self.whole else _cache(self._states, texts, step.groups)
         ids, positions = step.token_ids[texts.tokens], step.positions[texts.tokens]
         hidden: Tensor = self._called(inner, ids, positions, cache, given)[0]
         return hidden
@@ -167,6 +171,19 @@ class Apart(Way):
             more["position_ids"] = positions + self.offset
         made: ModelOutput = inner(input_ids=ids, **more)
         return made
+
+
+def _cache(states: Sequence[LayerState], texts: Texts, groups: Sequence[GroupInputs]) -> Cache:
+    """Our pages, as the library looks at them. Slots are found once for all layers of a group."""
+    slots = [_slots(texts, group) for group in groups]
+    return Cache(layers=[PagedLayer(state, slots[state.group]) for state in states])
+
+
+def _slots(texts: Texts, group: GroupInputs) -> Slots:
+    places = torch.arange(texts.past, device=texts.rows.device)
+    table = group.page_table[texts.rows].long()
+    past = table[:, places // group.page_size] * group.page_size + places % group.page_size
+    return Slots(past, group.slots[texts.tokens])
 
 
 def sharing(step: StepInputs, room: int) -> Iterator[Texts]:
