@@ -134,8 +134,8 @@ class Sandwich(Block):
         return Stream(residual, self.after_mlp.forward(stream.whole(self.mesh)))
 
 
-class PostNorm(Block):
-    """x + norm(attention(x)), then x + norm(mlp(x))."""
+class NormsBehind(Block):
+    """A layer with no norm before attention or the feed-forward layer, but one behind each."""
 
     def __init__(self, b: Build, norms: tuple[Norm, Norm], attention: Attention, mlp: FeedForward) -> None:
         """`norms`: after attention, after the feed-forward layer."""
@@ -143,6 +143,10 @@ class PostNorm(Block):
         self.mesh = b.mesh
         self.after_attention, self.after_mlp = norms
         self.attention, self.mlp = attention, mlp
+
+
+class PostNorm(NormsBehind):
+    """x + norm(attention(x)), then x + norm(mlp(x))."""
 
     def forward(self, stream: Stream, step: StepInputs) -> Stream:
         """The stream after both blocks."""
@@ -153,15 +157,8 @@ class PostNorm(Block):
         return Stream(residual, self.after_mlp.forward(added))
 
 
-class NormedSum(Block):
+class NormedSum(NormsBehind):
     """norm(x + attention(x)), then norm(x + mlp(x)): nothing goes by a norm, as transformers were at first."""
-
-    def __init__(self, b: Build, norms: tuple[Norm, Norm], attention: Attention, mlp: FeedForward) -> None:
-        """`norms`: after attention, after the feed-forward layer."""
-        super().__init__()
-        self.mesh = b.mesh
-        self.after_attention, self.after_mlp = norms
-        self.attention, self.mlp = attention, mlp
 
     def forward(self, stream: Stream, step: StepInputs) -> Stream:
         """The stream after both blocks, without a delta."""
