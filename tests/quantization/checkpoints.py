@@ -40,17 +40,22 @@ Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Makes of transformers' tensors those of a published checkpoint."""
 
 
-def write(
-    folder: Path, config: dict[str, Any], writer: Writer, family: str = "llama", *, change: Change = dict, **sizes: Any
-) -> tuple[Path, Path, dict[str, Tensor]]:
-    """A quantized checkpoint, the same in full precision, and the values of its matrices by module."""
-    plain = make(family, folder / "plain", **{**SIZES, **sizes})
+def taken(plain: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, whose files of weights are removed: others will take their place."""
     tensors: dict[str, Tensor] = {}
     for file in sorted(plain.glob("*.safetensors")):
         tensors |= load_file(file)
         file.unlink()
     (plain / "model.safetensors.index.json").unlink(missing_ok=True)
-    tensors = change(tensors)
+    return tensors
+
+
+def write(
+    folder: Path, config: dict[str, Any], writer: Writer, family: str = "llama", *, change: Change = dict, **sizes: Any
+) -> tuple[Path, Path, dict[str, Tensor]]:
+    """A quantized checkpoint, the same in full precision, and the values of its matrices by module."""
+    plain = make(family, folder / "plain", **{**SIZES, **sizes})
+    tensors = change(taken(plain))
     quantized, values = folder / "quantized", {}
     quantized.mkdir()
     stored: dict[str, Tensor] = {}

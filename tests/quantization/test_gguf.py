@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 import quire
@@ -21,7 +21,7 @@ from quire.checkpoint.rope import rope_facts
 from quire.quantization.blocks import KINDS
 from quire.tokenizer.tokenizer import Tokenizer
 from tests.models.checkpoints import make
-from tests.quantization.checkpoints import SIZES, check
+from tests.quantization.checkpoints import SIZES, check, taken
 
 gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.torch
@@ -60,11 +60,7 @@ def write(
 ) -> tuple[Path, Path, dict[str, Tensor]]:
     """A file, the same values in full precision, and the values of its matrices; `ends` quantizes the vocabulary's."""
     plain = make(family, folder / "plain", **{**BIG, **sizes})
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(plain.glob("*.safetensors")):
-        tensors |= load_file(file)
-        file.unlink()
-    (plain / "model.safetensors.index.json").unlink(missing_ok=True)
+    tensors = taken(plain)
     config = json.loads((plain / "config.json").read_text())
     writer = gguf.GGUFWriter(folder / "model.gguf", family)
     describe(writer, config)

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
 from quire.checkpoint.gguf import read_gguf, unfold
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
-from tests.quantization.checkpoints import check, compare
+from tests.quantization.checkpoints import check, compare, taken
 from tests.quantization.test_experts import apart
 from tests.quantization.test_gguf import BIG, HALVES, blocks_of, describe, describe_words
 
@@ -34,12 +34,7 @@ def file_of(folder: Path, kind: str) -> tuple[Path, Path, dict[str, Tensor]]:
     """A file, the same values in full precision, and the values of the experts' matrices."""
     sizes = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": 256, "mlp_only_layers": []}
     plain = make("qwen3_moe", folder / "plain", **{**BIG, **sizes, "norm_topk_prob": True})
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(plain.glob("*.safetensors")):
-        tensors |= load_file(file)
-        file.unlink()
-    (plain / "model.safetensors.index.json").unlink(missing_ok=True)
-    tensors, values = apart(tensors), {}
+    tensors, values = apart(taken(plain)), {}
     config = json.loads((plain / "config.json").read_text())
     writer = gguf.GGUFWriter(folder / "model.gguf", "qwen3moe")
     describe(writer, config)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
@@ -15,7 +15,7 @@ from quire.loading.recipe import weights_of
 from quire.messages.state import Retention
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
-from tests.quantization.checkpoints import PROMPTS, SIZES
+from tests.quantization.checkpoints import PROMPTS, SIZES, taken
 from tests.quantization.test_gguf import describe_words, turned
 
 gguf = pytest.importorskip("gguf")
@@ -66,11 +66,7 @@ def write(folder: Path, architecture: str, **more: Any) -> tuple[Path, Path]:
     """A file with matrices in 8 bits, and a checkpoint of the same values; `more` is in its config.json."""
     family, sizes = CASES[architecture]
     plain = make(family, folder / "plain", **{**SIZES, **sizes, **more})
-    tensors: dict[str, Tensor] = {}
-    for file in sorted(plain.glob("*.safetensors")):
-        tensors |= load_file(file)
-        file.unlink()
-    (plain / "model.safetensors.index.json").unlink(missing_ok=True)
+    tensors = taken(plain)
     config = json.loads((plain / "config.json").read_text())
     writer = gguf.GGUFWriter(folder / "model.gguf", architecture)
     for field, key in KEYS.items():
