@@ -1,4 +1,7 @@
-"""The most probable token in two small kernels: a maximum per part of the vocabulary, then one over the parts."""
+"""The most probable token in two small kernels: a maximum per part of the vocabulary, then one over the parts.
+
+NaN is read as infinity, so that the maxima themselves tell of rows that are not finite.
+"""
 
 import torch
 import triton
@@ -14,7 +17,7 @@ PART = 4096
 @triton.jit(do_not_specialize=["vocab"])
 def _maximum_of_parts(
     logits,  # (rows, vocab)
-    tops,  # out (rows, parts) float32; NaN if the part holds one
+    tops,  # out (rows, parts) float32; inf if the part holds NaN
     ids,  # out (rows, parts) int32, the first token that has it
     vocab,
     PART: tl.constexpr,
@@ -23,12 +26,11 @@ def _maximum_of_parts(
     part = tl.program_id(1)
     at = part * PART + tl.arange(0, PART)
     x = tl.load(logits + row.to(tl.int64) * vocab + at, mask=at < vocab, other=-float("inf")).to(tl.float32)
-    broken = tl.max((x != x).to(tl.int32), 0)
-    x = tl.where(x != x, -float("inf"), x)
+    x = tl.where(x != x, float("inf"), x)
     top = tl.max(x, 0)
     first = tl.min(tl.where(x == top, at, vocab), 0)
     entry = row * tl.num_programs(1) + part
-    tl.store(tops + entry, tl.where(broken > 0, float("nan"), top))
+    tl.store(tops + entry, top)
     tl.store(ids + entry, first)
 
 
@@ -46,11 +48,9 @@ def _maximum(
     at = tl.arange(0, WIDTH)
     x = tl.load(tops + row * parts + at, mask=at < parts, other=-float("inf"))
     found = tl.load(ids + row * parts + at, mask=at < parts, other=vocab)
-    broken = tl.max((x != x).to(tl.int32), 0)
-    x = tl.where(x != x, -float("inf"), x)
     top = tl.max(x, 0)
     token = tl.min(tl.where(x == top, found, vocab), 0)
-    bad = (broken > 0) | (top == float("inf")) | (top == -float("inf"))
+    bad = tl.abs(top) == float("inf")
     tl.store(drawn + row, tl.where(bad, 0, token).to(tl.int64))
     tl.store(drawn + rows + row, bad.to(tl.int64))
 
