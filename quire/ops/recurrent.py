@@ -142,6 +142,10 @@ def causal_conv1d(
         before = torch.zeros_like(pages.conv[0]) if begin is None else pages.conv[begin]
         seen = torch.cat([before, x[tokens]])
         pages.conv[end] = seen[len(seen) - spec.width + 1 :]
-        wide = F.conv1d(seen.float().T[None], weight.float()[:, None], None, groups=spec.channels)[0].T
+        # Not as torch's convolution, which takes TF32 for float32 on GPUs.
+        count = len(seen) - spec.width + 1
+        wide = torch.zeros(count, spec.channels, device=x.device)
+        for j, tap in enumerate(weight.float().unbind(1)):
+            wide += seen[j : j + count].float() * tap
         out[tokens] = F.silu(wide if bias is None else wide + bias.float()).to(x.dtype)
     return out

@@ -16,6 +16,7 @@ from quire.base.errors import CheckpointError, ConfigError
 from quire.checkpoint import pooling
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
+from quire.loading import fill_dummy
 from quire.loading.source import FileSource
 from quire.models.transformers.apart import PagedLayer, sharing
 from quire.models.transformers.config import read_config
@@ -143,6 +144,22 @@ def test_encoders_run_side_by_side_if_they_can(name: str, tmp_path: Path, monkey
     build = Build(mesh=Mesh(), dtype=torch.float32, device=CPU)
     models.build(read_facts("tiny", pooled.make(name, tmp_path)), build)
     assert build.provider_names()["model"] == ("apart" if name in APART else "packed")
+
+
+def test_convolutions_of_float32_are_float32_and_nothing_stays_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENCODERS, "convbert", OTHER_ENCODERS["convbert"])
+    step, settings, seen = step_over([3], [3], [[1] * 3], 1), torch.backends.cudnn.conv, set[str]()
+    model = models.build(read_facts("tiny", pooled.make("convbert", tmp_path)), Build(Mesh(), torch.float32, CPU))
+    fill_dummy(model, 0, Mesh())
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv1d):
+            module.register_forward_pre_hook(lambda *_: seen.add(settings.fp32_precision))
+    before = settings.fp32_precision
+    with torch.inference_mode():
+        model(step)
+    assert seen == {"ieee"} and settings.fp32_precision == before != "ieee"
 
 
 def test_memory_that_runs_out_is_not_what_a_model_is_refused_for() -> None:

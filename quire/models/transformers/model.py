@@ -15,7 +15,7 @@ from quire.layers.adopted import Experts, adopt
 from quire.layers.build import Build
 from quire.models.transformers.making import make_model
 from quire.models.transformers.names import source
-from quire.models.transformers.way import Way, alike, name_of, probe, refusing
+from quire.models.transformers.way import Way, alike, exact, name_of, probe, refusing
 from quire.ops.registry import Choice
 from quire.ops.step import StepInputs
 
@@ -73,6 +73,7 @@ class Adopted(nn.Module):
             self.given = Given(type(made), self.inner)
             setattr(self.outer, self._place, self.given)
 
+    @exact()
     def forward(self, step: StepInputs) -> Tensor:
         """Hidden states of all tokens of the step, or of the last ones where it says so: (n, hidden)."""
         if not self._checked:
@@ -88,6 +89,7 @@ class Adopted(nn.Module):
         """(n, hidden), pooled or of single tokens, to the raw scores of the labels, (n, labels)."""
         return self._head(hidden[:, None]).view(len(hidden), -1)
 
+    @exact()
     def _head(self, states: Tensor) -> Tensor:
         self.given.states = states
         logits: Tensor = self.outer(inputs_embeds=states, use_cache=False).logits

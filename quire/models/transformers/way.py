@@ -93,6 +93,18 @@ def refusing(module: nn.Module) -> Iterator[None]:
         raise UnfitError(f"{name_of(module)} cannot be served from pages: {error!r}") from error
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """Let convolutions of float32 be of float32 on GPUs, too, where torch takes TF32; afterwards all is as before."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
+
+
 def probe(device: torch.device) -> Tensor:
     """The text of the first run."""
     return torch.arange(PROBE, device=device)
