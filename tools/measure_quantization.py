@@ -70,7 +70,7 @@ def measure(title: str, kind: str | Form | None) -> Row:
         mock.patch.dict(ONLINE, form),
         quire.LLM("default", quantization=name, kv_cache_memory_bytes=1 << 25, **settings) as llm,
     ):
-        parameters = list(llm._core.executor.runner.model.parameters())
+        parameters = list(llm._core.executor.runner.loaded.model.parameters())
         matrices = [p for p in parameters if p.dim() == 2 or p.stored is not None]
         inner = [p for p in matrices if "layers" in p.recipe.parts[0].name]
         sizes = (bytes_of(share) / values_of(share) for share in (inner, parameters))

@@ -25,7 +25,7 @@ def mean_distinct(engine: Quire, prompts: list[list[int]]) -> float:
     """Distinct experts per layer, averaged over layers, that the next step of all `prompts` chooses."""
     outputs = _generate(engine, prompts, OUTPUT_TOKENS)
     longer = [[*prompt, *output] for prompt, output in zip(prompts, outputs, strict=True)]
-    model = engine.core.executor.runner.model
+    model = engine.core.executor.runner.loaded.model
     layers = [module for module in model.modules() if isinstance(module, MoE)]
     chosen: list[set[int]] = [set() for _ in layers]
     last: list[int] = []

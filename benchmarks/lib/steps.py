@@ -72,8 +72,8 @@ def _size(step: Step) -> tuple[str, int, int]:
 
 @contextmanager
 def _noted(engine: Quire, steps: list[Step]) -> Iterator[None]:
-    runner = engine.core.executor.runner
-    launch = runner.launch
+    launcher = engine.core.executor.runner.allocated.steps
+    launch = launcher.launch
 
     def noted(plan: Any) -> Any:
         step = Step(len(plan.grants), sum(grant.tokens for grant in plan.grants if grant.tokens > 1))
@@ -86,7 +86,7 @@ def _noted(engine: Quire, steps: list[Step]) -> Iterator[None]:
         return pending
 
     def told(name: str, kind: str) -> Callable[..., Any]:
-        kept = getattr(runner, name)
+        kept = getattr(launcher, name)
 
         def run(*args: Any) -> Any:
             steps[-1].kind = kind
@@ -96,10 +96,10 @@ def _noted(engine: Quire, steps: list[Step]) -> Iterator[None]:
 
     # The outer ones are told first, so the innermost names the step.
     for name, kind in KINDS.items():
-        setattr(runner, name, told(name, kind))
-    runner.launch = noted
+        setattr(launcher, name, told(name, kind))
+    launcher.launch = noted
     try:
         yield
     finally:
         for name in (*KINDS, "launch"):
-            delattr(runner, name)
+            delattr(launcher, name)

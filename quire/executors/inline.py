@@ -10,7 +10,6 @@ from quire.messages.plan import StepPlan
 from quire.messages.state import Capacity, Layout
 from quire.messages.structured import StructuredOutputsParams
 from quire.parallel.mesh import Mesh
-from quire.runner.make import make_runner
 from quire.runner.runner import Runner
 from quire.structured.matcher import Vocabulary
 
@@ -19,7 +18,7 @@ class InlineExecutor:
     """One rank, in this process."""
 
     def __init__(self, spec: RunSpec) -> None:
-        self._runner: Runner | None = make_runner(spec, Mesh())
+        self._runner: Runner | None = Runner(spec, Mesh())
 
     @property
     def runner(self) -> Runner:

@@ -36,7 +36,6 @@ from quire.messages.rank import (
     ToRank,
 )
 from quire.parallel.mesh import Mesh
-from quire.runner.make import make_runner
 from quire.runner.runner import Runner
 from quire.structured.matcher import Vocabulary
 
@@ -108,7 +107,7 @@ class RankProcess:
         dist.init_process_group(
             backend, init_method=begin.rendezvous, rank=begin.rank, world_size=begin.size, timeout=STALL_LIMIT
         )
-        self.runner = make_runner(begin.spec, Mesh(begin.rank, begin.size))
+        self.runner = Runner(begin.spec, Mesh(begin.rank, begin.size))
         tells = begin.rank == 0
         self.runner.load(lambda done, total: self._answer(Loading(done, total)) if tells else None)
         return Loaded(self.runner.build.provider_names())

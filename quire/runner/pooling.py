@@ -1,76 +1,68 @@
-"""`PoolingRunner`: one rank of an engine that gives vectors instead of text. It samples and records nothing."""
+"""Steps of a rank that gives vectors instead of text: it samples and records nothing. Made by the runner."""
 
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from quire.checkpoint.pooling import PoolerFacts
+from quire.config.spec import RunSpec
 from quire.messages.plan import Grant, NewRow, StepPlan
 from quire.messages.pooling import Pooling
 from quire.messages.state import Layout
 from quire.messages.validate_pooling import SAMPLING
 from quire.ops.inputs import Bounds
 from quire.ops.step import StepInputs
+from quire.parallel.mesh import Mesh
+from quire.runner.loaded import Loaded
+from quire.runner.memory import Memory
 from quire.runner.pooler import PooledStep, Pooler
-from quire.runner.runner import Runner
+from quire.runner.rows import Rows
 from quire.runner.upload import upload
+from quire.runner.warm import run_once
 
 
-class PoolingRunner(Runner):
-    """Computes prompts to their ends and pools them; of several ranks the first one does."""
+class PoolingSteps:
+    """Computes prompts to their ends and pools them; of several ranks the first one does.
 
-    rehearses = False
+    Args:
+        facts: how the checkpoint pools.
+        loaded: the model, and the ops around it.
+        rows: what the rank keeps of each sequence.
+        mesh: this rank among those that share the model.
+    """
 
-    def allocate(self, layout: Layout) -> None:
-        """Take pages, if the model has any, and rows."""
-        self._take_pages(layout)
-        facts = self.spec.facts.pooling
-        assert facts is not None, "the spec of an engine that pools says how"
-        self.pooler = Pooler(facts, self.model, self.spec.max_num_seqs, self.device)
+    def __init__(self, facts: PoolerFacts, loaded: Loaded, rows: Rows, mesh: Mesh) -> None:
+        self.rows, self._device = rows, rows.device
+        self._model, self._make_inputs = loaded.model, loaded.ops.make_inputs
+        self._pooler: Pooler | None = None
+        if mesh.rank == 0:
+            self._pooler = Pooler(facts, loaded.model, rows.dummy, rows.device)
 
-    def release(self) -> None:
-        """Give back pages and rows."""
-        for state in self.build.states:
-            state.unbind()
-        del self.rows, self.pooler
+    def forget(self) -> None:
+        """Nothing holds these steps in a circle."""
 
-    def record(self) -> None:
-        """Nothing is recorded."""
-
-    def _warm_all(self) -> None:
-        for tokens in self.spec.warm_tokens:
-            count = min(tokens, self.layout.max_model_len)
-            self._run_once(_step([count], [group.page_size for group in self.layout.groups]))
-        self._run_once(self._largest())
-
-    def _run_once(self, plan: StepPlan) -> None:
-        self.launch(plan).result()
-        self.rows.apply(StepPlan(0, list(self.rows.host), [], []))
-
-    def _recorded_bytes(self) -> int:
-        return 0
-
-    def _largest(self) -> StepPlan:
-        longest = min(self.spec.max_num_batched_tokens, self.spec.max_model_len)
-        others = min(self.spec.max_num_seqs - 1, self.spec.max_num_batched_tokens - longest)
-        return _step([longest] + [1] * others, [group.page_size for group in self.layout.groups])
+    def apply(self, plan: StepPlan) -> None:
+        """Rows that end and rows that begin."""
+        self.rows.apply(plan)
+        if self._pooler is not None:
+            self._pooler.forget([*plan.released, *(new.row for new in plan.new)])
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> PooledStep:  # type: ignore[override]
+    def launch(self, plan: StepPlan) -> PooledStep:
         """Start one step. Returns as soon as the device has its work; `PooledStep.result` waits for it."""
-        self.rows.apply(plan)
-        self.pooler.forget([*plan.released, *(new.row for new in plan.new)])
+        self.apply(plan)
         # Those that compute one token come first, so that kernels can tell them from the others.
         grants = sorted(plan.grants, key=lambda grant: grant.tokens > 1)
         hosts = [self.rows.host[grant.row] for grant in grants]
-        numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants)], self.device).view(2, -1)
+        numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants)], self._device).view(2, -1)
         order, counts = numbers[0], numbers[1].int()
         longest = max(host.computed + g.tokens for g, host in zip(grants, hosts, strict=True))
         bounds = Bounds(sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
         inputs, hidden = self._read_step(order, counts, bounds, grants)
         step = PooledStep(plan.step)
-        if self.mesh.rank == 0:
-            step = self.pooler.pool(plan.step, grants, hosts, hidden, inputs.query_start)
+        if self._pooler is not None:
+            step = self._pooler.pool(plan.step, grants, hosts, hidden, inputs.query_start)
         self.rows.advance(plan)
         return step
 
@@ -78,12 +70,12 @@ class PoolingRunner(Runner):
         self, order: Tensor, counts: Tensor, bounds: Bounds, grants: list[Grant]
     ) -> tuple[StepInputs, Tensor]:
         rows = self.rows
-        inputs: StepInputs = self.make_inputs(
+        inputs = self._make_inputs(
             order, counts, order[:0], rows.tokens, rows.computed, rows.page_tables, rows.page_sizes, bounds
         )
         singles = sum(grant.tokens == 1 for grant in grants)
         inputs = replace(inputs, singles=singles, kinds=self._kinds(grants), seen=self._seen(grants))
-        hidden: Tensor = self.model(inputs)
+        hidden: Tensor = self._model(inputs)
         rows.computed.index_add_(0, order, counts)
         return inputs, hidden
 
@@ -97,7 +89,7 @@ class PoolingRunner(Runner):
         for grant, host, second in zip(grants, hosts, seconds, strict=True):
             first = min(max(second - host.computed, 0), grant.tokens)
             kinds += [0] * first + [1] * (grant.tokens - first)
-        return upload(kinds, self.device)
+        return upload(kinds, self._device)
 
     def _seen(self, grants: list[Grant]) -> Tensor | None:
         """How many tokens at the beginning of each text others see; None where that is all."""
@@ -105,7 +97,47 @@ class PoolingRunner(Runner):
         seen = [host.prompt_len if host.pooling is None else host.pooling.seen for host in hosts]
         if all(count >= host.prompt_len for count, host in zip(seen, hosts, strict=True)):
             return None
-        return upload(seen, self.device).int()
+        return upload(seen, self._device).int()
+
+
+class PoolingWarmUp:
+    """See `WarmUp`.
+
+    Args:
+        spec: everything decided.
+        layout: of the pages; all that runs here reads and writes page 1.
+        steps: what is warmed up.
+    """
+
+    def __init__(self, spec: RunSpec, layout: Layout, steps: PoolingSteps) -> None:
+        self._spec, self._layout, self._steps = spec, layout, steps
+
+    def run_largest(self) -> None:
+        """A text as long as can be, beside others."""
+        spec = self._spec
+        longest = min(spec.max_num_batched_tokens, spec.max_model_len)
+        others = min(spec.max_num_seqs - 1, spec.max_num_batched_tokens - longest)
+        self._run([longest] + [1] * others)
+
+    def run_all(self) -> None:
+        """Texts of all sizes."""
+        for tokens in self._spec.warm_tokens:
+            self._run([min(tokens, self._layout.max_model_len)])
+        self.run_largest()
+
+    def rehearse(self) -> None:
+        """As it is run."""
+        self.run_all()
+
+    def record(self) -> None:
+        """Nothing is recorded."""
+
+    def recorded_bytes(self, memory: Memory) -> int:
+        """None."""
+        return 0
+
+    def _run(self, counts: list[int]) -> None:
+        run_once(self._steps, _step(counts, [group.page_size for group in self._layout.groups]))
 
 
 def _step(counts: list[int], page_sizes: list[int]) -> StepPlan:

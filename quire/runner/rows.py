@@ -32,6 +32,7 @@ class Rows:
     """Per-sequence device state. Beside the scheduler's rows there is a dummy one, which pads recorded batches.
 
     Attributes:
+        max_len: tokens that a row has room for.
         dummy: index of the dummy row. It has computed nothing and its pages are page 0.
         tokens: (rows + 1, max_len + 1) int32, all known tokens of each row, the prompt first.
         known: (rows + 1,) int32, how many of them are valid.
@@ -47,6 +48,7 @@ class Rows:
 
     def __init__(self, rows: int, max_len: int, layout: Layout, device: torch.device) -> None:
         self.device = device
+        self.max_len = max_len
         self.dummy = rows
         # One column of slack: a plan in flight may sample past the end of a sequence that has just finished.
         self.tokens = torch.zeros(rows + 1, max_len + 1, dtype=torch.int32, device=device)

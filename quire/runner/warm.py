@@ -1,13 +1,28 @@
-"""What runs before an engine is ready: the largest step, to measure its memory, and what compiles all kernels."""
+"""What runs before an engine is ready: the largest step, to measure its memory, what compiles all kernels, recordings.
+
+`WarmUp` is what the runner asks of steps of any kind; `GenerationWarmUp` serves it for those that generate.
+"""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
+import torch
 
 from quire.config.spec import RunSpec
 from quire.messages.params import SamplingParams
-from quire.messages.plan import Grant, NewRow, StepPlan
+from quire.messages.plan import Grant, NewRow, StepPlan, StepResult
 from quire.messages.state import Layout
+from quire.ops.attention import MANY
+from quire.runner.generation import GenerationSteps
+from quire.runner.graphs import DecodeGraphs, Recorder
+from quire.runner.memory import Memory
+from quire.runner.ragged import RaggedGraphs
+from quire.runner.rows import Rows
+from quire.runner.upload import upload
+
+RECORDING_BYTES = 4 << 20
+"""What one more recording takes on the device for its list of launches."""
 
 DRAWS = (
     SamplingParams(temperature=0.0),
@@ -67,3 +82,138 @@ def largest_step(spec: RunSpec, layout: Layout) -> StepPlan:
         # long prompt takes seconds on CPUs.
         plan.new[-1].params = msgspec.structs.replace(params, prompt_logprobs=0)
     return plan
+
+
+class Launched(Protocol):
+    """A step under way."""
+
+    def wait(self) -> None:
+        """Wait until it is computed."""
+        ...
+
+    def result(self) -> StepResult:
+        """Wait for it, and what it brought."""
+        ...
+
+
+class Steps(Protocol):
+    """Steps of one kind, over the rows of a rank."""
+
+    rows: Rows
+
+    def launch(self, plan: StepPlan) -> Launched:
+        """Start one step. Returns as soon as the device has its work."""
+        ...
+
+    def apply(self, plan: StepPlan) -> None:
+        """Rows that end and rows that begin."""
+        ...
+
+    def forget(self) -> None:
+        """Drop what holds the steps in a circle: nothing may wait for the collector of cycles."""
+        ...
+
+
+class WarmUp(Protocol):
+    """Steps that run before the first one counts; they leave nothing behind."""
+
+    def run_largest(self) -> None:
+        """The step that needs most memory."""
+        ...
+
+    def run_all(self) -> None:
+        """Steps of all sizes and kinds."""
+        ...
+
+    def rehearse(self) -> None:
+        """All that may compile a kernel, with results that mean nothing."""
+        ...
+
+    def record(self) -> None:
+        """Record steps where the spec asks for it and every kernel allows it."""
+        ...
+
+    def recorded_bytes(self, memory: Memory) -> int:
+        """Memory that recordings will hold."""
+        ...
+
+
+def run_once(steps: Steps, plan: StepPlan) -> None:
+    """Run a step of new sequences, and forget them."""
+    steps.launch(plan).result()
+    steps.apply(StepPlan(0, list(steps.rows.host), [], []))
+
+
+class GenerationWarmUp:
+    """See `WarmUp`.
+
+    Args:
+        spec: everything decided.
+        layout: of the pages; all that runs here reads and writes page 1.
+        steps: what is warmed up.
+        recordable: whether every chosen kernel can be recorded.
+    """
+
+    def __init__(self, spec: RunSpec, layout: Layout, steps: GenerationSteps, recordable: bool) -> None:
+        self._spec, self._layout, self._steps, self._recordable = spec, layout, steps, recordable
+
+    def run_largest(self) -> None:
+        """The whole token budget, all rows, and the way of drawing that needs most memory."""
+        run_once(self._steps, largest_step(self._spec, self._layout))
+
+    @torch.inference_mode()
+    def run_all(self) -> None:
+        """Steps of all sizes, all ways to draw tokens, for one row and for several, prompts beside rows that decode."""
+        rows, budget = self._spec.max_num_seqs, self._spec.max_num_batched_tokens
+        most = self._layout.max_model_len - 1
+        for tokens in self._spec.warm_tokens:
+            self._run([min(tokens, most)], DRAWS[0])
+        self._make_logits()
+        counts = sorted({1, min(2, rows), min(16, rows)})
+        for params in DRAWS:
+            for count in counts:
+                self._run([1] * count, params)
+        for count in counts:
+            self._run([1] * (count - 1) + [min(budget - count, most, MANY)], DRAWS[0])
+
+    @torch.inference_mode()
+    def rehearse(self) -> None:
+        """The largest step, all others, and what is recorded elsewhere."""
+        self.run_largest()
+        self.run_all()
+        # What compiles longest are kernels of decode steps: they shall not be the last to be heard of.
+        self._record(Recorder(self._steps.rows.device, rehearses=True), self._steps.graphs, self._steps.ragged)
+
+    @torch.inference_mode()
+    def record(self) -> None:
+        """Recordings hold the addresses of pages. Where kernels compile, the largest step runs before."""
+        if self._spec.warm_tokens:
+            # What torch keeps of its memory is enough for all steps to come: from now on no more is taken.
+            self.run_largest()
+        self._record(Recorder(self._steps.rows.device), self._steps.ragged, self._steps.graphs)
+
+    @torch.inference_mode()
+    def recorded_bytes(self, memory: Memory) -> int:
+        """The largest of each kind, in whose memory the others find theirs."""
+        recorder, graphs, ragged = Recorder(self._steps.rows.device), self._steps.graphs, self._steps.ragged
+        if not recorder.records or not self._recordable:
+            return 0
+        before = memory.kept_bytes()
+        ragged.record(recorder, ragged.rooms[-1:])
+        graphs.record(recorder, graphs.sizes[-1:])
+        count = len(ragged.rooms) + len(graphs.sizes)
+        return memory.kept_bytes() - before + count * RECORDING_BYTES
+
+    def _make_logits(self) -> None:
+        passes, rows = self._steps.passes, self._steps.rows
+        hidden = passes.decode(upload([rows.dummy], rows.device), False)
+        for count in LOGIT_ROWS:
+            passes.model.logits(hidden.expand(count, -1).contiguous())
+
+    def _record(self, recorder: Recorder, *recordings: DecodeGraphs | RaggedGraphs) -> None:
+        for some in recordings if self._recordable else ():
+            some.record(recorder)
+
+    def _run(self, counts: list[int], params: SamplingParams) -> None:
+        """Sequences of so many tokens each, all on one page that nobody uses yet."""
+        run_once(self._steps, step_of(counts, params, [group.page_size for group in self._layout.groups]))

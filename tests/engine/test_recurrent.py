@@ -77,7 +77,7 @@ def test_states_take_the_memory_that_was_counted(tmp_path):
     given = 3_000_000
     with LLM(str(tmp_path), kv_cache_memory_bytes=given, block_size=4, dtype="bfloat16", max_num_seqs=8) as llm:
         runner = llm._running().executor.runner
-        layout, states = runner.layout, runner.build.states
+        layout, states = runner.allocated.layout, runner.build.states
     recurrent, attention = layout.groups
     assert (recurrent.spec.recurrent, recurrent.layers, attention.layers) == (True, 2, 1)
     # 3 past inputs of 96 + 2 * 10 channels of 2 bytes; 8 heads of 12 by 10 values of 4 bytes.

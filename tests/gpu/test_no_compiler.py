@@ -19,7 +19,7 @@ prompts = [[i + 300, 7, 8] * (40 * i + 1) for i in range(6)]
 asked = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True)
 with LLM(device="cuda", dtype="float32", gpu_memory_utilization=0.3) as llm:
     tokens = [output.outputs[0].token_ids for output in llm.generate(prompts, asked, use_tqdm=False)]
-    recorded = llm._running().executor.runner.graphs.covers(6)
+    recorded = llm._running().executor.runner.allocated.steps.graphs.covers(6)
 print(json.dumps([type(triton.runtime.driver.active).__module__, recorded, tokens]))
 """
 

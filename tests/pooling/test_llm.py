@@ -15,7 +15,7 @@ from quire.engine import begin
 from quire.messages.plan import StepPlan
 from quire.messages.pooling import PoolingParams
 from quire.runner.pooler import PooledStep
-from quire.runner.pooling import PoolingRunner
+from quire.runner.pooling import PoolingSteps
 from tests.pooling.checkpoints import make, with_modules
 
 pytestmark = pytest.mark.torch
@@ -99,15 +99,15 @@ def test_prompts_of_the_checkpoint_go_before_texts(tmp_path: Path) -> None:
 
 def test_the_largest_step_runs_before_the_engine_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where kernels compile, that is, and also where nothing is measured."""
-    resolve, launch = load("quire.config.resolve:resolve"), PoolingRunner.launch
+    resolve, launch = load("quire.config.resolve:resolve"), PoolingSteps.launch
     sizes: list[int] = []
 
-    def seen(runner: PoolingRunner, plan: StepPlan) -> PooledStep:
+    def seen(steps: PoolingSteps, plan: StepPlan) -> PooledStep:
         sizes.append(sum(grant.tokens for grant in plan.grants))
-        return launch(runner, plan)
+        return launch(steps, plan)
 
     monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=[3]))
-    monkeypatch.setattr(PoolingRunner, "launch", seen)
+    monkeypatch.setattr(PoolingSteps, "launch", seen)
     with LLM(str(make("bert", tmp_path)), threads=1, num_gpu_blocks_override=9, max_num_batched_tokens=70):
         assert sizes == [3, 70]
 

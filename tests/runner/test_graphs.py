@@ -10,7 +10,7 @@ from quire import LLM, SamplingParams
 from quire.base.registry import load
 from quire.config.resolve import graph_rows
 from quire.engine import begin
-from quire.runner import graphs, runner
+from quire.runner import graphs, loaded
 from quire.sampling.kernels import Kernels
 from tests.engine.toy import make_toy, oracle
 
@@ -37,10 +37,10 @@ def test_padding_changes_nothing(tmp_path, monkeypatch, sizes, overlapped, state
     params = [SamplingParams(max_tokens=5 + 3 * i, temperature=0.0, ignore_eos=True) for i in range(8)]
     settings = {"num_gpu_blocks_override": 100, "block_size": 4, "max_num_seqs": 8, "async_scheduling": overlapped}
     with LLM(str(folder), **settings) as llm:
-        runner = llm._running().executor.runner
-        assert runner.graphs.covers(sizes[-1]) and not runner.graphs.covers(sizes[-1] + 1)
+        decode = llm._running().executor.runner.allocated.steps.graphs
+        assert decode.covers(sizes[-1]) and not decode.covers(sizes[-1] + 1)
         outputs = llm.generate(prompts, params)
-        assert runner.graphs._playing is not None, "nothing was played"
+        assert decode._playing is not None, "nothing was played"
     for prompt, p, output in zip(prompts, params, outputs, strict=True):
         assert output.outputs[0].token_ids == oracle(prompt, p.max_tokens, **state)
 
@@ -54,13 +54,13 @@ def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monke
     def generated(few: int) -> list[list[int]]:
         # With presence_penalty among them rows are drawn by the sampler itself.
         with LLM(str(folder), num_gpu_blocks_override=100, block_size=4, max_num_seqs=8) as llm:
-            played.append(llm._running().executor.runner.graphs.draws)
+            played.append(llm._running().executor.runner.allocated.steps.graphs.draws)
             return [output.outputs[0].token_ids for output in llm.generate(prompts[:few], params[:few])]
 
     played: list[bool] = []
     plain = generated(6)
     monkeypatch.setattr(begin, "resolve", recorded([1, 4, 8]))
-    monkeypatch.setattr(runner, "choose_kernels", lambda *given: Kernels(recordable=True))
+    monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
     assert generated(6) == plain
     assert generated(5) == plain[:5]
     assert played == [False, True, True]
@@ -69,7 +69,7 @@ def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monke
 def test_a_kernel_that_asks_the_host_is_not_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(begin, "resolve", recorded([4]))
     with LLM(num_gpu_blocks_override=100, kernels="reference") as llm:
-        assert not llm._running().executor.runner.graphs.covers(1)
+        assert not llm._running().executor.runner.allocated.steps.graphs.covers(1)
 
 
 def test_what_broke_a_recording_is_raised(monkeypatch):

@@ -8,7 +8,7 @@ from quire import LLM
 from quire.base.errors import ConfigError
 from quire.base.registry import load
 from quire.engine import begin
-from quire.runner import runner
+from quire.runner import warm
 from quire.runner.warm import largest_step
 from tests.engine.toy import make_toy
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.torch
 def test_the_largest_step_keeps_hidden_states_and_describes_no_prompt(tmp_path):
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4, max_num_seqs=3) as llm:
         own = llm._running().executor.runner
-        plan = largest_step(own.spec, own.layout)
+        plan = largest_step(own.spec, own.allocated.layout)
         assert [new.params.prompt_logprobs for new in plan.new] == [None, None, 0]
         assert [grant.tokens for grant in plan.grants[1:]] == [1, 1]
         assert own.launch(plan).result().prompt_logprobs == {}
@@ -38,6 +38,6 @@ def test_pages_that_leave_no_memory_for_a_step_are_named(tmp_path, monkeypatch, 
     def largest(*given):
         raise torch.OutOfMemoryError("no memory is left")
 
-    monkeypatch.setattr(runner, "largest_step", largest)
+    monkeypatch.setattr(warm, "largest_step", largest)
     with pytest.raises(ConfigError, match=f"{named} leaves too little memory"):
         LLM(str(make_toy(tmp_path)), block_size=4, **settings)

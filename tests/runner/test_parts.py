@@ -18,7 +18,7 @@ def generate(parts: bool) -> list[list[int]]:
     settings = {"num_gpu_blocks_override": 200, "block_size": 4, "max_num_batched_tokens": 16, "max_num_seqs": 6}
     # The CPU provider computes whole layers, parts and all.
     with LLM(dtype="float32", device="cpu", kernels="torch_native", **settings) as llm:
-        for module in llm._running().executor.runner.model.modules():
+        for module in llm._running().executor.runner.loaded.model.modules():
             if isinstance(module, Attention):
                 assert not module._parts, "one provider does all of it on CPUs"
                 module._parts = parts

@@ -67,7 +67,7 @@ def test_only_the_first_start_rehearses(compiled, tmp_path, settings):
     folder = str(make_toy(tmp_path))
     for _ in range(2):
         with LLM(folder, block_size=4, cpu_memory_utilization=0.05, **settings) as llm:
-            assert not llm._running().executor.runner.rows.host
+            assert not llm._running().executor.runner.allocated.steps.rows.host
             output = llm.generate([[5, 6]], SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True))
         assert output[0].outputs[0].token_ids == oracle([5, 6], 9)
     assert [stage.asked for stage in stages] == [["begin", "noting", "noted", "compile"], []]

@@ -65,7 +65,7 @@ def test_kernels_are_told_who_begins_alike(tmp_path, monkeypatch, sizes, overlap
     settings = {"num_gpu_blocks_override": pages, "block_size": 4, "max_num_seqs": 8, "async_scheduling": overlapped}
     watch = Watch()
     with LLM(str(folder), max_model_len=64, **settings) as llm:
-        llm._running().executor.runner.model.register_forward_pre_hook(watch)
+        llm._running().executor.runner.loaded.model.register_forward_pre_hook(watch)
         outputs = llm.generate(prompts, params)
         preemptions = llm._running().scheduler.stats().preemptions
     for prompt, p, output in zip(prompts, params, outputs, strict=True):
@@ -79,10 +79,10 @@ def test_a_batch_with_sharers_is_played_by_its_own_recording(tmp_path, monkeypat
     engine(monkeypatch, [2, 3, 4, 6, 8, 9])
     played = []
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
-        runner = llm._running().executor.runner
-        forward = runner.graphs.forward
-        runner.graphs.forward = lambda order, sharing: (played.append(sharing), forward(order, sharing))[1]
-        assert set(runner.graphs._sharing) == {4, 8, 9}
+        graphs = llm._running().executor.runner.allocated.steps.graphs
+        forward = graphs.forward
+        graphs.forward = lambda order, sharing: (played.append(sharing), forward(order, sharing))[1]
+        assert set(graphs._sharing) == {4, 8, 9}
         params = SamplingParams(max_tokens=5, temperature=0.0, ignore_eos=True)
         llm.generate([[1, 2, 3, 4, 5], [7, 8, 9, 10, 11]], params)
         assert played and not any(played)

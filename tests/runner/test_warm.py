@@ -12,7 +12,7 @@ from quire.checkpoint.read import read_facts
 from quire.config.resolve import warm_tokens
 from quire.config.sources import engine_config
 from quire.engine import begin
-from quire.runner.runner import Runner
+from quire.runner.generation import GenerationSteps
 from quire.sampling.sampler import Sampler
 from tests.engine.toy import make_toy, oracle
 
@@ -26,9 +26,9 @@ def test_warm_steps_leave_nothing_behind(tmp_path, monkeypatch):
         begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=sizes, graph_rows=[2])
     )
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
-        runner = llm._running().executor.runner
-        assert not runner.rows.computed[runner.rows.dummy]
-        assert not runner.rows.host
+        rows = llm._running().executor.runner.allocated.steps.rows
+        assert not rows.computed[rows.dummy]
+        assert not rows.host
         outputs = llm.generate([[5, 6], [7]], SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True))
     assert [output.outputs[0].token_ids for output in outputs] == [oracle([5, 6], 9), oracle([7], 9)]
 
@@ -57,8 +57,10 @@ def test_what_is_released_needs_no_collector(tmp_path, monkeypatch):
     )
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
         runner = llm._running().executor.runner
-        assert runner.graphs.covers(2)
-        held = [weakref.ref(x) for x in (runner.rows, runner.sampler, runner.graphs, runner.ragged)]
+        steps, layout = runner.allocated.steps, runner.allocated.layout
+        assert steps.graphs.covers(2)
+        held = [weakref.ref(x) for x in (steps.rows, steps.sampler, steps.graphs, steps.ragged)]
+        del steps
         gc.collect()
         gc.disable()
         try:
@@ -66,19 +68,19 @@ def test_what_is_released_needs_no_collector(tmp_path, monkeypatch):
             assert [ref() for ref in held] == [None] * 4
         finally:
             gc.enable()
-        runner.allocate(runner.layout)
+        runner.allocate(layout)
 
 
 @pytest.mark.parametrize("rows", [1, 256])
 def test_the_step_that_is_measured_is_as_large_as_any(tmp_path, monkeypatch, rows):
     """On a CPU a step may take three times as long; here a token takes a second."""
-    now, launch = [0.0], Runner.launch
+    now, launch = [0.0], GenerationSteps.launch
 
     def slowly(self, plan):
         now[0] += sum(grant.tokens for grant in plan.grants)
         return launch(self, plan)
 
-    monkeypatch.setattr(Runner, "launch", slowly)
+    monkeypatch.setattr(GenerationSteps, "launch", slowly)
     folder = make_toy(tmp_path, context=512)
     config = engine_config(model=str(folder), max_num_seqs=rows, max_num_batched_tokens=300)
     timeline = begin.Timeline(clock=lambda: now[0])

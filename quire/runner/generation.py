@@ -1,0 +1,145 @@
+"""`GenerationSteps`: the steps of a rank that generates. A plan is applied to its rows, the model run in the way
+that suits the plan (recorded or not), tokens drawn. Made by the runner when it has pages.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from quire.config.spec import RunSpec
+from quire.messages.plan import Grant, StepPlan
+from quire.ops.inputs import Bounds
+from quire.parallel.mesh import Mesh
+from quire.runner.graphs import DecodeGraphs, DecodeWork
+from quire.runner.in_flight import InFlight
+from quire.runner.loaded import Loaded
+from quire.runner.passes import Kind, Passes
+from quire.runner.prompt_logprobs import describe_prompts, wants_prompt_logprobs
+from quire.runner.ragged import RaggedGraphs, Room
+from quire.runner.rows import Rows
+from quire.runner.upload import upload
+from quire.sampling.sampler import Sampler, Samples
+from quire.structured.store import GrammarStore
+
+
+class GenerationSteps:
+    """Steps of one rank.
+
+    Attributes:
+        passes: over the model.
+        sampler: None on ranks that do not sample.
+        graphs, ragged: recordings of decode steps, and of steps that read short prompts.
+
+    Args:
+        spec: everything decided.
+        loaded: the model, and the ops around it.
+        rows: what the rank keeps of each sequence.
+        mesh: this rank among those that share the model.
+        grammars: for rows that follow one.
+    """
+
+    def __init__(self, spec: RunSpec, loaded: Loaded, rows: Rows, mesh: Mesh, grammars: GrammarStore) -> None:
+        self.rows, self._device = rows, rows.device
+        self._kernels = kernels = loaded.ops.sampling
+        # Every rank runs the model; rank 0 samples and tells the others.
+        self.sampler: Sampler | None = None
+        if mesh.rank == 0:
+            # One row more than sequences have, for the dummy.
+            self.sampler = Sampler(rows.dummy + 1, spec.facts.vocab_size, rows.max_len, rows.device, grammars, kernels)
+        self.passes = passes = Passes(loaded, rows, mesh, self.sampler)
+        draws = kernels.recordable and mesh.size == 1
+        work = DecodeWork(passes.decode, passes.greedy, passes.random if draws else None, any(rows.lasting))
+        self.graphs = DecodeGraphs(spec.graph_rows, work, rows.dummy, rows.device)
+        tokens = [size for size in spec.graph_tokens if size < rows.max_len]
+        self.ragged = RaggedGraphs(spec.graph_singles, tokens, passes.read, rows.dummy, rows.device)
+        self._decoding: list[int] = []
+        self._order = upload([], rows.device)
+        self._last: InFlight | None = None
+
+    def forget(self) -> None:
+        """Drop what holds these steps in a circle."""
+        self.graphs.forget()
+        self.ragged.forget()
+
+    def apply(self, plan: StepPlan) -> None:
+        """Rows that end, rows that begin, and what else the plan changes."""
+        self.rows.apply(plan)
+        if self.sampler is not None:
+            for row in plan.released:
+                self.sampler.end(row)
+            self.sampler.begin(*plan.new)
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> InFlight:
+        """Start one step. Returns as soon as the device has its work; `InFlight.result` waits for it."""
+        if self._last is not None:
+            self._last.draw()
+        self.apply(plan)
+        grants = plan.grants
+        if self.graphs.covers(len(grants)) and all(g.samples and g.tokens == 1 for g in grants):
+            step = self._launch_recorded(plan)
+        else:
+            step = self._launch_eager(plan)
+        self.rows.advance(plan)
+        self._last = step
+        return step
+
+    def _launch_recorded(self, plan: StepPlan) -> InFlight:
+        rows = [grant.row for grant in plan.grants]
+        if rows != self._decoding:
+            self._decoding, self._order = rows, upload(rows, self._device)
+        hidden = self.graphs.forward(self._order, self.rows.sharing)
+        drawn = None
+        if self.sampler is not None and self.sampler.plain(rows):
+            drawn = self.graphs.greedy(len(rows))
+        elif self.sampler is not None and self.graphs.draws and self.sampler.drawn(rows):
+            drawn = self.graphs.random(len(rows))
+        if drawn is None:
+            return self._drawn(InFlight(plan.step, rows, sampler=self.sampler), self._order, hidden)
+        # Copied: the recording's own tensor is overwritten by the next step.
+        return InFlight(plan.step, rows, Samples(rows, drawn.clone()))
+
+    def _launch_eager(self, plan: StepPlan) -> InFlight:
+        # Those that compute one token come first, so that kernels can tell them from the others.
+        grants = sorted(plan.grants, key=lambda grant: grant.tokens > 1)
+        lines = [i for i, g in enumerate(grants) if g.samples]
+        every = wants_prompt_logprobs(self.rows, grants)
+        room = None if every else self.ragged.find(grants)
+        if room is not None:
+            return self._launch_ragged(plan.step, room, grants)
+        numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants), *lines], self._device)
+        order, counts, sampling = torch.split(numbers, [len(grants), len(grants), len(lines)])
+        longest = max(self.rows.host[g.row].computed + g.tokens for g in grants)
+        bounds = Bounds(sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
+        singles = sum(g.tokens == 1 for g in grants)
+        kind = Kind(self.rows.sharing, singles, every)
+        inputs, hidden = self.passes.forward(order, counts.int(), sampling, bounds, kind)
+        described = describe_prompts(self.rows, grants, hidden, self.passes.model, self._kernels)
+        # Every rank takes part in making logits; the one that samples tells.
+        step = InFlight(plan.step, prompt_logprobs=described if self.sampler else {}, sampler=self.sampler)
+        if lines:
+            step.rows = [grants[i].row for i in lines]
+            return self._drawn(step, order[sampling], hidden[inputs.logit_rows if every else sampling])
+        return step
+
+    def _launch_ragged(self, step: int, room: Room, grants: list[Grant]) -> InFlight:
+        """A recorded step with prompts; tokens are drawn outside of the recording."""
+        hidden, ends = self.ragged.forward(room, grants)
+        lines = [i for i, g in enumerate(grants) if g.samples]
+        if not lines:
+            return InFlight(step, sampler=self.sampler)
+        rows = [grants[i].row for i in lines]
+        numbers = upload([*rows, *(ends[i] for i in lines)], self._device)
+        order, at = torch.split(numbers, [len(lines), len(lines)])
+        return self._drawn(InFlight(step, rows, sampler=self.sampler), order, hidden.index_select(0, at))
+
+    def _drawn(self, step: InFlight, order: Tensor, hidden: Tensor) -> InFlight:
+        """The step with its samples, or sure to draw them once its grammars have heard of the step before."""
+        before, sampler = self._last, self.sampler
+        draw = partial(self.passes.sample, step.rows, order, hidden)
+        if before is None or before.settled or sampler is None or not sampler.follow(step.rows, before.rows):
+            step.samples = draw()
+        else:
+            step.follow(before, draw)
+        return step
