@@ -54,7 +54,8 @@ def matrices(b: Build, plan: Sizes, arrangement: Arrangement) -> tuple[Weight, W
     """The parameters of gate and up, and of down. `b` stands above the experts' names."""
     if b.holds("gate_proj.weight"):
         return b.experts(plan.firsts * plan.experts, _stacks(plan)), b.experts(plan.experts, [_down_stack(plan)])
-    if arrangement == "single":
+    # Whoever quantizes experts one by one leaves them so.
+    if arrangement == "single" or b.quantizes(_down(plan)[0]):
         first = b.experts(plan.firsts * plan.experts, _gate_up(plan), _fused_gate_up(plan))
         return first, b.experts(plan.experts, _down(plan), _fused_down(plan))
     if b.holds("gate_up_proj_blocks"):

@@ -10,6 +10,7 @@ import torch
 from quire.checkpoint.entries import named
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.headers import TensorEntry, read_headers
+from quire.loading.names import language_model
 from quire.loading.source import FileSource
 from quire.quantization.checkpoint import Quantized, settle
 
@@ -40,6 +41,7 @@ def opened(
     Raises CheckpointError for damaged headers, and for a quantization that is unknown or another than was asked for.
     """
     headers = {} if dummy else read_headers(facts.path)
-    source = FileSource(headers, device or torch.device("cpu"))
-    quantized, online = settle(facts.quantization, source, quantization)
-    return Checkpoint(facts, {} if dummy else named(headers, facts), quantized, online)
+    alone = language_model(headers)
+    quantized, online = settle(facts.quantization, FileSource(alone, device or torch.device("cpu")), quantization)
+    entries = headers if quantized is None else alone
+    return Checkpoint(facts, {} if dummy else named(entries, facts), quantized, online)

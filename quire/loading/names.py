@@ -1,17 +1,18 @@
 """Checkpoints whose tensors have other names because they were saved from a part of the model, or from a larger one.
 
 A base model is saved without the module above it (`h.0...` instead of `transformer.h.0...`), the language model of a
-multimodal one beneath another. One prefix is exchanged for all tensors, never a single name. Called by `load.py`.
+multimodal one beneath another. One prefix is exchanged for all tensors, never a single name. Called by `load.py`, and
+by `checkpoint.py` for quantized checkpoints, whose names must be known before the model is built.
 """
 
 from collections.abc import Iterable
 
 from quire.checkpoint.headers import TensorEntry
 
+WITHIN = (("language_model.", ""), ("model.language_model.", "model."), ("model.text_model.", "model."))
+"""What names of language models begin with in multimodal checkpoints, and in their own."""
 PREFIXES = (
-    ("language_model.", ""),
-    ("model.language_model.", "model."),
-    ("model.text_model.", "model."),
+    *WITHIN,
     ("", "model."),
     ("", "transformer."),
     ("", "gpt_neox."),
@@ -44,6 +45,17 @@ def fitted(entries: dict[str, TensorEntry], wanted: Iterable[str]) -> dict[str, 
         if found > most:
             best, most = made if not old else _alone(made), found
     return best
+
+
+def language_model(entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """`entries` by the names of a language model alone, where names of layers say that it is a part of a larger model.
+
+    What belongs to the other parts is left out.
+    """
+    for old, new in WITHIN:
+        if any(name.startswith(old) and ".layers." in name for name in entries):
+            return _alone({_moved(name, set(), old, new): entry for name, entry in entries.items()})
+    return entries
 
 
 def _moved(name: str, wanted: set[str], old: str, new: str) -> str:

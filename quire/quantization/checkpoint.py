@@ -6,6 +6,7 @@ the metadata announces and the files have in full precision are quantized while 
 
 import importlib
 import pkgutil
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from quire.base.errors import CheckpointError
@@ -65,7 +66,13 @@ class Quantized:
 
     def online(self, matrix: Matrix) -> Form | None:
         """What a matrix of full precision is quantized to, since the metadata says so."""
-        form = self._format.announced(matrix) if self._told else None
+        if not self._told:
+            return None
+        entries = self.source.entries
+        entry = entries.get(f"{matrix.module}.weight") or entries.get(matrix.module)
+        # The metadata has the file's names, which those of a language model within a larger one are not.
+        named = matrix if entry is None else replace(matrix, module=entry.name.removesuffix(".weight"))
+        form = self._format.announced(named)
         if form is not None:
             self.announced.add(matrix.module)
         return form

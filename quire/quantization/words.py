@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quire.base.errors import CheckpointError
 from quire.quantization.elements import ELEMENTS, unpack
-from quire.quantization.scaled import Block, Scaled
+from quire.quantization.scaled import Block, Scaled, ScaleType, scale_values
 
 RUN = 32
 """Words of a run."""
@@ -52,7 +52,9 @@ class Words(Scaled):
     def like(other: Scaled) -> "Words":
         """The same weight in this order."""
         given, groups = other.form.element, other.groups
-        form = replace(other.form, element=widened(given) or given)
+        # Scales of blocks of rows are few, and libraries take them as float32 only.
+        kind: ScaleType = "float32" if other.form.row_block > 1 else other.form.scale
+        form = replace(other.form, element=widened(given) or given, scale=kind)
         if form.group is not None:
             groups = -(-_whole(other.inputs, form.bits) // form.group)
         return Words(other.outputs, other.inputs, form, groups, other.offset, other.dtype, other.device, given)
@@ -74,6 +76,8 @@ class Words(Scaled):
         codes = unpack(block.codes, ELEMENTS[self.given].bits, self.inputs)
         if self.given != self.form.element:
             codes = _same(self.given, self.form.element, codes.device)[codes.int()]
+        if block.scales.dtype == torch.uint8 and self.form.scale != "e8m0":
+            block = replace(block, scales=scale_values(block.scales, "e8m0"))
         if block.order is not None:
             order = self._sorted(block.order)
             codes, block = codes[:, order], replace(block, order=order)

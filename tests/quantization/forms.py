@@ -6,6 +6,8 @@ FORMS = {
     "fp8": Form("fp8_e4m3", None),
     "fp8 groups": Form("fp8_e4m3", 128),
     "fp8 blocks": Form("fp8_e4m3", 128, row_block=8),
+    "fp8 blocks bfloat16": Form("fp8_e4m3", 128, "bfloat16", row_block=8),
+    "fp8 blocks e8m0": Form("fp8_e4m3", 128, "e8m0", row_block=8),
     "e5m2": Form("fp8_e5m2", None, "bfloat16"),
     "mxfp8": Form("fp8_e4m3", 32, "e8m0"),
     "int8": Form("int8", None),

@@ -38,9 +38,16 @@ def nf4(weight: Tensor, nested: bool) -> Made:
     }, (TABLE[codes].view(-1, 64) * absmax[:, None]).view(weight.shape)
 
 
-@pytest.mark.parametrize("nested", [False, True])
-def test_nf4(nested: bool, tmp_path: Path) -> None:
-    writer = lambda module, weight: nf4(weight, nested) if inner(module) else None  # noqa: E731
+@pytest.mark.parametrize(("nested", "kept"), [(False, torch.uint8), (True, torch.uint8), (True, torch.bfloat16)])
+def test_nf4(nested: bool, kept: torch.dtype, tmp_path: Path) -> None:
+    """`kept` is the type that bytes are put in (`bnb_4bit_quant_storage`), which trainers choose to shard them."""
+
+    def writer(module: str, weight: Tensor) -> Made | None:
+        if not inner(module):
+            return None
+        tensors, values = nf4(weight, nested)
+        return {**tensors, "weight": tensors["weight"].view(-1).view(kept)[:, None]}, values
+
     check(*write(tmp_path, {"quant_method": "bitsandbytes", "load_in_4bit": True}, writer))
 
 

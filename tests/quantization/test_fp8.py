@@ -25,12 +25,20 @@ def blocks(weight: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return codes, scales, values
 
 
-@pytest.mark.parametrize("size", [128, 48])
-def test_blocks(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "kind"), [(128, torch.float32), (48, torch.float32), (128, torch.bfloat16), (128, torch.float8_e8m0fnu)]
+)
+def test_blocks(tmp_path: Path, size: int, kind: torch.dtype) -> None:
+    """Scales as DeepSeek ships them, as Qwen does, and as powers of two."""
+
     def writer(module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
         if not inner(module):
             return None
         codes, scales, values = blocks(weight, size)
+        if kind != torch.float32:
+            scales = scales.to(kind)
+            each = scales.float().repeat_interleave(size, 0).repeat_interleave(size, 1)
+            values = codes.float() * each[: len(weight), : weight.shape[1]]
         return {"weight": codes, "weight_scale_inv": scales}, values
 
     config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [size, size]}

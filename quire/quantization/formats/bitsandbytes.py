@@ -1,6 +1,7 @@
 """bitsandbytes: nf4 and fp4 in blocks, their scales quantized once more or not, and int8 with a scale a row.
 
-4 bits: `weight` uint8 (values / 2, 1), row by row, the first value in the high half; `weight.absmax` of each block, and
+4 bits: `weight` (bytes, 1), row by row, the first value in the high half, of any type that the bytes were put in
+(`bnb_4bit_quant_storage`); `weight.absmax` of each block, and
 with nesting `weight.nested_absmax`, `weight.nested_quant_map` and an offset in `weight.quant_state...`, JSON in bytes.
 8 bits: `weight` int8 beside `SCB`, the largest magnitude of each row.
 """
@@ -14,7 +15,7 @@ from torch import Tensor
 from quire.base.errors import CheckpointError
 from quire.quantization.elements import ELEMENTS
 from quire.quantization.scaled import Block, Form
-from quire.quantization.scheme import Matrix, Range, Scheme, Source, byte_range, expect, group_range
+from quire.quantization.scheme import Matrix, Range, Scheme, Source, byte_range, expect, group_range, shape_of
 
 METHODS = ("bitsandbytes", "bnb")
 MARKS = (".SCB", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
@@ -61,7 +62,9 @@ def _four_bits(matrix: Matrix, source: Source, state: str, element: str) -> Sche
     size = int(told["blocksize"])
     if matrix.inputs % size:
         raise CheckpointError(f"tensor {weight}: blocks of {size} values do not divide rows of {matrix.inputs}")
-    expect(source, weight, (matrix.outputs * matrix.inputs // 2, 1))
+    count = max(1, shape_of(source, weight)[0])
+    item = max(1, source.entries[weight].nbytes // count)
+    expect(source, weight, (matrix.outputs * matrix.inputs // 2 // item, 1))
     table = source.read(f"{weight}.quant_map").float()
     if not torch.equal(table, torch.tensor(ELEMENTS[element].values, device=table.device)):
         raise CheckpointError(f"tensor {weight}.quant_map is not the table of {element}")
@@ -81,7 +84,8 @@ def _four_bits(matrix: Matrix, source: Source, state: str, element: str) -> Sche
         return found.float().view(-1, groups)
 
     def read(source: Source, rows: Range, columns: Range) -> Block:
-        pairs = source.read(weight, (rows[0] * half, rows[1] * half)).view(-1, half)[:, slice(*byte_range(columns, 4))]
+        found = source.read(weight, (rows[0] * half // item, rows[1] * half // item)).view(torch.uint8)
+        pairs = found.view(-1, half)[:, slice(*byte_range(columns, 4))]
         return Block(pairs >> 4 | pairs << 4, scales(source, rows)[:, slice(*group_range(columns, size))])
 
     return Scheme(Form(element, size), tuple(names), read)
