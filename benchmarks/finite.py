@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ def on_gpu(draw: Draw, logits: Tensor) -> dict[str, float]:
     from lib.greedy_kernel import unchecked
 
     assert draw(logits)[0].equal(unchecked(logits))
-    pairs = [[microseconds([lambda f=f: f(logits)] * CALLS) for f in (draw, unchecked)] for _ in range(TURNS)]
+    pairs = [[microseconds([partial(f, logits)] * CALLS) for f in (draw, unchecked)] for _ in range(TURNS)]
     return {
         "draw_us": statistics.median(checked for checked, _ in pairs),
         "check_us": statistics.median(checked - plain for checked, plain in pairs),

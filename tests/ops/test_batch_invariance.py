@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from quire.kernels.batch_invariant import products
 from quire.kernels.batch_invariant.products import invariant_linear, invariant_stored_linear
 from quire.ops.attention import AttentionSpec, attend, paged_attention
 from quire.ops.linear import LinearSpec
@@ -107,6 +108,23 @@ def test_a_row_s_product_is_its_own(dtype: str) -> None:
         assert torch.equal(
             invariant_stored_linear(x[rows], data, None, StoredSpec(storage, False, dtype)), stored[rows]
         )
+
+
+@pytest.mark.parametrize("count", [0, 1, 64, 150])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_tiles_have_one_size_and_are_copied_only_where_they_must_be(count: int, aligned: bool) -> None:
+    memory = torch.arange(200 * 32.0)
+    first = -memory.data_ptr() % products.ALIGNED // 4 + (not aligned)
+    x = memory[first : first + count * 32].view(count, 32)
+    copied: list[bool] = []
+
+    def multiply(tile: torch.Tensor) -> torch.Tensor:
+        assert tile.shape == (64, 32)
+        copied.append(tile.untyped_storage().data_ptr() != memory.data_ptr())
+        return tile[:, :3] * 2
+
+    assert torch.equal(products.tiled(x, multiply, 64), x[:, :3] * 2)
+    assert copied.count(False) == (count // 64 if aligned else 0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -18,26 +18,37 @@ from quire.ops.stored import StoredSpec, stored_linear
 GPU_ROWS = 128
 """Up to so many rows a GPU takes as long as it takes to read the weight."""
 
+ALIGNED = 256
+"""Bytes. Libraries look at where rows begin, too."""
 
-def tiled(x: Tensor, multiply: Callable[[Tensor], Tensor], outputs: int) -> Tensor:
-    """`multiply` of the rows of `x`, (n, inputs), in tiles of one size: (n, outputs)."""
-    rows = 1 if x.device.type == "cpu" else GPU_ROWS
-    out = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device)
-    for first in range(0, len(x), rows):
-        tile = x.new_zeros(rows, x.shape[1])
-        some = x[first : first + rows]
-        tile[: len(some)] = some
-        out[first : first + rows] = multiply(tile)[: len(some)]
-    return out
+
+def tile_rows(x: Tensor) -> int:
+    """Rows of a tile on the device of `x`."""
+    return 1 if x.device.type == "cpu" else GPU_ROWS
+
+
+def tiled(x: Tensor, multiply: Callable[[Tensor], Tensor], rows: int) -> Tensor:
+    """`multiply` of the rows of `x`, (n, inputs), in tiles of `rows` rows: (n, outputs)."""
+    parts = [multiply(whole(some, rows))[: len(some)] for some in x.split(rows)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def whole(some: Tensor, rows: int) -> Tensor:
+    """A tile that begins with `some`, at most `rows` rows. Those behind them are anything: no row knows of another."""
+    if rows > 1 and len(some) == rows and some.is_contiguous() and some.data_ptr() % ALIGNED == 0:
+        return some
+    tile = some.new_empty(rows, some.shape[1])
+    tile[: len(some)] = some
+    return tile
 
 
 @provide("batch_invariant", linear, batch_invariant=True)
 def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: LinearSpec) -> Tensor:
     """See `linear`."""
-    return tiled(x, lambda tile: F.linear(tile, weight, bias), spec.outputs)
+    return tiled(x, lambda tile: F.linear(tile, weight, bias), tile_rows(x))
 
 
 @provide("batch_invariant", stored_linear, batch_invariant=True)
 def invariant_stored_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: StoredSpec) -> Tensor:
     """See `stored_linear`. The weight becomes values again for each tile."""
-    return tiled(x, lambda tile: stored_linear(tile, weight, bias, spec), spec.storage.outputs)
+    return tiled(x, lambda tile: stored_linear(tile, weight, bias, spec), tile_rows(x))
