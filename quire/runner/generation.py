@@ -5,20 +5,20 @@ that suits the plan (recorded or not), tokens drawn. Made by the runner when it 
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from quire.config.spec import RunSpec
 from quire.messages.plan import Grant, StepPlan
 from quire.ops.inputs import Bounds
 from quire.parallel.mesh import Mesh
 from quire.runner.graphs import DecodeGraphs, DecodeWork
-from quire.runner.in_flight import InFlight
+from quire.runner.in_flight import Draw, InFlight
 from quire.runner.loaded import Loaded
 from quire.runner.passes import Kind, Passes
 from quire.runner.prompt_logprobs import describe_prompts, wants_prompt_logprobs
 from quire.runner.ragged import RaggedGraphs, Room
 from quire.runner.rows import Rows
 from quire.runner.upload import upload
+from quire.sampling.batch import Way, slice_rows
 from quire.sampling.sampler import Sampler, Samples
 from quire.structured.store import GrammarStore
 
@@ -48,8 +48,10 @@ class GenerationSteps:
             # One row more than sequences have, for the dummy.
             self.sampler = Sampler(rows.dummy + 1, spec.facts.vocab_size, rows.max_len, rows.device, grammars, kernels)
         self.passes = passes = Passes(loaded, rows, mesh, self.sampler)
-        draws = kernels.recordable and mesh.size == 1
-        work = DecodeWork(passes.decode, passes.greedy, passes.random if draws else None, any(rows.lasting))
+        draws = {Way.GREEDY: passes.greedy}
+        if kernels.recordable and mesh.size == 1:
+            draws |= {Way.RANDOM: passes.random, Way.MASKED: passes.masked}
+        work = DecodeWork(passes.decode, draws, any(rows.lasting), slice_rows(spec.facts.vocab_size))
         self.graphs = DecodeGraphs(spec.graph_rows, work, rows.dummy, rows.device)
         tokens = [size for size in spec.graph_tokens if size < rows.max_len]
         self.ragged = RaggedGraphs(spec.graph_singles, tokens, passes.read, rows.dummy, rows.device)
@@ -90,15 +92,21 @@ class GenerationSteps:
         if rows != self._decoding:
             self._decoding, self._order = rows, upload(rows, self._device)
         hidden = self.graphs.forward(self._order, self.rows.sharing)
-        drawn = None
-        if self.sampler is not None and self.sampler.plain(rows):
-            drawn = self.graphs.greedy(len(rows))
-        elif self.sampler is not None and self.graphs.draws and self.sampler.drawn(rows):
-            drawn = self.graphs.random(len(rows))
-        if drawn is None:
-            return self._drawn(InFlight(plan.step, rows, sampler=self.sampler), self._order, hidden)
+        way = None if self.sampler is None else self.sampler.way(rows)
+        if way is not None and self.graphs.draws(way, len(rows)):
+            draw: Draw = partial(self._play, way, rows)
+        else:
+            draw = partial(self.passes.sample, rows, self._order, hidden)
+        return self._drawn(InFlight(plan.step, rows, sampler=self.sampler), draw)
+
+    @torch.inference_mode()
+    def _play(self, way: Way, rows: list[int]) -> Samples:
+        """Tokens of the rows that `graphs.forward` was called for last."""
+        errors: dict[int, str] = {}
+        if way is Way.MASKED and self.sampler is not None:
+            self.sampler.send_masks(rows, errors)
         # Copied: the recording's own tensor is overwritten by the next step.
-        return InFlight(plan.step, rows, Samples(rows, drawn.clone()))
+        return Samples(rows, self.graphs.draw(way, len(rows)).clone(), errors=errors)
 
     def _launch_eager(self, plan: StepPlan) -> InFlight:
         # Those that compute one token come first, so that kernels can tell them from the others.
@@ -120,7 +128,8 @@ class GenerationSteps:
         step = InFlight(plan.step, prompt_logprobs=described if self.sampler else {}, sampler=self.sampler)
         if lines:
             step.rows = [grants[i].row for i in lines]
-            return self._drawn(step, order[sampling], hidden[inputs.logit_rows if every else sampling])
+            at = inputs.logit_rows if every else sampling
+            return self._drawn(step, partial(self.passes.sample, step.rows, order[sampling], hidden[at]))
         return step
 
     def _launch_ragged(self, step: int, room: Room, grants: list[Grant]) -> InFlight:
@@ -132,12 +141,12 @@ class GenerationSteps:
         rows = [grants[i].row for i in lines]
         numbers = upload([*rows, *(ends[i] for i in lines)], self._device)
         order, at = torch.split(numbers, [len(lines), len(lines)])
-        return self._drawn(InFlight(step, rows, sampler=self.sampler), order, hidden.index_select(0, at))
+        draw = partial(self.passes.sample, rows, order, hidden.index_select(0, at))
+        return self._drawn(InFlight(step, rows, sampler=self.sampler), draw)
 
-    def _drawn(self, step: InFlight, order: Tensor, hidden: Tensor) -> InFlight:
+    def _drawn(self, step: InFlight, draw: Draw) -> InFlight:
         """The step with its samples, or sure to draw them once its grammars have heard of the step before."""
         before, sampler = self._last, self.sampler
-        draw = partial(self.passes.sample, step.rows, order, hidden)
         if before is None or before.settled or sampler is None or not sampler.follow(step.rows, before.rows):
             step.samples = draw()
         else:

@@ -5,14 +5,16 @@ whose page table names page 0, so that no kernel knows of padding. Everything it
 they are. Called by the runner; on devices without graphs a recording is the function itself, which is how CPUs test it.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
 from torch import Tensor
+
+from quire.sampling.batch import Way
 
 Play = Callable[[], None]
 
@@ -67,8 +69,7 @@ class Recorder:
 
 
 SHARING_LEAST = 4
-"""Rows in the smallest batch that is also recorded with kernels which read beginnings that rows share once for all.
-Larger ones are where their number is a power of two, and the largest."""
+"""Rows in the smallest batch that is also recorded with kernels which read beginnings that rows share once for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +78,44 @@ class DecodeWork:
 
     Attributes:
         forward: computes one token of each row and returns hidden states, (n, hidden); whether rows may begin alike.
-        greedy: draws each row's most probable token from them: (2, n) int64, as the op `greedy_sample` gives it.
-        random: draws a token by the row's own settings, likewise; None if that cannot be recorded.
+        draws: the ways to draw each row's token from them that can be recorded: (2, n) int64, tokens and their status.
         shares: whether rows can ever begin alike.
+        most_masked: rows in the largest batch of which edited logits may be drawn from at once.
     """
 
     forward: Callable[[Tensor, bool], Tensor]
-    greedy: Callable[[Tensor, Tensor], Tensor]
-    random: Callable[[Tensor, Tensor], Tensor] | None
+    draws: Mapping[Way, Callable[[Tensor, Tensor], Tensor]]
     shares: bool
+    most_masked: int
+
+
+class _Recorded:
+    """Recordings of one kind, by number of rows: `sizes`, ascending."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._plays: dict[int, Play] = {}
+
+    def put(self, size: int, play: Play) -> None:
+        if size not in self._plays:
+            insort(self.sizes, size)
+        self._plays[size] = play
+
+    @property
+    def most(self) -> int:
+        """Rows of the largest; 0 where nothing is recorded."""
+        return self.sizes[-1] if self.sizes else 0
+
+    def play(self, rows: int) -> None:
+        """The smallest that has room for so many rows."""
+        self._plays[self.sizes[bisect_left(self.sizes, rows)]]()
 
 
 class DecodeGraphs:
-    """Recorded decode steps by number of rows. Model and sampling are recordings of their own: not all rows are greedy.
+    """Recorded decode steps by number of rows. Model and sampling are recordings of their own: not all rows draw alike.
+
+    What few steps need (beginnings that are shared, masks) is recorded where the number of rows is a power of two, and
+    for the largest.
 
     Args:
         sizes: numbers of rows, ascending; none turns recording off.
@@ -105,37 +131,33 @@ class DecodeGraphs:
         self._order = torch.full((max(sizes, default=0),), dummy_row, dtype=torch.int64, device=device)
         self._drawn = torch.zeros(2, len(self._order), dtype=torch.int64, device=device)
         self._hidden = torch.empty(0, 0, device=device)
-        self._plays: dict[int, tuple[Play, Play]] = {}
-        self._randoms: dict[int, Play] = {}
-        self._sharing: dict[int, Play] = {}
         self._playing: Tensor | None = None
+        self.forget()
 
     def record(self, recorder: Recorder, sizes: Sequence[int] | None = None) -> None:
         """Record every size, largest first, so that the smaller ones find their memory in the pool; or only `sizes`."""
+        sparse = [size for size in _sparse(self.sizes) if size >= SHARING_LEAST] if self._work.shares else []
+        masked = _sparse([size for size in self.sizes if size <= self._work.most_masked])
         for size in reversed(self.sizes if sizes is None else sizes):
-            if self._work.shares and size >= SHARING_LEAST and (size & (size - 1) == 0 or size == self.sizes[-1]):
-                self._sharing[size] = recorder.record("sharing", partial(self._forward, size, True))
-            self._plays[size] = (
-                recorder.record("decode", partial(self._forward, size, False)),
-                recorder.record("greedy", partial(self._draw, self._work.greedy, size)),
-            )
-            if self._work.random is not None:
-                self._randoms[size] = recorder.record("random", partial(self._draw, self._work.random, size))
+            if size in sparse:
+                self._sharing.put(size, recorder.record("sharing", partial(self._forward, size, True)))
+            self._forwards.put(size, recorder.record("decode", partial(self._forward, size, False)))
+            for way, draw in self._work.draws.items():
+                if way is not Way.MASKED or size in masked:
+                    self._draws[way].put(size, recorder.record(way.name, partial(self._draw, draw, size)))
 
     def forget(self) -> None:
         """Drop what was recorded; where nothing is, recordings are functions that hold this object."""
-        self._plays.clear()
-        self._randoms.clear()
-        self._sharing.clear()
-
-    @property
-    def draws(self) -> bool:
-        """Whether `random` can be played."""
-        return bool(self._randoms)
+        self._forwards, self._sharing = _Recorded(), _Recorded()
+        self._draws = {way: _Recorded() for way in Way}
 
     def covers(self, rows: int) -> bool:
         """Whether a batch of so many rows can be played."""
-        return bool(self._plays) and rows <= self.sizes[-1]
+        return 0 < rows <= self._forwards.most
+
+    def draws(self, way: Way, rows: int) -> bool:
+        """Whether so many rows can be drawn for in this way."""
+        return 0 < rows <= self._draws[way].most
 
     def forward(self, order: Tensor, sharing: bool) -> Tensor:
         """Compute one token of each row in `order`, (n,) int64: hidden states (n, hidden), valid until the next call.
@@ -147,24 +169,14 @@ class DecodeGraphs:
             self._order[:count].copy_(order)
             self._order[count:].fill_(self._dummy_row)
             self._playing = order
-        if sharing and count >= SHARING_LEAST and self._sharing:
-            self._sharing[min(size for size in self._sharing if size >= count)]()
-        else:
-            self._plays[self._size(count)][0]()
+        shared = sharing and SHARING_LEAST <= count <= self._sharing.most
+        (self._sharing if shared else self._forwards).play(count)
         return self._hidden[:count]
 
-    def greedy(self, count: int) -> Tensor:
-        """The most probable token of the `count` rows of the last `forward`: (2, count) int64, valid until the next."""
-        self._plays[self._size(count)][1]()
+    def draw(self, way: Way, count: int) -> Tensor:
+        """Tokens of the `count` rows of the last `forward`, and their status: (2, count) int64, until the next."""
+        self._draws[way].play(count)
         return self._drawn[:, :count]
-
-    def random(self, count: int) -> Tensor:
-        """Tokens of these rows by their own settings, greedy ones among them; in place of `greedy`."""
-        self._randoms[self._size(count)]()
-        return self._drawn[:, :count]
-
-    def _size(self, count: int) -> int:
-        return self.sizes[bisect_left(self.sizes, count)]
 
     def _forward(self, size: int, sharing: bool) -> None:
         hidden = self._work.forward(self._order[:size], sharing)
@@ -174,3 +186,7 @@ class DecodeGraphs:
 
     def _draw(self, draw: Callable[[Tensor, Tensor], Tensor], size: int) -> None:
         self._drawn[:, :size].copy_(draw(self._order[:size], self._hidden[:size]))
+
+
+def _sparse(sizes: list[int]) -> list[int]:
+    return [size for size in sizes if size & (size - 1) == 0 or size == sizes[-1]]

@@ -4,6 +4,7 @@ Pure host knowledge, made once per composition of a batch and kept while it does
 """
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ SLICE_ROWS = 256
 
 SLICE_ENTRIES = 1 << 24
 """Most logits worked on at once: with 150,000 tokens a slice has 110 rows."""
+
+
+class Way(Enum):
+    """How a batch can be drawn by its rows' tables alone, without a word from the host: what can be recorded."""
+
+    GREEDY = auto()
+    """The arg-max of each row's logits."""
+    RANDOM = auto()
+    """By each row's own settings, from the logits as they are."""
+    MASKED = auto()
+    """By its own settings, from what its grammar leaves of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +76,13 @@ class Batch:
     counted: Tensor | None
 
     @property
-    def drawn(self) -> bool:
-        """Whether one draw from the logits as they are is all."""
-        return not self.edited and not self.reported
-
-    @property
-    def plain(self) -> bool:
-        """Whether every row needs the arg-max of its logits and nothing else."""
-        return self.drawn and not self.groups
+    def way(self) -> Way | None:
+        """The shortest way to draw for all of them that can be recorded; None if there is none."""
+        if self.reported:
+            return None
+        if not self.edited:
+            return Way.RANDOM if self.groups else Way.GREEDY
+        return Way.MASKED if len(self.edited) == 1 and self.edited[0].features == Feature.GRAMMAR else None
 
 
 def slice_rows(vocab: int) -> int:

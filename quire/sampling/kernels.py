@@ -21,7 +21,7 @@ class Kernels:
 
     Attributes:
         greedy, draw, edit, describe: `greedy_sample`, `draw_tokens`, `edit_logits`, `token_logprobs`.
-        recordable: whether a graph may record `draw`.
+        recordable: whether graphs may record `greedy`, `draw` and `edit`.
         choices: how they were chosen.
     """
 
@@ -38,4 +38,5 @@ def choose_kernels(providers: Sequence[str], deterministic: bool = False) -> Ker
     ops = (greedy_sample, draw_tokens, edit_logits, token_logprobs)
     greedy, draw, edit, describe = choices = tuple(choose(op, None, providers, None, deterministic) for op in ops)
     settle(choices, deterministic)
-    return Kernels(greedy.function, draw.function, edit.function, describe.function, draw.capturable, choices)
+    recordable = greedy.capturable and draw.capturable and edit.capturable
+    return Kernels(greedy.function, draw.function, edit.function, describe.function, recordable, choices)

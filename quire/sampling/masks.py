@@ -1,10 +1,11 @@
 """`Masks`: the grammars of rows. Which tokens each allows next is put on its logits; each token drawn leads it on.
 
-The masks are filled by the host while the device computes logits. A row's mask is filled once its token before is
-known, so its line of the pinned buffer is written again only when the copy from it is long done.
+The masks are filled by the host while the device computes logits, and sent beside that, by a stream of their own. A
+row's mask is filled once its token before is known, so its line of the pinned buffer is written again only when the
+copy from it is long done, and its line on the device when nobody reads it any more.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,14 +16,6 @@ from quire.structured.store import GrammarStore
 
 ALL = -1
 """A word of a mask that allows all of its tokens."""
-
-
-@dataclass(slots=True)
-class _Buffer:
-    """Masks of all rows, (rows, words) int32, on the host and on the device (the same tensor on a CPU)."""
-
-    host: Tensor
-    device: Tensor
 
 
 class Masks:
@@ -59,49 +52,66 @@ class Masks:
         """Whether a row with a grammar is among both."""
         return not self._matchers.keys().isdisjoint(set(rows).intersection(before)) if self._matchers else False
 
-    def of(self, rows: list[int], errors: dict[int, str]) -> Tensor:
-        """Masks by row, (max_rows, words) int32, on their way to the device; nothing here waits for it.
+    @property
+    def table(self) -> Tensor:
+        """Masks by row, (max_rows, words) int32, on the device; the same tensor always, which `send` fills."""
+        return self._made().device
+
+    def send(self, rows: list[int], errors: dict[int, str]) -> None:
+        """Put the masks of `rows` into the table; what is launched from now on reads them, and nothing here waits.
 
         Args:
             rows: those whose masks will be read; without a grammar they keep all tokens.
             errors: gets a sentence for each row whose grammar has no way on.
         """
-        buffer = self._buffer = self._buffer or self._make_buffer()
-        self._fill(rows, buffer.host, errors)
-        if buffer.device is not buffer.host:
-            used = slice(min(rows), max(rows) + 1)
-            buffer.device[used].copy_(buffer.host[used], non_blocking=True)
-        return buffer.device
+        buffer = self._made()
+        buffer.masks[[row for row in rows if row not in self._matchers]] = ALL
+        bound = [row for row in rows if row in self._matchers]
+        self.store.backend.fill([(self._matchers[row], row) for row in bound], buffer.masks)
+        self._tell(bound, errors)
+        buffer.send(min(rows), max(rows) + 1)
 
     def advance(self, rows: list[int], tokens: list[int], errors: dict[int, str]) -> list[int]:
         """Lead the grammars of `rows` on by the tokens drawn. Returns the rows whose text is complete now."""
-        complete = []
-        for row, token in zip(rows, tokens, strict=True):
-            matcher = self._matchers.get(row)
-            if matcher is None or row in errors:
-                continue
-            matcher.take([token])
-            if matcher.error is not None:
-                errors[row] = _no_way(matcher.error)
-            elif matcher.complete:
-                complete.append(row)
-        return complete
+        if not self._matchers:
+            return []
+        bound = self._matchers.keys() - errors
+        led = {row: token for row, token in zip(rows, tokens, strict=True) if row in bound}
+        self.store.backend.take([(self._matchers[row], token) for row, token in led.items()])
+        self._tell(led, errors)
+        return [row for row in led if self._matchers[row].complete]
 
-    def _fill(self, rows: list[int], host: Tensor, errors: dict[int, str]) -> None:
+    def _tell(self, rows: Iterable[int], errors: dict[int, str]) -> None:
         for row in rows:
-            if row not in self._matchers:
-                host[row] = ALL
-        matchers = [(self._matchers[row], row) for row in rows if row in self._matchers]
-        self.store.backend.fill(matchers, host.numpy())
-        for matcher, row in matchers:
-            if matcher.error is not None:
-                errors[row] = _no_way(matcher.error)
+            why = self._matchers[row].error
+            if why is not None:
+                errors[row] = f"the grammar of this request has no way on: {why}"
 
-    def _make_buffer(self) -> _Buffer:
-        pinned = self._device.type != "cpu"
-        host = torch.zeros(self._shape, dtype=torch.int32, pin_memory=pinned)
-        return _Buffer(host, torch.zeros(self._shape, dtype=torch.int32, device=self._device) if pinned else host)
+    def _made(self) -> "_Buffer":
+        self._buffer = self._buffer or _Buffer(self._shape, self._device)
+        return self._buffer
 
 
-def _no_way(why: str) -> str:
-    return f"the grammar of this request has no way on: {why}"
+class _Buffer:
+    """Masks of all rows, (rows, words) int32, on the host and on the device: the same tensor on a CPU.
+
+    Attributes:
+        masks: the host's, for who fills them.
+        device: the device's.
+    """
+
+    def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
+        apart = device.type != "cpu"
+        self._host = torch.zeros(shape, dtype=torch.int32, pin_memory=apart)
+        self.masks = self._host.numpy()
+        # What is not sent is not read, so nothing need be written that could come too late.
+        self.device = torch.empty(shape, dtype=torch.int32, device=device) if apart else self._host
+        self._road = torch.Stream(device) if apart else None
+
+    def send(self, first: int, end: int) -> None:
+        """Copy these rows, beside what the device computes; what is launched from now on waits for them."""
+        if self._road is None:
+            return
+        with self._road:
+            self.device[first:end].copy_(self._host[first:end], non_blocking=True)
+        torch.accelerator.current_stream(self.device.device).wait_stream(self._road)

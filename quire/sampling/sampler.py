@@ -12,10 +12,10 @@ from torch import Tensor
 
 from quire.messages.plan import NewRow
 from quire.ops.draw import Group
-from quire.ops.edit import IN_PROMPT
+from quire.ops.edit import IN_PROMPT, EditTables
 from quire.sampling import batch as batches
 from quire.sampling import processors
-from quire.sampling.batch import Batch, Slice
+from quire.sampling.batch import Batch, Slice, Way
 from quire.sampling.kernels import Kernels
 from quire.sampling.logprobs import prompt_logprobs
 from quire.sampling.masks import Masks
@@ -102,6 +102,21 @@ class Sampler:
         """
         return self.kernels.draw(logits, rows, known, self._state.table, None)
 
+    def draw_masked(self, logits: Tensor, rows: Tensor, history: Tensor, known: Tensor) -> Tensor:
+        """What `sample` draws for rows that keep to grammars or are not edited: for recordings.
+
+        Args: as of `draw_all` and `sample`. The masks are those that `send_masks` sends.
+
+        Returns: (2, n) int64, tokens and their status, as `Samples` has them.
+        """
+        drawn = self.kernels.greedy(logits)
+        tables = EditTables(masks=self._masks.table)
+        return self._draw_from_edited(logits, rows, History(history, known), tables, None, drawn[1])
+
+    def send_masks(self, rows: list[int], errors: dict[int, str]) -> None:
+        """Make the masks for the next `draw_masked`; `errors` gets a sentence for each row that has no way on."""
+        self._masks.send(rows, errors)
+
     def advance(self, rows: list[int], tokens: list[int], errors: dict[int, str]) -> list[int]:
         """Lead the grammars of rows on by what was drawn, once the host knows it; before these rows sample again.
 
@@ -118,13 +133,9 @@ class Sampler:
         """Whether `rows` can be drawn for only when it is known what a step with the rows `before` has drawn."""
         return self._masks.follow(rows, before)
 
-    def plain(self, rows: list[int]) -> bool:
-        """Whether the op `greedy_sample` is all that these rows need."""
-        return self._plan(rows).plain
-
-    def drawn(self, rows: list[int]) -> bool:
-        """Whether `draw_all` is all that these rows need."""
-        return self._plan(rows).drawn
+    def way(self, rows: list[int]) -> Way | None:
+        """Which recorded draw is all that these rows need: the op `greedy_sample`, `draw_all` or `draw_masked`."""
+        return self._plan(rows).way
 
     def _plan(self, rows: list[int]) -> Batch:
         """The plan of this composition of rows; made anew only when it or a row has changed."""
@@ -138,8 +149,8 @@ class Sampler:
         assert host is not None, f"row {row} samples before it has begun"
         return host
 
-    def _draw(self, logits: Tensor, rows: Tensor, past: History, groups: tuple[Group, ...]) -> Tensor:
-        if not groups:
+    def _draw(self, logits: Tensor, rows: Tensor, past: History, groups: tuple[Group, ...] | None) -> Tensor:
+        if groups == ():
             return self.kernels.greedy(logits)
         return self.kernels.draw(logits, rows, past.known, self._state.table, groups)
 
@@ -156,13 +167,25 @@ class Sampler:
             self._run_callables(x, part, past, errors)
         tables = self._state.tables(part.features)
         if Feature.GRAMMAR in part.features:
-            masks = self._masks.of([self._batch.rows[line] for line in part.lines], errors)
-            tables = replace(tables, masks=masks)
-        x = self.kernels.edit(x, rows, self._state.table, tables, past.tokens, past.known)
-        found = self._draw(x, rows, past, part.groups)
+            self._masks.send([self._batch.rows[line] for line in part.lines], errors)
+            tables = replace(tables, masks=self._masks.table)
+        drawn[:, at] = self._draw_from_edited(x, rows, past, tables, part.groups, drawn[1, at])
+
+    def _draw_from_edited(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        past: History,
+        tables: EditTables,
+        groups: tuple[Group, ...] | None,
+        before: Tensor,
+    ) -> Tensor:
+        """Tokens and their status, (2, n); `before`: where the logits were not finite, (n,)."""
+        x = self.kernels.edit(logits, rows, self._state.table, tables, past.tokens, past.known)
+        found = self._draw(x, rows, past, groups)
         # What is not finite now, but was, has no token left.
-        status = torch.where(drawn[1, at] == BAD, BAD, found[1] * EXHAUSTED)
-        drawn[:, at] = torch.stack([found[0].masked_fill(status > 0, 0), status])
+        status = torch.where(before == BAD, BAD, found[1] * EXHAUSTED)
+        return torch.stack([found[0].masked_fill(status > 0, 0), status])
 
     def _run_callables(self, x: Tensor, part: Slice, past: History, errors: dict[int, str]) -> None:
         if Feature.CALLABLES not in part.features:

@@ -113,6 +113,11 @@ class LLBackend:
             return json.dumps(part, ensure_ascii=False)
         return f"<[{self._tokenizer.tokenize_str(part, parse_special=True)[0]}]>"
 
+    def take(self, tokens: Sequence[tuple[Matcher, int]]) -> None:
+        """Several at once on the library's threads, as in `fill`."""
+        if tokens:
+            self._executor.consume_token_par([(cast(LLMatcher, matcher).inner, token) for matcher, token in tokens])
+
     def fill(self, matchers: Sequence[tuple[Matcher, int]], mask: Mask) -> None:
         """Several at once on the library's threads."""
         pairs = [(cast(LLMatcher, matcher).inner, row) for matcher, row in matchers]

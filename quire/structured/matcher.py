@@ -44,7 +44,7 @@ class Matcher(Protocol):
         ...
 
     def take(self, tokens: Sequence[int]) -> None:
-        """Go on by these tokens; one that the grammar forbids leads into `error`."""
+        """Go on by these tokens; one that the grammar forbids leads into `error`. For several at once see `Backend`."""
         ...
 
 
@@ -61,6 +61,10 @@ class Backend(Protocol):
 
     def compile(self, wanted: StructuredOutputsParams) -> Grammar:
         """Compile, from any thread. Raises RequestError with code invalid_schema."""
+        ...
+
+    def take(self, tokens: Sequence[tuple[Matcher, int]]) -> None:
+        """Lead each matcher on by a token."""
         ...
 
     def fill(self, matchers: Sequence[tuple[Matcher, int]], mask: Mask) -> None:

@@ -10,7 +10,9 @@ from quire import LLM, SamplingParams
 from quire.base.registry import load
 from quire.config.resolve import graph_rows
 from quire.engine import begin
+from quire.messages.structured import StructuredOutputsParams
 from quire.runner import graphs, loaded
+from quire.sampling.batch import Way
 from quire.sampling.kernels import Kernels
 from tests.engine.toy import make_toy, oracle
 
@@ -54,7 +56,8 @@ def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monke
     def generated(few: int) -> list[list[int]]:
         # With presence_penalty among them rows are drawn by the sampler itself.
         with LLM(str(folder), num_gpu_blocks_override=100, block_size=4, max_num_seqs=8) as llm:
-            played.append(llm._running().executor.runner.allocated.steps.graphs.draws)
+            graphs = llm._running().executor.runner.allocated.steps.graphs
+            played.append(graphs.draws(Way.RANDOM, 8))
             return [output.outputs[0].token_ids for output in llm.generate(prompts[:few], params[:few])]
 
     played: list[bool] = []
@@ -64,6 +67,33 @@ def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monke
     assert generated(6) == plain
     assert generated(5) == plain[:5]
     assert played == [False, True, True]
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_grammars_are_drawn_for_in_recordings(monkeypatch, overlapped):
+    """Beside rows without one, more rows than a recording has, and one whose grammar ends."""
+    forms = ["[a-z]{5,20}", "[0-9]+ (cats|dogs)", None, "a{40}", "x?"]
+    params = [
+        SamplingParams(max_tokens=16, seed=i, structured_outputs=form and StructuredOutputsParams(regex=form))
+        for i, form in enumerate(forms)
+    ]
+
+    def texts() -> list[str]:
+        settings = {"num_gpu_blocks_override": 100, "max_num_seqs": 8, "async_scheduling": overlapped}
+        with LLM(load_format="dummy", dtype="float32", **settings) as llm:
+            graphs = llm._running().executor.runner.allocated.steps.graphs
+            monkeypatch.setattr(
+                graphs, "draw", lambda way, count: drawn.append(way) or type(graphs).draw(graphs, way, count)
+            )
+            return [output.outputs[0].text for output in llm.generate(["Once"] * len(forms), params)]
+
+    drawn: list[Way] = []
+    plain = texts()
+    assert not drawn
+    monkeypatch.setattr(begin, "resolve", recorded([1, 3, 6, 8]))
+    monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
+    assert texts() == plain
+    assert drawn.count(Way.MASKED) > 8
 
 
 def test_a_kernel_that_asks_the_host_is_not_recorded(tmp_path, monkeypatch):
