@@ -1,10 +1,12 @@
 """The whole engine on a real GPU: fast kernels and recorded steps change no token of the reference's, in float32."""
 
 import random
+import re
 
 import pytest
 
 from quire import LLM, SamplingParams
+from quire.messages.structured import StructuredOutputsParams
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -90,6 +92,22 @@ def test_seeds_fix_samples_recorded_or_not():
             outputs = llm.generate(prompts(8), params, use_tqdm=False)
             found.append([[c.token_ids for c in output.outputs] for output in outputs])
     assert found[0] == found[1]
+
+
+def test_grammars_are_kept_to_recorded_or_not():
+    forms = [r"[a-z]{5,20}", r"[0-9]+ (cats|dogs)", None, r"(\+49|0)[1-9][0-9]{2,4} [0-9]{3,8}"]
+    params = [
+        SamplingParams(max_tokens=40, seed=i, structured_outputs=form and StructuredOutputsParams(regex=form))
+        for i, form in enumerate(forms * 8)
+    ]
+    found = []
+    for settings in ({"enforce_eager": True, "async_scheduling": False}, {}):
+        with LLM(device="cuda", dtype="float32", num_gpu_blocks_override=500, **settings) as llm:
+            found.append([output.outputs[0] for output in llm.generate(prompts(32), params, use_tqdm=False)])
+    texts = [[answer.text for answer in answers] for answers in found]
+    assert texts[0] == texts[1]
+    ended = [answer.text for answer in found[1] if answer.finish_reason == "stop"]
+    assert ended and all(any(form and re.fullmatch(form, text) for form in forms) for text in ended)
 
 
 @pytest.mark.parametrize(
