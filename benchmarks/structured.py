@@ -74,7 +74,7 @@ def medians(llm: LLM, rows: int, clock: Clock, grammar: StructuredOutputsParams 
 def measure(model: str, rows: int, folder: Path) -> dict[str, float]:
     """Milliseconds of both kinds of steps."""
     clock = Clock()
-    Masks.of, Masks.advance = clock.around(Masks.of), clock.around(Masks.advance)  # type: ignore[method-assign]
+    Masks.send, Masks.advance = clock.around(Masks.send), clock.around(Masks.advance)  # type: ignore[method-assign]
     known: dict[str, Any] = {}
     if model != "default":
         shapes.write_letters(shapes.write(model, folder), shapes.MODELS[model]["vocab_size"])
