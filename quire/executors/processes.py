@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -45,6 +46,10 @@ from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.structured.matcher import Vocabulary
 
 STOP_TIMEOUT_S = 5.0
+
+STEP_LIMIT_S = 310.0
+"""Whoever takes longer for a step hangs. A little more than ranks wait for each other: what they say comes first."""
+
 TIED = "tied"
 """Tells a rank to end with the thread that has started it, even if it hangs in a collective."""
 
@@ -99,6 +104,7 @@ class ProcessExecutor:
             self._tell(rank, Allocate(layout))
         for rank in self._ranks:
             self._expect(rank, Ready)
+            rank.socket.settimeout(STEP_LIMIT_S)
 
     def step(self, plan: StepPlan) -> Pending:
         """Send the plan to every rank: the same bytes."""
@@ -137,8 +143,9 @@ class ProcessExecutor:
 
     def await_news(self) -> None:
         """Wait until the sampling rank has said something, or has ended."""
-        with contextlib.suppress(ConnectionResetError):
-            self._ranks[0].socket.recv(1, socket.MSG_PEEK)
+        rank = self._ranks[0]
+        with _in_time(rank), contextlib.suppress(ConnectionResetError):
+            rank.socket.recv(1, socket.MSG_PEEK)
 
     def next_result(self) -> StepResult:
         """The oldest step's result, from the sampling rank."""
@@ -162,7 +169,8 @@ class ProcessExecutor:
         return answer
 
     def _heard(self, rank: Rank) -> FromRank:
-        frame = receive(rank.socket)
+        with _in_time(rank):
+            frame = receive(rank.socket)
         if frame is None:
             raise _ended(rank)
         return self._codec.decode(frame)
@@ -193,6 +201,14 @@ def _spawn(index: int) -> Rank:
             env=environ.snapshot() | environ.computing(),
         )
     return Rank(index, process, side, ours)
+
+
+@contextlib.contextmanager
+def _in_time(rank: Rank) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise EngineDeadError(f"rank {rank.index} has said nothing for {STEP_LIMIT_S:g} s: it hangs") from error
 
 
 def _ended(rank: Rank) -> EngineDeadError:
