@@ -54,9 +54,10 @@ heads and their pages are cut at attention (whole on every rank where attention 
 happens in between is computed by every rank. Experts that are down(silu(gate) * up) without biases, which most are,
 are computed by our op for mixtures, with its kernels and `--quantization`, each cut over the ranks; others are dealt
 out among the ranks and not quantized. Embeddings, tied heads and other matrices are whole on every rank. Linear
-modules are quantized, by the checkpoint or while they load; a checkpoint whose experts are quantized is refused. No
-graphs are recorded. float32 is float32 in convolutions on GPUs, too, where torch alone takes TF32: that is set while a
-step runs, and put back behind it.
+modules are quantized, by the checkpoint or while they load; a checkpoint whose experts are quantized is refused.
+Steps are recorded as graphs where attention is ours and nothing in the model's code waits for the GPU, which is tried
+when the model is made. float32 is float32 in convolutions on GPUs, too, where torch alone takes TF32: that is set while
+a step runs, and put back behind it.
 
 When a model is made and again when its weights are there, it is asked what it does, and refused with the reason if
 pages cannot serve it: recurrent state, which no two of its models keep alike; decoders without a cache of the

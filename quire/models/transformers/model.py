@@ -66,8 +66,7 @@ class Adopted(nn.Module):
         self.inner: nn.Module = self.outer if self._place is None else self.outer.get_submodule(self._place)
         with torch.inference_mode():
             made = way.learn(self.inner, b)
-        # Its code may wait for the device, so no graph records it.
-        b.choices.append(Choice("model", way.name, self.forward, {}, capturable=False))
+        b.choices.append(Choice("model", way.name, self.forward, {}, capturable=way.capturable))
         self._checked = False
         if self._place is not None:
             self.given = Given(type(made), self.inner)

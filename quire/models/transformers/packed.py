@@ -4,6 +4,7 @@ It needs a model that calls the library's interface of attention and takes posit
 """
 
 import itertools
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -60,6 +61,7 @@ class Packed(Way):
         self._seam.settle(b)
         with refusing(inner):
             self._masked(inner, probe(b.device))
+        self.capturable = b.device.type == "cuda" and _waits_for_nothing(lambda: self._masked(inner, probe(b.device)))
         return made
 
     def run(self, inner: nn.Module, step: StepInputs) -> Tensor:
@@ -98,6 +100,21 @@ class Packed(Way):
 def _ready(ids: Tensor) -> dict[str, Tensor]:
     """A mask of four dimensions counts as ready: none is made, and none is looked at."""
     return {"attention_mask": ids.new_ones(1, 1, 1, 1, dtype=torch.bool)}
+
+
+def _waits_for_nothing(run: Callable[[], object]) -> bool:
+    """Whether the host can launch all of a run without hearing from the GPU, so that a graph may record it."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            run()
+        except RuntimeError:
+            return False
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return True
 
 
 def _register(seam: Seam) -> str:

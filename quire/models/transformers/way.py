@@ -35,10 +35,12 @@ class Way(ABC):
         name: of the way, for people.
         attention: name of the function of the library's that computes it.
         whole: whether texts are read as a whole.
+        capturable: whether a graph may record `run`; known once it has learnt.
     """
 
     name: str
     attention: str
+    capturable = False
 
     def __init__(self, facts: ModelFacts, config: Any) -> None:
         self.config = config.get_text_config()
