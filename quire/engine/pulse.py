@@ -1,7 +1,8 @@
 """`Pulse`: a page of memory that a core shares with those who watch over it: when it last moved, and how it fares.
 
-The core writes, everybody else reads; nobody waits. Numbers may be read while they change, which a gauge can bear. What
-a core wrote last is still there when it has died: that is the point.
+The core writes, everybody else reads; nobody waits. Each number is eight bytes that are written at once: who reads sees
+what it was or what it is, and of several some may be new already. What a core wrote last is still there when it has
+died: that is the point.
 """
 
 import mmap
@@ -15,10 +16,10 @@ from collections.abc import Callable
 from quire.messages.wire import Stats
 
 SIZE = 4096
-_BEAT = struct.Struct("=dd")
-_READY_AT = struct.calcsize("=d")
-_STATS = struct.Struct("=qqdqqqqq")
-_STATS_AT = 64
+_MOVED, _PATIENCE = 0, 1
+_COUNTS, _USAGE = slice(8, 15), 15
+"""Places of numbers in the page, each of eight bytes."""
+
 _TRIAL_AT, _TRIAL_MOST = 256, 512
 _WORDS_AT, _WORDS_MOST = 1024, 2048
 _LENGTH = struct.Struct("=H")
@@ -45,6 +46,9 @@ class Pulse:
 
     def __init__(self, descriptor: int = -1, clock: Callable[[], float] = time.monotonic) -> None:
         self._page = mmap.mmap(descriptor, SIZE)
+        # Not by struct, which clears a place before it writes there: who looks just then would see a time long past.
+        self._times = memoryview(self._page).cast("d")
+        self._counts = memoryview(self._page).cast("q")
         self._clock = clock
 
     def reset(self) -> None:
@@ -54,19 +58,20 @@ class Pulse:
 
     def loads(self) -> None:
         """The core that starts has moved."""
-        struct.pack_into("=d", self._page, 0, self._clock())
+        self._times[_MOVED] = self._clock()
 
     def ready(self, patience_s: float) -> None:
         """The core serves from now on; one of its steps may take up to `patience_s` seconds."""
-        _BEAT.pack_into(self._page, 0, self._clock(), max(patience_s, 1e-9))
+        self.loads()
+        self._times[_PATIENCE] = max(patience_s, 1e-9)
 
     def beat(self, stats: Stats) -> None:
         """The core has moved: it made a step, or has looked and found nothing to do."""
-        _STATS.pack_into(
-            *(self._page, _STATS_AT, stats.running, stats.waiting, stats.kv_usage, stats.preemptions),
-            *(stats.prefix_queries, stats.prefix_hits, stats.steps, stats.step_tokens),
-        )
-        struct.pack_into("=d", self._page, 0, self._clock())
+        counts = (stats.running, stats.waiting, stats.preemptions, stats.prefix_queries, stats.prefix_hits)
+        for place, count in enumerate((*counts, stats.steps, stats.step_tokens), _COUNTS.start):
+            self._counts[place] = count
+        self._times[_USAGE] = stats.kv_usage
+        self._times[_MOVED] = self._clock()
 
     def trial(self, request_id: str) -> None:
         """The suspect that the core serves now, or nothing."""
@@ -78,7 +83,7 @@ class Pulse:
 
     def still_s(self) -> float:
         """Seconds since the core last moved."""
-        return self._clock() - float(struct.unpack_from("=d", self._page, 0)[0])
+        return self._clock() - self._times[_MOVED]
 
     @property
     def serves(self) -> bool:
@@ -88,12 +93,13 @@ class Pulse:
     @property
     def patience_s(self) -> float:
         """How long a step of this core may take, as it said itself."""
-        return float(struct.unpack_from("=d", self._page, _READY_AT)[0])
+        return self._times[_PATIENCE]
 
     @property
     def stats(self) -> Stats:
         """Of the core's last move."""
-        return Stats(*_STATS.unpack_from(self._page, _STATS_AT))
+        running, waiting, *counts = self._counts[_COUNTS]
+        return Stats(running, waiting, self._times[_USAGE], *counts)
 
     @property
     def tried(self) -> str:

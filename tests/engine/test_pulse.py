@@ -1,0 +1,43 @@
+"""The page that tells whether a core moves, read while another process writes it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from quire.engine.pulse import Pulse, shared_page
+
+pytestmark = pytest.mark.plain
+
+BEATS = """
+import sys
+from quire.engine.pulse import Pulse
+from quire.messages.wire import Stats
+pulse, step = Pulse(int(sys.argv[1])), 0
+while True:
+    step += 1
+    pulse.beat(Stats(1, 2, 0.5, 3, 4, 5, step, 6))
+    if step == 1:
+        print("beats", flush=True)
+"""
+
+
+def test_nobody_sees_a_number_half_written() -> None:
+    descriptor = shared_page()
+    pulse = Pulse(descriptor)
+    pulse.reset()
+    command = [sys.executable, "-c", BEATS, str(descriptor)]
+    with subprocess.Popen(command, pass_fds=[descriptor], stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            begun, last = pulse.stats, 0
+            for _ in range(200_000):
+                # The clock counts from when the machine was started: a place that is empty would be an age ago.
+                assert pulse.still_s() < 60
+                assert last <= (last := pulse.stats.steps)
+        finally:
+            writer.kill()
+    assert last > 1000
+    assert (begun.running, begun.waiting, begun.kv_usage, begun.preemptions) == (1, 2, 0.5, 3)
+    assert (begun.prefix_queries, begun.prefix_hits, begun.step_tokens) == (4, 5, 6)
