@@ -9,9 +9,11 @@ The tables come from the files of `quire/quantization/formats`, from the provide
 import importlib
 import json
 import pkgutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+from quire.checkpoint.gguf_families import FAMILIES
 from quire.ops.stored import Bits, StoredSpec, Wanted, arranged, offered, stored_linear
 from quire.quantization import formats
 from quire.quantization.checkpoint import ONLINE
@@ -40,14 +42,22 @@ column. Parts of a fused matrix that differ are stored side by side. Each rank r
 blocks of scales, every row gets its own. Two ranks hold what one does, also of weights that are quantized while they
 load: for scales of whole rows each reads them whole. Only groups that ranks cut get other scales there.
 
-One GGUF file is enough to start, of the architectures `llama`, `qwen2`, `qwen3`, `qwen3moe`, `gemma`, `gemma2`,
-`gemma3` (text), `phi3`, `olmo2`, `granite`, `starcoder2`, `stablelm` and `command-r`
-(`quire/checkpoint/gguf_families.py`, data). Its i-quants are refused by name.
+Names of tensors may be those of a language model within a larger one; the other parts are left out. Metadata then
+lists modules by their names in the whole. Stacks of experts (Llama 4) may be taken apart, a matrix for each.
+
+One GGUF file is enough to start, of the architectures that `quire/checkpoint/gguf_families.py` lists:
+{families}.
+Texts are cut as the file's `tokenizer.ggml.pre` says; one that is not known is refused, as i-quants are, by name. An
+answer ends with the tokens that the file names (`eos`, `eot`, `eom`) and with those of its own whose text says so.
 
 With `--kv-cache-dtype fp8`, scales of keys and values that the checkpoint brings (`k_scale`, `v_scale`, wherever
-exporters put them) are used; wide pages need none. Static scales of activations (`input_scale`) are accepted and not
-used: activations that are rounded get a scale for each token, or each 128 values of one. Such a scale is never larger
-than a static one that covers the token, so it loses no more, and it cuts off nothing that a calibration has not seen.
+exporters put them) are used; wide pages need none.
+
+Static scales of activations (`input_scale`) are accepted and not used. Where activations are rounded to 8 bits they get
+a scale for each token, or each 128 values of one; elsewhere (CPUs, one row, other cards) they are not rounded at all.
+Engines that use static scales give other logits, by what rounding activations costs. Ours lose no more: a token's own
+scale is never larger than a static one that covers it, and cuts off nothing that a calibration has not seen. Nor does
+it cost a pass, since rounding reads each row anyway.
 
 ## Formats of checkpoints
 
@@ -155,7 +165,9 @@ def render() -> str:
     """The document."""
     for name in PROVIDERS:
         importlib.import_module(f"quire.kernels.{name}")
-    text = HEAD + "".join(map(_format_row, sorted(module.name for module in pkgutil.iter_modules(formats.__path__))))
+    families = textwrap.fill(", ".join(f"`{name}`" for name in FAMILIES), 119)
+    rows = map(_format_row, sorted(module.name for module in pkgutil.iter_modules(formats.__path__)))
+    text = HEAD.replace("{families}", families) + "".join(rows)
     text += ONLINE_HEAD
     for name, form in ONLINE.items():
         bits = Scaled.of(4096, 4096, form, "bfloat16", "cpu").nbytes * 8 / 4096**2

@@ -1,7 +1,7 @@
 """The tokenizer in a GGUF file, written as tokenizer.json and tokenizer_config.json.
 
 Two kinds: byte-level BPE with merges ("gpt2"), split as one of a few families does, and SentencePiece's BPE ("llama"),
-whose merges follow from the scores. Called by `gguf.py` only.
+whose merges follow from the scores. Called by `gguf_folder.py` only.
 """
 
 from pathlib import Path
@@ -9,18 +9,35 @@ from typing import Any
 
 from quire.base.errors import CheckpointError
 
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-DIGIT = r"\p{N}"
-SPLITS: dict[str, str | None] = {
-    "llama-bpe": LLAMA3, "llama3": LLAMA3, "dbrx": LLAMA3, "qwen2": QWEN2, "stablelm2": QWEN2,
-    "gpt-2": None, "olmo": None, "default": None,
-    "starcoder": DIGIT, "refact": DIGIT, "command-r": DIGIT,
-}  # fmt: skip
-"""`tokenizer.ggml.pre` to the expression that cuts texts; None is GPT-2's own, which DIGIT comes before."""
+_LARGE, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_WORDS = (rf"[^\r\n\p{{L}}\p{{N}}]?{_LARGE}*{_SMALL}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_LARGE}+{_SMALL}*")
+_OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN = "|".join((*_WORDS, r"\p{N}", _OTHERS))
+GPT4O = "|".join((*(f"{word}(?i:'s|'t|'re|'ve|'m|'ll|'d)?" for word in _WORDS), r"\p{N}{1,3}", _OTHERS))
+DIGIT, DIGITS, MARKS = r"\p{N}", "[0-9][0-9][0-9]", r"[\p{P}\$\+<=>\^~\|`]+"
+SPLITS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("default", "gpt-2", "phi-2", "olmo", "mpt", "jais"), (GPT2,)),
+    **dict.fromkeys(("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone"), (DIGIT, GPT2)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "dbrx", "smaug-bpe"), (LLAMA3,)),
+    **dict.fromkeys(("chatglm-bpe", "glm4"), (LLAMA3,)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"), (QWEN2,)),
+    **dict.fromkeys(("gpt-4o", "llama4"), (GPT4O,)),
+    "tekken": (TEKKEN,),
+    "falcon": (MARKS, GPT2, DIGITS),
+}
+"""`tokenizer.ggml.pre` to the expressions that cut texts, one after the other, as the tokenizers do that it names."""
+WHOLE = ("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "tekken")
+"""Those that keep a piece that is a token, and put the first token before texts unless the file says otherwise."""
+ENDS = (
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
+)  # fmt: skip
+"""Texts of tokens that end an answer, whatever the metadata calls them."""
 NORMAL, CONTROL, USER = 1, 3, 4
 
 
@@ -43,7 +60,8 @@ def tokenizer_files(file: Path, data: dict[str, Any]) -> dict[str, Any]:
     else:
         raise CheckpointError(f"{file}: tokenizer {kind!r} is not supported; name one with --tokenizer")
     bos = _token(data, tokens, "bos")
-    put = bool(data.get("tokenizer.ggml.add_bos_token", kind == "llama")) and bos is not None
+    begins = kind == "llama" or data.get("tokenizer.ggml.pre") in WHOLE
+    put = bool(data.get("tokenizer.ggml.add_bos_token", begins)) and bos is not None
     whole = {"version": "1.0", "added_tokens": added, "post_processor": _processor(data, bos if put else None), **parts}
     config: dict[str, Any] = {f"{name}_token": _token(data, tokens, name) for name in ("bos", "eos")}
     config["chat_template"] = data.get("tokenizer.chat_template")
@@ -51,6 +69,14 @@ def tokenizer_files(file: Path, data: dict[str, Any]) -> dict[str, Any]:
         "tokenizer.json": whole,
         "tokenizer_config.json": {key: value for key, value in config.items() if value is not None},
     }
+
+
+def ends(data: dict[str, Any]) -> list[int]:
+    """Ids of tokens that end an answer: a text, a turn, a message; first the one that the file names."""
+    tokens, types = data.get("tokenizer.ggml.tokens") or [], data.get("tokenizer.ggml.token_type") or []
+    named = [data.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    known = [i for i, (token, kind) in enumerate(zip(tokens, types, strict=False)) if kind == CONTROL and token in ENDS]
+    return list(dict.fromkeys([number for number in named if isinstance(number, int)] + known))
 
 
 def _token(data: dict[str, Any], tokens: list[str], name: str) -> str | None:
@@ -77,14 +103,15 @@ def _byte_level(file: Path, data: dict[str, Any], tokens: list[str]) -> dict[str
     name = str(data.get("tokenizer.ggml.pre", "default"))
     if name not in SPLITS:
         raise CheckpointError(f"{file}: texts are cut as {name!r} does, which is not known; name one with --tokenizer")
-    split = SPLITS[name]
-    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": split in (None, DIGIT)}
-    cut = {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
+    last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    cuts = [
+        {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False} for cut in SPLITS[name]
+    ]
     return {
         "normalizer": {"type": "NFC"} if name == "qwen2" else None,
-        "pre_tokenizer": last if split is None else {"type": "Sequence", "pretokenizers": [cut, last]},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
-        "model": _bpe(tokens, data.get("tokenizer.ggml.merges") or [], ignore_merges=name in ("llama-bpe", "llama3")),
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*cuts, last]},
+        "decoder": last,
+        "model": _bpe(tokens, data.get("tokenizer.ggml.merges") or [], ignore_merges=name in WHOLE),
     }
 
 

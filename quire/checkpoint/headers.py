@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from quire.base.errors import CheckpointError
-from quire.checkpoint.gguf import LINK, ROPE_TENSORS, published, read_gguf
+from quire.checkpoint.gguf import ROPE_TENSORS, published, read_gguf
+from quire.checkpoint.gguf_folder import LINK
 
 INDEX = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100 << 20
@@ -65,9 +66,10 @@ def read_headers(path: str | Path) -> dict[str, TensorEntry]:
 def _gguf_entries(file: Path) -> dict[str, TensorEntry]:
     """The tensors of a GGUF file, by the names of other checkpoints; types of ggml's begin with GGML_."""
     found, whole = {}, read_gguf(file)
+    family = whole.family
     for tensor in whole.tensors:
         kind = tensor.kind if tensor.kind in ITEM_BYTES else f"GGML_{tensor.kind}"
-        name = published(tensor.name, whole.architecture)
+        name = published(tensor.name, family)
         found[name] = TensorEntry(name, str(file), kind, tensor.shape, tensor.offset, tensor.nbytes)
     return {name: entry for name, entry in found.items() if name not in ROPE_TENSORS}
 

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from quire.base.errors import CheckpointError
-from quire.checkpoint.gguf import unfold
+from quire.checkpoint.gguf_folder import unfold
 
 DEFAULT = "default"
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt"]

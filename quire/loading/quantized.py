@@ -99,7 +99,8 @@ def _scheme(part: Part, quantized: Quantized) -> Scheme | None:
     matrix = Matrix(part.name.removesuffix(".weight"), part.shape[0], part.shape[1])
     scheme = quantized.scheme(matrix)
     if scheme is not None:
-        if part.transposed or part.plus:
+        # Formats hold (outputs, inputs) also where a family's own matrices are the other way round; stacks they do not.
+        if (part.transposed and part.stacked) or part.plus:
             raise CheckpointError(f"tensor {part.name} is quantized, which this model's layout does not allow")
         return scheme
     form = quantized.online(matrix)
@@ -135,7 +136,7 @@ def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Sized:
         return Plain(rows, columns, where.dtype, where.device)
     form = scheme.form
     if isinstance(form, BlockForm):
-        return Blocks(rows, columns, form, where.dtype, where.device)
+        return Blocks(rows, columns, form, where.dtype, where.device, cut[1].start % form.per)
     if form.group is None or scheme.online:
         return Scaled.of(rows, columns, form, where.dtype, where.device)
     first, last = group_range((cut[1].start, cut[1].start + columns), form.group)

@@ -30,6 +30,8 @@ class FalconConfig(ClassicConfig, frozen=True, kw_only=True):
     parallel_attn: bool = True
     bias: bool = False
     num_ln_in_parallel_attn: Literal[1, 2] | None = None
+    # GGUF files hold all queries before all keys.
+    woven_heads: bool = True
 
     @property
     def kv_heads(self) -> int:
@@ -62,14 +64,14 @@ class Falcon(ClassicDecoder):
         return PreNorm(b, (first, self.norm_at(b / "post_attention_layernorm")), attention, mlp)
 
     def attention(self, index: int) -> AttentionPlan:
-        """One matrix for queries, keys and values, woven by KV heads."""
+        """One matrix for queries, keys and values, woven by KV heads or not."""
         return replace(
             super().attention(index),
             qkv_bias=self.config.bias,
             out_bias=self.config.bias,
             names=("query_key_value", "query_key_value", "query_key_value"),
             out_name="dense",
-            woven=True,
+            woven=self.config.woven_heads,
         )
 
     def mlp(self, b: Build) -> MLP:

@@ -27,13 +27,17 @@ class BlockForm:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A weight of `outputs` rows and `inputs` columns in blocks of `form`; a `Storage`."""
+    """A weight of `outputs` rows and `inputs` columns in blocks of `form`; a `Storage`.
+
+    Blocks of a row are held whole; `offset` columns of the first one belong to another rank.
+    """
 
     outputs: int
     inputs: int
     form: BlockForm
     dtype: str
     device: str
+    offset: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -42,7 +46,7 @@ class Blocks:
 
     @property
     def _row(self) -> int:
-        return self.inputs // self.form.per * self.form.each
+        return -(-(self.offset + self.inputs) // self.form.per) * self.form.each
 
     def allocate(self) -> Tensor:
         """Zeros, which are zeros in every type."""
@@ -63,7 +67,7 @@ class Blocks:
     def rows(self, data: Tensor, ids: Tensor) -> Tensor:
         """Rows `ids` (n,) as (n, inputs) values."""
         raw = data[: self.nbytes].view(self.outputs, self._row)[ids].view(-1, self.form.each)
-        values: Tensor = KINDS[self.form.kind](raw).view(len(ids), self.inputs)
+        values: Tensor = KINDS[self.form.kind](raw).view(len(ids), -1)[:, self.offset : self.offset + self.inputs]
         return values.to(getattr(torch, self.dtype))
 
 

@@ -1,6 +1,7 @@
 """GGUF's types: q4_0, q5_0 and q8_0 become groups of 32 with a scale; the others stay in ggml's blocks.
 
-Queries and keys of files that hold them in neighbouring pairs are put in the order of other checkpoints.
+Queries and keys of files that hold them in neighbouring pairs are put in the order of other checkpoints. Matrices that
+others hold as (inputs, outputs) are never read as such, whatever their type.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from quire.checkpoint.gguf import BLOCKS, FLOATS
 from quire.quantization.blocks import BlockForm
 from quire.quantization.elements import pack
 from quire.quantization.scaled import Block, Form
-from quire.quantization.scheme import Matrix, Range, Scheme, Source, expect
+from quire.quantization.scheme import Matrix, Range, Scheme, Source, expect, group_range
 
 METHODS = ("gguf",)
 MARKS = ()
@@ -31,23 +32,23 @@ class Gguf:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.permuted: dict[str, int] = config.get("permuted") or {}
+        self.turned: list[str] = config.get("turned") or []
 
     def scheme(self, matrix: Matrix, source: Source) -> Scheme | None:
         """See `Format`."""
         name = f"{matrix.module}.weight"
         entry = source.entries.get(name)
-        heads = self.permuted.get(matrix.module.rsplit(".", 1)[-1])
-        if entry is None or (heads is None and not entry.dtype.startswith(PREFIX)):
+        last = matrix.module.rsplit(".", 1)[-1]
+        heads = self.permuted.get(last)
+        if entry is None or (heads is None and last not in self.turned and not entry.dtype.startswith(PREFIX)):
             return None
         expect(source, name, (matrix.outputs, matrix.inputs))
         kind = entry.dtype.removeprefix(PREFIX)
         per, each = sizes(kind)
 
         def raw(source: Source, rows: Range, columns: Range) -> Tensor:
-            if columns[0] % per or columns[1] % per:
-                raise CheckpointError(f"tensor {name}: ranks would cut blocks of {per} values; use fewer ranks")
-            span = (columns[0] // per * each, columns[1] // per * each)
-            found = source.read_bytes(name, rows)[:, slice(*span)]
+            first, last = group_range(columns, per)
+            found = source.read_bytes(name, rows)[:, first * each : last * each]
             return found if heads is None else _paired(found, matrix.outputs // heads)
 
         unit = 1 if heads is None else matrix.outputs // heads
@@ -60,7 +61,9 @@ class Gguf:
             found = raw(source, rows, columns)
             blocks = found.reshape(-1, each)
             scales = blocks[:, :2].contiguous().view(torch.float16).view(len(found), -1)
-            return Block(pack(_codes(kind, blocks).reshape(len(found), -1), form.bits), scales)
+            cut = columns[0] % per
+            codes = _codes(kind, blocks).reshape(len(found), -1)[:, cut : cut + columns[1] - columns[0]]
+            return Block(pack(codes.contiguous(), form.bits), scales)
 
         return Scheme(form, (name,), read, unit=unit)
 
