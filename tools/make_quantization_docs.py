@@ -128,7 +128,7 @@ One H200, Llama 3.1 8B's shape, random weights, tokens a second (`benchmarks/led
 | `--quantization fp8` | 421 | 6,494 | 73,240 | 14,862 |
 | `--quantization int4` | 504 | | | |
 | `--quantization nvfp4` | 435 | | | |
-| a checkpoint of GPTQ (groups of 128, head in bfloat16) | 485 | | | |
+| a checkpoint of GPTQ (groups of 128, head in bfloat16) | 572 | | | |
 | a checkpoint of AWQ (groups of 128, zero points, head in bfloat16) | 557 | | | |
 | a checkpoint of NVFP4 (head in bfloat16) | 416 | | | |
 | vLLM 0.24, fp8 | 285 | 6,417 | 66,600 | 13,817 |
