@@ -153,8 +153,8 @@ GRAPH_TOKENS = (*range(128, 769, 128), 1024)
 
 
 def graph_singles(rows: int) -> list[int]:
-    """Numbers of decoding sequences beside which prompts are recorded."""
-    return sorted({0, min(64, rows // 4), min(256, rows), rows})
+    """Numbers of decoding sequences beside which prompts are recorded. Rows that are missing are computed, too."""
+    return [*(size for size in (0, 16, 64, 256) if size < rows), rows]
 
 
 def warm_tokens(budget: int) -> list[int]:

@@ -60,9 +60,9 @@ def test_log_probabilities_of_prompts_need_every_state(tmp_path, monkeypatch):
 
 
 def test_rooms():
-    assert graph_singles(1024) == [0, 64, 256, 1024]
-    assert graph_singles(256) == [0, 64, 256]
-    assert graph_singles(48) == [0, 12, 48]
+    assert graph_singles(1024) == [0, 16, 64, 256, 1024]
+    assert graph_singles(256) == [0, 16, 64, 256]
+    assert graph_singles(48) == [0, 16, 48]
     assert graph_singles(1) == [0, 1]
     # No prompt is padded by more than 256 tokens.
     assert max(b - a for a, b in pairwise(GRAPH_TOKENS)) <= 256
