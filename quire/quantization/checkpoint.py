@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 from quire.base.errors import CheckpointError
 from quire.quantization import formats
 from quire.quantization.scaled import Form
-from quire.quantization.scheme import Format, Matrix, Scheme, Source
+from quire.quantization.scheme import TABLES, Format, Matrix, Scheme, Source
 
 ONLINE: dict[str, Form] = {
     "fp8": Form("fp8_e4m3", None),
@@ -66,7 +66,7 @@ class Quantized:
 
     def online(self, matrix: Matrix) -> Form | None:
         """What a matrix of full precision is quantized to, since the metadata says so."""
-        if not self._told:
+        if not self._told or matrix.module.endswith(TABLES):
             return None
         entries = self.source.entries
         entry = entries.get(f"{matrix.module}.weight") or entries.get(matrix.module)

@@ -18,6 +18,10 @@ from quire.quantization.scaled import Block, Form
 
 Range = tuple[int, int]
 """First index and the one behind the last."""
+HEADS = ("lm_head", "embed_out")
+"""What modules that make logits are called: most tools leave them alone without saying so."""
+TABLES = ("embed_tokens", "embed_in", "embeddings", "word_embeddings", "wte")
+"""What modules are called whose rows are looked up: whatever metadata says, only tensors make them quantized."""
 
 
 class Source(Protocol):

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.models.driver import Driver
 from tests.quantization.checkpoints import check, inner, write
 from tests.quantization.test_fp8 import per_tensor
 
@@ -68,3 +70,13 @@ def test_experts_one_by_one_of_a_family_that_stacks_them(tmp_path: Path) -> None
     save_file(tensors, plain / "model.safetensors")
     check(folder, plain, values)
     assert len(values) == 6
+
+
+def test_tables_and_heads_stay_as_they_are_whatever_a_family_calls_them(tmp_path: Path) -> None:
+    plain: dict[str, Any] = {"head_dim": ..., "num_key_value_heads": ...}
+    told = {"quant_method": "modelopt", "quant_algo": "FP8"}
+    folder, _, _ = write(tmp_path, told, lambda module, weight: None, "gpt_neox", **plain)
+    found = Driver(folder, 4).build.checkpoint
+    assert found is not None
+    last = {name.rsplit(".", 1)[-1] for name in found.announced}
+    assert last == {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}

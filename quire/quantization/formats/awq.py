@@ -12,7 +12,18 @@ from torch import Tensor
 from quire.base.errors import CheckpointError
 from quire.quantization.layouts import repacked, scale_type
 from quire.quantization.scaled import Block, Form
-from quire.quantization.scheme import Matrix, Range, Scheme, Source, expect, group_of, group_range, present, shape_of
+from quire.quantization.scheme import (
+    HEADS,
+    Matrix,
+    Range,
+    Scheme,
+    Source,
+    expect,
+    group_of,
+    group_range,
+    present,
+    shape_of,
+)
 
 METHODS = ("awq", "awq_marlin")
 MARKS = (".qweight",)
@@ -63,7 +74,7 @@ class Awq:
     def announced(self, matrix: Matrix) -> Form | None:
         """See `Format`."""
         name = matrix.module
-        if name.endswith(("lm_head", "embed_tokens")) or any(part in name for part in self.skipped):
+        if name.endswith(HEADS) or any(part in name for part in self.skipped):
             return None
         return Form("uint4b8", self.group if isinstance(self.group, int) and self.group > 0 else None)
 

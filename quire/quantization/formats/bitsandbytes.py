@@ -15,7 +15,7 @@ from torch import Tensor
 from quire.base.errors import CheckpointError
 from quire.quantization.elements import ELEMENTS
 from quire.quantization.scaled import Block, Form
-from quire.quantization.scheme import Matrix, Range, Scheme, Source, byte_range, expect, group_range, shape_of
+from quire.quantization.scheme import HEADS, Matrix, Range, Scheme, Source, byte_range, expect, group_range, shape_of
 
 METHODS = ("bitsandbytes", "bnb")
 MARKS = (".SCB", ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
@@ -26,7 +26,7 @@ class BitsAndBytes:
     """The format of one checkpoint."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.skipped = config.get("llm_int8_skip_modules") or ["lm_head"]
+        self.skipped = config.get("llm_int8_skip_modules") or HEADS
         self.eight = bool(config.get("load_in_8bit") or config.get("_load_in_8bit"))
 
     def scheme(self, matrix: Matrix, source: Source) -> Scheme | None:
@@ -51,7 +51,7 @@ class BitsAndBytes:
 
     def announced(self, matrix: Matrix) -> Form | None:
         """See `Format`."""
-        if any(name in matrix.module for name in (*self.skipped, "embed_tokens")):
+        if any(name in matrix.module for name in self.skipped):
             return None
         return Form("int8", None) if self.eight else Form("nf4", 64)
 

@@ -77,7 +77,7 @@ class CompressedTensors:
     def announced(self, matrix: Matrix) -> Form | None:
         """See `Format`."""
         name = matrix.module
-        if name.endswith("embed_tokens") or any(_matches(entry, name) for entry in self.ignored):
+        if any(_matches(entry, name) for entry in self.ignored):
             return None
         for group in self.groups:
             targets = group.get("targets") or []

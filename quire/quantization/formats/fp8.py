@@ -7,7 +7,7 @@ from typing import Any
 
 from quire.quantization.layouts import CODE_TYPES, eight_bits
 from quire.quantization.scaled import Form
-from quire.quantization.scheme import Matrix, Scheme, Source, present
+from quire.quantization.scheme import HEADS, Matrix, Scheme, Source, present
 
 METHODS = ("fp8", "fbgemm_fp8", "deepseek_fp8")
 MARKS = (".weight_scale_inv",)
@@ -32,8 +32,8 @@ class Fp8:
         return eight_bits(matrix, source, scale, present(source, matrix, *UNUSED), self.block)
 
     def announced(self, matrix: Matrix) -> Form | None:
-        """See `Format`. Heads, embeddings and what the metadata lists, by name or part of it, stay."""
-        if any(f".{name}." in f".{matrix.module}." for name in ("lm_head", "embed_tokens", *self.skipped)):
+        """See `Format`. Heads and what the metadata lists, by name or part of it, stay."""
+        if any(f".{name}." in f".{matrix.module}." for name in (*HEADS, *self.skipped)):
             return None
         if self.block is None:
             return Form("fp8_e4m3", None)

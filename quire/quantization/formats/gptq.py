@@ -15,6 +15,7 @@ from quire.quantization.elements import packed_bytes, unpack
 from quire.quantization.layouts import needed_order, scale_type
 from quire.quantization.scaled import Block, Form
 from quire.quantization.scheme import (
+    HEADS,
     Matrix,
     Range,
     Scheme,
@@ -96,7 +97,7 @@ class Gptq:
     def announced(self, matrix: Matrix) -> Form | None:
         """See `Format`."""
         name = matrix.module
-        if name.endswith(("lm_head", "embed_tokens")) or any(re.match(rule, name) for rule in self.skipped):
+        if name.endswith(HEADS) or any(re.match(rule, name) for rule in self.skipped):
             return None
         if self.bits not in BITS:
             return None

@@ -12,7 +12,18 @@ import torch
 from quire.base.errors import CheckpointError
 from quire.quantization.layouts import CODE_TYPES, Packed, eight_bits, packed, repacked, scale_type, smoothed
 from quire.quantization.scaled import Block, Form
-from quire.quantization.scheme import Matrix, Range, Scheme, Source, expect, group_of, group_range, present, shape_of
+from quire.quantization.scheme import (
+    HEADS,
+    Matrix,
+    Range,
+    Scheme,
+    Source,
+    expect,
+    group_of,
+    group_range,
+    present,
+    shape_of,
+)
 
 METHODS = ("modelopt", "modelopt_fp4", "nvfp4", "modelopt_mixed")
 MARKS = (".weight_scale",)
@@ -63,11 +74,11 @@ class ModelOpt:
     def announced(self, matrix: Matrix) -> Form | None:
         """See `Format`."""
         name = matrix.module
-        if name.endswith("embed_tokens") or any(_covers(pattern, name) for pattern in self.excluded):
+        if any(_covers(pattern, name) for pattern in self.excluded):
             return None
         if self.layers:
             return self.layers.get(name)
-        return None if name.endswith("lm_head") else self.form
+        return None if name.endswith(HEADS) else self.form
 
 
 def _algorithm(name: str | None) -> Form:
