@@ -70,7 +70,7 @@ check-extras:
 	  { echo 'apt-get install chromium chromium-driver nix-bin systemd, then again'; exit 1; }; done
 	$(MAKE) $(TEST)
 	$(BIN)/python tools/check_native.py
-	$(PIP) --editable '.[test,extras]'
+	$(INSTALL) --editable '.[test,extras]'
 	$(MAKE) .cache/venv-clients/.installed
 	$(BIN)/python -m pytest -m extras tests/extras
 
@@ -109,19 +109,24 @@ $(PINS): constraints.txt | $(BIN)/python
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then grep -Ev '^(torch|triton)==' constraints.txt > $@; \
 	  else cp constraints.txt $@; fi
 
-# torch goes first and by itself.
-$(CORE): pyproject.toml constraints.txt setup.py $(wildcard native/*) | $(BIN)/python $(PINS)
+# torch goes first and by itself; native/ is compiled meanwhile, and what is installed behind finds it done. It needs the
+# setuptools of pyproject.toml, which so need not be installed anew for each installation of quire.
+INSTALL := $(PIP) --no-build-isolation
+$(CORE): pyproject.toml constraints.txt setup.py $(wildcard native/* native/*/*) | $(BIN)/python $(PINS)
 	@echo 'Installing quire and torch into $(VENV); the first time takes a few minutes.'
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) torch
-	@$(PIP) --editable .
+	@$(PIP) 'setuptools>=77'
+	@$(BIN)/python setup.py --quiet build_ext --inplace & \
+	  $(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) torch; done=$$?; wait; exit $$done
+	@$(INSTALL) --editable .
 	@touch $@
 
+# Python compiles what tests import, when they do.
 $(TEST): $(CORE)
 	@echo 'Installing what the tests need.'
-	@$(PIP) --editable '.[test]'
+	@$(INSTALL) --no-compile --editable '.[test]'
 	@touch $@
 
 $(DEV): $(TEST)
 	@echo 'Installing what the checks need.'
-	@$(PIP) --editable '.[dev]'
+	@$(INSTALL) --no-compile --editable '.[dev]'
 	@touch $@
