@@ -12,7 +12,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from quire.kernels.triton.ahead import Compiler
-from quire.kernels.triton.attention import splits
+from quire.kernels.triton.attention import runs
 from quire.kernels.triton.dense.activation import triton_gated_activation
 from quire.kernels.triton.dense.norm import triton_rms_norm
 from quire.ops.activation import GateSpec
@@ -57,7 +57,7 @@ def main():
     found = []
     triton.knobs.compilation.listener = lambda **event: found.append([event["src"].name, event["cache_hit"]])
     # A name depends on what has been named before, unless that is always the same.
-    assert splits.run_of_splits.cache_key
+    assert runs.run_of_splits.cache_key
     steps()
     print(
         json.dumps(

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from quire.kernels.triton.attention import cascade, heads, splits
+from quire.kernels.triton.attention import cascade, heads, runs, splits
 from quire.kernels.triton.dense import activation, gemv, norm, quantized, skinny
 
 GEMV = {
@@ -35,11 +35,11 @@ DECODE = {
     "v_pairs": None,
     "sinks": None,
     "GROUP": 4,
-    "ROWS": 16,
     "TILE": 64,
     "STAGES": 5,
     "CAP": 0.0,
     "WIDE": False,
+    "BEGINS": True,
 }
 MERGE = {"GROUP_P": 4, "AT_ONCE": 8}
 MERGE_ROWS = {name: HEADS[name] for name in ("HEADS", "KV_HEADS", "D", "DP", "PDL")} | {"GROUP": 4, **MERGE}
@@ -88,9 +88,9 @@ def variants() -> Iterator[tuple[triton.JITFunction, dict[str, object], set[str]
     whole = {name: value for name, value in HEADS.items() if name not in ("DP", "ROTARY")}
     yield heads._prepare_whole, {**whole, "BLOCK": 16}, set()
     for pieces in (1, 4):
-        yield splits.early, {**DECODE, **MERGE, "PIECES": pieces}, EARLIER
-        yield splits.run_of_splits, {**_prepared(DECODE), "PIECES": pieces}, LISTED
-    yield splits.merge_rows, MERGE_ROWS, LISTED
+        yield splits.early, {**DECODE, **MERGE, "PIECES": pieces, "ROWS": 16}, EARLIER
+        yield runs.run_of_splits, {**_prepared(DECODE), "PIECES": pieces, "COLUMNS": 8}, LISTED
+    yield runs.merge_rows, MERGE_ROWS, LISTED
     yield cascade._attend_shared, _prepared(SHARED), set()
 
 

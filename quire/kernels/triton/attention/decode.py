@@ -1,7 +1,8 @@
 """Triton attention for steps in which every sequence computes one token, with norm, rope and page write before it.
 
 Rows are cut into splits, listed once per step (`listing`), so that one recorded graph serves every length. How, and
-which kernels (`splits`) take them, depends on the size of the batch: in small ones, one does it all.
+which kernels take them, depends on the size of the batch: in small ones one does it all (`splits`), in large ones
+others do what comes before and after (`runs`).
 """
 
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import triton
 from torch import Tensor
 
 from quire.kernels.triton import tuned
-from quire.kernels.triton.attention import cascade, listing, splits
+from quire.kernels.triton.attention import cascade, listing, runs, splits
 from quire.kernels.triton.attention.heads import triton_prepare
 from quire.kernels.triton.attention.narrow import kept, scales
 from quire.kernels.triton.launch import INTERPRETED, device_of
@@ -88,15 +89,15 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
     if shares:
         # Parts that others leave are merged by a kernel of its own.
         shape = replace(shape, early=False)
-    runs = 0 if shape.early else max(1, shape.resident * device.processors // spec.kv_heads)
+    count = 0 if shape.early else max(1, shape.resident * device.processors // spec.kv_heads)
     work, shared = step.once(
         ("splits", pages.group, spec.window, spec.chunk, spec.heads, spec.kv_heads, spec.head_dim),
-        lambda: _list(qkv, step, where, spec, shape, runs),
+        lambda: _list(qkv, step, where, spec, shape, count),
     )
     common = {"HEADS": spec.heads, "KV_HEADS": spec.kv_heads, "D": spec.head_dim, "DP": width}
     common |= {"GROUP": spec.heads // spec.kv_heads, "num_warps": shape.warps, **device.options}
     (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
-    constants = common | form | _constants(spec, shape, work)
+    constants = common | form | _constants(spec, shape, work, shares)
     group = triton.next_power_of_2(common["GROUP"])
     merging = {"GROUP_P": group, "AT_ONCE": max(1, min(16, 8192 // (group * dim)))}
     v_pairs = v_pool.view(torch.uint16) if form["FORMAT"] else None
@@ -106,7 +107,7 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
     if shape.early:
         given = qkv.contiguous(), out, k_pool, v_pool, v_pairs, where.slots, weights.table
         more = *numbers, 1.0 / k_scale, 1.0 / v_scale, spec.norm_eps or 0.0
-        turning = {"NORM": spec.norm_eps is not None, "ROTARY": spec.rotary_dim}
+        turning = {"NORM": spec.norm_eps is not None, "ROTARY": spec.rotary_dim, "ROWS": max(group, 16)}
         splits.early[(rows * shape.splits * spec.kv_heads,)](
             *given, weights.q_norm, weights.k_norm, sinks, *listed, work.arrived, *parts, *more,
             **constants, **turning, **merging,
@@ -115,14 +116,16 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
     q = triton_prepare(qkv, weights, pages, step, spec)
     if shared is not None:
         cascade.attend_shared(shared, work, q, pages, step, spec)
-    splits.run_of_splits[(runs * spec.kv_heads,)](
-        q, out, k_pool, v_pool, v_pairs, sinks, *listed, *parts, *numbers, **constants
+    # Matrix units of other makers take 16 columns at least.
+    columns = max(group, 8 if device.nvidia else 16)
+    runs.run_of_splits[(count * spec.kv_heads,)](
+        q, out, k_pool, v_pool, v_pairs, sinks, *listed, *parts, *numbers, **constants, COLUMNS=columns
     )
-    splits.merge_rows[(len(work.firsts), spec.kv_heads)](out, work.splits, work.firsts, *parts, **common, **merging)
+    runs.merge_rows[(len(work.firsts), spec.kv_heads)](out, work.splits, work.firsts, *parts, **common, **merging)
     return out
 
 
-def _constants(spec: AttentionSpec, shape: Shape, work: listing.Work) -> dict[str, object]:
+def _constants(spec: AttentionSpec, shape: Shape, work: listing.Work, shares: bool) -> dict[str, object]:
     """What the kernels that read pages are made for, beside the heads."""
     device = device_of(work.splits.device)
     made: dict[str, object] = {
@@ -130,15 +133,16 @@ def _constants(spec: AttentionSpec, shape: Shape, work: listing.Work) -> dict[st
         "PIECES": work.places.shape[1],
         "STAGES": device.stages(shape.stages),
     }
-    made |= {"ROWS": max(triton.next_power_of_2(spec.heads // spec.kv_heads), 16), "WIDE": INTERPRETED}
-    made |= {"CAP": spec.soft_cap or 0.0}
+    # Whether what a row reads may begin within a tile.
+    begins = shares or spec.window is not None or spec.chunk is not None
+    made |= {"BEGINS": begins, "CAP": spec.soft_cap or 0.0, "WIDE": INTERPRETED}
     return made | ({"maxnreg": shape.registers} if device.nvidia else {})
 
 
 def _list(
-    qkv: Tensor, step: StepInputs, where: GroupInputs, spec: AttentionSpec, shape: Shape, runs: int
+    qkv: Tensor, step: StepInputs, where: GroupInputs, spec: AttentionSpec, shape: Shape, count: int
 ) -> tuple[listing.Work, cascade.Beginnings | None]:
-    cut = listing.Cut(shape.tile, shape.splits, runs)
+    cut = listing.Cut(shape.tile, shape.splits, count)
     shared = None
     if where.shared is not None and _shares(where, spec):
         shared = cascade.listed(where.shared, spec, qkv.dtype.itemsize)

@@ -85,6 +85,23 @@ class Work:
 
 
 @triton.jit
+def entry_of(splits, split):
+    """Of a split: row, length of the row, whether it ends there, parts of the row, and which of them it is."""
+    entry = splits + split * FIELDS
+    return tl.load(entry), tl.load(entry + 5), tl.load(entry + 6) != 0, tl.load(entry + 3), tl.load(entry + 7)
+
+
+@triton.jit
+def find(t, tiles, places, TILE: tl.constexpr, PIECES: tl.constexpr):
+    """The marks of tile `t`, and where each of its pieces begins: one number, or one for each token."""
+    if PIECES == 1:
+        place = tl.load(places + t)
+    else:
+        place = tl.load(places + t * PIECES + tl.arange(0, TILE) // (TILE // PIECES))
+    return tl.load(tiles + t), place
+
+
+@triton.jit
 def _tiles(kept, begin, TILE: tl.constexpr):
     """Of rows that have so many tokens in pages, read from token `begin` on: first tile, and tiles."""
     low = begin // TILE

@@ -1,57 +1,53 @@
-"""Kernels that attend for one token of each row, over a list of splits.
+"""The kernel that attends for one token of each row in small batches, a program a split, and what `runs` has of it.
 
-In small batches a program takes one split (`early`), norms, rotates and writes the new token itself, and has its keys
-on their way before it waits for the kernel before it; whoever ends a row's last split merges them. In large batches it
-takes a run of splits (`run_of_splits`), whose tiles it reads in one stream, after `heads` has done what comes before,
-and leaves the merging to a kernel of its own (`merge_rows`). Called by `decode`.
+A program norms, rotates and writes the new token itself, and has its keys on their way before it waits for the kernel
+before it; whoever ends a row's last split merges them. Called by `decode`.
 """
 
 import triton
 import triton.language as tl
 
-from quire.kernels.triton.attention.listing import FIELDS, FIRST, LAST
+from quire.kernels.triton.attention.listing import FIELDS, entry_of, find
 from quire.kernels.triton.attention.narrow import halved, narrowed, pairs_widened, widened
 from quire.kernels.triton.attention.shared import LOG2E, bounded, partner
 from quire.kernels.triton.launch import release, wait
 
 
 @triton.jit
-def _find(t, tiles, places, TILE: tl.constexpr, PIECES: tl.constexpr):
-    """The marks of tile `t`, and where each of its pieces begins: one number, or one for each token."""
-    if PIECES == 1:
-        place = tl.load(places + t)
+def _read(pool, start, slot, seen, D: tl.constexpr, DP: tl.constexpr, SIDEWAYS: tl.constexpr):
+    """A tile of a pool, (TILE, DP), or `SIDEWAYS`, (DP, TILE); 0 where tokens are not seen."""
+    d = tl.arange(0, DP)
+    if SIDEWAYS:
+        where, kept = slot[None, :] * D + d[:, None], seen[None, :] & (d < D)[:, None]
     else:
-        place = tl.load(places + t * PIECES + tl.arange(0, TILE) // (TILE // PIECES))
-    return tl.load(tiles + t), place
+        where, kept = slot[:, None] * D + d[None, :], seen[:, None] & (d < D)[None, :]
+    return tl.load(pool + start * D + where, mask=kept, other=0)
 
 
 @triton.jit
-def _fetch(
-    marks, place, k_pool, v_pool, v_pairs, head,
-    KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr,
+def fetch(
+    marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
+    TILE: tl.constexpr, PIECES: tl.constexpr, BEGINS: tl.constexpr, SIDEWAYS: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values (TILE, DP) of a tile, and which of its tokens are seen.
+    """Keys (TILE, DP) and values (TILE, DP), or `SIDEWAYS`, (DP, TILE), of a tile, and which of its tokens are seen.
 
-    Values of 8 bits come in pairs, (TILE, DP / 2): products want two tokens side by side, and the instruction that
-    brings them there moves 16 bits.
+    Values of 8 bits come in pairs, DP / 2: products want two tokens side by side, and the instruction that brings them
+    there moves 16 bits.
     """
-    d, i = tl.arange(0, DP), tl.arange(0, TILE)
+    i = tl.arange(0, TILE)
     if PIECES == 1:
         # What is added to the pools is one number, and the places within a tile are the same in every turn.
         start, slot = place.to(tl.int64) * KV_HEADS + head, i * KV_HEADS
     else:
         start, slot = head.to(tl.int64), (place.to(tl.int64) + i % (TILE // PIECES)) * KV_HEADS
-    seen = (i >= (marks & 255)) & (i < (marks >> 8 & 255))
-    where = slot[:, None] * D + d[None, :]
-    kept = seen[:, None] & (d < D)[None, :]
-    keys = tl.load(k_pool + start * D + where, mask=kept, other=0.0)
+    seen = i < (marks >> 8 & 255)
+    if BEGINS:
+        seen &= i >= (marks & 255)
+    keys = _read(k_pool, start, slot, seen, D, DP, False)
     if v_pairs is None:
-        values = tl.load(v_pool + start * D + where, mask=kept, other=0.0)
+        values = _read(v_pool, start, slot, seen, D, DP, SIDEWAYS)
     else:
-        pair = tl.arange(0, DP // 2)
-        where = slot[:, None] * (D // 2) + pair[None, :]
-        kept = seen[:, None] & (pair < D // 2)[None, :]
-        values = tl.load(v_pairs + start * (D // 2) + where, mask=kept, other=0)
+        values = _read(v_pairs, start, slot, seen, D // 2, DP // 2, SIDEWAYS)
     return keys, values, seen
 
 
@@ -162,7 +158,7 @@ def _add(
 
 
 @triton.jit
-def _merge(
+def merge(
     partial, logs, out, row, first, count, head, HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
     GROUP: tl.constexpr, GROUP_P: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
@@ -200,18 +196,15 @@ def _merge(
 
 
 @triton.jit
-def _leave(
-    acc, odd, top, weight, out, partial, logs, row, parts, part, head, v_scale,
+def leave(
+    acc, top, weight, out, partial, logs, row, parts, part, head, v_scale,
     HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    FORMAT: tl.constexpr,
 ):  # fmt: skip
-    """Store a split's result: as the row's, if that has no other `parts`, else as number `part`, to be merged."""
+    """Store a split's sums, (ROWS, DP): as the row's, if it has no other `parts`, else as number `part`."""
     d, g = tl.arange(0, DP)[None, :], tl.arange(0, ROWS)
     heads = head * GROUP + g
     mine = (g < GROUP)[:, None] & (d < D)
     weight = tl.where(weight > 0, weight, 1.0)
-    if FORMAT != 0:
-        acc = tl.join(acc, odd).reshape((ROWS, DP))
     result = acc / weight[:, None] * v_scale
     if parts == 1:
         tl.store(out + (row.to(tl.int64) * HEADS + heads)[:, None] * D + d, result, mask=mine)
@@ -219,13 +212,6 @@ def _leave(
         at = part.to(tl.int64) * HEADS + heads
         tl.store(partial + at[:, None] * D + d, result, mask=mine)
         tl.store(logs + at, top + tl.log2(weight), mask=g < GROUP)
-
-
-@triton.jit
-def _entry(splits, split):
-    """Of a split: row, length of the row, whether it ends there, parts of the row, and which of them it is."""
-    entry = splits + split * FIELDS
-    return tl.load(entry), tl.load(entry + 5), tl.load(entry + 6) != 0, tl.load(entry + 3), tl.load(entry + 7)
 
 
 # Arguments of `early`: qkv (rows, HEADS + 2 * KV_HEADS, D), queries, keys, values; out (rows, HEADS, D); pools
@@ -237,7 +223,7 @@ def early(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
     GROUP_P: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
     AT_ONCE: tl.constexpr, CAP: tl.constexpr, NORM: tl.constexpr, ROTARY: tl.constexpr, WIDE: tl.constexpr,
-    FORMAT: tl.constexpr, CONVERTS: tl.constexpr, PDL: tl.constexpr,
+    BEGINS: tl.constexpr, FORMAT: tl.constexpr, CONVERTS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One split. All that is read before the wait was there before the list, which was there before the step's first
     attention: lengths, page tables, the tokens of earlier steps."""
@@ -245,7 +231,7 @@ def early(
     head, split = tl.program_id(0) % KV_HEADS, tl.program_id(0) // KV_HEADS
     # Entries beyond the last hold anything.
     entry = splits + split * FIELDS
-    row, length, newest, parts, part = _entry(splits, split)
+    row, length, newest, parts, part = entry_of(splits, split)
     tile, count, first, marks = tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 4), tl.load(entry + 8)
     there = split < tl.load(total)
     row, length, marks = tl.where(there, row, 0), tl.where(there, length, 0), tl.where(there, marks, 0)
@@ -254,7 +240,9 @@ def early(
     else:
         pieces = places + tl.where(there, tile, 0) * PIECES
         place = tl.load(pieces + tl.arange(0, TILE) // (TILE // PIECES))
-    keys, values, seen = _fetch(marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES)
+    keys, values, seen = fetch(
+        marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES, BEGINS, False
+    )  # fmt: skip
     slot = tl.load(new_slots + row)
     q_turns = _turns(angles, q_norm, length, D, DP, ROTARY, NORM)
     k_turns = _turns(angles, k_norm, length, D, DP, ROTARY, NORM)
@@ -268,89 +256,20 @@ def early(
             acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS
         )
         for t in tl.range(tile + 1, tile + count, num_stages=STAGES):
-            marks, place = _find(t, tiles, places, TILE, PIECES)
-            keys, values, seen = _fetch(marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES)
+            marks, place = find(t, tiles, places, TILE, PIECES)
+            keys, values, seen = fetch(
+                marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES, BEGINS, False
+            )  # fmt: skip
             acc, odd, top, weight = _add(
                 acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS
             )
-        _leave(
-            acc, odd, top, weight, out, partial, logs, row, parts, part, head, v_scale,
-            HEADS, D, DP, GROUP, ROWS, FORMAT,
-        )  # fmt: skip
+        if FORMAT != 0:
+            acc = tl.join(acc, odd).reshape((ROWS, DP))
+        leave(acc, top, weight, out, partial, logs, row, parts, part, head, v_scale, HEADS, D, DP, GROUP, ROWS)
         if parts > 1:
             # Every thread's stores before the count, and the count before the loads of whoever comes last.
             tl.debug_barrier()
             arrived += row * KV_HEADS + head
             if tl.atomic_add(arrived, 1, sem="acq_rel") == parts - 1:
-                _merge(partial, logs, out, row, first, parts, head, HEADS, D, DP, GROUP, GROUP_P, AT_ONCE)
+                merge(partial, logs, out, row, first, parts, head, HEADS, D, DP, GROUP, GROUP_P, AT_ONCE)
                 tl.store(arrived, 0)
-
-
-@triton.jit
-def _nothing(ROWS: tl.constexpr, DP: tl.constexpr, FORMAT: tl.constexpr):
-    """Sums over no tokens."""
-    if FORMAT == 0:
-        acc, odd = tl.zeros((ROWS, DP), tl.float32), 0
-    else:
-        acc, odd = tl.zeros((ROWS, DP // 2), tl.float32), tl.zeros((ROWS, DP // 2), tl.float32)
-    return acc, odd, tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
-
-
-@triton.jit
-def run_of_splits(
-    q, out, k_pool, v_pool, v_pairs, sinks, splits, runs, tiles, places, partial, logs, scale, v_scale,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, STAGES: tl.constexpr,
-    CAP: tl.constexpr, WIDE: tl.constexpr, FORMAT: tl.constexpr, CONVERTS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """A run of splits, for queries q (rows, HEADS, D) as `prepare` leaves them, which has written the new tokens, too.
-
-    All heads' programs of a run read the same tokens at the same time.
-    """
-    release(PDL)
-    head = tl.program_id(0) % KV_HEADS
-    run = runs + tl.program_id(0) // KV_HEADS * 2
-    begin, end, split = tl.load(run), tl.load(run + 2), tl.load(run + 1) - 1
-    wait(PDL)
-    d, g = tl.arange(0, DP)[None, :], tl.minimum(tl.arange(0, ROWS), GROUP - 1)
-    queries = halved(tl.zeros((ROWS, DP), q.dtype.element_ty), FORMAT)
-    acc, odd, top, weight = _nothing(ROWS, DP, FORMAT)
-    for t in tl.range(begin, end, num_stages=STAGES):
-        marks, place = _find(t, tiles, places, TILE, PIECES)
-        keys, values, seen = _fetch(marks, place, k_pool, v_pool, v_pairs, head, KV_HEADS, D, DP, TILE, PIECES)
-        if marks & FIRST:
-            split += 1
-            row, _, ends, _, _ = _entry(splits, split)
-            line = q + (row.to(tl.int64) * HEADS + head * GROUP + g)[:, None] * D
-            queries = halved(tl.load(line + d, mask=d < D, other=0.0), FORMAT)
-            acc, odd, top, weight = _nothing(ROWS, DP, FORMAT)
-            if sinks is not None:
-                # A row's last split takes the sinks in.
-                sink = tl.load(sinks + head * GROUP + g).to(tl.float32) * LOG2E
-                top, weight = tl.where(ends, sink, top), tl.where(ends, 1.0, weight)
-        acc, odd, top, weight = _add(
-            acc, odd, top, weight, queries, keys, values, seen, scale, CAP, WIDE, FORMAT, CONVERTS
-        )
-        if marks & LAST:
-            row, _, _, parts, part = _entry(splits, split)
-            _leave(
-                acc, odd, top, weight, out, partial, logs, row, parts, part, head, v_scale,
-                HEADS, D, DP, GROUP, ROWS, FORMAT,
-            )  # fmt: skip
-
-
-@triton.jit
-def merge_rows(
-    out, splits, firsts, partial, logs,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, GROUP: tl.constexpr,
-    GROUP_P: tl.constexpr, AT_ONCE: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """The rows that `firsts` names, one a program and KV head."""
-    release(PDL)
-    first_split, head = tl.load(firsts + tl.program_id(0)), tl.program_id(1)
-    entry = splits + tl.maximum(first_split, 0) * FIELDS
-    row, first = tl.load(entry), tl.load(entry + 4)
-    count = tl.where(first_split < 0, 0, tl.load(entry + 3))
-    wait(PDL)
-    if count > 1:
-        _merge(partial, logs, out, row, first, count, head, HEADS, D, DP, GROUP, GROUP_P, AT_ONCE)
