@@ -83,7 +83,7 @@ def _guarded(name: str, words: list[str]) -> int:
         run, parser = _command(name)
         args = parser.parse(words)
         status = 0 if args.helped else run(args)
-        sys.stdout.flush()
+        print(end="", flush=True)  # also where standard output is closed
         return status
     except QuireError as error:
         if _debugging(args):

@@ -4,10 +4,12 @@ Nothing is loaded before: a port that is taken, a file that is missing and a nam
 """
 
 import asyncio
+import os
+import sys
 from pathlib import Path
 
 from quire.base.errors import ConfigError
-from quire.base.logging import write_aside
+from quire.base.logging import get_logger, write_aside
 from quire.chat.formats.recognise import reasoning_format, tool_format
 from quire.checkpoint.headers import read_headers
 from quire.config.fields import Config
@@ -16,6 +18,8 @@ from quire.server.keys import keys_of
 from quire.server.notify import notify
 from quire.server.sockets import bind_all, check_guard, tls_of
 from quire.server.supervisor import OURS, Commands, Supervisor
+
+log = get_logger(__name__)
 
 
 def serve(config: Config, commands: Commands = OURS) -> int:
@@ -45,7 +49,7 @@ def serve(config: Config, commands: Commands = OURS) -> int:
         raise
 
     def on_ready(greeting: str) -> None:
-        print(greeting, flush=True)
+        greet(greeting)
         notify("READY=1")
 
     async def run() -> None:
@@ -53,6 +57,16 @@ def serve(config: Config, commands: Commands = OURS) -> int:
 
     asyncio.run(run())
     return 0
+
+
+def greet(text: str) -> None:
+    """Print `text`. A disk that is full and a reader that has left are no reason not to serve."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        log.warning("standard output takes nothing: %s", error)
+        # What could not be written is still there, and would fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_template(path: str | None) -> None:

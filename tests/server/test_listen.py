@@ -14,7 +14,7 @@ import pytest
 from quire.base.errors import ConfigError
 from quire.config.fields import Config, ServerConfig
 from quire.server.porter import Porter
-from quire.server.run import serve
+from quire.server.run import greet, serve
 from quire.server.sockets import bind, check_guard, tls_of
 from tests.server.serving import Serving
 
@@ -153,3 +153,11 @@ def test_a_port_is_released_when_binding_fails(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="uds"):
         bind(ServerConfig(uds=str(tmp_path / "none" / "x.sock")))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_greeting_that_nobody_can_read_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        greet("ready")
+        greet("what was left of it is not tried again")
+        full.flush()
