@@ -77,9 +77,10 @@ def typed(config: dict[str, Any], kind: type[Config], source: str) -> Config:
     try:
         return msgspec.convert(config, kind)
     except msgspec.ValidationError as error:
-        raise CheckpointError(
-            f"{source}: {error}; the checkpoint's configuration is damaged or of another kind"
-        ) from None
+        why = "the checkpoint's configuration is damaged or of another kind"
+        if str(error).startswith("Invalid enum value"):
+            why = "quire's own model of this type does not compute that; --model-impl transformers may"
+        raise CheckpointError(f"{source}: {error}; {why}") from None
 
 
 def overridden(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -90,9 +90,9 @@ def is_per_layer(config: dict[str, Any]) -> bool:
 
 def _spelled(config: dict[str, Any], layer_type: str) -> dict[str, Any]:
     """The parameters as one dict, whichever way they are written; a field outside the dict yields to one inside."""
-    inner = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(inner, dict):
-        raise CheckpointError(f"config.json: rope_parameters must be an object, not {inner!r}")
+    inner, scaling = (config.get(name) or {} for name in ("rope_parameters", "rope_scaling"))
+    if not isinstance(inner, dict) or not isinstance(scaling, dict):
+        raise CheckpointError(f"config.json: rope_parameters must be an object, not {inner or scaling!r}")
     nested = [key for key, value in inner.items() if isinstance(value, dict)]
     local = config.get("rope_local_base_freq")
     if nested:
@@ -101,10 +101,12 @@ def _spelled(config: dict[str, Any], layer_type: str) -> dict[str, Any]:
         inner = inner[layer_type]
     elif local is not None and layer_type == "sliding_attention":
         inner = {"rope_theta": local}
-    values = dict(inner)
+    # Of both spellings the older one counts, as in transformers: it is the one that people override.
+    is_local = layer_type == "sliding_attention" and (bool(nested) or local is not None)
+    values = dict(inner if is_local or not scaling else scaling)
     for key in ("rope_theta", "partial_rotary_factor"):
         if values.get(key) is None:
-            values[key] = config.get(key)
+            values[key] = inner.get(key) or config.get(key)
     # Phi-3 keeps the original context outside the dict, and then that one counts.
     outer = config.get("original_max_position_embeddings")
     values["original_context"] = outer or values.pop("original_max_position_embeddings", None)

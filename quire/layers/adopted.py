@@ -150,14 +150,27 @@ def without_memory() -> Iterator[None]:
         hook.remove()
 
 
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Linear modules behind the layers.
+
+    Attributes:
+        logits: those that make logits.
+        scores: those that make scores of labels: whole on every rank, since the first computes them alone.
+    """
+
+    logits: Collection[nn.Module] = ()
+    scores: Collection[nn.Module] = ()
+
+
 def adopt(
-    module: nn.Module, b: Build, source: Source, heads: Collection[nn.Module] = (), experts: Experts = Experts()
+    module: nn.Module, b: Build, source: Source, heads: Heads = Heads(), experts: Experts = Experts()
 ) -> list[Weight]:
     """A `Weight` for each parameter and lasting buffer of `module`, which the loader fills.
 
     Args:
         b: at the top of the checkpoint's names.
-        heads: linear modules that make logits.
+        heads: modules behind the layers.
         experts: modules of experts.
 
     Raises CheckpointError for a parameter whose shape the loader cannot fill, or that does not fit in memory;
@@ -192,9 +205,7 @@ def _places(module: nn.Module, source: Source) -> dict[int, Place]:
     return {key: Place(held[each[0]], each) for key, each in ordered.items()}
 
 
-def _adopt_linears(
-    module: nn.Module, b: Build, source: Source, places: dict[int, Place], heads: Collection[nn.Module]
-) -> list[Weight]:
+def _adopt_linears(module: nn.Module, b: Build, source: Source, places: dict[int, Place], heads: Heads) -> list[Weight]:
     """Put ours in place of linear modules whose weights are theirs alone; what they hold is taken from `places`."""
     found: list[Weight] = []
     for name, linear in list(module.named_modules()):
@@ -202,10 +213,10 @@ def _adopt_linears(
             continue
         if len(places[id(linear.weight)].names) > 1:
             continue
-        outputs, cut = linear.out_features, b.mesh.size > 1
+        outputs, cut = linear.out_features, b.mesh.size > 1 and linear not in heads.scores
         parts = source.parts(f"{name}.weight", linear.weight)
         cut = cut and len(parts) == 1
-        weight = b.matrix(*_cut(parts, b.mesh, cut), head=linear in heads)
+        weight = b.matrix(*_cut(parts, b.mesh, cut), head=linear in heads.logits)
         bias = None
         if linear.bias is not None:
             bias = b.weight(*_cut(source.parts(f"{name}.bias", linear.bias), b.mesh, cut))

@@ -148,6 +148,18 @@ class Sizes(msgspec.Struct):
     width: int
 
 
+def test_the_older_spelling_of_rope_counts_beside_the_newer_one() -> None:
+    """So `hf_overrides` of rope_scaling reach checkpoints that were written with rope_parameters."""
+    newer = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "partial_rotary_factor": 0.5}
+    older = {"type": "linear", "factor": 4.0}
+    assert rope_facts({"rope_parameters": newer, "rope_scaling": older}) == rope_facts(
+        {"rope_scaling": older, "rope_theta": 5e5, "partial_rotary_factor": 0.5}
+    )
+    layers = {name: {"rope_type": "default", "rope_theta": 1e4} for name in ("full_attention", "sliding_attention")}
+    config = {"rope_parameters": layers, "rope_scaling": older}
+    assert [rope_facts(config, name).kind for name in layers] == ["linear", "default"]
+
+
 def test_a_typed_config_names_source_and_field() -> None:
     assert typed({"width": 3, "other": 1}, Sizes, "here").width == 3
     with pytest.raises(CheckpointError, match=r"here: .*width"):

@@ -20,10 +20,13 @@ ADOPTED = "through-transformers"
 
 
 def run(path: Path, mesh: Mesh) -> list[tuple[list[int], Tensor]]:
-    """Tokens of each sequence, and their logits or, of an encoder, their states."""
+    """Tokens of each sequence, and their logits or, of an encoder, their states and, on the first rank, scores."""
     driver = Driver(path, 4, ["torch_native"], mesh, impl="transformers" if ADOPTED in path.name else "auto")
     if not driver.groups:
-        return list(zip(PROMPTS, driver.read(PROMPTS), strict=True))
+        found = driver.read(PROMPTS)
+        if mesh.rank == 0:
+            found.append(driver.model.scores(found[0][:1]))
+        return list(zip([*PROMPTS, PROMPTS[0]], found, strict=False))
     return [(sequence.tokens, sequence.all_logits()) for sequence in driver.generate(PROMPTS, 5)]
 
 

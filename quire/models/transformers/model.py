@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
-from quire.layers.adopted import Experts, adopt
+from quire.layers.adopted import Experts, Heads, adopt
 from quire.layers.build import Build
 from quire.models.transformers.making import make_model
 from quire.models.transformers.names import source
@@ -59,10 +59,9 @@ class Adopted(nn.Module):
         self._way, self._pooling = way, facts.pooling
         self._probe = probe(b.device)
         self.outer = make_model(facts, b, config, way.attention, trust_remote_code)
-        heads = [head for head in [self.outer.get_output_embeddings()] if head is not None]
-        experts = _experts(self.outer, b)
-        self.weights = nn.ParameterList(adopt(self.outer, b, source(self.outer, facts), heads, experts))
         self._place = _place_of_inner(self.outer, facts)
+        heads, experts = _heads(self.outer, facts, self._place), _experts(self.outer, b)
+        self.weights = nn.ParameterList(adopt(self.outer, b, source(self.outer, facts), heads, experts))
         self.inner: nn.Module = self.outer if self._place is None else self.outer.get_submodule(self._place)
         with torch.inference_mode():
             made = way.learn(self.inner, b)
@@ -134,6 +133,15 @@ def _place_of_inner(outer: nn.Module, facts: ModelFacts) -> str | None:
     if len(places) != 1:
         raise CheckpointError(f"{facts.path}: {name_of(outer)} is not one model with a head")
     return places[0]
+
+
+def _heads(outer: Any, facts: ModelFacts, place: str | None) -> Heads:
+    """What computes logits, or scores: whatever is around the inner model, and that model's own pooler."""
+    if facts.pooling is None or place is None:
+        return Heads(logits=[head for head in [outer.get_output_embeddings()] if head is not None])
+    parts = [child for name, child in outer.get_submodule(place).named_children() if name != "pooler"]
+    layers = {module for part in parts for module in part.modules()}
+    return Heads(scores=[module for module in outer.modules() if module not in layers])
 
 
 def _experts(model: nn.Module, b: Build) -> Experts:
