@@ -133,8 +133,8 @@ def _constants(spec: AttentionSpec, shape: Shape, work: listing.Work, shares: bo
         "PIECES": work.places.shape[1],
         "STAGES": device.stages(shape.stages),
     }
-    # Whether what a row reads may begin within a tile.
-    begins = shares or spec.window is not None or spec.chunk is not None
+    # Whether what a row reads may begin within a tile; what it shares are whole pages.
+    begins = spec.window is not None or spec.chunk is not None or (shares and work.places.shape[1] > 1)
     made |= {"BEGINS": begins, "CAP": spec.soft_cap or 0.0, "WIDE": INTERPRETED}
     return made | ({"maxnreg": shape.registers} if device.nvidia else {})
 
