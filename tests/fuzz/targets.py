@@ -1,7 +1,9 @@
 """Everything that reads bytes from outside, each as a function of bytes, with what it may raise and what must hold."""
 
 import asyncio
+import atexit
 import json
+import shutil
 import socket
 import struct
 import tempfile
@@ -29,6 +31,7 @@ from tests.chat.tool_texts import ANSWERS, TOOLS
 
 CODECS = [Codec(union) for union in (FromClient, ToClient, ToFront, FromFront, ToRank, FromRank)]
 FOLDER = Path(tempfile.mkdtemp(prefix="quire-fuzz-"))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
 
 def frames(raw: bytes) -> None:

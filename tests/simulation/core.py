@@ -1,10 +1,12 @@
 """A simulated core process: the engine's own core and router, turned by a task, over ranks of plain Python."""
 
 import asyncio
+import atexit
 from collections import deque
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 from unittest import mock
@@ -40,6 +42,7 @@ SECRET = "secret"
 def model() -> Any:
     """Facts of the toy, with a real tokenizer on the disk."""
     folder = make_byte_bpe(Path(mkdtemp(prefix="quire-simulation-")))
+    atexit.register(rmtree, folder, ignore_errors=True)
     return facts.model(path=str(folder), vocab_size=VOCAB, context_len=CONTEXT, eos_token_ids=[EOS])
 
 
