@@ -49,8 +49,8 @@ class Home:
     """What a launcher has ready for a core.
 
     Attributes:
-        folder: for its socket; private to the user.
-        name: of the socket, new for each core: nothing that was meant for another one reaches it.
+        folder: private to the user.
+        name: of the core's own folder in it, new for each core: nothing that was meant for another one reaches it.
         pulse: descriptor of the shared page; -1 is none.
         secret: what front ends must know.
     """
@@ -67,9 +67,12 @@ def private_folder() -> Path:
 
 
 class CoreProcess:
-    """A running engine core; it leads a process group of its own, which its ranks and judges belong to."""
+    """A running engine core; it leads a process group of its own, which its ranks and judges belong to.
 
-    def __init__(self, process: asyncio.subprocess.Process, address: str, folder: Path | None) -> None:
+    Its socket and its temporary files lie in a folder of its own, which is removed with it, however it ends.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, address: str, folder: Path) -> None:
         self._process = process
         self._folder = folder
         self._over = False
@@ -79,25 +82,23 @@ class CoreProcess:
     async def start(
         cls, config: EngineConfig, model: ModelFacts, core: Sequence[str] = CORE, home: Home | None = None
     ) -> "CoreProcess":
-        """Start a core; it listens at `address` before it loads anything. Another `core` must speak as ours does.
-
-        Without a `home` it gets a folder that is removed with it.
-        """
+        """Start a core; it listens at `address` before it loads anything. Another `core` must speak as ours does."""
         place = home or Home(private_folder())
-        address = f"ipc://{place.folder}/{place.name}"
+        folder = place.folder / place.name if home else place.folder
+        address = f"ipc://{folder}/core"
         try:
+            folder.mkdir(exist_ok=home is None)
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *core,
                 stdin=asyncio.subprocess.PIPE,
-                env=environ.snapshot() | environ.computing(),
+                env=environ.snapshot() | environ.computing() | {"TMPDIR": str(folder)},
                 pass_fds=[] if place.pulse < 0 else [place.pulse],
                 # Ctrl-C in a terminal is for the launcher, which ends the core in its own way.
                 start_new_session=True,
             )
         except OSError:
-            if home is None:
-                shutil.rmtree(place.folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise
         assert process.stdin is not None
         frame = msgspec.json.encode(Launch(config, model, address, place.pulse, place.secret))
@@ -105,7 +106,7 @@ class CoreProcess:
         with contextlib.suppress(ConnectionError):
             process.stdin.write(frame + b"\n")
             await process.stdin.drain()
-        return cls(process, address, None if home else place.folder)
+        return cls(process, address, folder)
 
     @property
     def pid(self) -> int:
@@ -128,8 +129,7 @@ class CoreProcess:
         self.kill()
         await self._process.wait()
         self._over = True
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def kill(self) -> None:
         """End the core and whatever it has started, also if the core itself has ended."""

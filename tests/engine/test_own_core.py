@@ -1,11 +1,13 @@
-"""A core that nobody can talk to is not left running."""
+"""A core that nobody can talk to is not left running, and none leaves a file behind."""
 
 import asyncio
+from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from quire.config.sources import engine_config
+from quire.engine.launch import CoreProcess, Home
 from quire.engine.own_core import start_core
 from tests.config import facts
 
@@ -25,3 +27,20 @@ def test_a_core_is_ended_whatever_fails(broken: str) -> None:
     ):
         asyncio.run(start_core(engine_config(model="toy"), facts.model(), ()))
     process.stop.assert_awaited_once()
+
+
+WRITES = "import os, signal, tempfile; tempfile.mkstemp(); os.kill(os.getpid(), signal.SIGKILL)"
+"""A core that dies at once, and has no time to clear up."""
+
+
+def test_what_a_core_leaves_is_removed_with_it(tmp_path: Path) -> None:
+    async def live() -> int:
+        config, model = engine_config(model="toy"), facts.model()
+        core = await CoreProcess.start(config, model, ("-c", WRITES), Home(tmp_path, "core-1"))
+        await core.ended()
+        left = len(list(tmp_path.glob("core-1/tmp*")))
+        await core.stop(0)
+        return left
+
+    assert asyncio.run(live()) == 1
+    assert not list(tmp_path.iterdir())
