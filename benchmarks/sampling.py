@@ -5,6 +5,7 @@
 check   tokens of 64 rows with mixed settings, for four vocabularies and two dtypes, equal those of the reference
 time    a step of the sampler for each setting and batch: device time, and host time to launch it
 engine  decode-64 of Qwen3-0.6B, greedy and with temperature 0.7, top_p 0.9, top_k 50, one after the other
+host    what a step of Qwen3-0.6B takes of the host but waiting, for each setting and batch (--batches 1,64,256,1024)
 
 One JSON line a figure.
 """
@@ -39,6 +40,7 @@ SETTINGS = {
     "top_k, top_p": {"temperature": 0.7, "top_k": 50, "top_p": 0.9},
     "penalties": {"temperature": 0.7, "repetition_penalty": 1.1, "presence_penalty": 0.5},
     "logprobs": {"temperature": 0.0, "logprobs": 5},
+    "early ends": {"temperature": 0.7, "min_tokens": 30, "stop_token_ids": [5, 6]},
 }
 SCALES = {"flat": 1.0, "peaked": 4.0}
 """Logits of random weights are flat: a third of all tokens is in their nucleus. Those of trained ones are peaked."""
@@ -64,6 +66,8 @@ def main() -> None:
                     measure(provider, batch, device, args.ledger)
     if "engine" in args.what:
         measure_engine(args.ledger)
+    if "host" in args.what:
+        measure_host(args.batches, args.ledger)
 
 
 def check(provider: str, device: torch.device) -> None:
@@ -186,6 +190,29 @@ def measure_engine(file: Path) -> None:
                     file, line | {"value": round(value), "unit": "tok/s", "runs": 2, "command": ledger.command()}
                 )
                 print(f"decode-64 {name:40} {[round(v) for v in found]} tok/s", flush=True)
+
+
+def measure_host(batches: list[int], file: Path) -> None:
+    """Microseconds of the core's turn without its wait, and of its phases."""
+    from lib import profiling
+    from lib.engines import Quire
+
+    names = ("greedy", "top_k, top_p", "penalties", "logprobs", "early ends")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(Quire(shapes.write("qwen3-0.6b", Path(folder)), {})) as engine,
+    ):
+        line = {"commit": ledger.commit(), "machine": machine(torch.device("cuda"))}
+        line |= {"engine": f"quire (torch {torch.__version__})", "model": "qwen3-0.6b", "quantization": None}
+        line |= {"kv_cache_dtype": None, "metric": "host work per step", "unit": "us", "runs": 1}
+        for batch in batches:
+            for name in names:
+                times = profiling.host_times(engine, batch, SETTINGS[name])
+                work = times["turn"] - times.get("wait", 0.0)
+                what = {"workload": f"{name}, {batch} running", "value": round(work), "command": ledger.command()}
+                ledger.append(file, line | what)
+                phases = ", ".join(f"{phase} {us:.0f}" for phase, us in times.items())
+                print(f"host {batch:5} {name:14} {work:6.0f} us: {phases}", flush=True)
 
 
 def machine(device: torch.device) -> str:

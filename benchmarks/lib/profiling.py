@@ -7,7 +7,7 @@ throughput: they say what to look at.
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from quire.cli.bench import time_works
 from quire.cli.workloads import Work, workload
+from quire.messages.params import SamplingParams
 
 from .engines import Quire
 
@@ -37,12 +38,17 @@ class Turn:
     prompts: bool = False
 
 
-def host_times(engine: Quire, running: int) -> dict[str, float]:
-    """Median microseconds of each phase of a step with `running` sequences decoding."""
+def host_times(engine: Quire, running: int, setting: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """Median microseconds of each phase of a step with `running` sequences decoding, greedily unless `setting` is."""
     works = _decoding(running, prompt=128)
+    sampled = {"temperature": 0.0} if setting is None else dict(setting)
+    params = [
+        SamplingParams(max_tokens=work.output_tokens, ignore_eos=True, detokenize=False, seed=i, **sampled)
+        for i, work in enumerate(works)
+    ]
     turns: list[Turn] = []
     with _timed_phases(engine, turns):
-        time_works(engine, works, time.perf_counter)
+        engine.generate([{"prompt_token_ids": work.prompt} for work in works], params, use_tqdm=False)
     steady = [turn for turn in turns if turn.produced == running][SETTLE_STEPS:-2] or turns
     names = dict.fromkeys(name for turn in steady for name in turn.phases)
     return {name: statistics.median(turn.phases.get(name, 0.0) for turn in steady) * 1e6 for name in names}
@@ -112,7 +118,7 @@ def _timed_phases(engine: Quire, turns: list[Turn]) -> Iterator[None]:
     def step(plan: Any) -> Any:
         now.prompts = any(grant.tokens > 1 for grant in plan.grants)
         pending = timed("launch", kept[2])(plan)
-        return _Pending(timed("wait", pending.result))
+        return _Pending(timed("wait", pending.wait), timed("result", pending.result))
 
     def turn() -> Any:
         nonlocal now, left_at
@@ -135,6 +141,7 @@ def _timed_phases(engine: Quire, turns: list[Turn]) -> Iterator[None]:
 class _Pending:
     """A launched step whose wait is timed."""
 
+    wait: Callable[[], Any]
     result: Callable[[], Any]
 
 

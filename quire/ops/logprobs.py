@@ -34,13 +34,15 @@ def _samples() -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 @op(samples=_samples, batch_invariant=True)
-def token_logprobs(logits: Tensor, chosen: Tensor, top: int) -> Logprobs:
+def token_logprobs(logits: Tensor, chosen: Tensor, top: int, wanted: Tensor | None = None) -> Logprobs:
     """Log-probabilities of chosen tokens and of the `top` most probable ones.
 
     Args:
         logits: (n, vocab) of any floating type; a row with NaN or an infinity above gets NaN.
         chosen: (n,) int64.
         top: how many besides the chosen token; more than the vocabulary means all of it.
+        wanted: (n,) int32, how many of these each row wants, negative where not even the chosen token is: what is not
+            wanted may hold anything, which spares work. None: all.
     """
     values = logits.float().log_softmax(-1)
     chosen = chosen.unsqueeze(1)

@@ -18,7 +18,7 @@ from quire.runner.prompt_logprobs import describe_prompts, wants_prompt_logprobs
 from quire.runner.ragged import RaggedGraphs, Room
 from quire.runner.rows import Rows
 from quire.runner.upload import upload
-from quire.sampling.batch import Way, slice_rows
+from quire.sampling.batch import Way
 from quire.sampling.sampler import Sampler, Samples
 from quire.structured.store import GrammarStore
 
@@ -49,9 +49,10 @@ class GenerationSteps:
             self.sampler = Sampler(rows.dummy + 1, spec.facts.vocab_size, rows.max_len, rows.device, grammars, kernels)
         self.passes = passes = Passes(loaded, rows, mesh, self.sampler)
         draws = {Way.GREEDY: passes.greedy}
-        if kernels.recordable and mesh.size == 1:
-            draws |= {Way.RANDOM: passes.random, Way.MASKED: passes.masked}
-        work = DecodeWork(passes.decode, draws, any(rows.lasting), slice_rows(spec.facts.vocab_size))
+        if kernels.recordable and mesh.size == 1 and self.sampler is not None and spec.graph_rows:
+            self.sampler.stay()
+            draws |= {Way.RANDOM: passes.random, Way.EDITED: passes.edited}
+        work = DecodeWork(passes.decode, draws, any(rows.lasting))
         self.graphs = DecodeGraphs(spec.graph_rows, work, rows.dummy, rows.device)
         tokens = [size for size in spec.graph_tokens if size < rows.max_len]
         self.ragged = RaggedGraphs(spec.graph_singles, tokens, passes.read, rows.dummy, rows.device)
@@ -93,20 +94,18 @@ class GenerationSteps:
             self._decoding, self._order = rows, upload(rows, self._device)
         hidden = self.graphs.forward(self._order, self.rows.sharing)
         way = None if self.sampler is None else self.sampler.way(rows)
-        if way is not None and self.graphs.draws(way, len(rows)):
-            draw: Draw = partial(self._play, way, rows)
+        if self.sampler is not None and way is not None and self.graphs.draws(way, len(rows)):
+            draw: Draw = partial(self._play, self.sampler, way, rows)
         else:
             draw = partial(self.passes.sample, rows, self._order, hidden)
         return self._drawn(InFlight(plan.step, rows, sampler=self.sampler), draw)
 
     @torch.inference_mode()
-    def _play(self, way: Way, rows: list[int]) -> Samples:
+    def _play(self, sampler: Sampler, way: Way, rows: list[int]) -> Samples:
         """Tokens of the rows that `graphs.forward` was called for last."""
         errors: dict[int, str] = {}
-        if way is Way.MASKED and self.sampler is not None:
-            self.sampler.send_masks(rows, errors)
-        # Copied: the recording's own tensor is overwritten by the next step.
-        return Samples(rows, self.graphs.draw(way, len(rows)).clone(), errors=errors)
+        sampler.send_masks(rows, errors)
+        return sampler.samples(rows, self.graphs.draw(way, len(rows)), errors)
 
     def _launch_eager(self, plan: StepPlan) -> InFlight:
         # Those that compute one token come first, so that kernels can tell them from the others.

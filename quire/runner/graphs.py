@@ -78,15 +78,14 @@ class DecodeWork:
 
     Attributes:
         forward: computes one token of each row and returns hidden states, (n, hidden); whether rows may begin alike.
-        draws: the ways to draw each row's token from them that can be recorded: (2, n) int64, tokens and their status.
+        draws: the ways to draw each row's token from them that can be recorded, (m, n) int64: tokens, their status, and
+            what else is told of them.
         shares: whether rows can ever begin alike.
-        most_masked: rows in the largest batch of which edited logits may be drawn from at once.
     """
 
     forward: Callable[[Tensor, bool], Tensor]
     draws: Mapping[Way, Callable[[Tensor, Tensor], Tensor]]
     shares: bool
-    most_masked: int
 
 
 class _Recorded:
@@ -106,16 +105,18 @@ class _Recorded:
         """Rows of the largest; 0 where nothing is recorded."""
         return self.sizes[-1] if self.sizes else 0
 
-    def play(self, rows: int) -> None:
-        """The smallest that has room for so many rows."""
-        self._plays[self.sizes[bisect_left(self.sizes, rows)]]()
+    def play(self, rows: int) -> int:
+        """Play the smallest that has room for so many rows; returns that room."""
+        size = self.sizes[bisect_left(self.sizes, rows)]
+        self._plays[size]()
+        return size
 
 
 class DecodeGraphs:
     """Recorded decode steps by number of rows. Model and sampling are recordings of their own: not all rows draw alike.
 
-    What few steps need (beginnings that are shared, masks) is recorded where the number of rows is a power of two, and
-    for the largest.
+    What few steps need (beginnings that are shared, edited logits) is recorded where the number of rows is a power of
+    two, and for the largest.
 
     Args:
         sizes: numbers of rows, ascending; none turns recording off.
@@ -129,22 +130,21 @@ class DecodeGraphs:
         self._work = work
         self._dummy_row = dummy_row
         self._order = torch.full((max(sizes, default=0),), dummy_row, dtype=torch.int64, device=device)
-        self._drawn = torch.zeros(2, len(self._order), dtype=torch.int64, device=device)
+        self._drawn: dict[Way, Tensor] = {}
         self._hidden = torch.empty(0, 0, device=device)
         self._playing: Tensor | None = None
         self.forget()
 
     def record(self, recorder: Recorder, sizes: Sequence[int] | None = None) -> None:
         """Record every size, largest first, so that the smaller ones find their memory in the pool; or only `sizes`."""
-        sparse = [size for size in _sparse(self.sizes) if size >= SHARING_LEAST] if self._work.shares else []
-        masked = _sparse([size for size in self.sizes if size <= self._work.most_masked])
         for size in reversed(self.sizes if sizes is None else sizes):
-            if size in sparse:
+            sparse = size & (size - 1) == 0 or size == self.sizes[-1]
+            if sparse and self._work.shares and size >= SHARING_LEAST:
                 self._sharing.put(size, recorder.record("sharing", partial(self._forward, size, True)))
             self._forwards.put(size, recorder.record("decode", partial(self._forward, size, False)))
-            for way, draw in self._work.draws.items():
-                if way is not Way.MASKED or size in masked:
-                    self._draws[way].put(size, recorder.record(way.name, partial(self._draw, draw, size)))
+            for way in self._work.draws:
+                if sparse or way is not Way.EDITED:
+                    self._draws[way].put(size, recorder.record(way.name, partial(self._draw, way, size)))
 
     def forget(self) -> None:
         """Drop what was recorded; where nothing is, recordings are functions that hold this object."""
@@ -174,9 +174,11 @@ class DecodeGraphs:
         return self._hidden[:count]
 
     def draw(self, way: Way, count: int) -> Tensor:
-        """Tokens of the `count` rows of the last `forward`, and their status: (2, count) int64, until the next."""
-        self._draws[way].play(count)
-        return self._drawn[:, :count]
+        """What is drawn for the `count` rows of the last `forward`, and for those that pad them.
+
+        Returns: (m, count or more) int64, in one piece, valid until the next call.
+        """
+        return self._room(way, self._draws[way].play(count))
 
     def _forward(self, size: int, sharing: bool) -> None:
         hidden = self._work.forward(self._order[:size], sharing)
@@ -184,9 +186,13 @@ class DecodeGraphs:
             self._hidden = torch.empty(len(self._order), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
         self._hidden[:size].copy_(hidden)
 
-    def _draw(self, draw: Callable[[Tensor, Tensor], Tensor], size: int) -> None:
-        self._drawn[:, :size].copy_(draw(self._order[:size], self._hidden[:size]))
+    def _draw(self, way: Way, size: int) -> None:
+        drawn = self._work.draws[way](self._order[:size], self._hidden[:size])
+        if way not in self._drawn:
+            self._drawn[way] = drawn.new_zeros(len(drawn), len(self._order))
+        self._room(way, size).copy_(drawn)
 
-
-def _sparse(sizes: list[int]) -> list[int]:
-    return [size for size in sizes if size & (size - 1) == 0 or size == sizes[-1]]
+    def _room(self, way: Way, size: int) -> Tensor:
+        """Where a recording for `size` rows puts what it draws, (m, size)."""
+        room = self._drawn[way]
+        return room.view(-1)[: len(room) * size].view(-1, size)

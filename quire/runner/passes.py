@@ -96,11 +96,11 @@ class Passes:
         assert self._sampler is not None, "rank 0 alone draws by settings"
         return self._enter(order, self._sampler.draw_all(self.model.logits(hidden), order, self._rows.known))
 
-    def masked(self, order: Tensor, hidden: Tensor) -> Tensor:
-        """A token of each row by its own settings from what its mask allows: the third way to go on from `decode`."""
+    def edited(self, order: Tensor, hidden: Tensor) -> Tensor:
+        """A token of each row by its own settings from edited logits, and what is reported: the third way to go on."""
         assert self._sampler is not None, "rank 0 alone draws by settings"
         logits = self.model.logits(hidden)
-        return self._enter(order, self._sampler.draw_masked(logits, order, self._rows.tokens, self._rows.known))
+        return self._enter(order, self._sampler.draw_edited(logits, order, self._rows.tokens, self._rows.known))
 
     @torch.inference_mode()
     def sample(self, rows: list[int], device_rows: Tensor, hidden: Tensor) -> Samples | None:

@@ -13,6 +13,9 @@ from torch import Tensor
 from quire.ops.edit import ANY_TOKEN, FOREVER, BanTable
 from quire.sampling.sent import sent
 
+LASTING_ENTRIES, LASTING_WIDTH = 4096, 8
+"""Bans of all rows, and tokens before a banned one, that the lasting table has room for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entries:
@@ -56,6 +59,8 @@ class Bans:
         self.device = device
         self._rows: dict[int, Entries] = {}
         self._table: BanTable | None = None
+        self._lasting: BanTable | None = None
+        self._settled: BanTable | None = None
 
     def set(self, row: int, found: Entries) -> None:
         """The bans of `row` from now on."""
@@ -72,6 +77,33 @@ class Bans:
         if self._table is None:
             self._table = self._upload()
         return self._table
+
+    def lasting(self) -> BanTable:
+        """A table that stays where it is, so that it can be recorded. `settle` brings it up to date."""
+        if self._lasting is None:
+            first = torch.zeros(self.max_rows + 1, dtype=torch.int64, device=self.device)
+            row, token, until, length = torch.zeros(4, LASTING_ENTRIES, dtype=torch.int64, device=self.device)
+            prefix = torch.zeros(LASTING_ENTRIES, LASTING_WIDTH, dtype=torch.int64, device=self.device)
+            self._lasting = BanTable(first, row, token, until, length, prefix)
+        return self._lasting
+
+    def settle(self) -> bool:
+        """Bring the lasting table up to date, if it has room for all bans; whether it has."""
+        new, lasting = self.table(), self.lasting()
+        entries, width = new.prefix.shape
+        if entries > LASTING_ENTRIES or width > LASTING_WIDTH:
+            return False
+        if self._settled is not new:
+            lasting.first.copy_(new.first)
+            lasting.until.zero_()  # what is left over has ended before it began
+            lasting.row[:entries] = new.row
+            lasting.token[:entries] = new.token
+            lasting.until[:entries] = new.until
+            lasting.length[:entries] = new.length
+            lasting.prefix.fill_(ANY_TOKEN)
+            lasting.prefix[:entries, LASTING_WIDTH - width :] = new.prefix
+            self._settled = new
+        return True
 
     def _upload(self) -> BanTable:
         found = [self._rows.get(row) for row in range(self.max_rows)]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from quire.ops.draw import Group, Kind
-from quire.sampling.rows import Feature, HostRow
+from quire.sampling.rows import PENALTIES, Feature, HostRow
+from quire.sampling.samples import Asked
 from quire.sampling.sent import sent
 
 SLICE_ROWS = 256
@@ -18,6 +19,12 @@ SLICE_ROWS = 256
 
 SLICE_ENTRIES = 1 << 24
 """Most logits worked on at once: with 150,000 tokens a slice has 110 rows."""
+
+ALIGNED_ROWS = 16
+"""Slices begin at multiples of it, where they are longer."""
+
+RECORDED_TOP = 20
+"""Most log-probabilities beside the chosen token's that a recorded draw reports."""
 
 
 class Way(Enum):
@@ -27,8 +34,8 @@ class Way(Enum):
     """The arg-max of each row's logits."""
     RANDOM = auto()
     """By each row's own settings, from the logits as they are."""
-    MASKED = auto()
-    """By its own settings, from what its grammar leaves of them."""
+    EDITED = auto()
+    """By its own settings, from edited logits, with log-probabilities for those who ask: all but callables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +56,6 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Rows that want log-probabilities: lines of the batch on host and device (at: None for all), and how many."""
-
-    lines: list[int]
-    at: Tensor | None
-    counts: list[int]
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
     """A batch, planned.
 
@@ -65,49 +63,54 @@ class Batch:
         rows: the composition that this was made for.
         groups: rows that draw at random from logits as they are; rows neither here nor edited are greedy.
         edited: rows whose logits are edited.
-        reported: rows that want log-probabilities, in slices.
-        counted: lines whose penalty counts grow with each token, (c,) int64 on the device; None if there are none.
+        asked: rows that want log-probabilities, if any do.
+        reported: the same in slices, lines on the device, (m,) int64; None for the whole batch.
+        counted: whether penalty counts of any row grow with its token.
+        way: the shortest way to draw for all of them that can be recorded; None if there is none.
     """
 
     rows: list[int]
     groups: tuple[Group, ...]
     edited: tuple[Slice, ...]
-    reported: tuple[Report, ...]
-    counted: Tensor | None
-
-    @property
-    def way(self) -> Way | None:
-        """The shortest way to draw for all of them that can be recorded; None if there is none."""
-        if self.reported:
-            return None
-        if not self.edited:
-            return Way.RANDOM if self.groups else Way.GREEDY
-        return Way.MASKED if len(self.edited) == 1 and self.edited[0].features == Feature.GRAMMAR else None
+    asked: Asked | None
+    reported: tuple[Tensor | None, ...]
+    counted: bool
+    way: Way | None
 
 
 def slice_rows(vocab: int) -> int:
-    """Rows of a slice."""
-    return max(1, min(SLICE_ROWS, SLICE_ENTRIES // vocab))
+    """Rows of a slice: many at a time, so that kernels which were compiled for one slice fit where the next begins."""
+    rows = max(1, min(SLICE_ROWS, SLICE_ENTRIES // vocab))
+    return rows - rows % ALIGNED_ROWS or rows
 
 
 def make(rows: list[int], hosts: list[HostRow], vocab: int, device: torch.device) -> Batch:
     """Plan a batch. hosts: what is known of each of `rows`."""
     size = slice_rows(vocab)
     edited = [i for i, h in enumerate(hosts) if h.edited]
-    asked = [i for i, h in enumerate(hosts) if h.logprobs is not None]
-    counted = [i for i, h in enumerate(hosts) if h.counted]
+    reported = [i for i, h in enumerate(hosts) if h.logprobs is not None]
+    asked = Asked(reported, [hosts[i].logprobs or 0 for i in reported]) if reported else None
     # Rows that only draw do not pay for those whose logits are edited.
     drawn = [(i, h) for i, h in enumerate(hosts) if not h.edited]
+    groups = _groups(drawn, len(hosts), size, device)
+    slices = tuple(_make_slice(part, hosts, device) for part in _cut(edited, size))
     return Batch(
         rows=list(rows),
-        groups=_groups(drawn, len(hosts), size, device),
-        edited=tuple(_make_slice(part, hosts, device) for part in _cut(edited, size)),
-        reported=tuple(
-            Report(part, _on(part, len(hosts), device), [hosts[i].logprobs or 0 for i in part])
-            for part in _cut(asked, size)
-        ),
-        counted=sent(torch.tensor(counted), device) if counted else None,
+        groups=groups,
+        edited=slices,
+        asked=asked,
+        reported=tuple(_on(part, len(hosts), device) for part in _cut(reported, size)),
+        counted=any(part.features & PENALTIES for part in slices),
+        way=_way(groups, slices, asked),
     )
+
+
+def _way(groups: tuple[Group, ...], edited: tuple[Slice, ...], asked: Asked | None) -> Way | None:
+    if any(Feature.CALLABLES in part.features for part in edited) or (asked and asked.top > RECORDED_TOP):
+        return None
+    if edited or asked:
+        return Way.EDITED
+    return Way.RANDOM if groups else Way.GREEDY
 
 
 def _cut(lines: list[int], size: int) -> list[list[int]]:

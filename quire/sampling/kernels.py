@@ -21,7 +21,7 @@ class Kernels:
 
     Attributes:
         greedy, draw, edit, describe: `greedy_sample`, `draw_tokens`, `edit_logits`, `token_logprobs`.
-        recordable: whether graphs may record `greedy`, `draw` and `edit`.
+        recordable: whether graphs may record all of them.
         choices: how they were chosen.
     """
 
@@ -38,5 +38,5 @@ def choose_kernels(providers: Sequence[str], deterministic: bool = False) -> Ker
     ops = (greedy_sample, draw_tokens, edit_logits, token_logprobs)
     greedy, draw, edit, describe = choices = tuple(choose(op, None, providers, None, deterministic) for op in ops)
     settle(choices, deterministic)
-    recordable = greedy.capturable and draw.capturable and edit.capturable
+    recordable = all(choice.capturable for choice in choices)
     return Kernels(greedy.function, draw.function, edit.function, describe.function, recordable, choices)

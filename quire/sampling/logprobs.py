@@ -29,4 +29,4 @@ def prompt_logprobs(logits: Tensor, targets: Tensor, top: int, kernels: Kernels 
 
 def to_list(ids: list[list[int]], values: list[list[float]], ranks: list[int]) -> list[TokenLogprobs]:
     """One message per row."""
-    return [TokenLogprobs(i, v, r) for i, v, r in zip(ids, values, ranks, strict=True)]
+    return list(map(TokenLogprobs, ids, values, ranks))

@@ -46,7 +46,9 @@ class Masks:
 
     def end(self, row: int) -> None:
         """The sequence of `row` has left."""
-        self._matchers.pop(row, None)
+        if self._matchers.pop(row, None) is not None and self._buffer is not None:
+            self._buffer.masks[row] = ALL
+            self._buffer.send(row, row + 1)
 
     def follow(self, rows: list[int], before: list[int]) -> bool:
         """Whether a row with a grammar is among both."""
@@ -64,12 +66,13 @@ class Masks:
             rows: those whose masks will be read; without a grammar they keep all tokens.
             errors: gets a sentence for each row whose grammar has no way on.
         """
-        buffer = self._made()
-        buffer.masks[[row for row in rows if row not in self._matchers]] = ALL
         bound = [row for row in rows if row in self._matchers]
+        if not bound:
+            return
+        buffer = self._made()
         self.store.backend.fill([(self._matchers[row], row) for row in bound], buffer.masks)
         self._tell(bound, errors)
-        buffer.send(min(rows), max(rows) + 1)
+        buffer.send(min(bound), max(bound) + 1)
 
     def advance(self, rows: list[int], tokens: list[int], errors: dict[int, str]) -> list[int]:
         """Lead the grammars of `rows` on by the tokens drawn. Returns the rows whose text is complete now."""
@@ -102,11 +105,12 @@ class _Buffer:
 
     def __init__(self, shape: tuple[int, int], device: torch.device) -> None:
         apart = device.type != "cpu"
-        self._host = torch.zeros(shape, dtype=torch.int32, pin_memory=apart)
+        self._host = torch.full(shape, ALL, dtype=torch.int32, pin_memory=apart)
         self.masks = self._host.numpy()
-        # What is not sent is not read, so nothing need be written that could come too late.
-        self.device = torch.empty(shape, dtype=torch.int32, device=device) if apart else self._host
+        self.device = torch.full(shape, ALL, dtype=torch.int32, device=device) if apart else self._host
         self._road = torch.Stream(device) if apart else None
+        if self._road is not None:
+            self._road.wait_stream(torch.accelerator.current_stream(device))
 
     def send(self, first: int, end: int) -> None:
         """Copy these rows, beside what the device computes; what is launched from now on waits for them."""

@@ -59,8 +59,7 @@ class HostRow:
 
     Attributes:
         features: what changes its logits.
-        edited, counted: whether anything does, and whether its tokens are counted; read for every row of a new batch,
-            where asking `features` would be slow.
+        edited: whether anything does; read for every row of a new batch, where asking `features` would be slow.
         kind: how its token is drawn; None for the most probable one.
         top_k: candidates kept.
         min_p: whether it has one.
@@ -71,7 +70,6 @@ class HostRow:
 
     features: Feature
     edited: bool
-    counted: bool
     kind: Kind | None
     top_k: int
     min_p: bool
@@ -91,6 +89,7 @@ class RowState:
     Attributes:
         host: per row, or None while the row is not in use.
         table: how each row draws, on the device.
+        wanted: (max_rows,) int32, how many log-probabilities each row wants beside the chosen token's, or -1.
         generation: changes whenever a row begins or ends.
     """
 
@@ -106,6 +105,13 @@ class RowState:
         numbers = torch.tensor([[0.0, 1.0, -math.inf, 1.0, 0.0, 0.0]]).repeat(max_rows, 1)
         integers = torch.tensor([[vocab, 0]]).repeat(max_rows, 1)
         self.table = RowTable(numbers.to(device), integers.to(device))
+        self.wanted = torch.full((max_rows,), -1, dtype=torch.int32, device=device)
+
+    def stay(self) -> EditTables:
+        """All tables, from now on where they are: what recordings read. `settle` brings the bans up to date."""
+        self.counts.stay()
+        self.offsets.stay()
+        return EditTables(self.offsets.slots, self.counts.slots, self.bans.lasting())
 
     def begin(self, *rows: NewRow) -> None:
         """Sequences enter rows, each another one: every field of these rows is written."""
@@ -129,7 +135,6 @@ class RowState:
         self.host[new.row] = HostRow(
             features=features,
             edited=bool(features),
-            counted=bool(features & PENALTIES),
             kind=_kind(params, self.vocab),
             top_k=_top_k(params, self.vocab),
             min_p=params.min_p > 0,
@@ -157,9 +162,10 @@ class RowState:
     def _write(self, rows: Sequence[NewRow]) -> None:
         """The lines of the table, in the order of its columns, queued behind the work before it without waiting."""
         numbers = [_numbers(new.params, greedy=_kind(new.params, self.vocab) is None) for new in rows]
-        integers = [[new.row, _top_k(new.params, self.vocab), seed_key(new.seed)] for new in rows]
+        integers = [[new.row, _top_k(new.params, self.vocab), seed_key(new.seed), _wanted(new.params)] for new in rows]
         arrived = sent(torch.tensor(integers), self.device)
-        self.table.integers.index_copy_(0, arrived[:, 0], arrived[:, 1:])
+        self.table.integers.index_copy_(0, arrived[:, 0], arrived[:, 1:3])
+        self.wanted.index_copy_(0, arrived[:, 0], arrived[:, 3].int())
         self.table.numbers.index_copy_(0, arrived[:, 0], sent(torch.tensor(numbers), self.device))
 
     def _begin_counts(self, new: NewRow, features: Feature) -> None:
@@ -207,6 +213,11 @@ def _kind(params: SamplingParams, vocab: int) -> Kind | None:
 def _top_k(params: SamplingParams, vocab: int) -> int:
     """Candidates kept; all where it says nothing."""
     return params.top_k if 0 < params.top_k < vocab else vocab
+
+
+def _wanted(params: SamplingParams) -> int:
+    """Log-probabilities beside the chosen token's; -1 for none at all."""
+    return -1 if params.logprobs is None else params.logprobs
 
 
 def _numbers(params: SamplingParams, *, greedy: bool) -> list[float]:

@@ -15,13 +15,13 @@ from quire.ops.draw import Group
 from quire.ops.edit import IN_PROMPT, EditTables
 from quire.sampling import batch as batches
 from quire.sampling import processors
-from quire.sampling.batch import Batch, Slice, Way
+from quire.sampling.batch import Batch, Slice, Way, slice_rows
 from quire.sampling.kernels import Kernels
 from quire.sampling.logprobs import prompt_logprobs
 from quire.sampling.masks import Masks
 from quire.sampling.processors import History
 from quire.sampling.rows import Feature, HostRow, RowState
-from quire.sampling.samples import BAD, EXHAUSTED, Reported, Samples
+from quire.sampling.samples import BAD, EXHAUSTED, Samples, packed
 from quire.structured.store import GrammarStore
 
 __all__ = ["Sampler", "Samples", "prompt_logprobs"]
@@ -54,8 +54,13 @@ class Sampler:
         self._state = RowState(max_rows, vocab_size, device)
         self._masks = Masks(max_rows, vocab_size, device, GrammarStore() if grammars is None else grammars)
         self.kernels = Kernels() if kernels is None else kernels
-        self._batch = Batch([], (), (), (), None)
+        self._batch = Batch([], (), (), None, (), False, Way.GREEDY)
+        self._lasting = EditTables()
         self._generation = -1
+
+    def stay(self) -> None:
+        """Take memory for all tables that edit logits, which from now on stay where they are: before `draw_edited`."""
+        self._lasting = replace(self._state.stay(), masks=self._masks.table)
 
     @torch.inference_mode()
     def begin(self, *rows: NewRow) -> None:
@@ -88,9 +93,11 @@ class Sampler:
         errors: dict[int, str] = {}
         for part in batch.edited:
             self._draw_edited(logits, part, rows_device, past, (drawn, errors))
-        if batch.counted is not None:
-            self._state.counts.add(rows_device[batch.counted], drawn[0, batch.counted])
-        return Samples(batch.rows, drawn, self._report(logits, drawn[0], batch), errors)
+        if batch.counted:
+            self._state.counts.add(rows_device, drawn[0])
+        if batch.asked is not None:
+            drawn = torch.cat([drawn, self._describe(logits, drawn[0], batch, batch.asked.top)])
+        return Samples(batch.rows, drawn, batch.asked, errors)
 
     def draw_all(self, logits: Tensor, rows: Tensor, known: Tensor) -> Tensor:
         """What `sample` draws for rows of which it is known only that their logits are not edited: for recordings.
@@ -102,20 +109,30 @@ class Sampler:
         """
         return self.kernels.draw(logits, rows, known, self._state.table, None)
 
-    def draw_masked(self, logits: Tensor, rows: Tensor, history: Tensor, known: Tensor) -> Tensor:
-        """What `sample` draws for rows that keep to grammars or are not edited: for recordings.
+    def draw_edited(self, logits: Tensor, rows: Tensor, history: Tensor, known: Tensor) -> Tensor:
+        """What `sample` draws for rows of which it is known only that none has callables: for recordings.
 
         Args: as of `draw_all` and `sample`. The masks are those that `send_masks` sends.
 
-        Returns: (2, n) int64, tokens and their status, as `Samples` has them.
+        Returns: (5 + 2 * RECORDED_TOP, n) int64, as `Samples.drawn`; of log-probabilities what rows want.
         """
+        past, size = History(history, known), slice_rows(self.vocab)
         drawn = self.kernels.greedy(logits)
-        tables = EditTables(masks=self._masks.table)
-        return self._draw_from_edited(logits, rows, History(history, known), tables, None, drawn[1])
+        for first in range(0, len(rows), size):
+            at = slice(first, first + size)
+            drawn[:, at] = self._draw_from_edited(logits[at], rows[at], past, self._lasting, None, drawn[1, at])
+        self._state.counts.add(rows, drawn[0])
+        found = self.kernels.describe(logits, drawn[0], batches.RECORDED_TOP, self._state.wanted[rows])
+        return torch.cat([drawn, packed(found)])
 
     def send_masks(self, rows: list[int], errors: dict[int, str]) -> None:
-        """Make the masks for the next `draw_masked`; `errors` gets a sentence for each row that has no way on."""
+        """Make the masks for the next `draw_edited`; `errors` gets a sentence for each row that has no way on."""
         self._masks.send(rows, errors)
+
+    def samples(self, rows: list[int], drawn: Tensor, errors: dict[int, str]) -> Samples:
+        """What a recording has drawn for `rows` and for those that padded them: `drawn` as of any of these ways."""
+        asked = self._plan(rows).asked
+        return Samples(rows, drawn[:2] if asked is None else drawn, asked, errors)
 
     def advance(self, rows: list[int], tokens: list[int], errors: dict[int, str]) -> list[int]:
         """Lead the grammars of rows on by what was drawn, once the host knows it; before these rows sample again.
@@ -134,8 +151,9 @@ class Sampler:
         return self._masks.follow(rows, before)
 
     def way(self, rows: list[int]) -> Way | None:
-        """Which recorded draw is all that these rows need: the op `greedy_sample`, `draw_all` or `draw_masked`."""
-        return self._plan(rows).way
+        """Which recorded draw is all that these rows need: the op `greedy_sample`, `draw_all` or `draw_edited`."""
+        way = self._plan(rows).way
+        return None if way is Way.EDITED and not self._state.bans.settle() else way
 
     def _plan(self, rows: list[int]) -> Batch:
         """The plan of this composition of rows; made anew only when it or a row has changed."""
@@ -198,11 +216,12 @@ class Sampler:
                 if message is not None:
                     errors[row] = message
 
-    def _report(self, logits: Tensor, tokens: Tensor, batch: Batch) -> list[Reported]:
-        """Log-probabilities of the rows that asked, from the model's own logits."""
-        reported = []
-        for part in batch.reported:
-            some = (logits, tokens) if part.at is None else (logits.index_select(0, part.at), tokens[part.at])
-            found = self.kernels.describe(*some, max(part.counts))
-            reported.append(Reported([batch.rows[i] for i in part.lines], part.counts, found))
-        return reported
+    def _describe(self, logits: Tensor, tokens: Tensor, batch: Batch, top: int) -> Tensor:
+        """Log-probabilities for the rows that asked, of the model's own logits: (3 + 2 * top, n), as of `packed`."""
+        top = min(self.vocab, top)
+        described = tokens.new_zeros(3 + 2 * top, len(tokens))
+        for at in batch.reported:
+            if at is None:
+                return packed(self.kernels.describe(logits, tokens, top))
+            described[:, at] = packed(self.kernels.describe(logits.index_select(0, at), tokens[at], top))
+        return described

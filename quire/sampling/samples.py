@@ -7,11 +7,14 @@ the step that was launched meanwhile.
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.messages.plan import TokenLogprobs
-from quire.sampling.logprobs import Logprobs, to_list
+from quire.ops.logprobs import Logprobs
+from quire.sampling.logprobs import to_list
 
 OK, BAD, EXHAUSTED = 0, 1, 2
 """Status of a row: a token was drawn; its logits were not finite; no token was left to draw."""
@@ -27,57 +30,65 @@ class _Event(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Reported:
-    """Log-probabilities of some rows: `counts[i]` of them for the i-th of `rows`."""
+class Asked:
+    """Samples whose log-probabilities are reported: their places among the samples, and how many each wants."""
 
-    rows: list[int]
+    lines: list[int]
     counts: list[int]
-    found: Logprobs
+
+    @property
+    def top(self) -> int:
+        """The most that any wants."""
+        return max(self.counts)
+
+
+def packed(found: Logprobs) -> Tensor:
+    """Log-probabilities of n rows as numbers to follow (2, n) of `Samples.drawn`: (3 + 2 * top, n) int64.
+
+    Ranks, ids, and the bits of values.
+    """
+    bits = found.values.view(torch.int32).long()
+    return torch.cat([found.ranks[None], found.ids.T, bits.T])
 
 
 @dataclass(slots=True)
 class Samples:
-    """What one call of the sampler drew.
+    """What one call of the sampler drew for n rows.
 
     Attributes:
         rows: row of each sample.
-        drawn: (2, n) int64 on the device: tokens, 0 where nothing could be drawn; and OK, BAD or EXHAUSTED.
-        reported: log-probabilities, for rows that asked.
+        drawn: (2, n or more) int64 on the device: tokens, 0 where nothing could be drawn; and OK, BAD or EXHAUSTED.
+            Where log-probabilities are reported, more lines follow: see `packed`. It may be overwritten as soon as the
+            samples are made.
+        asked: who wants them, if anybody does.
         errors: rows whose own callables failed.
     """
 
     rows: list[int]
     drawn: Tensor
-    reported: list[Reported] = field(default_factory=list)
+    asked: Asked | None = None
     errors: dict[int, str] = field(default_factory=dict)
     _host: Tensor = field(init=False)
     _arrived: _Event | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        packed = self.drawn.view(-1)
-        if self.reported:
-            parts = [packed]
-            for block in self.reported:
-                parts += [block.found.ranks, block.found.ids, block.found.values.view(torch.int32)]
-            packed = torch.cat([part.reshape(-1).int() for part in parts])
-        if packed.device.type == "cpu":
-            self._host = packed
-            return
-        self._host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
-        self._host.copy_(packed, non_blocking=True)
-        event = torch.Event(packed.device)
-        event.record()
-        self._arrived = event
+        apart = self.drawn.device.type != "cpu"
+        self._host = torch.empty(self.drawn.shape, dtype=torch.int64, pin_memory=apart)
+        self._host.copy_(self.drawn, non_blocking=apart)
+        if apart:
+            event = torch.Event(self.drawn.device)
+            event.record()
+            self._arrived = event
 
     @property
     def tokens(self) -> Tensor:
         """(n,) int64 on the device."""
-        return self.drawn[0]
+        return self.drawn[0, : len(self.rows)]
 
     @property
     def bad(self) -> Tensor:
         """(n,) bool on the device: rows whose logits were not finite."""
-        return self.drawn[1] == BAD
+        return self.drawn[1, : len(self.rows)] == BAD
 
     def wait(self) -> None:
         """Wait until they are on the host."""
@@ -87,29 +98,27 @@ class Samples:
     def to_host(self) -> tuple[list[int], list[int], dict[int, TokenLogprobs], dict[int, str]]:
         """Wait for the samples: tokens in the order of rows, bad rows, log-probabilities by row, errors by row."""
         self.wait()
-        n = len(self.rows)
-        tokens: list[int] = self._host[:n].tolist()
+        # numpy reads a few numbers several times faster than torch.
+        found = self._host.numpy()[:, : len(self.rows)]
         errors = dict(self.errors)
         bad = []
-        for row, status in zip(self.rows, self._host[n : 2 * n].tolist(), strict=True):
-            if status == BAD:
-                bad.append(row)
-            elif status == EXHAUSTED:
-                errors.setdefault(row, NOTHING_LEFT)
-        lost = {*bad, *errors}
-        logprobs = {row: entry for row, entry in self._reported().items() if row not in lost}
-        return tokens, bad, logprobs, errors
+        for line in found[1].nonzero()[0].tolist():
+            if found[1, line] == BAD:
+                bad.append(self.rows[line])
+            else:
+                errors.setdefault(self.rows[line], NOTHING_LEFT)
+        logprobs = {} if self.asked is None else self._reported(found, self.asked)
+        for row in {*bad, *errors}:
+            logprobs.pop(row, None)
+        return found[0].tolist(), bad, logprobs, errors
 
-    def _reported(self) -> dict[int, TokenLogprobs]:
-        start = 2 * len(self.rows)
-        result: dict[int, TokenLogprobs] = {}
-        for block in self.reported:
-            shape = block.found.ids.shape
-            ranks, ids, values = self._host[start:].split_with_sizes(
-                [shape[0], shape.numel(), shape.numel(), len(self._host) - start - shape[0] - 2 * shape.numel()]
-            )[:3]
-            start += shape[0] + 2 * shape.numel()
-            entries = to_list(ids.view(shape).tolist(), values.view(torch.float32).view(shape).tolist(), ranks.tolist())
-            for row, count, entry in zip(block.rows, block.counts, entries, strict=True):
-                result[row] = TokenLogprobs(entry.ids[: count + 1], entry.logprobs[: count + 1], entry.rank)
-        return result
+    def _reported(self, found: NDArray[np.int64], asked: Asked) -> dict[int, TokenLogprobs]:
+        width, half = 1 + asked.top, 3 + (len(found) - 3) // 2
+        if len(asked.lines) < len(self.rows):
+            found = found[:, asked.lines]
+        values = found[half : half + width].astype(np.int32).view(np.float32)
+        entries = to_list(found[3 : min(half, 3 + width)].T.tolist(), values.T.tolist(), found[2].tolist())
+        if min(asked.counts) + 1 < width:
+            for entry, count in zip(entries, asked.counts, strict=True):
+                del entry.ids[count + 1 :], entry.logprobs[count + 1 :]
+        return dict(zip([self.rows[line] for line in asked.lines], entries, strict=True))

@@ -28,20 +28,25 @@ class SlotTable:
         self._slots: dict[int, int] = {}
         self._free: list[int] = []
 
+    def stay(self) -> None:
+        """Take memory for all rows at once: from now on the table stays where it is, so that it can be recorded."""
+        self._grow(self._max_slots)
+
     def lend(self, row: int, values: Tensor) -> None:
         """Give `row` a slot that holds `values`, (width,)."""
         if not self._free:
-            self._grow()
+            self._grow(min(self._max_slots, max(4, 2 * len(self._table))))
         slot = self._free.pop()
         self._slots[row] = slot
-        self._slot_of_row[row] = slot
+        # Filled: to assign a number is to copy it, which waits for the device.
+        self._slot_of_row[row].fill_(slot)
         self._table[slot] = sent(values.to(self._table.dtype), self._table.device)
 
     def give_back(self, row: int) -> None:
         """Take the slot of `row` back, if it has one."""
         slot = self._slots.pop(row, None)
         if slot is not None:
-            self._slot_of_row[row] = 0
+            self._slot_of_row[row].zero_()
             self._free.append(slot)
 
     @property
@@ -50,15 +55,15 @@ class SlotTable:
         return Slots(self._table, self._slot_of_row)
 
     def add(self, rows: Tensor, columns: Tensor) -> None:
-        """Add 1 at (row, column) for each pair. Rows (n,) int64 must all have slots; columns (n,) int64."""
+        """Add 1 at (row, column) for each pair whose row has a slot. rows, columns: (n,) int64."""
+        slots = self._slot_of_row[rows]
         # Flat: accumulating over two indices would sort them first.
-        flat = self._slot_of_row[rows] * self._table.shape[1] + columns
-        self._table.view(-1).index_add_(0, flat, torch.ones_like(flat, dtype=self._table.dtype))
+        flat = slots * self._table.shape[1] + columns
+        self._table.view(-1).index_add_(0, flat, (slots > 0).to(self._table.dtype))
 
-    def _grow(self) -> None:
+    def _grow(self, size: int) -> None:
         have = len(self._table)
-        size = min(self._max_slots, max(4, 2 * have))
         table = torch.zeros(size, self._table.shape[1], dtype=self._table.dtype, device=self._table.device)
         table[:have] = self._table
         self._table = table
-        self._free = list(range(size - 1, have - 1, -1))
+        self._free += range(size - 1, have - 1, -1)

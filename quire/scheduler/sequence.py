@@ -46,7 +46,7 @@ class Sequence:
         in_flight: plans that hold it and are not committed.
         steady_until: while `computed` is below, it advances by one token a step and no resource needs to be asked.
         alarm: number of known tokens at which `commit` must look closer.
-        plain: nothing but the token itself is to be told about a sample.
+        plain: nothing but the token and its log-probabilities is to be told about a sample.
         grammar: key of the grammar that its text must keep to, if any.
         passed: how often others were admitted before it because it did not fit.
         unconfirmed: pages it filled since its last finite sample: (step, group, page).

@@ -23,7 +23,7 @@ def settle(roster: Roster, flight: Draft, result: StepResult, last_step: int) ->
         else:
             roster.leave(seq)
     samples = dict(zip(result.rows, result.tokens, strict=True))
-    running = State.RUNNING
+    running, told = State.RUNNING, result.logprobs
     for seq in flight.sampling:
         seq.in_flight -= 1
         seq.expected -= 1
@@ -35,7 +35,10 @@ def settle(roster: Roster, flight: Draft, result: StepResult, last_step: int) ->
         tokens = seq.tokens
         tokens.append(token)
         if seq.plain and len(tokens) < seq.alarm and token not in seq.stops:
-            deltas.append(Delta(seq.request.id, seq.index, [token]))
+            delta = Delta(seq.request.id, seq.index, [token])
+            if told and seq.row in told:
+                delta.logprobs = [told[seq.row]]
+            deltas.append(delta)
         else:
             try:
                 roster.register(seq, last_step)
@@ -73,7 +76,7 @@ def _news(roster: Roster, seq: Sequence, result: StepResult) -> Delta:
     seq.hit = None
     while seq.unconfirmed and seq.unconfirmed[0][0] <= result.step:
         seq.unconfirmed.popleft()
-    seq.plain = seq.params.logprobs is None and seq.grammar is None and not seq.unconfirmed
+    seq.plain = seq.grammar is None and not seq.unconfirmed
     end = ending(seq)
     if end and not (end[0] == "length" and seq.row in result.complete):
         delta.finish_reason, delta.stop_reason = end

@@ -84,14 +84,31 @@ def test_bfloat16_parts_from_the_reference_only_where_two_tokens_are_as_likely()
             assert first - second < GAP
 
 
+DRAWS = (
+    {"top_p": 0.9, "n": 2},
+    {"repetition_penalty": 1.2, "presence_penalty": 0.4, "logprobs": 3},
+    {"temperature": 0.0, "frequency_penalty": 0.6},
+    {"logit_bias": {5: 3.0, 9: -100.0}, "top_k": 40, "logprobs": 0},
+    {"min_tokens": 12, "stop_token_ids": list(range(300, 1300)), "bad_words": [" the", "the"]},
+)
+
+
 def test_seeds_fix_samples_recorded_or_not():
-    params = SamplingParams(temperature=1.0, top_p=0.9, max_tokens=20, ignore_eos=True, seed=3, n=2)
+    params = [
+        SamplingParams(max_tokens=20, ignore_eos=True, seed=i, **DRAWS[i % len(DRAWS)]) for i in range(4 * len(DRAWS))
+    ]
     found = []
     for eager in (False, True):
         with LLM(device="cuda", dtype="float32", num_gpu_blocks_override=500, enforce_eager=eager) as llm:
-            outputs = llm.generate(prompts(8), params, use_tqdm=False)
-            found.append([[c.token_ids for c in output.outputs] for output in outputs])
-    assert found[0] == found[1]
+            # All kinds at once, and then only such whose logits nobody edits.
+            outputs = llm.generate(prompts(len(params)), params, use_tqdm=False)
+            outputs += llm.generate(prompts(8), params[0], use_tqdm=False)
+            found.append([c for output in outputs for c in output.outputs])
+    assert [c.token_ids for c in found[0]] == [c.token_ids for c in found[1]]
+    for one, other in zip(*found, strict=True):
+        for entry, same in zip(one.logprobs or (), other.logprobs or (), strict=True):
+            assert entry.keys() == same.keys()
+            assert all(abs(entry[token].logprob - same[token].logprob) < 1e-3 for token in entry)
 
 
 def test_grammars_are_kept_to_recorded_or_not():

@@ -91,6 +91,12 @@ def test_logprobs_equal_the_reference(seed, vocab, dtype, top):
     assert torch.equal(found.ids, want.ids)
     assert torch.equal(found.ranks, want.ranks)
     torch.testing.assert_close(found.values, want.values, rtol=1e-6, atol=1e-5)
+    wanted = torch.tensor([top, -1, top // 2], dtype=torch.int32)
+    asked = token_logprobs.providers["triton"].function(logits, chosen, top, wanted)
+    for row, count in ((0, top), (2, top // 2)):
+        assert torch.equal(asked.ids[row, : 1 + count], found.ids[row, : 1 + count])
+        assert torch.equal(asked.values[row, : 1 + count], found.values[row, : 1 + count])
+        assert asked.ranks[row] == found.ranks[row]
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

@@ -47,26 +47,47 @@ def test_padding_changes_nothing(tmp_path, monkeypatch, sizes, overlapped, state
         assert output.outputs[0].token_ids == oracle(prompt, p.max_tokens, **state)
 
 
-def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monkeypatch):
+DRAWN = ({}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 0.0}, {"min_p": 0.1})
+EDITED = (
+    {"presence_penalty": 0.5, "repetition_penalty": 1.3},
+    {"frequency_penalty": 0.7, "temperature": 0.0, "logprobs": 2},
+    {"logit_bias": {5: 3.0, 9: -100.0}, "top_p": 0.8},
+    {"min_tokens": 6, "stop_token_ids": [3, 4, 5], "logprobs": 20},
+    {"allowed_token_ids": [5, 6, 7], "logprobs": 0},
+)
+ASKING = ({"logits_processors": [lambda ids, logits: -logits]}, {"logprobs": 21})
+"""Those that need the host."""
+
+
+@pytest.mark.parametrize("kinds, way", [(DRAWN, Way.RANDOM), (DRAWN + EDITED, Way.EDITED), (EDITED + ASKING, None)])
+def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monkeypatch, kinds, way):
+    """Rows come and go meanwhile, since there are more requests than rows."""
+    params = [
+        SamplingParams(max_tokens=9 + 2 * i, ignore_eos=True, seed=i, **kinds[i % len(kinds)])
+        for i in range(len(kinds) + 4)
+    ]
+
+    def generated() -> list[object]:
+        with LLM(str(folder), num_gpu_blocks_override=100, block_size=4, max_num_seqs=12, max_logprobs=21) as llm:
+            drawn.append(ways_of(llm, monkeypatch))
+            outputs = llm.generate([[i, i + 1, i + 2] for i in range(len(params))], params)
+            return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
+
     folder = make_toy(tmp_path)
-    prompts = [[i, i + 1, i + 2] for i in range(6)]
-    settings = [{}, {"top_k": 5}, {"top_p": 0.7}, {"temperature": 0.0}, {"min_p": 0.1}, {"presence_penalty": 0.5}]
-    params = [SamplingParams(max_tokens=12, ignore_eos=True, seed=i, **s) for i, s in enumerate(settings)]
-
-    def generated(few: int) -> list[list[int]]:
-        # With presence_penalty among them rows are drawn by the sampler itself.
-        with LLM(str(folder), num_gpu_blocks_override=100, block_size=4, max_num_seqs=8) as llm:
-            graphs = llm._running().executor.runner.allocated.steps.graphs
-            played.append(graphs.draws(Way.RANDOM, 8))
-            return [output.outputs[0].token_ids for output in llm.generate(prompts[:few], params[:few])]
-
-    played: list[bool] = []
-    plain = generated(6)
-    monkeypatch.setattr(begin, "resolve", recorded([1, 4, 8]))
+    drawn: list[list[Way]] = []
     monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
-    assert generated(6) == plain
-    assert generated(5) == plain[:5]
-    assert played == [False, True, True]
+    plain = generated()
+    monkeypatch.setattr(begin, "resolve", recorded([1, 4, 12]))
+    assert generated() == plain
+    assert not drawn[0]
+    assert way is None or drawn[1].count(way) > 8
+
+
+def ways_of(llm: LLM, monkeypatch) -> list[Way]:
+    """The ways in which recordings have drawn, which grows from now on."""
+    graphs, ways = llm._running().executor.runner.allocated.steps.graphs, []
+    monkeypatch.setattr(graphs, "draw", lambda way, count: ways.append(way) or type(graphs).draw(graphs, way, count))
+    return ways
 
 
 @pytest.mark.parametrize("overlapped", [False, True])
@@ -81,19 +102,16 @@ def test_grammars_are_drawn_for_in_recordings(monkeypatch, overlapped):
     def texts() -> list[str]:
         settings = {"num_gpu_blocks_override": 100, "max_num_seqs": 8, "async_scheduling": overlapped}
         with LLM(load_format="dummy", dtype="float32", **settings) as llm:
-            graphs = llm._running().executor.runner.allocated.steps.graphs
-            monkeypatch.setattr(
-                graphs, "draw", lambda way, count: drawn.append(way) or type(graphs).draw(graphs, way, count)
-            )
+            drawn.append(ways_of(llm, monkeypatch))
             return [output.outputs[0].text for output in llm.generate(["Once"] * len(forms), params)]
 
-    drawn: list[Way] = []
+    drawn: list[list[Way]] = []
     plain = texts()
-    assert not drawn
+    assert not drawn[0]
     monkeypatch.setattr(begin, "resolve", recorded([1, 3, 6, 8]))
     monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
     assert texts() == plain
-    assert drawn.count(Way.MASKED) > 8
+    assert drawn[1].count(Way.EDITED) > 8
 
 
 def test_a_kernel_that_asks_the_host_is_not_recorded(tmp_path, monkeypatch):

@@ -43,7 +43,7 @@ def cpu_draw_tokens(
 
 
 @provide("cpu", token_logprobs, batch_invariant=True)
-def cpu_token_logprobs(logits: Tensor, chosen: Tensor, top: int) -> Logprobs:
+def cpu_token_logprobs(logits: Tensor, chosen: Tensor, top: int, wanted: Tensor | None = None) -> Logprobs:
     """See `token_logprobs`."""
     logits, chosen = _readable(logits), chosen.contiguous()
     count, vocab = logits.shape

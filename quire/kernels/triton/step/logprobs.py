@@ -16,19 +16,32 @@ MOST = 64
 """Largest number of probable tokens: they are found one after the other. More are left to the reference."""
 
 
-@triton.jit(do_not_specialize=["top"])
+@triton.jit
+def _asked_of(wanted, line, top, with_wanted):
+    """How many of the `top` most probable tokens a row asks for; negative if it asks for nothing."""
+    if with_wanted > 0:
+        top = tl.minimum(top, tl.load(wanted + line))
+    return top
+
+
+@triton.jit(do_not_specialize=["top", "with_wanted"])
 def _describe_parts(
     logits,  # (n, vocab)
     chosen,  # (n,) int64
+    wanted,  # (n,) int32
     tops,  # out (n, parts) float32, the part's maximum
     sums,  # out (n, parts) float32, sum of exp beyond it; NaN if the part has one
     ahead,  # out (n, parts) int32, tokens before the chosen one
     places,  # out (n, parts, top) int64, the part's most probable tokens in order
     vocab,
     top,
+    with_wanted,  # 0: all rows ask for all
     PART: tl.constexpr,
 ):
     line = tl.program_id(0).to(tl.int64)
+    asked = _asked_of(wanted, line, top, with_wanted)
+    if asked < 0:
+        return
     part = tl.program_id(1)
     at = part * PART + tl.arange(0, PART)
     there = at < vocab
@@ -43,16 +56,17 @@ def _describe_parts(
     before = there & ((x > own) | ((x == own) & (at < token)))
     tl.store(ahead + entry, tl.sum(before.to(tl.int32), 0))
     place = tl.where(there, place_of(x, at), NOWHERE)
-    for i in range(top):
+    for i in range(asked):
         best = tl.min(place, 0)
         tl.store(places + entry * top + i, best)
         place = tl.where(place == best, NOWHERE, place)
 
 
-@triton.jit(do_not_specialize=["top", "parts"])
+@triton.jit(do_not_specialize=["top", "parts", "with_wanted"])
 def _merge(
     logits,  # (n, vocab)
     chosen,  # (n,) int64
+    wanted,  # (n,) int32
     tops,  # (n, parts) float32
     sums,  # (n, parts) float32
     ahead,  # (n, parts) int32
@@ -63,9 +77,13 @@ def _merge(
     vocab,
     parts,
     top,
+    with_wanted,
     WIDTH: tl.constexpr,
 ):
     line = tl.program_id(0).to(tl.int64)
+    asked = _asked_of(wanted, line, top, with_wanted)
+    if asked < 0:
+        return
     part = tl.arange(0, WIDTH)
     there = part < parts
     entry = line * parts + part
@@ -81,8 +99,8 @@ def _merge(
     tl.store(ranks + line, before + 1)
     # Each part is in order: the next token is the best of those that head their parts.
     head = tl.zeros([WIDTH], tl.int32)
-    for i in range(top):
-        place = tl.load(places + entry * top + head, mask=there & (head < top), other=NOWHERE)
+    for i in range(asked):
+        place = tl.load(places + entry * top + head, mask=there & (head < asked), other=NOWHERE)
         first = tl.min(place, 0)
         tl.store(ids + out + 1 + i, id_at(first).to(tl.int64))
         tl.store(values + out + 1 + i, logit_at(first) - best - rest)
@@ -90,7 +108,7 @@ def _merge(
 
 
 @provide("triton", token_logprobs, batch_invariant=True)
-def triton_token_logprobs(logits: Tensor, chosen: Tensor, top: int) -> Logprobs:
+def triton_token_logprobs(logits: Tensor, chosen: Tensor, top: int, wanted: Tensor | None = None) -> Logprobs:
     """See `token_logprobs`."""
     count, vocab = logits.shape
     top = min(top, vocab)
@@ -107,8 +125,11 @@ def triton_token_logprobs(logits: Tensor, chosen: Tensor, top: int) -> Logprobs:
         values=torch.empty(count, 1 + top, device=device),
         ranks=torch.empty(count, dtype=torch.int64, device=device),
     )
-    _describe_parts[count, parts](logits, chosen, tops, sums, ahead, places, vocab, top, PART=PART, num_warps=WARPS)
+    # What is not there stays unread.
+    given = (logits, chosen, ahead if wanted is None else wanted)
+    lists, sizes = (tops, sums, ahead, places), {"top": top, "with_wanted": int(wanted is not None)}
+    _describe_parts[count, parts](*given, *lists, vocab, **sizes, PART=PART, num_warps=WARPS)
     outs = (found.ids, found.values, found.ranks)
     width = triton.next_power_of_2(parts)
-    _merge[(count,)](logits, chosen, tops, sums, ahead, places, *outs, vocab, parts, top, WIDTH=width, num_warps=4)
+    _merge[(count,)](*given, *lists, *outs, vocab, parts, **sizes, WIDTH=width, num_warps=4)
     return found
