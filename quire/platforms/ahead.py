@@ -38,7 +38,7 @@ def pays(device: str, kernels: str) -> bool:
     return on_cpu and packs and len(nodes) == 1 and len(nodes[0]) > 1
 
 
-class Room:
+class HugePages:
     """Fresh memory on huge pages: `view` is `size` bytes of zeros that nobody has touched, at `address`."""
 
     def __init__(self, size: int) -> None:
@@ -59,24 +59,24 @@ class Ahead:
     """Memory of this process that is being cleared; used by one thread."""
 
     def __init__(self) -> None:
-        self._room: Room | None = None
+        self._pages: HugePages | None = None
         self._given = 0
         self._stop = threading.Event()
 
     @contextlib.contextmanager
     def clearing(self, size: int) -> Iterator[None]:
-        """Within the block a thread clears up to `size` bytes, for `take`; none if the system grants no so large room.
+        """Within the block a thread clears up to `size` bytes, for `take`; none if the system grants none so large.
 
         A block that fails leaves nothing behind.
         """
         self.drop()
         with contextlib.suppress(OSError):
-            self._room = Room(size) if size else None
-        if self._room is None:
+            self._pages = HugePages(size) if size else None
+        if self._pages is None:
             yield
             return
         self._stop.clear()
-        thread = threading.Thread(target=self._touch, args=(self._room.address, size), daemon=True, name="ahead")
+        thread = threading.Thread(target=self._touch, args=(self._pages.address, size), daemon=True, name="ahead")
         thread.start()
         try:
             try:
@@ -91,16 +91,16 @@ class Ahead:
     def take(self, size: int) -> memoryview:
         """`size` bytes of zeros from the start of a page on, for the caller alone; cleared already if possible."""
         first = self._given
-        if self._room is None or first + size > len(self._room.view):
-            return Room(size).view
+        if self._pages is None or first + size > len(self._pages.view):
+            return HugePages(size).view
         self._given += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        return self._room.view[first : first + size]
+        return self._pages.view[first : first + size]
 
     def drop(self) -> None:
         """Give back what nobody took."""
-        if self._room is not None:
-            self._room.empty(self._given)
-        self._room, self._given = None, 0
+        if self._pages is not None:
+            self._pages.empty(self._given)
+        self._pages, self._given = None, 0
 
     def _touch(self, address: int, size: int) -> None:
         for first in range(0, size, PIECE):

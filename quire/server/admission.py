@@ -19,7 +19,7 @@ MEMORY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Limits:
     """What may be open at a time: sequences, and tokens of their prompts."""
 
     sequences: int
@@ -30,7 +30,7 @@ class Admission:
     """Counts what is open and refuses more than may wait.
 
     Args:
-        room: of all callers together.
+        limits: for all callers together.
         clock: seconds; never goes back.
 
     Attributes:
@@ -38,8 +38,8 @@ class Admission:
         draining: set when the server stops; nobody enters any more.
     """
 
-    def __init__(self, room: Room, clock: Callable[[], float] = monotonic) -> None:
-        self._room = room
+    def __init__(self, limits: Limits, clock: Callable[[], float] = monotonic) -> None:
+        self._limits = limits
         self._clock = clock
         self._sequences: Counter[str] = Counter()
         self._tokens: Counter[str] = Counter()
@@ -53,9 +53,9 @@ class Admission:
         if self.draining:
             raise unavailable("The server is shutting down.", "shutting_down", 10)
         callers = len(self._sequences) + (caller not in self._sequences)
-        if self._sequences[caller] >= self._room.sequences / callers:
+        if self._sequences[caller] >= self._limits.sequences / callers:
             raise self._full("requests")
-        if self._tokens[caller] >= self._room.tokens / callers:
+        if self._tokens[caller] >= self._limits.tokens / callers:
             raise self._full("tokens")
 
     @contextmanager

@@ -22,7 +22,7 @@ from quire.config.fields import ServerConfig
 from quire.messages.pooling import GENERATE
 from quire.messages.validate_pooling import check_task
 from quire.server import ops
-from quire.server.admission import Admission, Room
+from quire.server.admission import Admission, Limits
 from quire.server.anthropic import messages
 from quire.server.anthropic.errors import refuse
 from quire.server.anthropic.schema import CountRequest, MessagesRequest
@@ -143,7 +143,7 @@ def create_app(
     peers = peers or Alone()
     # Each front end has its share: none of them knows what the others hold.
     sequences = engine.facts.max_num_seqs + config.max_queued_requests
-    room = Room(-(-sequences // peers.count), -(-config.max_queued_tokens // peers.count))
+    limits = Limits(-(-sequences // peers.count), -(-config.max_queued_tokens // peers.count))
     app = Starlette(
         routes=[Route(route.path, route.endpoint, methods=[route.method]) for route in ROUTES],
         middleware=_middleware(config, metrics),
@@ -156,7 +156,7 @@ def create_app(
         engine=engine,
         config=config,
         metrics=metrics,
-        admission=Admission(room),
+        admission=Admission(limits),
         template=template,
         texts=Texts(run_texts or in_threads(Desk(engine.tokenizer, template)), engine.tokenizer),
         model_name=name,

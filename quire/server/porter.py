@@ -45,7 +45,7 @@ class Porter:
         self._root = root.rstrip("/")
         self._tls = tls
         self._servers: dict[int, asyncio.Server] = {}
-        self._answering, self._parting = Room(PATIENCE_S), Room(LINGER_S)
+        self._answering, self._parting = Places(PATIENCE_S), Places(LINGER_S)
 
     async def open(self, listeners: list[socket.socket]) -> None:
         """Begin to answer; the sockets remain their owner's."""
@@ -105,7 +105,7 @@ class Porter:
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-class Room:
+class Places:
     """Places for connections, each for some seconds."""
 
     def __init__(self, seconds: float) -> None:

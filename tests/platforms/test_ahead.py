@@ -66,7 +66,7 @@ def test_what_is_taken_is_zero_begins_a_page_and_is_nobody_elses() -> None:
 def test_nothing_is_cleared_where_nothing_is_wanted() -> None:
     store = Ahead()
     with store.clearing(0):
-        assert store._room is None
+        assert store._pages is None
         assert len(store.take(HUGE_PAGE)) == HUGE_PAGE
     store.drop()
 
@@ -78,7 +78,7 @@ def test_a_block_that_fails_leaves_nothing_behind() -> None:
         wait_for(before + size // 2)
         raise InterruptedError
     assert resident_bytes() - before < size // 2
-    assert store._room is None
+    assert store._pages is None
 
 
 def test_nothing_is_cleared_where_the_system_grants_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ def test_nothing_is_cleared_where_the_system_grants_no_room(monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(mmap, "mmap", mock.Mock(side_effect=OSError(errno.ENOMEM, "no memory")))
         with store.clearing(PIECE):
-            assert store._room is None
+            assert store._pages is None
     assert len(store.take(HUGE_PAGE)) == HUGE_PAGE
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quire.server.admission import Admission, Room
+from quire.server.admission import Admission, Limits
 from quire.server.errors import ApiError
 
 pytestmark = pytest.mark.plain
@@ -26,7 +26,7 @@ def refused(admission: Admission, caller: str = "") -> ApiError | None:
 
 
 def test_one_caller_may_take_everything_and_no_more() -> None:
-    admission = Admission(Room(4, 1000))
+    admission = Admission(Limits(4, 1000))
     with admission.enter(3, 10, "a"), admission.enter(1, 10, "a"):
         assert admission.open == 4
         error = refused(admission, "a")
@@ -35,14 +35,14 @@ def test_one_caller_may_take_everything_and_no_more() -> None:
 
 
 def test_tokens_are_bounded_too() -> None:
-    admission = Admission(Room(100, 1000))
+    admission = Admission(Limits(100, 1000))
     with admission.enter(1, 1000, "a"):
         error = refused(admission, "a")
         assert error is not None and "tokens" in error.message
 
 
 def test_a_flood_leaves_room_for_others() -> None:
-    admission = Admission(Room(8, 1000))
+    admission = Admission(Limits(8, 1000))
     with admission.enter(8, 8, "flood"):
         assert refused(admission, "flood") is not None
         assert refused(admission, "other") is None
@@ -51,7 +51,7 @@ def test_a_flood_leaves_room_for_others() -> None:
 
 
 def test_nobody_enters_a_server_that_stops() -> None:
-    admission = Admission(Room(8, 1000))
+    admission = Admission(Limits(8, 1000))
     admission.draining = True
     error = refused(admission)
     assert error is not None and (error.code, error.headers["Retry-After"]) == ("shutting_down", "10")
@@ -60,7 +60,7 @@ def test_nobody_enters_a_server_that_stops() -> None:
 @pytest.mark.parametrize(("seconds_each", "least", "most"), [(0.01, 1, 2), (30.0, 30, 60)])
 def test_the_hint_follows_the_pace(seconds_each: float, least: int, most: int) -> None:
     clock = Clock()
-    admission = Admission(Room(64, 10**6), clock)
+    admission = Admission(Limits(64, 10**6), clock)
     for _ in range(50):
         with admission.enter(4):
             clock.now += seconds_each
@@ -72,7 +72,7 @@ def test_the_hint_follows_the_pace(seconds_each: float, least: int, most: int) -
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 3), st.booleans()), max_size=60))
 def test_what_is_open_stays_bounded(plays: list[tuple[str, int, bool]]) -> None:
-    admission = Admission(Room(6, 10**9))
+    admission = Admission(Limits(6, 10**9))
     held = []
     for caller, sequences, leave in plays:
         if leave and held:
