@@ -71,7 +71,8 @@ class GenerationSteps:
         if self.sampler is not None:
             for row in plan.released:
                 self.sampler.end(row)
-            self.sampler.begin(*plan.new)
+            if plan.new:
+                self.sampler.begin(*plan.new)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> InFlight:
@@ -100,7 +101,6 @@ class GenerationSteps:
             draw = partial(self.passes.sample, rows, self._order, hidden)
         return self._drawn(InFlight(plan.step, rows, sampler=self.sampler), draw)
 
-    @torch.inference_mode()
     def _play(self, sampler: Sampler, way: Way, rows: list[int]) -> Samples:
         """Tokens of the rows that `graphs.forward` was called for last."""
         errors: dict[int, str] = {}
@@ -149,5 +149,5 @@ class GenerationSteps:
         if before is None or before.settled or sampler is None or not sampler.follow(step.rows, before.rows):
             step.samples = draw()
         else:
-            step.follow(before, draw)
+            step.follow(before, torch.inference_mode()(draw))
         return step

@@ -102,7 +102,6 @@ class Passes:
         logits = self.model.logits(hidden)
         return self._enter(order, self._sampler.draw_edited(logits, order, self._rows.tokens, self._rows.known))
 
-    @torch.inference_mode()
     def sample(self, rows: list[int], device_rows: Tensor, hidden: Tensor) -> Samples | None:
         """A token of each row by the sampler, entered into the rows. What came of it, on the rank that samples."""
         logits = self.model.logits(hidden)

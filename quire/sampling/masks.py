@@ -66,7 +66,7 @@ class Masks:
             rows: those whose masks will be read; without a grammar they keep all tokens.
             errors: gets a sentence for each row whose grammar has no way on.
         """
-        bound = [row for row in rows if row in self._matchers]
+        bound = [row for row in rows if row in self._matchers] if self._matchers else []
         if not bound:
             return
         buffer = self._made()
