@@ -19,7 +19,7 @@ from quire.runner.memory import Memory
 from quire.runner.pooler import PooledStep, Pooler
 from quire.runner.rows import Rows
 from quire.runner.upload import upload
-from quire.runner.warm import run_once
+from quire.runner.warm import run_once, side_by_side
 
 
 class PoolingSteps:
@@ -123,6 +123,7 @@ class PoolingWarmUp:
         """Texts of all sizes."""
         for tokens in self._spec.warm_tokens:
             self._run([min(tokens, self._layout.max_model_len)])
+        self._run(side_by_side(self._spec))
         self.run_largest()
 
     def rehearse(self) -> None:

@@ -84,6 +84,11 @@ def largest_step(spec: RunSpec, layout: Layout) -> StepPlan:
     return plan
 
 
+def side_by_side(spec: RunSpec) -> list[int]:
+    """Tokens of as many prompts as a step can have; some kernels go about many of them in another way."""
+    return [2] * min(spec.max_num_seqs, spec.max_num_batched_tokens // 2)
+
+
 class Launched(Protocol):
     """A step under way."""
 
@@ -175,6 +180,7 @@ class GenerationWarmUp:
                 self._run([1] * count, params)
         for count in counts:
             self._run([1] * (count - 1) + [min(budget - count, most, MANY)], DRAWS[0])
+        self._run(side_by_side(self._spec), DRAWS[0])
 
     @torch.inference_mode()
     def rehearse(self) -> None:

@@ -43,7 +43,7 @@ CONFIGS = {
         "attention_multiplier": 0.1,
     },
 }
-STEPS = [[1] * 33, [300], [1, 1, 70, 200, 3], [64, 128, 65]]
+STEPS = [[1] * 33, [300], [1, 1, 70, 200, 3], [64, 128, 65], [70] * 24]
 
 
 def cases(dtype, keys=128, values=128):

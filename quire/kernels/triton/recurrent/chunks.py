@@ -72,6 +72,11 @@ def block_of(size: int) -> int:
     return max(16, int(triton.next_power_of_2(size)))
 
 
+def beside(step: StepInputs) -> int:
+    """How many sequences a step walks through side by side: as many as it would have of its longest."""
+    return max(1, len(step.token_ids) // max(1, step.max_query))
+
+
 @cache
 def stages_for(turn_bytes: int, most: int, device: torch.device) -> int:
     """How deep a loop that loads so many bytes a turn is pipelined, so that it fits in shared memory."""

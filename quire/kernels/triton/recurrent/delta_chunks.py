@@ -15,8 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import device_of
 from quire.kernels.triton.recurrent.chunks import (
     CHUNK,
+    beside,
     block_of,
     chunks_of,
     left_of,
@@ -39,10 +41,12 @@ what its key is multiplied with where it writes, and its query where it reads.""
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Warps of a block of `_solve`; values of a head that a block of `_walk` takes, its warps, its stages at most."""
+    """Warps of a block of `_solve`; values of a head that a block of `_walk` takes, where all of these run at once and
+    where they do not; its warps, its stages at most."""
 
     solve_warps: int = 4
     walk: int = 32
+    wide: int = 64
     walk_warps: int = 4
     walk_stages: int = 3
 
@@ -238,7 +242,7 @@ def by_chunks(inputs: tuple[Tensor, ...], pages: StatePages, out: Tensor, step: 
         _precision(qkv),
         num_warps=TILES.solve_warps,
     )
-    block = min(TILES.walk, block_of(value))
+    block = _width(value, beside(step) * heads, qkv)
     turn = CHUNK * (2 * block_of(key) + block + 2 * CHUNK) * qkv.itemsize
     _walk[(sequences, heads, triton.cdiv(value, block))](
         qkv,
@@ -260,6 +264,18 @@ def by_chunks(inputs: tuple[Tensor, ...], pages: StatePages, out: Tensor, step: 
         num_warps=TILES.walk_warps,
         num_stages=stages_for(turn, TILES.walk_stages, qkv.device),
     )
+
+
+def _width(value: int, heads: int, x: Tensor) -> int:
+    """Values of a head that a block of `_walk` takes, where so many heads go side by side.
+
+    Narrow blocks are faster while all of them run at once. Wide ones suit Hopper's matrix units, with 2 bytes a number.
+    """
+    device = device_of(x.device)
+    waits = heads * triton.cdiv(value, TILES.walk) > device.processors
+    if waits and device.dependent and x.itemsize == 2 and value % TILES.wide == 0:
+        return TILES.wide
+    return min(TILES.walk, block_of(value))
 
 
 def _precision(x: Tensor) -> str:

@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import device_of
 from quire.kernels.triton.recurrent.chunks import (
     CHUNK,
+    beside,
     block_of,
     chunks_of,
     left_of,
@@ -36,13 +38,17 @@ HEADS = 16
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Values of a head that one block takes, and its warps: in steps of one token, and in `_walk`; stages at most."""
+    """Values of a head that one block takes, and its warps: in steps of one token, and in `_walk`.
+
+    Stages of the latter at most: where a block has a multiprocessor to itself, and where two share one.
+    """
 
     one: int = 32
     one_warps: int = 4
     walk: int = 64
     walk_warps: int = 4
     walk_stages: int = 3
+    shared_stages: int = 2
 
 
 TILES = Tiles()
@@ -254,8 +260,9 @@ def _by_chunks(
         num_warps=4,
     )
     block = min(TILES.walk, block_of(spec.head_dim))
-    turn = CHUNK * (2 * block_of(spec.state) + block) * xbc.itemsize
-    _walk[(sequences, heads, triton.cdiv(spec.head_dim, block))](
+    blocks, turn = triton.cdiv(spec.head_dim, block), CHUNK * (2 * block_of(spec.state) + block) * xbc.itemsize
+    shared = block == TILES.walk and beside(step) * heads * blocks > device_of(xbc.device).processors
+    _walk[(sequences, heads, blocks)](
         xbc,
         weights.skip,
         pages.state,
@@ -271,5 +278,5 @@ def _by_chunks(
         block,
         CHUNK,
         num_warps=TILES.walk_warps,
-        num_stages=stages_for(turn, TILES.walk_stages, xbc.device),
+        num_stages=stages_for(turn, TILES.shared_stages if shared else TILES.walk_stages, xbc.device),
     )
