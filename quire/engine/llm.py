@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 import msgspec
 
+from quire.base.collector import what_lives_spared
 from quire.base.errors import ConfigError, EngineDeadError, EngineError
 from quire.base.registry import load
 from quire.config.sources import engine_config
@@ -78,6 +79,7 @@ class LLM(PoolingCalls):
         """What is used where no SamplingParams are given: the checkpoint's generation_config.json."""
         return self._front.default_params()
 
+    @what_lives_spared()
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -102,6 +104,7 @@ class LLM(PoolingCalls):
         params = self._params_for(listed, sampling_params)
         return self._finish(self._submit(listed, params, priority or [0] * len(listed)), use_tqdm)
 
+    @what_lives_spared()
     def _pool(
         self, prompts: Sequence[Prompt | PairPrompt], params: PoolingParams, use_tqdm: bool
     ) -> list[RequestOutput]:

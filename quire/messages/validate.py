@@ -6,7 +6,7 @@ nothing of HTTP, text or devices.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, NoReturn
 
@@ -122,7 +122,9 @@ def make_request(
         params=msgspec.structs.replace(params, max_tokens=max_tokens, top_k=_top_k(params.top_k, facts.vocab_size)),
         eos_token_ids=list(front.eos_token_ids),
         bad_words_ids=_bad_words_ids(params.bad_words or [], front.encode, facts.vocab_size),
-        **asdict(scheduling),
+        priority=scheduling.priority,
+        cache_salt=scheduling.cache_salt,
+        owner=scheduling.owner,
     )
 
 

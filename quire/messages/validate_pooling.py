@@ -4,7 +4,6 @@ As in `validate.py`, `LLM` and the server both come through here.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from quire.base.errors import RequestError
 from quire.checkpoint.pooling import PoolerFacts
@@ -69,7 +68,15 @@ def make_pooling_request(
         second=len(prompt) if second is None else min(second, len(prompt)),
         seen=len(prompt) if pooler.late is None else pooler.late.seen_of(prompt),
     )
-    return Request(id=id, token_ids=prompt, params=SAMPLING, pooling=pooling, **asdict(scheduling))
+    return Request(
+        id=id,
+        token_ids=prompt,
+        params=SAMPLING,
+        pooling=pooling,
+        priority=scheduling.priority,
+        cache_salt=scheduling.cache_salt,
+        owner=scheduling.owner,
+    )
 
 
 def _task(params: PoolingParams, facts: EngineFacts) -> PoolingTask:

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from quire.base.collector import collector_paused
+from quire.base.collector import collector_paused, what_lives_spared
 
 pytestmark = pytest.mark.plain
 
@@ -22,3 +22,20 @@ def test_it_is_held_and_left_as_it_was(running: bool) -> None:
         assert gc.isenabled() is running
     finally:
         (gc.enable if before else gc.disable)()
+
+
+@pytest.mark.parametrize("frozen_before", [True, False])
+def test_what_lived_before_is_not_looked_at(frozen_before: bool) -> None:
+    older: list[object] = []
+    older.append(older)
+    try:
+        if frozen_before:
+            gc.freeze()
+        with pytest.raises(KeyError), what_lives_spared():
+            younger: list[object] = []
+            looked_at = {id(one) for one in gc.get_objects()}
+            assert id(younger) in looked_at and id(older) not in looked_at
+            raise KeyError
+        assert bool(gc.get_freeze_count()) is frozen_before
+    finally:
+        gc.unfreeze()
