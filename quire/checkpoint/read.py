@@ -14,7 +14,7 @@ from quire.base.errors import CheckpointError
 from quire.checkpoint.defaults import completed
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.pooling import PoolerFacts, Runner, is_encoder, pooler_facts, position_offset
-from quire.checkpoint.rope import KINDS, is_per_layer, rope_facts, rope_kind
+from quire.checkpoint.rope import KINDS, is_per_layer, one_spelling, rope_facts, rope_kind
 from quire.checkpoint.sentences import Method
 
 Config = TypeVar("Config", bound=msgspec.Struct)
@@ -44,7 +44,7 @@ def read_facts(
     type.
     """
     folder = Path(path)
-    config = completed(text_part(overridden(_read_json(folder / "config.json"), overrides or {})))
+    config = completed(one_spelling(text_part(overridden(_read_json(folder / "config.json"), overrides or {}))))
     generation = _read_json(folder / "generation_config.json", required=False)
     core = typed(config, _Core, str(folder / "config.json"))
     for field, value in (("vocab_size", core.vocab_size), ("max_position_embeddings", core.max_position_embeddings)):

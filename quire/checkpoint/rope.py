@@ -13,6 +13,8 @@ from quire.base.errors import CheckpointError
 
 KINDS = ("default", "linear", "dynamic", "ntk", "llama3", "yarn", "longrope")
 OLD_NAMES = {"su": "longrope"}
+OUTSIDE = ("rope_theta", "partial_rotary_factor")
+"""What old configs keep outside of `rope_scaling`."""
 
 
 class RopeFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +72,21 @@ def rope_facts(config: dict[str, Any], layer_type: str = "full_attention") -> Ro
     return facts
 
 
+def one_spelling(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` without `rope_scaling` beside `rope_parameters`, in whose place it counts: it is what people override.
+
+    What it does not name of OUTSIDE stays as it was, which transformers would forget.
+    """
+    inner, scaling = config.get("rope_parameters"), config.get("rope_scaling")
+    if not (isinstance(inner, dict) and isinstance(scaling, dict) and inner and scaling):
+        return config
+    whole = inner.get("full_attention")
+    old = whole if isinstance(whole, dict) else inner
+    new = {**{key: old[key] for key in OUTSIDE if key in old}, **scaling}
+    rest = {key: value for key, value in config.items() if key != "rope_scaling"}
+    return {**rest, "rope_parameters": new if old is inner else {**inner, "full_attention": new}}
+
+
 def rope_kind(config: dict[str, Any]) -> str:
     """How frequencies are stretched, as the config calls it: one of KINDS, or a name that only others understand."""
     return _kind(_spelled(config, "full_attention"))
@@ -90,9 +107,9 @@ def is_per_layer(config: dict[str, Any]) -> bool:
 
 def _spelled(config: dict[str, Any], layer_type: str) -> dict[str, Any]:
     """The parameters as one dict, whichever way they are written; a field outside the dict yields to one inside."""
-    inner, scaling = (config.get(name) or {} for name in ("rope_parameters", "rope_scaling"))
-    if not isinstance(inner, dict) or not isinstance(scaling, dict):
-        raise CheckpointError(f"config.json: rope_parameters must be an object, not {inner or scaling!r}")
+    inner = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(inner, dict):
+        raise CheckpointError(f"config.json: rope_parameters must be an object, not {inner!r}")
     nested = [key for key, value in inner.items() if isinstance(value, dict)]
     local = config.get("rope_local_base_freq")
     if nested:
@@ -101,12 +118,10 @@ def _spelled(config: dict[str, Any], layer_type: str) -> dict[str, Any]:
         inner = inner[layer_type]
     elif local is not None and layer_type == "sliding_attention":
         inner = {"rope_theta": local}
-    # Of both spellings the older one counts, as in transformers: it is the one that people override.
-    is_local = layer_type == "sliding_attention" and (bool(nested) or local is not None)
-    values = dict(inner if is_local or not scaling else scaling)
-    for key in ("rope_theta", "partial_rotary_factor"):
+    values = dict(inner)
+    for key in OUTSIDE:
         if values.get(key) is None:
-            values[key] = inner.get(key) or config.get(key)
+            values[key] = config.get(key)
     # Phi-3 keeps the original context outside the dict, and then that one counts.
     outer = config.get("original_max_position_embeddings")
     values["original_context"] = outer or values.pop("original_max_position_embeddings", None)

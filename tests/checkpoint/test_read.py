@@ -148,16 +148,18 @@ class Sizes(msgspec.Struct):
     width: int
 
 
-def test_the_older_spelling_of_rope_counts_beside_the_newer_one() -> None:
-    """So `hf_overrides` of rope_scaling reach checkpoints that were written with rope_parameters."""
-    newer = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "partial_rotary_factor": 0.5}
+def test_rope_scaling_counts_beside_rope_parameters(tmp_path: Path) -> None:
+    """So overrides of the one reach checkpoints that were written with the other."""
     older = {"type": "linear", "factor": 4.0}
-    assert rope_facts({"rope_parameters": newer, "rope_scaling": older}) == rope_facts(
-        {"rope_scaling": older, "rope_theta": 5e5, "partial_rotary_factor": 0.5}
-    )
+    newer = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "partial_rotary_factor": 0.5}
     layers = {name: {"rope_type": "default", "rope_theta": 1e4} for name in ("full_attention", "sliding_attention")}
-    config = {"rope_parameters": layers, "rope_scaling": older}
-    assert [rope_facts(config, name).kind for name in layers] == ["linear", "default"]
+    for written, read in (
+        (newer, {**older, "rope_theta": 5e5, "partial_rotary_factor": 0.5}),
+        (layers, {**layers, "full_attention": {**older, "rope_theta": 1e4}}),
+    ):
+        path = write_config(tmp_path, rope_parameters=written)
+        config = read_facts("x", path, overrides={"rope_scaling": older}).config
+        assert "rope_scaling" not in config and config["rope_parameters"] == read
 
 
 def test_a_typed_config_names_source_and_field() -> None:

@@ -1,5 +1,6 @@
 """config.json as transformers wants it, and what in it cannot be served: found before any memory is taken."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ class Sizes(msgspec.Struct, frozen=True):
 def read_config(facts: ModelFacts, trust_remote_code: bool) -> Any:
     """The config as transformers wants it. Raises CheckpointError for one that cannot be served."""
     source = f"{facts.path}/config.json"
-    fields = {key: value for key, value in facts.config.items() if key not in OURS}
+    # The library writes into what it is given.
+    fields = deepcopy({key: value for key, value in facts.config.items() if key not in OURS})
     remote = "auto_map" in facts.config and facts.model_type not in transformers.CONFIG_MAPPING
     if remote and not trust_remote_code:
         raise CheckpointError(
