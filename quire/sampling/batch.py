@@ -5,6 +5,7 @@ Pure host knowledge, made once per composition of a batch and kept while it does
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,62 +56,65 @@ class Slice:
     groups: tuple[Group, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch, planned.
+    """A batch, planned. What is not asked for is not worked out: a recorded draw needs none of what lies on the device.
 
     Attributes:
-        rows: the composition that this was made for.
-        groups: rows that draw at random from logits as they are; rows neither here nor edited are greedy.
-        edited: rows whose logits are edited.
+        rows: the composition that this is made for.
         asked: rows that want log-probabilities, if any do.
-        reported: the same in slices, lines on the device, (m,) int64; None for the whole batch.
-        counted: whether penalty counts of any row grow with its token.
         way: the shortest way to draw for all of them that can be recorded; None if there is none.
+
+    Args:
+        rows: see above.
+        hosts: what is known of each of them.
+        vocab: width of the logits.
+        device: where these come from.
     """
 
-    rows: list[int]
-    groups: tuple[Group, ...]
-    edited: tuple[Slice, ...]
-    asked: Asked | None
-    reported: tuple[Tensor | None, ...]
-    counted: bool
-    way: Way | None
+    def __init__(self, rows: list[int], hosts: list[HostRow], vocab: int, device: torch.device) -> None:
+        self.rows = list(rows)
+        self._hosts = hosts
+        self._size = slice_rows(vocab)
+        self._device = device
+        self._asking = [i for i, h in enumerate(hosts) if h.logprobs is not None]
+        self.asked = Asked(self._asking, [hosts[i].logprobs or 0 for i in self._asking]) if self._asking else None
+        self.way = self._find_way()
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Rows that draw at random from logits as they are; rows neither here nor edited are greedy."""
+        # Rows that only draw do not pay for those whose logits are edited.
+        drawn = [(i, h) for i, h in enumerate(self._hosts) if not h.edited]
+        return _groups(drawn, len(self._hosts), self._size, self._device)
+
+    @cached_property
+    def edited(self) -> tuple[Slice, ...]:
+        """Rows whose logits are edited."""
+        lines = [i for i, h in enumerate(self._hosts) if h.edited]
+        return tuple(_make_slice(part, self._hosts, self._device) for part in _cut(lines, self._size))
+
+    @cached_property
+    def reported(self) -> tuple[Tensor | None, ...]:
+        """Rows of `asked` in slices, lines on the device, (m,) int64; None for the whole batch."""
+        return tuple(_on(part, len(self._hosts), self._device) for part in _cut(self._asking, self._size))
+
+    @property
+    def counted(self) -> bool:
+        """Whether penalty counts of any row grow with its token."""
+        return any(part.features & PENALTIES for part in self.edited)
+
+    def _find_way(self) -> Way | None:
+        if any(h.processors for h in self._hosts) or (self.asked and self.asked.top > RECORDED_TOP):
+            return None
+        if self.asked or any(h.edited for h in self._hosts):
+            return Way.EDITED
+        return Way.GREEDY if all(h.kind is None for h in self._hosts) else Way.RANDOM
 
 
 def slice_rows(vocab: int) -> int:
     """Rows of a slice: many at a time, so that kernels which were compiled for one slice fit where the next begins."""
     rows = max(1, min(SLICE_ROWS, SLICE_ENTRIES // vocab))
     return rows - rows % ALIGNED_ROWS or rows
-
-
-def make(rows: list[int], hosts: list[HostRow], vocab: int, device: torch.device) -> Batch:
-    """Plan a batch. hosts: what is known of each of `rows`."""
-    size = slice_rows(vocab)
-    edited = [i for i, h in enumerate(hosts) if h.edited]
-    reported = [i for i, h in enumerate(hosts) if h.logprobs is not None]
-    asked = Asked(reported, [hosts[i].logprobs or 0 for i in reported]) if reported else None
-    # Rows that only draw do not pay for those whose logits are edited.
-    drawn = [(i, h) for i, h in enumerate(hosts) if not h.edited]
-    groups = _groups(drawn, len(hosts), size, device)
-    slices = tuple(_make_slice(part, hosts, device) for part in _cut(edited, size))
-    return Batch(
-        rows=list(rows),
-        groups=groups,
-        edited=slices,
-        asked=asked,
-        reported=tuple(_on(part, len(hosts), device) for part in _cut(reported, size)),
-        counted=any(part.features & PENALTIES for part in slices),
-        way=_way(groups, slices, asked),
-    )
-
-
-def _way(groups: tuple[Group, ...], edited: tuple[Slice, ...], asked: Asked | None) -> Way | None:
-    if any(Feature.CALLABLES in part.features for part in edited) or (asked and asked.top > RECORDED_TOP):
-        return None
-    if edited or asked:
-        return Way.EDITED
-    return Way.RANDOM if groups else Way.GREEDY
 
 
 def _cut(lines: list[int], size: int) -> list[list[int]]:

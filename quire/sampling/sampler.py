@@ -54,7 +54,7 @@ class Sampler:
         self._state = RowState(max_rows, vocab_size, device)
         self._masks = Masks(max_rows, vocab_size, device, GrammarStore() if grammars is None else grammars)
         self.kernels = Kernels() if kernels is None else kernels
-        self._batch = Batch([], (), (), None, (), False, Way.GREEDY)
+        self._batch = Batch([], [], vocab_size, device)
         self._lasting = EditTables()
         self._generation = -1
 
@@ -158,7 +158,7 @@ class Sampler:
     def _plan(self, rows: list[int]) -> Batch:
         """The plan of this composition of rows; made anew only when it or a row has changed."""
         if self._generation != self._state.generation or self._batch.rows != rows:
-            self._batch = batches.make(rows, [self._host(row) for row in rows], self.vocab, self.device)
+            self._batch = Batch(rows, [self._host(row) for row in rows], self.vocab, self.device)
             self._generation = self._state.generation
         return self._batch
 
