@@ -5,6 +5,7 @@ import os
 import random
 import signal
 
+import psutil
 import pytest
 
 from quire import AsyncLLM, SamplingParams
@@ -22,14 +23,23 @@ def toy(tmp_path_factory):
     return make_toy(tmp_path_factory.mktemp("toy"))
 
 
+async def bounded(scenario):
+    """A hang is a failure."""
+    async with asyncio.timeout(HANG_S):
+        return await scenario()
+
+
 def run(scenario):
-    """Run a scenario with a bound, so that a hang is a failure."""
+    return asyncio.run(bounded(scenario))
 
-    async def bounded():
-        async with asyncio.timeout(HANG_S):
-            return await scenario()
 
-    return asyncio.run(bounded())
+@pytest.fixture(scope="module")
+def served(toy):
+    """An engine that tests leave as they found it, and what runs a scenario beside it."""
+    with asyncio.Runner() as runner:
+        engine = runner.run(start(toy, max_num_seqs=16))
+        yield engine, lambda scenario: runner.run(bounded(scenario))
+        runner.run(engine.close())
 
 
 def start(folder, **settings):
@@ -52,9 +62,10 @@ async def settled(engine):
         await asyncio.sleep(0.02)
 
 
-def test_streams_cancels_and_refusals_leave_nothing_behind(toy):
+def test_streams_cancels_and_refusals_leave_nothing_behind(served):
+    engine, run_beside = served
+
     async def scenario():
-        engine = await start(toy, max_num_seqs=16)
         rng = random.Random(0)
         prompts = [[rng.randrange(400) for _ in range(rng.randint(1, 80))] for _ in range(64)]
 
@@ -74,14 +85,14 @@ def test_streams_cancels_and_refusals_leave_nothing_behind(toy):
             await tokens_of(engine, [-1], 4)
         await settled(engine)
         assert engine.unfinished == 0
-        await engine.close()
 
-    run(scenario)
+    run_beside(scenario)
 
 
-def test_abort_tells_the_one_who_iterates(toy):
+def test_abort_tells_the_one_who_iterates(served):
+    engine, run_beside = served
+
     async def scenario():
-        engine = await start(toy)
         outputs = []
 
         async def iterate():
@@ -96,9 +107,8 @@ def test_abort_tells_the_one_who_iterates(toy):
         assert outputs[-1].finished
         assert outputs[-1].outputs[0].finish_reason == "abort"
         await settled(engine)
-        await engine.close()
 
-    run(scenario)
+    run_beside(scenario)
 
 
 def test_death_of_the_core_is_an_error_and_not_a_hang(toy):
@@ -132,18 +142,15 @@ def test_a_core_that_cannot_start_says_why(toy, tmp_path):
         run(missing)
 
 
-def test_an_idle_core_costs_no_cpu(toy):
-    async def scenario():
-        import psutil
+def test_an_idle_core_costs_no_cpu(served):
+    engine, run_beside = served
 
-        engine = await start(toy)
+    async def scenario():
         await tokens_of(engine, [1, 2], 5)
         await settled(engine)
         core = psutil.Process(engine.pid)
         before = sum(core.cpu_times()[:2])
         await asyncio.sleep(3)
-        used = sum(core.cpu_times()[:2]) - before
-        await engine.close()
-        return used
+        return sum(core.cpu_times()[:2]) - before
 
-    assert run(scenario) < 0.03, "more than 1 % of a core"
+    assert run_beside(scenario) < 0.03, "more than 1 % of a core"

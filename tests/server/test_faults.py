@@ -224,8 +224,8 @@ def all_die(family: Family) -> None:
     everybody = family.all()
     assert len(everybody) == 2 + 3 * len(family.fronts), "supervisor, core, front ends with two text workers each"
     addresses = {line.laddr for line in family.core.net_connections("unix") if "/quire-" in line.laddr}
-    folder = Path(min(addresses)).parent
-    assert folder.is_dir()
+    folder = Path(min(addresses)).parents[1]
+    assert [one.name for one in folder.iterdir()] == [Path(min(addresses)).parent.name], "other cores left nothing"
     family.process.kill()
     assert until(lambda: gone(everybody)) < 5
     assert not folder.exists()
