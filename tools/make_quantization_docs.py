@@ -80,6 +80,7 @@ FORMS = {
     "int8, a scale a row": Form("int8", None),
     "int4, groups of 32 to 256": Form("uint4b8", 128),
     "int4 with zero points": Form("uint4", 128, "float16", zeros=True),
+    "int4 with shifts (q4_k, torchao's Int4Tensor)": Form("uint4", 32, shifted=True),
     "int4 in order of activation": Form("uint4b8", 128, "float16", ordered=True),
     "int2, int3, int5 to int7": Form("uint3b4", 128, "float16"),
     "fp8, a scale a row or matrix": Form("fp8_e4m3", None),
@@ -114,10 +115,16 @@ biases and choice: tokens are sorted by expert, and weights become values on the
 Codes of types that kernels do not read are stored as those of one that has the same values (int2 and int3 as 4 bits,
 int5 to int7 and fp6 as 8), and take the memory of that: on GPUs int3 in groups of 128 is 0.258 of bfloat16, as int4 is,
 and not 0.195 as below. nf4 and bitsandbytes' fp4 are looked up in a register, for 8 instructions a weight of one row
-where int4 takes 2; not where activations are float32, since what is looked up is float16. What no kernel reads (ggml's
-k-quants, torchao's Int4Tensor; an order of activation where ranks cut the inputs, and of experts) becomes values by
-tiles in every product, also in recorded steps: every token is as dear as reading the weights several times. Experts in
-such forms cannot be recorded, either.
+where int4 takes 2; not where activations are float32, since what is looked up is float16.
+
+ggml's k-quants, q4_1 and q5_1 become codes with a float32 scale, and a shift, for 16 or 32 inputs as they are loaded on
+GPUs: the same values to the bit, in 6 bits a weight where the file has 3.4 (q3_k), 4.5 (q4_k) or 5 (q4_1), and in 10
+where it has 5.5 to 6.6. What shifts add is a product of its own, of each group's sum of activations. On CPUs all stay
+in ggml's blocks.
+
+What no kernel reads becomes values by tiles in every product, also in recorded steps, so that every token is as dear as
+reading the weights several times: q2_k; what ranks cut in the middle of a group or block, or in an order of activation;
+experts with shifts or in an order of activation, which cannot be recorded, either; on CPUs all but int8 and int4.
 
 One H200, Llama 3.1 8B's shape, random weights, tokens a second (`benchmarks/ledger/gpu.jsonl`, the kernels alone by
 `benchmarks/quantized.py`); vLLM's were reported to us for the same kind of card, no log of theirs is here:

@@ -15,7 +15,7 @@ from quire.base.errors import CheckpointError
 from quire.loading.held import Held
 from quire.loading.recipe import Part, Span
 from quire.ops.stored import Bits, Wanted, arranged, offered
-from quire.quantization.blocks import BlockForm, Blocks
+from quire.quantization.blocks import BlockForm, Blocks, scaled
 from quire.quantization.checkpoint import Quantized
 from quire.quantization.scaled import Block, Form, Scaled
 from quire.quantization.scheme import Matrix, Range, Scheme, Source, byte_range, group_range
@@ -136,7 +136,7 @@ def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Sized:
         return Plain(rows, columns, where.dtype, where.device)
     form = scheme.form
     if isinstance(form, BlockForm):
-        return Blocks(rows, columns, form, where.dtype, where.device, cut[1].start % form.per)
+        return _in_blocks(Blocks(rows, columns, form, where.dtype, where.device, cut[1].start % form.per), where)
     if form.group is None or scheme.online:
         return Scaled.of(rows, columns, form, where.dtype, where.device)
     first, last = group_range((cut[1].start, cut[1].start + columns), form.group)
@@ -145,6 +145,16 @@ def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Sized:
         # Columns of any group may be anywhere.
         first, last, offset = 0, scheme.groups, 0
     return Scaled(rows, columns, form, last - first, offset, where.dtype, where.device)
+
+
+def _in_blocks(blocks: Blocks, where: Place) -> Sized:
+    """Blocks as they are, or the like with scales where a provider reads that."""
+    form = blocks.form.scaled
+    # Kernels for experts read no shifts.
+    if form is None or blocks.offset or (form.shifted and where.matrices > 1):
+        return blocks
+    made = Scaled.of(blocks.outputs, blocks.inputs, form, where.dtype, where.device)
+    return blocks if arranged(made, where.providers) is None else made
 
 
 def _joint(last: Sized, other: Sized) -> Sized | None:
@@ -229,6 +239,8 @@ def _permuted(block: Block, order: Tensor) -> Block:
 
 
 def _keep(storage: Storage, data: Tensor, first: int, block: Block, form: Form | BlockForm) -> None:
+    if isinstance(storage, Scaled) and isinstance(form, BlockForm):
+        block = scaled(form, block.codes, storage.inputs)
     if isinstance(storage, Scaled | Blocks):
         storage.put_block(data[: storage.nbytes], first, block)
         return

@@ -1,6 +1,8 @@
 """Weights in ggml's blocks, kept as they lie in the file: codes, scales and minima of 32 or 256 values together.
 
-Each type's arithmetic is ggml's own (ggml-quants.c, `dequantize_row_*`), in float32. A `Storage` of `ops/stored.py`.
+Each type's arithmetic is ggml's own (ggml-quants.c, `dequantize_row_*`), in float32: codes times scales of groups, and
+for some a shift. A `Storage` of `ops/stored.py`; where kernels read the form with scales, blocks become that as they
+are loaded (`scaled`).
 """
 
 from collections.abc import Callable
@@ -9,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quire.quantization.scaled import Block
+from quire.quantization.elements import ELEMENTS, pack
+from quire.quantization.scaled import Block, Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,11 @@ class BlockForm:
     row_block: int = 1
     group: None = None
     ordered: bool = False
+
+    @property
+    def scaled(self) -> Form | None:
+        """The form with scales that has the same values; None for types that it would make three times as large."""
+        return None if self.kind == "Q2_K" or self.kind not in SPLITS else SPLITS[self.kind][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +75,22 @@ class Blocks:
     def rows(self, data: Tensor, ids: Tensor) -> Tensor:
         """Rows `ids` (n,) as (n, inputs) values."""
         raw = data[: self.nbytes].view(self.outputs, self._row)[ids].view(-1, self.form.each)
-        values: Tensor = KINDS[self.form.kind](raw).view(len(ids), -1)[:, self.offset : self.offset + self.inputs]
-        return values.to(getattr(torch, self.dtype))
+        found = values(self.form.kind, raw).view(len(ids), -1)[:, self.offset : self.offset + self.inputs]
+        return found.to(getattr(torch, self.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Blocks taken apart: values are codes (of a form's type) times scales, plus shifts.
+
+    Attributes:
+        codes: (blocks, values) uint8.
+        scales, shifts: (blocks, groups) float32.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    shifts: Tensor | None = None
 
 
 def _half(raw: Tensor) -> Tensor:
@@ -84,40 +106,40 @@ def _nibbles(raw: Tensor) -> Tensor:
 def _fifth(raw: Tensor) -> Tensor:
     """32 bits of 4 bytes, each as the fifth bit of a code."""
     shifts = torch.arange(8, device=raw.device)
-    return ((raw[:, :, None].int() >> shifts & 1) << 4).flatten(1)
+    return ((raw[:, :, None] >> shifts & 1) << 4).flatten(1).to(torch.uint8)
 
 
-def _q4_1(raw: Tensor) -> Tensor:
-    return _half(raw[:, :2]) * _nibbles(raw[:, 4:]) + _half(raw[:, 2:4])
+def _q4_1(raw: Tensor) -> Split:
+    return Split(_nibbles(raw[:, 4:]), _half(raw[:, :2]), _half(raw[:, 2:4]))
 
 
-def _q5_1(raw: Tensor) -> Tensor:
-    codes = _nibbles(raw[:, 8:]).int() | _fifth(raw[:, 4:8])
-    return _half(raw[:, :2]) * codes + _half(raw[:, 2:4])
+def _q5_1(raw: Tensor) -> Split:
+    return Split(_nibbles(raw[:, 8:]) | _fifth(raw[:, 4:8]), _half(raw[:, :2]), _half(raw[:, 2:4]))
 
 
 def _two_bits(raw: Tensor) -> Tensor:
     """(n, 64) bytes as (n, 256) codes: of each 32 bytes first all lowest pairs of bits, then the next ones."""
     halves = raw.view(-1, 2, 1, 32)
-    return (halves >> torch.tensor([0, 2, 4, 6], device=raw.device)[:, None] & 3).flatten(1)
+    return (halves >> _shifts(raw, 0, 2, 4, 6) & 3).flatten(1)
 
 
-def _q2_k(raw: Tensor) -> Tensor:
+def _shifts(raw: Tensor, *bits: int) -> Tensor:
+    return torch.tensor(bits, device=raw.device, dtype=torch.uint8)[:, None]
+
+
+def _q2_k(raw: Tensor) -> Split:
     scales, codes = raw[:, :16], _two_bits(raw[:, 16:80].contiguous())
     both = _half(raw[:, 80:84])
-    steps, minima = both[:, :1] * (scales & 15), both[:, 1:] * (scales >> 4)
-    return (steps[:, :, None] * codes.view(-1, 16, 16) - minima[:, :, None]).flatten(1)
+    return Split(codes, both[:, :1] * (scales & 15), -both[:, 1:] * (scales >> 4))
 
 
-def _q3_k(raw: Tensor) -> Tensor:
-    low = _two_bits(raw[:, 32:96].contiguous()).int()
-    masks = raw[:, None, :32] >> torch.arange(8, device=raw.device)[:, None] & 1
-    codes = low - 4 * (1 - masks.flatten(1).int())
+def _q3_k(raw: Tensor) -> Split:
+    low = _two_bits(raw[:, 32:96].contiguous())
+    high = (raw[:, None, :32] >> _shifts(raw, *range(8)) & 1).flatten(1)
     packed = raw[:, 96:108]
     fours = torch.cat((packed[:, :8] & 15, packed[:, :8] >> 4), 1)
-    twos = (packed[:, None, 8:12] >> torch.tensor([0, 2, 4, 6], device=raw.device)[:, None] & 3).flatten(1)
-    steps = _half(raw[:, 108:110]) * ((fours | twos << 4).int() - 32)
-    return (steps[:, :, None] * codes.view(-1, 16, 16)).flatten(1)
+    twos = (packed[:, None, 8:12] >> _shifts(raw, 0, 2, 4, 6) & 3).flatten(1)
+    return Split(low | high << 2, _half(raw[:, 108:110]) * ((fours | twos << 4).int() - 32))
 
 
 def _six_bit_scales(raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,45 +150,66 @@ def _six_bit_scales(raw: Tensor) -> tuple[Tensor, Tensor]:
     return scales, minima
 
 
-def _eighths(raw: Tensor, codes: Tensor) -> Tensor:
-    """Values of 256 codes whose 8 parts have scales and minima; `raw` begins with the two numbers that these count."""
+def _eighths(raw: Tensor, codes: Tensor) -> Split:
+    """256 codes whose 8 parts have scales and minima; `raw` begins with the two numbers that these count."""
     both, (scales, minima) = _half(raw[:, :4]), _six_bit_scales(raw[:, 4:16])
-    steps, least = both[:, :1] * scales, both[:, 1:] * minima
-    return (steps[:, :, None] * codes.view(-1, 8, 32) - least[:, :, None]).flatten(1)
+    return Split(codes, both[:, :1] * scales, -both[:, 1:] * minima)
 
 
 def _quarters(raw: Tensor) -> Tensor:
     """(n, 128) bytes as (n, 256) codes: of each 32 bytes all low halves, then all high ones."""
-    parts = raw.view(-1, 4, 1, 32)
-    return (parts >> torch.tensor([0, 4], device=raw.device)[:, None] & 15).flatten(1)
+    return (raw.view(-1, 4, 1, 32) >> _shifts(raw, 0, 4) & 15).flatten(1)
 
 
-def _q4_k(raw: Tensor) -> Tensor:
+def _q4_k(raw: Tensor) -> Split:
     return _eighths(raw, _quarters(raw[:, 16:144].contiguous()))
 
 
-def _q5_k(raw: Tensor) -> Tensor:
-    high = raw[:, None, 16:48] >> torch.arange(8, device=raw.device)[:, None] & 1
-    return _eighths(raw, _quarters(raw[:, 48:176].contiguous()) | high.flatten(1) << 4)
+def _q5_k(raw: Tensor) -> Split:
+    high = (raw[:, None, 16:48] >> _shifts(raw, *range(8)) & 1).flatten(1)
+    return _eighths(raw, _quarters(raw[:, 48:176].contiguous()) | high << 4)
 
 
-def _q6_k(raw: Tensor) -> Tensor:
-    low = raw[:, :128].reshape(-1, 2, 1, 64) >> torch.tensor([0, 4], device=raw.device)[:, None] & 15
-    codes = (low.flatten(1) | _two_bits(raw[:, 128:192].contiguous()) << 4).int() - 32
+def _q6_k(raw: Tensor) -> Split:
+    low = (raw[:, :128].reshape(-1, 2, 1, 64) >> _shifts(raw, 0, 4) & 15).flatten(1)
     steps = _half(raw[:, 208:210]) * raw[:, 192:208].contiguous().view(torch.int8)
-    return (steps[:, :, None] * codes.view(-1, 16, 16)).flatten(1)
+    return Split(low | _two_bits(raw[:, 128:192].contiguous()) << 4, steps)
 
 
-KINDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "Q4_1": _q4_1,
-    "Q5_1": _q5_1,
-    "Q2_K": _q2_k,
-    "Q3_K": _q3_k,
-    "Q4_K": _q4_k,
-    "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
+SPLITS: dict[str, tuple[Form, Callable[[Tensor], Split]]] = {
+    "Q4_1": (Form("uint4", 32, shifted=True), _q4_1),
+    "Q5_1": (Form("uint5", 32, shifted=True), _q5_1),
+    "Q2_K": (Form("uint2", 16, shifted=True), _q2_k),
+    "Q3_K": (Form("uint3b4", 16), _q3_k),
+    "Q4_K": (Form("uint4", 32, shifted=True), _q4_k),
+    "Q5_K": (Form("uint5", 32, shifted=True), _q5_k),
+    "Q6_K": (Form("uint6b32", 16), _q6_k),
+}
+"""What each type is with scales, and (blocks, bytes of one) taken apart."""
+FLOATS: dict[str, Callable[[Tensor], Tensor]] = {
     "F32": lambda raw: raw.contiguous().view(torch.float32),
     "F16": _half,
     "BF16": lambda raw: raw.contiguous().view(torch.bfloat16).float(),
 }
-"""(blocks, bytes of one) to (blocks, values)."""
+
+
+def values(kind: str, raw: Tensor) -> Tensor:
+    """(blocks, bytes of one) as (blocks, values) float32."""
+    if kind in FLOATS:
+        return FLOATS[kind](raw)
+    form, split = SPLITS[kind]
+    parts = split(raw)
+    found = ELEMENTS[form.element].decode(parts.codes).view(*parts.scales.shape, -1) * parts.scales[:, :, None]
+    return (found if parts.shifts is None else found + parts.shifts[:, :, None]).flatten(1)
+
+
+def scaled(form: BlockForm, raw: Tensor, inputs: int) -> Block:
+    """Rows of blocks, (rows, bytes), as `form.scaled` has the first `inputs` of their values."""
+    made, split = SPLITS[form.kind]
+    parts, groups = split(raw.reshape(-1, form.each)), -(-inputs // (made.group or inputs))
+    codes, scales, shifts = (
+        None if part is None else part.reshape(len(raw), -1)[:, :count].contiguous()
+        for part, count in ((parts.codes, inputs), (parts.scales, groups), (parts.shifts, groups))
+    )
+    assert codes is not None and scales is not None
+    return Block(pack(codes, made.bits), scales, shifts=shifts)

@@ -43,15 +43,16 @@ def test_products_equal_the_reference_in_every_run(name, rows):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 17, 300])
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "int4 zeros"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "int4 zeros", "int4 shifted"])
 def test_forms_of_checkpoints(name, rows):
-    """Blocks of fp8 with scales of these types, as DeepSeek and Qwen ship them, and zero points."""
+    """Blocks of fp8 with scales of these types, as DeepSeek and Qwen ship them, zero points, and ggml's shifts."""
     form = FORMS[name] if name in FORMS else Form("fp8_e4m3", 128, name, row_block=128)
     storage = arranged(Scaled.of(256, 1024, form, "bfloat16", "cuda"))
     codes = torch.randn(256, 1024, device="cuda").to(torch.float8_e4m3fn).view(torch.uint8)
-    scales = torch.rand(256 // form.row_block, 8, device="cuda") / 32
+    scales = torch.rand(256 // form.row_block, storage.groups, device="cuda") / 32
+    shifts = scales * -7.5 if form.shifted else None
     zeros = torch.randint(16, (256, 8), device="cuda").to(torch.uint8) if form.zeros else None
-    storage.put_block(data := storage.allocate(), 0, Block(codes[:, : 128 * form.bits], scales, zeros))
+    storage.put_block(data := storage.allocate(), 0, Block(codes[:, : 128 * form.bits], scales, zeros, shifts=shifts))
     spec, x = StoredSpec(storage, False, "bfloat16", "cuda"), torch.randn(rows, 1024, device="cuda").bfloat16()
     got, want = triton_stored_linear(x, data, None, spec), stored_linear(x.float(), data, None, spec)
     takes = narrowed.takes(Weight(storage, data), rows)

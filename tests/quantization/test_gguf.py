@@ -20,7 +20,7 @@ from quire.checkpoint.gguf_tokenizer import ends, tokenizer_files
 from quire.checkpoint.names import resolve
 from quire.checkpoint.read import read_facts
 from quire.checkpoint.rope import rope_facts
-from quire.quantization.blocks import KINDS
+from quire.quantization.blocks import SPLITS, values
 from quire.tokenizer.tokenizer import Tokenizer
 from tests.models.checkpoints import make
 from tests.quantization.checkpoints import SIZES, check, taken
@@ -46,14 +46,14 @@ def blocks_of(kind: str, weight: np.ndarray) -> np.ndarray:
     return raw.reshape(len(weight), -1)
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"F32", "F16", "BF16"}))
+@pytest.mark.parametrize("kind", sorted(SPLITS))
 def test_blocks_are_ggmls_to_the_bit(kind: str) -> None:
     number = gguf.GGMLQuantizationType[kind]
     per, each = gguf.GGML_QUANT_SIZES[number]
     assert (kind, per, each) in BLOCKS.values()
     raw = blocks_of(kind, np.random.default_rng(3).normal(size=(7, 256)).astype(np.float32))
     want = gguf.quants.dequantize(raw, number)
-    found = KINDS[kind](torch.from_numpy(raw.reshape(-1, each).copy())).view(7, 256)
+    found = values(kind, torch.from_numpy(raw.reshape(-1, each).copy())).view(7, 256)
     assert np.array_equal(found.numpy(), want)
 
 

@@ -41,6 +41,8 @@ def weight(form: Form, outputs: int, inputs: int) -> tuple[Scaled, torch.Tensor]
     if form.zeros:
         points = torch.randint(0, 1 << form.bits, (outputs, storage.groups), generator=generator, dtype=torch.uint8)
         block = replace(block, zeros=points)
+    if form.shifted:
+        block = replace(block, shifts=-torch.rand(outputs, storage.groups, generator=generator) / 2)
     if form.ordered:
         block = replace(block, order=torch.randperm(inputs, generator=generator).int() // (form.group or 1))
     if form.factor:
@@ -63,6 +65,7 @@ def weight(form: Form, outputs: int, inputs: int) -> tuple[Scaled, torch.Tensor]
                 codes=bits[share],
                 scales=kept[first // form.row_block : -(-last // form.row_block)],
                 zeros=None if block.zeros is None else block.zeros[share],
+                shifts=None if block.shifts is None else block.shifts[share],
                 factors=None if block.factors is None else block.factors[share],
             ),
         )
@@ -99,7 +102,8 @@ def test_parts_of_a_word_are_inputs_a_run_apart(bits: int) -> None:
 @pytest.mark.parametrize("rows", [1, 3, 150])
 @pytest.mark.parametrize(
     ("name", "inputs"),
-    [(name, 384) for name in SEEN] + [(name, 352) for name in ("fp8", "int8 groups", "int4 zeros", "nvfp4")],
+    [(name, 384) for name in SEEN]
+    + [(name, 352) for name in ("fp8", "int8 groups", "int4 zeros", "int4 shifted", "nvfp4")],
 )
 def test_kernels_multiply_what_the_reference_does(name: str, rows: int, inputs: int) -> None:
     from quire.kernels.triton.dense.quantized import linear
@@ -136,6 +140,22 @@ def test_whole_numbers_lose_nothing_of_a_row(name: str, dtype: str) -> None:
         x[0, 5] = poison
         assert gemv.product(x, Weight(storage, data), None, "").isnan().all()
     assert not gemv.product(torch.zeros_like(x), Weight(storage, data), None, "").any()
+
+
+@needs_interpreter
+@pytest.mark.parametrize("rows", [1, 3, 140])
+def test_what_shifts_take_away_again_is_not_rounded_before(rows: int) -> None:
+    """Where activations are alike, codes alone make sums many times as large as the result."""
+    from quire.kernels.triton.dense.quantized import linear
+
+    storage = Words.like(Scaled.of(16, 512, FORMS["int4 shifted"], "float16", "cpu"))
+    codes = torch.randint(0, 256, (16, 256), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    scales = torch.full((16, 16), 0.01)
+    storage.put_block(data := storage.allocate(), 0, Block(codes, scales, shifts=scales * -7.5))
+    spec, x = StoredSpec(storage, dtype="float16"), normal("float16", rows, 512) + 2
+    want = x.double() @ replace(storage, dtype="float32").rows(data, torch.arange(16)).double().T
+    got = linear.triton_stored_linear(x, data, None, spec).double()
+    assert (got - want).norm() / want.norm() < 3e-3
 
 
 @needs_interpreter

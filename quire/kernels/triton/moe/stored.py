@@ -152,8 +152,9 @@ def _product(x: Tensor, half: Half, order: Sorted, cut: Tiling) -> Tensor:
 def _refuses(spec: StoredMoeSpec) -> str | None:
     if spec.dtype not in ("bfloat16", "float16", "float32"):
         return f"activations of {spec.dtype}"
-    if any(isinstance(storage, Scaled) and storage.form.ordered for storage in (spec.gate_up, spec.down)):
-        return "does not put inputs in order"
+    forms = [storage.form for storage in (spec.gate_up, spec.down) if isinstance(storage, Scaled)]
+    if any(form.ordered or form.shifted for form in forms):
+        return "does not put inputs in order, nor shift groups"
     return refuses_sort(spec.moe.route) or unread(spec.gate_up) or unread(spec.down)
 
 

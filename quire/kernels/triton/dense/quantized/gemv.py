@@ -254,7 +254,7 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None, gate: str, shape: Sh
     """x @ weight.T + bias, then gated where `gate` names an activation; x is (1, inputs)."""
     outputs = weight.outputs // 2 if gate else weight.outputs
     shape = fitted(shape or shape_of(weight, bool(gate), x.device), weight)
-    out = torch.empty((1, outputs), dtype=x.dtype, device=x.device)
+    out = torch.empty((1, outputs), dtype=weight.sums(x.dtype), device=x.device)
     _gemv_kernel[(triton.cdiv(outputs, shape.outputs),)](
         x.contiguous(), *weight.tensors, x if bias is None else bias, out,
         K=weight.inputs, N=outputs, GATE=gate, BIAS=bias is not None,

@@ -2,10 +2,11 @@
 
 One row is a kernel that streams the weights (`gemv`). Of more rows, floats of 8 bits meet activations of 8 bits in the
 library (`narrowed`); others keep what they are up to a hundred rows (`skinny`), and of more become values once for all
-rows (`unpacked`), or meet activations of 8 bits if they are such integers.
+rows (`unpacked`), or meet activations of 8 bits if they are such integers. Shifts of groups meet sums of activations.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quire.kernels.triton.dense.activation import triton_gated_activation
@@ -35,13 +36,30 @@ def triton_stored_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: S
         return torch.empty((0, seen.outputs), dtype=x.dtype, device=x.device)
     x = _in_order(x, seen)
     if rows == 1:
-        return gemv.product(x, seen, bias, "")
+        return _shifted(gemv.product(x, seen, bias, ""), x, seen)
     if narrowed.takes(seen, rows):
         return narrowed.product(x, seen, bias)
-    return skinny.product(x, seen, bias, "") if rows <= FEW else unpacked.product(x, seen, bias)
+    return _shifted(skinny.product(x, seen, bias, ""), x, seen) if rows <= FEW else unpacked.product(x, seen, bias)
 
 
-@provide("triton", stored_gate_up, lambda spec: _refuses(spec.product))
+def _shifted(product: Tensor, x: Tensor, weight: Weight) -> Tensor:
+    """The product with what shifts add to it: the sum of each group's activations times the group's shift."""
+    shifts = weight.shifts
+    if shifts is None:
+        return product
+    groups, group = shifts.shape[1], weight.storage.form.group or weight.inputs
+    wide = F.pad(x.float(), (0, groups * group - weight.inputs)).view(len(x), groups, group)
+    return torch.addmm(product, wide.sum(2), shifts.T).to(x.dtype)
+
+
+def _refuses_gate(spec: StoredGateSpec) -> str | None:
+    storage = spec.product.storage
+    if isinstance(storage, Scaled) and storage.form.shifted:
+        return "leaves products with shifts of groups to `stored_linear`"
+    return _refuses(spec.product)
+
+
+@provide("triton", stored_gate_up, _refuses_gate)
 def triton_stored_gate_up(x: Tensor, weight: Tensor, bias: Tensor | None, spec: StoredGateSpec) -> Tensor:
     """See `stored_gate_up`."""
     rows, seen = len(x), _seen(spec.product, weight)

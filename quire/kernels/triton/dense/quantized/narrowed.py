@@ -29,7 +29,7 @@ BLOCK = 128
 def takes(weight: Weight, rows: int) -> bool:
     """Whether products with a weight are worth computing so: floats of 8 bits always, integers of many rows."""
     form = weight.storage.form
-    if form.zeros or form.factor or weight.inputs > MOST_INPUTS:
+    if form.zeros or form.factor or form.shifted or weight.inputs > MOST_INPUTS:
         return False
     if in_blocks(weight):
         return True

@@ -126,7 +126,7 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None, gate: str, cut: Tili
     cut = fitted(cut or tiling(weight, rows, bool(gate)), weight, bool(gate), x)
     tiles = triton.cdiv(outputs, cut.outputs)
     assert tiles <= MOST_TILES or cut.parts == 1
-    out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
+    out = torch.empty((rows, outputs), dtype=weight.sums(x.dtype), device=x.device)
     slots = tiles * cut.parts * cut.outputs * cut.rows * (2 if gate else 1) if cut.parts > 1 else 0
     partial = torch.empty(slots, dtype=torch.float32, device=x.device) if slots else out
     lines = triton.cdiv(triton.cdiv(weight.row_words, cut.parts), LINE.value)

@@ -66,12 +66,15 @@ def _unpack_kernel(
 
 def values(weight: Weight, first: int, count: int, dtype: torch.dtype) -> Tensor:
     """Rows `first` to `first + count` of a weight: (count, inputs)."""
-    out = torch.empty((count, weight.inputs), dtype=dtype, device=weight.data.device)
+    out = torch.empty((count, weight.inputs), dtype=weight.sums(dtype), device=weight.data.device)
     _unpack_kernel[(triton.cdiv(count, LINES), triton.cdiv(weight.row_words, WORDS))](
         *weight.tensors, out, first, count, K=weight.inputs, LINES=LINES, WORDS=WORDS,
         **weight.constants, **device_of(out.device).options,
     )  # fmt: skip
-    return out
+    if weight.shifts is None:
+        return out
+    shifts = weight.shifts[first : first + count].repeat_interleave(weight.storage.form.group or weight.inputs, 1)
+    return out.add_(shifts[:, : weight.inputs]).to(dtype)
 
 
 def product(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
