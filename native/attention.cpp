@@ -18,16 +18,17 @@ namespace {
 
 typedef std::pair<int32_t, int32_t> Reader;  // first page of a chunk, or -1; sequence
 
-long queries_of(const AttentionStep& step, long i) { return step.query_start[i + 1] - step.query_start[i]; }
+long queries_of(const AttentionJob& job, long i) { return job.first_row(i + 1) - job.first_row(i); }
+long rows_of(const AttentionJob& job) { return job.first_row(job.step.sequences); }
 
 bool decodes(const AttentionJob& job, long i) {
-    return !job.shape.batch_invariant && job.step.lengths[i] && queries_of(job.step, i) == 1;
+    return !job.shape.batch_invariant && job.step.lengths[i] && queries_of(job, i) == 1;
 }
 
 // Most tokens of a prompt that make a piece: few enough that all threads have work.
 long piece_tokens(const AttentionJob& job) {
     long most = std::max(1024 / job.group(), 32L);
-    while (most > 64 && job.step.tokens / most * job.shape.kv_heads < 4 * threads()) most /= 2;
+    while (most > 64 && rows_of(job) / most * job.shape.kv_heads < 4 * threads()) most /= 2;
     return most;
 }
 
@@ -40,7 +41,7 @@ Sizes sizes(const AttentionJob& job) {
     Sizes found;
     const long most = piece_tokens(job);
     for (long i = 0; i < job.step.sequences; i++) {
-        const long count = queries_of(job.step, i);
+        const long count = queries_of(job, i);
         if (decodes(job, i)) found.readers += job.step.lengths[i] / CHUNK + 1;
         else found.pieces += (count + most - 1) / most, found.longest = std::max(found.longest, std::min(count, most));
     }
@@ -52,7 +53,7 @@ Sizes sizes(const AttentionJob& job) {
 void cut_prompts(AttentionJob& job) {
     const long most = piece_tokens(job);
     for (long i = 0; i < job.step.sequences; i++) {
-        const long count = queries_of(job.step, i);
+        const long count = queries_of(job, i);
         if (!count || !job.step.lengths[i] || decodes(job, i)) continue;
         const long parts = (count + most - 1) / most, size = (count + parts - 1) / parts;
         for (long first = (count - 1) / size * size; first >= 0; first -= size)
@@ -137,7 +138,8 @@ void carve(AttentionJob& job, Reader*& sharing) {
         carver.take(job.first_part, n);
         carver.take(job.done, n * job.shape.kv_heads);
         carver.take(sharing, n);
-        carver.take(job.queries, job.step.tokens * heads * job.shape.head_dim + 16);
+        carver.take(job.rows, job.last ? job.step.tokens : 0);
+        carver.take(job.queries, rows_of(job) * heads * job.shape.head_dim + 16);
         carver.take(job.parts, most.readers * heads * (job.padded() + 2));
         carver.take(job.scratch, job.scratch_bytes * threads());
         if (!pass) base = (char*)scratch(ATTENTION, carver.used);
@@ -145,12 +147,26 @@ void carve(AttentionJob& job, Reader*& sharing) {
     memset(job.done, 0, n * job.shape.kv_heads * sizeof *job.done);
 }
 
+// Pieces of prompts become smaller, and threads take runs of neighbours: each run gets some of all sizes.
+long dealt(const AttentionJob& job, long part) {
+    const long each = job.prompt_count * job.shape.kv_heads / threads();
+    return part < each * threads() ? part % each * threads() + part / each : part;
+}
+
+void find_last(const AttentionJob& job) {
+    if (!job.last) return;
+    std::fill_n(job.rows, job.step.tokens, -1);
+    const int32_t* start = job.step.query_start;
+    for (long i = 0; i < job.step.sequences; i++)
+        if (start[i] < start[i + 1]) job.rows[start[i + 1] - 1] = (int32_t)i;
+}
+
 // Sequences of length 0 pad a batch: their results are zeros.
 void clear_padding(const AttentionJob& job) {
     const long row = job.shape.heads * job.shape.head_dim * (job.shape.dtype ? 2 : 4);
     for (long i = 0; i < job.step.sequences; i++)
         if (!job.step.lengths[i])
-            memset((char*)job.out + job.step.query_start[i] * row, 0, queries_of(job.step, i) * row);
+            memset((char*)job.out + job.first_row(i) * row, 0, queries_of(job, i) * row);
 }
 
 }  // namespace
@@ -159,6 +175,7 @@ void attend(AttentionJob& job) {
     const AttentionTable& table = the_attention_table();
     Reader* sharing;
     carve(job, sharing);
+    find_last(job);
     cut_prompts(job);
     count_chunks(job);
     cut_decodes(job, sharing);
@@ -175,7 +192,7 @@ void attend(AttentionJob& job) {
     const long run = all / 60000 + 1;
     parallel_for((all + run - 1) / run, [&](long part, int thread) {
         for (long i = part * run; i < std::min((part + 1) * run, all); i++)
-            table.piece(job, i, job.scratch + thread * job.scratch_bytes);
+            table.piece(job, dealt(job, i), job.scratch + thread * job.scratch_bytes);
     });
     clear_padding(job);
 }

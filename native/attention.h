@@ -44,7 +44,8 @@ struct AttentionJob {
     const float* table;   // (positions, rotary_dim): cosines, then sines
     const void *q_norm, *k_norm;
     void *k_pool, *v_pool;  // (pages, page_size, kv_heads, head_dim)
-    void* out;              // (tokens, heads head_dim)
+    bool last;              // keys and values of all tokens are written, and each sequence's last one alone attends
+    void* out;              // (tokens, heads head_dim), or with `last` (sequences, heads head_dim)
 
     AttentionPiece* pieces;
     int32_t* readers;      // sequences that compute one token, in runs that read the same chunk
@@ -52,7 +53,8 @@ struct AttentionJob {
     int32_t* chunks;
     int64_t* first_part;  // where its partial results begin; -1 where it has one chunk
     int32_t* done;        // (sequences, kv_heads): chunks that are done
-    float* queries;       // (tokens, heads, head_dim), normed and rotated; floats, or what tiles want
+    int32_t* rows;         // with `last`, by token: the row of its query, or -1
+    float* queries;        // (rows, heads, head_dim), normed and rotated; floats, or what tiles want
     float* parts;         // per part and head: head_dim sums (padded), their maximum, their weight
     char* scratch;        // per thread
     long scratch_bytes;   // of a thread
@@ -61,6 +63,8 @@ struct AttentionJob {
     long heads_at_once;  // KV heads that a piece of decoding covers
 
     long group() const { return shape.heads / shape.kv_heads; }
+    // Queries and results of sequence i are rows [first_row(i), first_row(i + 1)).
+    long first_row(long i) const { return last ? i : step.query_start[i]; }
     long padded() const { return (shape.head_dim + 15) / 16 * 16; }
     // The first key that a query at `position` sees.
     long first_key(long position) const {

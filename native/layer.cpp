@@ -1,4 +1,6 @@
 // A whole layer of a decoder in one call: norm, attention, norm, gated feed-forward.
+#include <string.h>
+
 #include "attention.h"
 #include "isa.h"
 #include "linear.h"
@@ -46,26 +48,38 @@ struct LayerRun {
     }
 };
 
+// The rows, of `size` bytes, of each sequence's last token; anything for one without tokens.
+const void* gather_last(const AttentionStep& step, const void* rows, long size, void* out) {
+    for (long i = 0; i < step.sequences; i++) {
+        const long token = step.query_start[i + 1] > 0 ? step.query_start[i + 1] - 1 : 0;
+        memcpy((char*)out + i * size, (const char*)rows + token * size, size_t(size));
+    }
+    return out;
+}
+
 }  // namespace
 }  // namespace qcpu
 
 // residual + delta, through a layer: `total` is what is added up so far and `added` what the layer would add last, both
-// (tokens, hidden). delta may be null. See quire/ops/layer.py.
+// (tokens, hidden), or with `last` of each sequence's last token alone, (sequences, hidden). delta may be null. See
+// quire/ops/layer.py.
 QCPU_API void qcpu_layer(const qcpu::Layer* layer, const qcpu::AttentionStep* step, const void* residual,
-                         const void* delta, void* k_pool, void* v_pool, void* total, void* added) {
+                         const void* delta, void* k_pool, void* v_pool, void* total, void* added, int last) {
     using namespace qcpu;
     Turn turn;
-    const LayerRun run{*layer, step->tokens, (int)layer->dtype};
+    const LayerRun all{*layer, step->tokens, (int)layer->dtype};
+    const LayerRun run{*layer, last ? step->sequences : step->tokens, (int)layer->dtype};
     const long item = layer->dtype ? 2 : 4, hidden = layer->qkv.weight.inputs, inner = layer->down.weight.inputs;
     const long attended = layer->out.weight.inputs, fused = layer->qkv.weight.outputs, both = layer->gate_up.weight.outputs;
     const long wide = (fused > both ? fused : both) * item, narrow = (attended > inner ? attended : inner) * item;
-    char* const normed = (char*)scratch(ROWS, run.rows * (2 * hidden * item + wide + narrow));
-    char* const sum = normed + run.rows * hidden * item;
-    char* const product = sum + run.rows * hidden * item;
-    char* const made = product + run.rows * wide;
+    const long most = all.rows > run.rows ? all.rows : run.rows;
+    char* const normed = (char*)scratch(ROWS, most * (2 * hidden * item + wide + narrow));
+    char* const sum = normed + most * hidden * item;
+    char* const product = sum + most * hidden * item;
+    char* const made = product + most * wide;
 
-    run.normed(layer->before_attention, residual, delta, normed, sum);
-    run.product(layer->qkv, normed, product);
+    all.normed(layer->before_attention, residual, delta, normed, sum);
+    all.product(layer->qkv, normed, product);
     AttentionJob job{};
     job.shape = layer->attention;
     job.step = *step;
@@ -75,10 +89,13 @@ QCPU_API void qcpu_layer(const qcpu::Layer* layer, const qcpu::AttentionStep* st
     job.k_norm = layer->k_norm;
     job.k_pool = k_pool;
     job.v_pool = v_pool;
+    job.last = last;
     job.out = made;
     attend(job);
     run.product(layer->out, made, added);
-    run.normed(layer->before_mlp, delta ? sum : residual, added, normed, total);
+    const void* before = delta ? sum : residual;
+    if (last) before = gather_last(*step, before, hidden * item, total);
+    run.normed(layer->before_mlp, before, added, normed, total);
     run.product(layer->gate_up, normed, product);
     gate({product, made, inner, (int)layer->gelu, run.dtype}, run.rows);
     run.product(layer->down, made, added);

@@ -22,7 +22,7 @@ const long OUTPUTS = 128, CACHED = 512 << 10;
 const long FEW_VALUES = 1 << 15, FEW_PRODUCTS = 1 << 17;
 
 // Pieces of a thread's share where there are many rows, and the tiles of rows that such a piece has at least.
-const long PIECES = 16, PIECE_TILES = 8;
+const long PIECES = 32, PIECE_TILES = 8;
 
 long most(long a, long b) { return a > b ? a : b; }
 long least(long a, long b) { return a < b ? a : b; }

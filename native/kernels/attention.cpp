@@ -94,8 +94,8 @@ struct Attend : Single<T, P> {
     static long whole(long n) { return (n + LANES - 1) / LANES * LANES; }
 
     void prompt(const Packed& p, const AttentionPiece& item, long head) const {
-        const long sequence = item.where, begin = job.step.query_start[sequence];
-        const long count = job.step.query_start[sequence + 1] - begin, past = job.step.lengths[sequence] - count;
+        const long sequence = item.where, begin = job.first_row(sequence);
+        const long count = job.first_row(sequence + 1) - begin, past = job.step.lengths[sequence] - count;
         const long tokens = TILE / group < 1 ? 1 : TILE / group, queries_ = item.count * group;
         for (long i = 0; i < queries_ * padded; i += LANES) write_as(p.sums + i, vf{});
         for (long i = 0; i < queries_; i++) p.most[i] = -INFINITY, p.total[i] = 0;
@@ -113,8 +113,8 @@ struct Attend : Single<T, P> {
 
     void prompt_tile(const Packed& p, const AttentionPiece& item, long head, long base, long n, long t,
                      long end) const {
-        const long sequence = item.where, begin = job.step.query_start[sequence] + item.first;
-        const long past = job.step.lengths[sequence] - (job.step.query_start[sequence + 1] - begin);
+        const long sequence = item.where, begin = job.first_row(sequence) + item.first;
+        const long past = job.step.lengths[sequence] - (job.first_row(sequence + 1) - begin);
         if (past + end <= base) return;
         for (long from = t * group; from < end * group; from += TILE) {
             const quer* q[TILE];
@@ -141,7 +141,7 @@ struct Attend : Single<T, P> {
             const quer* q[TILE];
             long low[TILE], high[TILE], n = 0;
             for (long i = from; i < total && n < TILE; i++, n++) {
-                q[n] = queries + (job.step.query_start[rows[i / group]] * job.shape.heads + head * group + i % group) * dim;
+                q[n] = queries + (job.first_row(rows[i / group]) * job.shape.heads + head * group + i % group) * dim;
                 low[n] = 0, high[n] = CHUNK;
                 p.most[n] = -INFINITY, p.total[n] = 0;
             }

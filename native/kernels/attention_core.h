@@ -69,12 +69,13 @@ struct Core {
         elem* key = (elem*)job.k_pool + job.step.slots[token] * key_stride;
         elem* value = (elem*)job.v_pool + job.step.slots[token] * key_stride;
         const float* table = job.table + job.step.positions[token] * job.shape.rotary_dim;
-        for (long head = 0; head < heads + kv_heads; head++) {
+        const long row = job.last ? job.rows[token] : token;
+        for (long head = row < 0 ? heads : 0; head < heads + kv_heads; head++) {
             for (long i = 0; i < dim; i += LANES) write_as(x + i, load_upto<T>(from + head * dim + i, dim - i));
             if (job.shape.has_norm) norm(x, head < heads ? job.q_norm : job.k_norm);
             rotate(x, table);
             if (head < heads) {
-                quer* to = queries + (token * heads + head) * dim;
+                quer* to = queries + (row * heads + head) * dim;
                 if constexpr (P::depth == 1) memcpy(to, x, dim * sizeof(float));
                 else
                     for (long i = 0; i < dim; i += LANES) store_upto<T>(to + i, read_as<vf>(x + i), dim - i);
@@ -120,7 +121,7 @@ struct Core {
     // A chunk's sums: the result itself where there is no other chunk, else a part of it.
     void keep(long sequence, long chunk, long head, const float* sums, float most, float weight) const {
         if (job.first_part[sequence] < 0) {
-            finish(job.step.query_start[sequence], head, sums, weight);
+            finish(job.first_row(sequence), head, sums, weight);
             return;
         }
         const long part = job.first_part[sequence] + chunk - job.first_chunk[sequence];
@@ -153,7 +154,7 @@ struct Core {
                 for (long i = 0; i < padded; i += LANES)
                     write_as(sums + i, read_as<vf>(sums + i) + read_as<vf>(p + i) * share);
             }
-            finish(job.step.query_start[sequence], head, sums, weight);
+            finish(job.first_row(sequence), head, sums, weight);
         }
     }
 };

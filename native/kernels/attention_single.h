@@ -111,7 +111,7 @@ struct Single : Core<T, P> {
 
     // Heads [begin, end) of a sequence that computes one token.
     void decode_one(long sequence, long chunk, long begin, long end, char* scratch) const {
-        const long length = job.step.lengths[sequence], token = job.step.query_start[sequence];
+        const long length = job.step.lengths[sequence], token = job.first_row(sequence);
         long from = chunk * CHUNK, to = from + CHUNK < length ? from + CHUNK : length;
         const long first = job.first_key(length - 1);
         if (from < first) from = first;

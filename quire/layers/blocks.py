@@ -74,6 +74,8 @@ class PreNorm(Block):
 
     def last(self, stream: Stream, step: StepInputs) -> Stream:
         """See Block. What follows keys and values is computed for the last tokens alone."""
+        if self._whole is not None:
+            return self._whole.last(stream, step)
         if self._last is None or not self._last.pays(step):
             return super().last(stream, step)
         qkv, residual = stream.enter(self._qkv, self.mesh)

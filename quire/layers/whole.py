@@ -1,7 +1,7 @@
 """A layer that one op computes as a whole, where a provider has such an op and no mesh cuts the layer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -32,9 +32,15 @@ class Whole:
 
     def forward(self, stream: Stream, step: StepInputs) -> Stream:
         """The stream after the layer."""
+        return self._apply(stream, step, self.spec)
+
+    def last(self, stream: Stream, step: StepInputs) -> Stream:
+        """The stream after the layer, of each sequence's last token alone; pages are written for all."""
+        return self._apply(stream, step, replace(self.spec, last=True))
+
+    def _apply(self, stream: Stream, step: StepInputs, spec: LayerSpec) -> Stream:
         pages = self.attention.state.pages
-        residual, delta = self.apply(stream.residual, stream.delta, self.weights, pages, step, self.spec)
-        return Stream(residual, delta)
+        return Stream(*self.apply(stream.residual, stream.delta, self.weights, pages, step, spec))
 
 
 def whole_layer(b: Build, norms: tuple[RMSNorm, RMSNorm], attention: Attention, mlp: GatedMLP) -> Whole | None:

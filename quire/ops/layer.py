@@ -26,7 +26,11 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """The specs of a layer's parts, in their order."""
+    """The specs of a layer's parts, in their order.
+
+    Attributes:
+        last: the layer is computed for each sequence's last token alone, but for keys and values.
+    """
 
     before_attention: NormSpec
     qkv: StoredSpec
@@ -36,6 +40,7 @@ class LayerSpec:
     gate_up: StoredSpec
     gate: GateSpec
     down: StoredSpec
+    last: bool = False
 
     @property
     def products(self) -> tuple[StoredSpec, StoredSpec, StoredSpec, StoredSpec]:
@@ -104,17 +109,18 @@ def _over(attention: AttentionSpec, inputs: dict[str, Any], bits: Any) -> Iterat
             biases,  # type: ignore[arg-type]
         )
         tokens = len(inputs["step"].positions)
-        yield (
-            spec,
-            {
-                "residual": normal(dtype, tokens, hidden, seed=7),
-                "delta": normal(dtype, tokens, hidden, seed=8) if bias else None,
-                "weights": weights,
-                "pages": inputs["pages"],
-                "step": inputs["step"],
-                "spec": spec,
-            },
-        )
+        for layer in (spec, replace(spec, last=True)):
+            yield (
+                layer,
+                {
+                    "residual": normal(dtype, tokens, hidden, seed=7),
+                    "delta": normal(dtype, tokens, hidden, seed=8) if bias else None,
+                    "weights": weights,
+                    "pages": inputs["pages"],
+                    "step": inputs["step"],
+                    "spec": layer,
+                },
+            )
 
 
 def _stored(wanted: Wanted, way: str, seed: int) -> tuple[Storage, Tensor] | None:
@@ -146,12 +152,15 @@ def pre_norm_layer(
         residual: (tokens, hidden).
         delta: like `residual`; None adds nothing.
 
-    Returns: the sum without what the feed-forward part adds, and that; each like `residual`.
+    Returns: the sum without what the feed-forward part adds, and that; each like `residual`, or with `spec.last`
+        (sequences, hidden), anything for a sequence without tokens.
     """
     w, biases = weights.weights, weights.biases
     normed, total = joined(residual, delta, weights.norms[0], spec.before_attention)
     qkv = stored_linear(normed, w[0], biases[0], spec.qkv)
     attended = attend(qkv, weights.heads, pages, step, spec.attention)
+    if spec.last:
+        attended, total = attended[step.last_tokens], total[step.last_tokens]
     normed, total = joined(total, stored_linear(attended, w[1], biases[1], spec.out), weights.norms[1], spec.before_mlp)
     gated = gated_activation(stored_linear(normed, w[2], biases[2], spec.gate_up), spec.gate)
     return total, stored_linear(gated, w[3], biases[3], spec.down)

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quire.layers.blocks import PreNorm
+from quire.layers.blocks import Block, PreNorm
 from quire.ops.samples import step_over
 from quire.ops.step import StepInputs
+from quire.platforms import native
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
 
@@ -48,6 +49,15 @@ class Twice:
 def test_states_of_last_tokens_are_the_same(family, providers, tmp_path):
     driver = Driver(make(family, tmp_path), 4, providers)
     driver.model = model = Twice(driver)
+    driver.generate(TEXTS, 4)
+    assert model.left_out > 10
+
+
+@pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler")
+def test_a_layer_in_one_call_leaves_out_what_nobody_wants(tmp_path, monkeypatch):
+    driver = Driver(make("llama", tmp_path), 4, ["cpu", "torch_native"])
+    driver.model = model = Twice(driver)
+    monkeypatch.setattr(Block, "last", None)  # the way of a block that leaves nothing out
     driver.generate(TEXTS, 4)
     assert model.left_out > 10
 

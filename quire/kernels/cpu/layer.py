@@ -2,7 +2,6 @@
 
 import ctypes
 
-import torch
 from torch import Tensor
 
 from quire.kernels.cpu.attention import Shape as AttentionShape
@@ -44,7 +43,7 @@ class _Layer(ctypes.Structure):
 
 _run = native.load()[0].qcpu_layer
 _run.restype = None
-_run.argtypes = [ctypes.c_void_p] * 8
+_run.argtypes = [*[ctypes.c_void_p] * 8, ctypes.c_int]
 
 
 def _refuses(spec: LayerSpec) -> str | None:
@@ -59,7 +58,8 @@ def cpu_layer(
 ) -> tuple[Tensor, Tensor]:
     """See `pre_norm_layer`."""
     assert residual.is_contiguous() and (delta is None or delta.is_contiguous())
-    total, added = torch.empty_like(residual), torch.empty_like(residual)
+    rows = len(step.seq_lens) if spec.last else len(residual)
+    total, added = (residual.new_empty(rows, residual.shape[1]) for _ in range(2))
     _run(
         weights.once("cpu", lambda: _layer(weights, spec))[0],
         step.once(("cpu", pages.group), lambda: step_of(step, pages.group))[0],
@@ -69,6 +69,7 @@ def cpu_layer(
         pages.v.data_ptr(),
         total.data_ptr(),
         added.data_ptr(),
+        spec.last,
     )
     return total, added
 
