@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
-from quire.layers.attention import Attention, AttentionPlan
-from quire.layers.blocks import PreNorm
+from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
 from quire.layers.decoder import Count, Decoder, DecoderConfig, Epsilon
 from quire.layers.moe import MoE, MoePlan
@@ -35,11 +34,6 @@ class GptOss(Decoder):
 
     config: GptOssConfig
 
-    def layer(self, b: Build, index: int) -> PreNorm:
-        """With experts."""
-        norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
-        return PreNorm(b, norms, Attention(b / "self_attn", self.attention(index)), MoE(b / "mlp", self.experts()))
-
     def attention(self, index: int) -> AttentionPlan:
         """With sinks, biases and the window of every other layer."""
         c = self.config
@@ -51,10 +45,10 @@ class GptOss(Decoder):
             out_bias=c.attention_bias,
         )
 
-    def experts(self) -> MoePlan:
-        """What the experts of a layer are like; a softmax over the chosen is one over all, made to sum to 1."""
+    def mlp(self, b: Build) -> MoE:
+        """Experts, in every layer; a softmax over the chosen is one over all, made to sum to 1."""
         c = self.config
-        return MoePlan(
+        plan = MoePlan(
             c.hidden_size,
             c.intermediate_size,
             c.num_local_experts,
@@ -66,6 +60,7 @@ class GptOss(Decoder):
             bias=True,
             arrangement="woven",
         )
+        return MoE(b, plan)
 
 
 def build(facts: ModelFacts, build: Build) -> GptOss:

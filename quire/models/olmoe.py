@@ -5,8 +5,7 @@ from typing import Literal
 
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.read import typed
-from quire.layers.attention import Attention, AttentionPlan
-from quire.layers.blocks import PreNorm
+from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
 from quire.layers.decoder import Cap, Count, Decoder, DecoderConfig, Epsilon
 from quire.layers.moe import MoE, MoePlan
@@ -29,11 +28,6 @@ class Olmoe(Decoder):
 
     config: OlmoeConfig
 
-    def layer(self, b: Build, index: int) -> PreNorm:
-        """With experts."""
-        norms = self.norm_at(b / "input_layernorm"), self.norm_at(b / "post_attention_layernorm")
-        return PreNorm(b, norms, Attention(b / "self_attn", self.attention(index)), MoE(b / "mlp", self.experts()))
-
     def attention(self, index: int) -> AttentionPlan:
         """With norms before the bounds."""
         c = self.config
@@ -45,10 +39,11 @@ class Olmoe(Decoder):
             out_bias=c.attention_bias,
         )
 
-    def experts(self) -> MoePlan:
-        """What the experts of a layer are like."""
+    def mlp(self, b: Build) -> MoE:
+        """Experts, in every layer."""
         c = self.config
-        return MoePlan(c.hidden_size, c.intermediate_size, c.num_experts, c.num_experts_per_tok, c.norm_topk_prob)
+        plan = MoePlan(c.hidden_size, c.intermediate_size, c.num_experts, c.num_experts_per_tok, c.norm_topk_prob)
+        return MoE(b, plan)
 
 
 def build(facts: ModelFacts, build: Build) -> Olmoe:
