@@ -162,6 +162,8 @@ def _prepare_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
 
 def _attention_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
     for spec, inputs in _attend_samples():
+        if spec.step == "decode":
+            continue  # the same as the eager one
         step = inputs["step"]
         q = normal(spec.dtype, len(step.positions), spec.heads, spec.head_dim, seed=4)
         sinks = {"sinks": inputs["weights"].sinks} if spec.sinks else {}
@@ -201,9 +203,11 @@ def _attend_samples() -> Iterator[tuple[AttentionSpec, dict[str, Any]]]:
         {"sinks": True, "window": 5, "soft_cap": 3.0},
         {"chunk": 5},
     )
+    # What a query sees is shown in float32; in bfloat16 what is rounded.
+    rounded = [variant for variant in variants if not variant or "norm_eps" in variant or "sinks" in variant]
     angle = torch.arange(301)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.03])
     for dtype in FLOATS:
-        for variant in variants:
+        for variant in rounded if dtype == "bfloat16" else variants:
             if dtype == variant.get("norm_dtype"):
                 continue
             base = {"heads": 4, "kv_heads": 2, "head_dim": 8, "scale": 8**-0.5, "rotary_dim": 8, "dtype": dtype}

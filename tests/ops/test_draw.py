@@ -70,7 +70,7 @@ def shrink(patch: pytest.MonkeyPatch, room: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # of huge logits, in the interpreter
 @pytest.mark.parametrize("provider", PROVIDERS)
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.lists(st.tuples(ROW, LINE), min_size=1, max_size=3),
     st.sampled_from([17, 64, 101]),
