@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -145,7 +146,9 @@ def body(prompt: list[int], tokens: int, **more: object) -> dict[str, object]:
 def server(*flags: str, step_ms: float = 5.0, wait: bool = True) -> Iterator[Family]:
     """Run `quire serve` over a mortal core with these flags; whatever is left of it is killed."""
     words = [sys.executable, str(HERE), str(step_ms), *flags]
-    environ = {**os.environ, "PYTHONPATH": str(HERE.parents[2])}
+    # A folder is left where nobody is left to remove it.
+    scratch = tempfile.TemporaryDirectory(prefix="mortal-", ignore_cleanup_errors=True)
+    environ = {**os.environ, "PYTHONPATH": str(HERE.parents[2]), "TMPDIR": scratch.name}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
     family = Family(process)
     known: list[psutil.Process] = []
@@ -166,6 +169,7 @@ def server(*flags: str, step_ms: float = 5.0, wait: bool = True) -> Iterator[Fam
         process.wait()
         family.reader.join(10)
         process.stdout.close()
+        scratch.cleanup()
 
 
 def until(condition: Callable[[], object], seconds: float = 20.0) -> float:
