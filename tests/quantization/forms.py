@@ -22,6 +22,7 @@ FORMS = {
     "int4 32 zeros": Form("uint4", 32, "float16", zeros=True),
     "int4 32 zeros ordered": Form("uint4", 32, "float16", zeros=True, ordered=True),
     "int4 shifted": Form("uint4", 32, shifted=True),
+    "int4 columns": Form("uint4b8", 64, columns=True),
     "int4 rows": Form("int4", None),
     "int3": Form("uint3b4", 128, "float16"),
     "int2 zeros": Form("uint2", 64, zeros=True),

@@ -153,8 +153,8 @@ def _refuses(spec: StoredMoeSpec) -> str | None:
     if spec.dtype not in ("bfloat16", "float16", "float32"):
         return f"activations of {spec.dtype}"
     forms = [storage.form for storage in (spec.gate_up, spec.down) if isinstance(storage, Scaled)]
-    if any(form.ordered or form.shifted for form in forms):
-        return "does not put inputs in order, nor shift groups"
+    if any(form.ordered or form.shifted or form.columns for form in forms):
+        return "does not put inputs in order or multiply them, nor shift groups"
     return refuses_sort(spec.moe.route) or unread(spec.gate_up) or unread(spec.down)
 
 

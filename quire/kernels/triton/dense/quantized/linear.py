@@ -73,7 +73,8 @@ def triton_stored_gate_up(x: Tensor, weight: Tensor, bias: Tensor | None, spec: 
 
 
 def _in_order(x: Tensor, weight: Weight) -> Tensor:
-    """Activations as the weight's columns lie."""
+    """Activations as the weight's columns lie, times the number that each of these has."""
+    x = x if weight.columns is None else (x.float() * weight.columns).to(x.dtype)
     return x if weight.order is None else x.index_select(1, weight.order)
 
 

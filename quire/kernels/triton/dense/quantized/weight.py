@@ -42,8 +42,8 @@ def unread(storage: Storage) -> str | None:
     form = storage.form
     if widened(form.element) not in (*FOURS, *EIGHTS):
         return f"does not read {form.element}"
-    if form.columns or storage.offset:
-        return "does not read weights with factors of columns or cut groups"
+    if storage.offset:
+        return "does not read weights with cut groups"
     if not isinstance(storage, Words):
         return f"reads rows of about a multiple of {span(form.bits)} inputs, and an order of all of their columns"
     group = storage.inputs if form.zeros and form.group is None else form.group
@@ -118,6 +118,11 @@ class Weight:
     def shifts(self) -> Tensor | None:
         """(outputs, groups) float32, what is added to the values of each group; None where that is nothing."""
         return self.storage.part(self.data, "shifts") if self.storage.form.shifted else None
+
+    @property
+    def columns(self) -> Tensor | None:
+        """(inputs,) float32, what each input is multiplied with first; None where that is nothing."""
+        return self.storage.part(self.data, "columns") if self.storage.form.columns else None
 
     def sums(self, dtype: torch.dtype) -> torch.dtype:
         """Of products for activations of `dtype`: what shifts are still added to may be much larger than the sum."""
