@@ -23,16 +23,17 @@ def keep_what_lives() -> None:
 def what_lives_spared() -> Iterator[None]:
     """The collector looks only at what is made within the block (or the function, as a decorator).
 
-    Going through a process that has imported torch takes 100 ms and more, in which no step is launched. What a caller
-    has frozen himself stays so.
+    Going through a process that has imported torch takes 100 ms and more, in which no step is launched. Nothing is done
+    where something is frozen already: only who has frozen may let go of it.
     """
-    frozen = gc.get_freeze_count()
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield
     finally:
-        if not frozen:
-            gc.unfreeze()
+        gc.unfreeze()
 
 
 @contextlib.contextmanager
