@@ -46,6 +46,7 @@ INTERRUPTED_STATUS = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; `argv` without the program's name. Returns the exit status."""
+    _fill_descriptors()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"] and words[1:]:
         words = [*words[1:], "--help"]
@@ -75,6 +76,13 @@ def usage() -> str:
             '  quire run "Once upon a time"',
         ]
     )
+
+
+def _fill_descriptors() -> None:
+    """Open those of 0 to 2 that are closed: else a listener or a rank's socket becomes somebody's standard output."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(opened, True)
+    os.close(opened)
 
 
 def _guarded(name: str, words: list[str]) -> int:

@@ -71,3 +71,19 @@ def test_a_reader_that_leaves_is_no_error(words: list[str], deadly_torch: dict[s
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 1
+
+
+CLOSED = """
+import os, subprocess, sys
+from quire.cli.main import main
+main(["--version"])
+opened = os.open(os.devnull, os.O_RDONLY)
+child = subprocess.run([sys.executable, "-c", "import os; [os.fstat(n) for n in (0, 1, 2)]"])
+sys.exit(opened <= 2 or child.returncode)
+"""
+
+
+def test_what_is_opened_later_is_nobodys_standard_output() -> None:
+    words = ["sh", "-c", 'exec "$0" -c "$1" <&- >&-', sys.executable, CLOSED]
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
