@@ -1,13 +1,12 @@
 """`Pulse`: a page of memory that a core shares with those who watch over it: when it last moved, and how it fares.
 
-The core writes, everybody else reads; nobody waits. Each number is eight bytes that are written at once: who reads sees
-what it was or what it is, and of several some may be new already. What a core wrote last is still there when it has
-died: that is the point.
+The core writes, everybody else reads; nobody waits. Each number is written at once: who reads sees what it was or what
+it is, and of several some may be new already. What a core wrote last is still there when it has died; that is the
+point.
 """
 
 import mmap
 import os
-import struct
 import sys
 import tempfile
 import time
@@ -22,7 +21,8 @@ _COUNTS, _USAGE = slice(8, 15), 15
 
 _TRIAL_AT, _TRIAL_MOST = 256, 512
 _WORDS_AT, _WORDS_MOST = 1024, 2048
-_LENGTH = struct.Struct("=H")
+_LENGTH = 2
+"""Bytes of a text's length, which stand before it."""
 
 
 def shared_page() -> int:
@@ -49,6 +49,7 @@ class Pulse:
         # Not by struct, which clears a place before it writes there: who looks just then would see a time long past.
         self._times = memoryview(self._page).cast("d")
         self._counts = memoryview(self._page).cast("q")
+        self._lengths = memoryview(self._page).cast("H")
         self._clock = clock
 
     def reset(self) -> None:
@@ -112,11 +113,12 @@ class Pulse:
         return self._read(_WORDS_AT, _WORDS_MOST)
 
     def _write(self, at: int, most: int, text: str) -> None:
-        raw = text.encode("utf-8", "replace")[: most - _LENGTH.size]
-        # The length last: a reader never takes it for more than was written.
-        self._page[at + _LENGTH.size : at + _LENGTH.size + len(raw)] = raw
-        _LENGTH.pack_into(self._page, at, len(raw))
+        raw = text.encode("utf-8", "replace")[: most - _LENGTH]
+        # The length last, and none before: of two texts nobody ever sees one that begins as this and ends as the other.
+        self._lengths[at // _LENGTH] = 0
+        self._page[at + _LENGTH : at + _LENGTH + len(raw)] = raw
+        self._lengths[at // _LENGTH] = len(raw)
 
     def _read(self, at: int, most: int) -> str:
-        length = min(_LENGTH.unpack_from(self._page, at)[0], most - _LENGTH.size)
-        return self._page[at + _LENGTH.size : at + _LENGTH.size + length].decode("utf-8", "ignore")
+        length = min(self._lengths[at // _LENGTH], most - _LENGTH)
+        return self._page[at + _LENGTH : at + _LENGTH + length].decode("utf-8", "ignore")

@@ -41,3 +41,25 @@ def test_nobody_sees_a_number_half_written() -> None:
     assert last > 1000
     assert (begun.running, begun.waiting, begun.kv_usage, begun.preemptions) == (1, 2, 0.5, 3)
     assert (begun.prefix_queries, begun.prefix_hits, begun.step_tokens) == (4, 5, 6)
+
+
+class Dies:
+    """A page whose writer is killed after its next piece of text."""
+
+    def __init__(self, page: object) -> None:
+        self._page = page
+
+    def __setitem__(self, where: slice, text: bytes) -> None:
+        self._page[where] = text
+        raise KeyboardInterrupt
+
+
+def test_a_text_that_was_not_written_whole_is_none() -> None:
+    descriptor = shared_page()
+    pulse, seen = Pulse(descriptor), Pulse(descriptor)
+    pulse.trial("a longer one")
+    assert seen.tried == "a longer one"
+    pulse._page = Dies(pulse._page)
+    with pytest.raises(KeyboardInterrupt):
+        pulse.trial("short")
+    assert seen.tried == ""
