@@ -14,7 +14,8 @@ from quire.ops.edit import ANY_TOKEN, FOREVER, BanTable
 from quire.sampling.sent import sent
 
 LASTING_ENTRIES, LASTING_WIDTH = 4096, 8
-"""Bans of all rows, and tokens before a banned one, that the lasting table has room for."""
+"""Bans of all rows, and tokens before a banned one, that the lasting table has room for. As long as a running row
+exceeds it, no edited batch is drawn for by a recording: neighbours have the same tokens later."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,11 @@ class Masks:
 class _Buffer:
     """Masks of all rows, (rows, words) int32, on the host and on the device: the same tensor on a CPU.
 
+    `send` waits for nothing that was launched before it. That no line is written too early rests on who calls: a row's
+    next mask is asked for when the result of its last draw is known (`InFlight`), so that draw and the copy before it
+    are done; and a row ends when no step in flight has it any more (the scheduler releases it no sooner). Lines between
+    that are copied along are as they were.
+
     Attributes:
         masks: the host's, for who fills them.
         device: the device's.

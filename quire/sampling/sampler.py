@@ -117,13 +117,16 @@ class Sampler:
         Returns: (5 + 2 * RECORDED_TOP, n) int64, as `Samples.drawn`; of log-probabilities what rows want.
         """
         past, size = History(history, known), slice_rows(self.vocab)
-        drawn = self.kernels.greedy(logits)
+        before, parts = self.kernels.greedy(logits)[1], []
         for first in range(0, len(rows), size):
             at = slice(first, first + size)
-            drawn[:, at] = self._draw_from_edited(logits[at], rows[at], past, self._lasting, None, drawn[1, at])
+            drawn = self._draw_from_edited(logits[at], rows[at], past, self._lasting, None, before[at])
+            wanted = self._state.wanted[rows[at]]
+            found = self.kernels.describe(logits[at], drawn[0], batches.RECORDED_TOP, wanted)
+            parts.append(torch.cat([drawn, packed(found)]))
+        drawn = torch.cat(parts, 1)
         self._state.counts.add(rows, drawn[0])
-        found = self.kernels.describe(logits, drawn[0], batches.RECORDED_TOP, self._state.wanted[rows])
-        return torch.cat([drawn, packed(found)])
+        return drawn
 
     def send_masks(self, rows: list[int], errors: dict[int, str]) -> None:
         """Make the masks for the next `draw_edited`; `errors` gets a sentence for each row that has no way on."""
@@ -138,7 +141,8 @@ class Sampler:
         """Lead the grammars of rows on by what was drawn, once the host knows it; before these rows sample again.
 
         Args:
-            rows, tokens: of one step, with its rows that are lost left out.
+            rows, tokens: of one step. A row whose logits were not finite comes with some token; what its grammar says
+                of it means nothing.
             errors: gets a sentence for each row whose grammar refuses its token.
 
         Returns:

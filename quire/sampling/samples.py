@@ -5,7 +5,7 @@ the step that was launched meanwhile.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class Asked:
 
     @property
     def top(self) -> int:
-        """The most that any wants."""
+        """The most that any wants: so many numbers of every row travel to the host."""
         return max(self.counts)
 
 
@@ -61,7 +61,7 @@ class Samples:
             Where log-probabilities are reported, more lines follow: see `packed`. It may be overwritten as soon as the
             samples are made.
         asked: who wants them, if anybody does.
-        errors: rows whose own callables failed.
+        errors: rows whose own callables failed, or whose grammars have no way on.
     """
 
     rows: list[int]
@@ -117,8 +117,14 @@ class Samples:
         if len(asked.lines) < len(self.rows):
             found = found[:, asked.lines]
         values = found[half : half + width].astype(np.int32).view(np.float32)
-        entries = to_list(found[3 : min(half, 3 + width)].T.tolist(), values.T.tolist(), found[2].tolist())
-        if min(asked.counts) + 1 < width:
-            for entry, count in zip(entries, asked.counts, strict=True):
-                del entry.ids[count + 1 :], entry.logprobs[count + 1 :]
+        ids = _columns(found[3 : min(half, 3 + width)], asked.counts)
+        entries = to_list(ids, _columns(values, asked.counts), found[2].tolist())
         return dict(zip([self.rows[line] for line in asked.lines], entries, strict=True))
+
+
+def _columns(table: NDArray[Any], counts: list[int]) -> list[list[Any]]:
+    """Each column of (1 + the most of `counts`, n), as long as its row wants: nobody pays for another's."""
+    if min(counts) == max(counts):
+        found: list[list[Any]] = table.T.tolist()
+        return found
+    return [column[: count + 1].tolist() for column, count in zip(table.T, counts, strict=True)]

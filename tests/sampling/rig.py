@@ -10,6 +10,7 @@ from quire.messages.plan import NewRow, TokenLogprobs
 from quire.ops.registry import load_providers
 from quire.sampling.kernels import choose_kernels
 from quire.sampling.sampler import Sampler
+from quire.structured.store import GrammarStore
 
 CPU = torch.device("cpu")
 
@@ -24,10 +25,11 @@ class Rig:
         max_len: int = 64,
         device: torch.device = CPU,
         providers: tuple[str, ...] = ("torch_native",),
+        grammars: GrammarStore | None = None,
     ) -> None:
         self.device = device
         load_providers(providers)
-        self.sampler = Sampler(rows, vocab, max_len, device, kernels=choose_kernels(providers))
+        self.sampler = Sampler(rows, vocab, max_len, device, grammars, choose_kernels(providers))
         self.history = torch.zeros(rows, max_len, dtype=torch.int32, device=device)
         self.known = torch.zeros(rows, dtype=torch.int32, device=device)
 

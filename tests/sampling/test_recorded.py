@@ -1,13 +1,18 @@
 """What recordings draw, from tables that stay where they are, equals what the sampler draws step by step."""
 
+from dataclasses import replace
+
+import msgspec
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.messages.params import SamplingParams
+from quire.ops.logprobs import Logprobs, token_logprobs
 from quire.sampling import bans, batch
 from quire.sampling.batch import Way
+from tests.sampling.grammar import WANTED, FoldStore
 from tests.sampling.rig import Rig
 from tests.sampling.strategies import LOGITS, SEQUENCE, VOCAB
 
@@ -17,13 +22,26 @@ ROWS = 7
 DUMMY = ROWS - 1
 
 
+def barely(logits, chosen, top, wanted=None):
+    """Describes no more than is wanted, for a slice at a time: the rest is rubbish."""
+    assert len(logits) <= batch.SLICE_ROWS
+    found = token_logprobs.reference(logits, chosen, top)
+    if wanted is None:
+        return found
+    spared = torch.arange(found.ids.shape[1]) > wanted[:, None]
+    ranks = found.ranks.masked_fill(wanted < 0, -7)
+    return Logprobs(found.ids.masked_fill(spared, -7), found.values.masked_fill(spared, -7.0), ranks)
+
+
 def recorded(rig, logits, rows):
     """One step of `rig` as a recording draws it: padded with a row that nobody uses."""
     assert rig.sampler.way(rows) is not None
+    errors = {}
+    rig.sampler.send_masks(rows, errors)
     at = torch.tensor([*rows, DUMMY, DUMMY])
     lines = torch.cat([logits, torch.full((2, logits.shape[1]), float("nan"))])
     drawn = rig.sampler.draw_edited(lines, at, rig.history, rig.known)[:, : len(rows)]
-    return rig.sampler.samples(rows, drawn, {})
+    return rig.sampler.samples(rows, drawn, errors)
 
 
 def stepped(rig, logits, rows):
@@ -32,18 +50,22 @@ def stepped(rig, logits, rows):
 
 def turns(step, sequences, comings):
     """Three turns of rows that come and go: all that `step` tells."""
-    rig, found, logits = Rig(VOCAB, ROWS, providers=()), [], {}
+    rig, found, logits = Rig(VOCAB, ROWS, providers=(), grammars=FoldStore()), [], {}
+    rig.sampler.kernels = replace(rig.sampler.kernels, describe=barely)
     rig.sampler.stay()
     for coming in comings:
         for row, which in coming:
-            sequence, logits[row] = sequences[which % len(sequences)]
-            rig.begin(row, **sequence)
+            sequence, logits[row], bound = sequences[which % len(sequences)]
+            params = msgspec.structs.replace(sequence["params"], structured_outputs=WANTED if bound else None)
+            rig.begin(row, **{**sequence, "params": params})
         rows = sorted(logits)
         samples = step(rig, torch.tensor([logits[row] for row in rows]), rows)
         at = torch.tensor(rows)
         rig.history[at, rig.known[at].long()] = samples.tokens.int()
         rig.known[at] += 1
-        found.append(samples.to_host())
+        tokens, bad, logprobs, errors = samples.to_host()
+        rig.sampler.advance(rows, tokens, errors)
+        found.append((tokens, bad, logprobs, errors))
     return found
 
 
@@ -52,7 +74,9 @@ COMINGS = st.lists(st.lists(st.tuples(ROW, WHICH), max_size=4), min_size=2, max_
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(SEQUENCE, LOGITS), min_size=1, max_size=5), COMINGS, st.sampled_from([1, 2, 9]))
+@given(
+    st.lists(st.tuples(SEQUENCE, LOGITS, st.booleans()), min_size=1, max_size=5), COMINGS, st.sampled_from([1, 2, 9])
+)
 def test_recordings_draw_and_tell_the_same(sequences, comings, size):
     comings[0].append((0, 0))
     with pytest.MonkeyPatch.context() as patch:
