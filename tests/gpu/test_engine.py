@@ -11,6 +11,9 @@ from quire.messages.structured import StructuredOutputsParams
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
+from quire.sampling.batch import Way  # noqa: E402
+from tests.runner.test_graphs import ways_of  # noqa: E402
+
 VOCAB = 4096
 GAP = 0.25
 """Between logits that bfloat16 may take for one another: two steps of it where logits are large."""
@@ -89,21 +92,24 @@ DRAWS = (
     {"repetition_penalty": 1.2, "presence_penalty": 0.4, "logprobs": 3},
     {"temperature": 0.0, "frequency_penalty": 0.6},
     {"logit_bias": {5: 3.0, 9: -100.0}, "top_k": 40, "logprobs": 0},
-    {"min_tokens": 12, "stop_token_ids": list(range(300, 1300)), "bad_words": [" the", "the"]},
+    {"min_tokens": 12, "stop_token_ids": list(range(300, 500)), "bad_words": [" the", "the"]},
 )
 
 
-def test_seeds_fix_samples_recorded_or_not():
+def test_seeds_fix_samples_recorded_or_not(monkeypatch):
     params = [
         SamplingParams(max_tokens=20, ignore_eos=True, seed=i, **DRAWS[i % len(DRAWS)]) for i in range(4 * len(DRAWS))
     ]
-    found = []
+    found, drawn = [], []
     for eager in (False, True):
         with LLM(device="cuda", dtype="float32", num_gpu_blocks_override=500, enforce_eager=eager) as llm:
+            drawn.append(ways_of(llm, monkeypatch))
             # All kinds at once, and then only such whose logits nobody edits.
             outputs = llm.generate(prompts(len(params)), params, use_tqdm=False)
             outputs += llm.generate(prompts(8), params[0], use_tqdm=False)
             found.append([c for output in outputs for c in output.outputs])
+    assert min(drawn[0].count(Way.EDITED), drawn[0].count(Way.RANDOM)) > 8
+    assert not drawn[1]
     assert [c.token_ids for c in found[0]] == [c.token_ids for c in found[1]]
     for one, other in zip(*found, strict=True):
         for entry, same in zip(one.logprobs or (), other.logprobs or (), strict=True):
@@ -111,20 +117,24 @@ def test_seeds_fix_samples_recorded_or_not():
             assert all(abs(entry[token].logprob - same[token].logprob) < 1e-3 for token in entry)
 
 
-def test_grammars_are_kept_to_recorded_or_not():
+def test_grammars_are_kept_to_recorded_or_not(monkeypatch):
     forms = [r"[a-z]{5,20}", r"[0-9]+ (cats|dogs)", None, r"(\+49|0)[1-9][0-9]{2,4} [0-9]{3,8}"]
     params = [
         SamplingParams(max_tokens=40, seed=i, structured_outputs=form and StructuredOutputsParams(regex=form))
         for i, form in enumerate(forms * 8)
     ]
-    found = []
+    found, drawn = [], []
     for settings in ({"enforce_eager": True, "async_scheduling": False}, {}):
         with LLM(device="cuda", dtype="float32", num_gpu_blocks_override=500, **settings) as llm:
+            drawn.append(ways_of(llm, monkeypatch))
             found.append([output.outputs[0] for output in llm.generate(prompts(32), params, use_tqdm=False)])
+    assert not drawn[0]
+    assert drawn[1].count(Way.EDITED) > 4
     texts = [[answer.text for answer in answers] for answers in found]
     assert texts[0] == texts[1]
-    ended = [answer.text for answer in found[1] if answer.finish_reason == "stop"]
-    assert ended and all(any(form and re.fullmatch(form, text) for form in forms) for text in ended)
+    both = zip(forms * 8, found[1], strict=True)
+    ended = [(form, answer.text) for form, answer in both if form and answer.finish_reason == "stop"]
+    assert ended and all(re.fullmatch(form, text) for form, text in ended)
 
 
 @pytest.mark.parametrize(

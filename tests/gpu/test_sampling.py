@@ -11,6 +11,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 from quire import SamplingParams  # noqa: E402
 from quire.messages.plan import NewRow  # noqa: E402
+from quire.sampling.batch import Way  # noqa: E402
+from tests.sampling.grammar import WANTED, FoldStore  # noqa: E402
 from tests.sampling.rig import Rig, assert_drawn_from, exact  # noqa: E402
 from tests.sampling.test_distribution import ADVANCING, COUNTING, LOGITS, OUTPUT, VOCAB  # noqa: E402
 
@@ -37,6 +39,7 @@ SETTINGS = (
     SamplingParams(temperature=0.8, top_k=5, repetition_penalty=1.2),
     SamplingParams(temperature=1.0, presence_penalty=0.5, logprobs=3, logit_bias={4: 1.0}),
     SamplingParams(temperature=1.0, top_p=0.9, min_tokens=2, stop_token_ids=[3]),
+    SamplingParams(temperature=1.0, structured_outputs=WANTED),
 )
 
 
@@ -53,8 +56,10 @@ def no_waiting():
 
 
 def test_no_change_of_a_batch_waits_for_the_device():
-    rig, logits = Rig(VOCAB, len(SETTINGS), device=DEVICE, providers=("triton", "torch_native")), LOGITS.to(DEVICE)
-    batches = {(0,): None, (0, 1, 2, 3): None, (3, 1): None, (2,): None}
+    logits, providers = LOGITS.to(DEVICE), ("triton", "torch_native")
+    rig = Rig(VOCAB, len(SETTINGS), device=DEVICE, providers=providers, grammars=FoldStore())
+    rig.sampler.stay()
+    batches = {(0,): None, (0, 1, 2, 3, 4): None, (3, 1): None, (2,): None, (4,): None}
     for rows in batches:
         batches[rows] = torch.tensor(rows, device=DEVICE), logits.repeat(len(rows), 1)
 
@@ -64,6 +69,12 @@ def test_no_change_of_a_batch_waits_for_the_device():
                 new = NewRow(row, [1, 2, 3], 3, 0, [], SETTINGS[row], row, [5], [[6, 7]], 64)
                 rig.sampler.begin(new)
             rig.sampler.sample(lines, list(rows), at, rig.history, rig.known)
+            # What is recorded, and what goes before it and behind it each step.
+            if rig.sampler.way(list(rows)) is Way.EDITED:
+                rig.sampler.send_masks(list(rows), {})
+                drawn = rig.sampler.draw_edited(lines, at, rig.history, rig.known)
+                rig.sampler.samples(list(rows), drawn, {})
+            rig.sampler.end(rows[-1])
 
     rig.known += 3
     sample_all()  # compiles, and takes what memory it needs
