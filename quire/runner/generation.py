@@ -30,6 +30,7 @@ class GenerationSteps:
         passes: over the model.
         sampler: None on ranks that do not sample.
         graphs, ragged: recordings of decode steps, and of steps that read short prompts.
+        recordable: whether every kernel of the model can be recorded.
 
     Args:
         spec: everything decided.
@@ -37,10 +38,13 @@ class GenerationSteps:
         rows: what the rank keeps of each sequence.
         mesh: this rank among those that share the model.
         grammars: for rows that follow one.
+        recordable: see above.
     """
 
-    def __init__(self, spec: RunSpec, loaded: Loaded, rows: Rows, mesh: Mesh, grammars: GrammarStore) -> None:
-        self.rows, self._device = rows, rows.device
+    def __init__(
+        self, spec: RunSpec, loaded: Loaded, rows: Rows, mesh: Mesh, grammars: GrammarStore, recordable: bool
+    ) -> None:
+        self.rows, self._device, self.recordable = rows, rows.device, recordable
         self._kernels = kernels = loaded.ops.sampling
         # Every rank runs the model; rank 0 samples and tells the others.
         self.sampler: Sampler | None = None
@@ -49,7 +53,8 @@ class GenerationSteps:
             self.sampler = Sampler(rows.dummy + 1, spec.facts.vocab_size, rows.max_len, rows.device, grammars, kernels)
         self.passes = passes = Passes(loaded, rows, mesh, self.sampler)
         draws = {Way.GREEDY: passes.greedy}
-        if kernels.recordable and mesh.size == 1 and self.sampler is not None and spec.graph_rows:
+        both = recordable and kernels.recordable
+        if both and mesh.size == 1 and self.sampler is not None and spec.graph_rows:
             self.sampler.stay()
             draws |= {Way.RANDOM: passes.random, Way.EDITED: passes.edited}
         work = DecodeWork(passes.decode, draws, any(rows.lasting))

@@ -114,7 +114,7 @@ class Passes:
         return samples
 
     def _enter(self, order: Tensor, drawn: Tensor) -> Tensor:
-        """Append the tokens `drawn`, (2, n); the dummy row forgets its own at once."""
+        """Append the tokens, the first line of `drawn`, (m, n); the dummy row forgets its own at once."""
         self._append(order, drawn[0])
         self._rows.known[self._rows.dummy].zero_()
         return drawn

@@ -1,6 +1,6 @@
 """`Pooler`: what the tokens of a text become: a vector, scores of labels, or one of these for each token.
 
-A prompt may come in chunks; what is needed of earlier ones is kept in a row of its own. Called by `PoolingRunner`.
+A prompt may come in chunks; what is needed of earlier ones is kept in a row of its own. Called by `PoolingSteps`.
 """
 
 from collections.abc import Sequence
@@ -54,7 +54,8 @@ class Pooler:
     Args:
         facts: how the checkpoint pools.
         model: scores labels, if it has a head.
-        rows, device: of the runner.
+        rows: rows are below it.
+        device: where hidden states come from.
     """
 
     def __init__(self, facts: PoolerFacts, model: Reader, rows: int, device: torch.device) -> None:

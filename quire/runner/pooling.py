@@ -15,7 +15,6 @@ from quire.ops.inputs import Bounds
 from quire.ops.step import StepInputs
 from quire.parallel.mesh import Mesh
 from quire.runner.loaded import Loaded
-from quire.runner.memory import Memory
 from quire.runner.pooler import PooledStep, Pooler
 from quire.runner.rows import Rows
 from quire.runner.upload import upload
@@ -126,14 +125,10 @@ class PoolingWarmUp:
         self._run(side_by_side(self._spec))
         self.run_largest()
 
-    def rehearse(self) -> None:
-        """As it is run."""
-        self.run_all()
-
     def record(self) -> None:
         """Nothing is recorded."""
 
-    def recorded_bytes(self, memory: Memory) -> int:
+    def recorded_bytes(self) -> int:
         """None."""
         return 0
 

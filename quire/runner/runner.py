@@ -4,6 +4,8 @@ Life: `load`, `measure` (reports its capacity), `allocate` (takes its pages), `r
 Called by the executors; it knows neither the scheduler nor any process border.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -102,27 +104,36 @@ class Runner:
         layout = Layout(scratch, self.spec.max_model_len)
         if self.spec.warm_tokens:
             # Before memory is measured: code that is loaded takes some, too.
-            self.allocate(layout)
-            if self._rehearsal is not None and self._agreed(self._rehearsal.wanted):
-                self._rehearsal.play(self.allocated.warm_up.rehearse)
-            self.allocated.warm_up.run_all()
+            self._take(layout)
+            self._run_all()
             self.release()
         recorded = 0
         with self._memory.peak() as needed:
             if self.spec.num_pages is None and self.spec.kv_cache_memory_bytes is None:
-                self.allocate(layout)
+                self._take(layout)
                 self.allocated.warm_up.run_largest()
-                recorded = self.allocated.warm_up.recorded_bytes(self._memory)
+                recorded = self.allocated.warm_up.recorded_bytes()
                 self.release()
         free = self._memory.free_bytes()
         return Capacity(self._memory.budget(free, self.spec.memory_fraction, needed[0] + recorded), specs)
+
+    def _run_all(self) -> None:
+        warm_up, rehearsal = self.allocated.warm_up, self._rehearsal
+        if rehearsal is not None and isinstance(warm_up, GenerationWarmUp) and self._agreed(rehearsal.wanted):
+            rehearsal.play(warm_up.rehearse)
+        warm_up.run_all()
 
     def _agreed(self, wanted: bool) -> bool:
         """What rank 0 says: steps are run by all ranks or by none."""
         return bool(self.mesh.broadcast(torch.tensor([wanted], dtype=torch.uint8, device=self.device)).item())
 
     def allocate(self, layout: Layout) -> None:
-        """Take pages and rows, and what samples or pools. Layers whose state is the same share a group."""
+        """Take pages and rows, and what samples or pools. Raises ConfigError where pages leave too little memory."""
+        with self._naming_pages():
+            self._take(layout)
+
+    def _take(self, layout: Layout) -> None:
+        """As `allocate`. Layers whose state is the same share a group."""
         for index, group in enumerate(layout.groups):
             for state in self.build.states:
                 if state.spec == group.spec:
@@ -136,9 +147,9 @@ class Runner:
         if facts is not None:
             pooling = PoolingSteps(facts, self.loaded, rows, self.mesh)
             return pooling, PoolingWarmUp(spec, layout, pooling)
-        steps = GenerationSteps(spec, self.loaded, rows, self.mesh, self.grammars)
         recordable = all(choice.capturable for choice in self.build.choices)
-        return steps, GenerationWarmUp(spec, layout, steps, recordable)
+        steps = GenerationSteps(spec, self.loaded, rows, self.mesh, self.grammars, recordable)
+        return steps, GenerationWarmUp(spec, layout, steps, self._memory)
 
     def release(self) -> None:
         """Give back pages and rows."""
@@ -154,8 +165,14 @@ class Runner:
         After `allocate`. Where kernels compile, the largest step runs before, also where the user has fixed the size of
         the pages. Raises ConfigError where these leave too little memory.
         """
-        try:
+        with self._naming_pages():
             self.allocated.warm_up.record()
+
+    @contextmanager
+    def _naming_pages(self) -> Iterator[None]:
+        """Raises ConfigError where no memory is left, since pages are what the user can have fewer of."""
+        try:
+            yield
         except torch.OutOfMemoryError as error:
             raise ConfigError(no_room(self.spec)) from error
 

@@ -22,7 +22,7 @@ from quire.runner.rows import Rows
 from quire.runner.upload import upload
 
 RECORDING_BYTES = 4 << 20
-"""What one more recording takes on the device for its list of launches."""
+"""Reckoned on the device for one more size: for the lists of launches of all its recordings."""
 
 DRAWS = (
     SamplingParams(temperature=0.0),
@@ -130,15 +130,11 @@ class WarmUp(Protocol):
         """Steps of all sizes and kinds."""
         ...
 
-    def rehearse(self) -> None:
-        """All that may compile a kernel, with results that mean nothing."""
-        ...
-
     def record(self) -> None:
         """Record steps where the spec asks for it and every kernel allows it."""
         ...
 
-    def recorded_bytes(self, memory: Memory) -> int:
+    def recorded_bytes(self) -> int:
         """Memory that recordings will hold."""
         ...
 
@@ -156,11 +152,11 @@ class GenerationWarmUp:
         spec: everything decided.
         layout: of the pages; all that runs here reads and writes page 1.
         steps: what is warmed up.
-        recordable: whether every chosen kernel can be recorded.
+        memory: of the device.
     """
 
-    def __init__(self, spec: RunSpec, layout: Layout, steps: GenerationSteps, recordable: bool) -> None:
-        self._spec, self._layout, self._steps, self._recordable = spec, layout, steps, recordable
+    def __init__(self, spec: RunSpec, layout: Layout, steps: GenerationSteps, memory: Memory) -> None:
+        self._spec, self._layout, self._steps, self._memory = spec, layout, steps, memory
 
     def run_largest(self) -> None:
         """The whole token budget, all rows, and the way of drawing that needs most memory."""
@@ -184,11 +180,13 @@ class GenerationWarmUp:
 
     @torch.inference_mode()
     def rehearse(self) -> None:
-        """The largest step, all others, and what is recorded elsewhere."""
+        """The largest step, all others, and what is recorded elsewhere: all that may compile a kernel."""
         self.run_largest()
         self.run_all()
         # What compiles longest are kernels of decode steps: they shall not be the last to be heard of.
         self._record(Recorder(self._steps.rows.device, rehearses=True), self._steps.graphs, self._steps.ragged)
+        # Steps to come are not recorded ones yet: they take the kernels that these replace.
+        self._steps.forget()
 
     @torch.inference_mode()
     def record(self) -> None:
@@ -199,16 +197,16 @@ class GenerationWarmUp:
         self._record(Recorder(self._steps.rows.device), self._steps.ragged, self._steps.graphs)
 
     @torch.inference_mode()
-    def recorded_bytes(self, memory: Memory) -> int:
+    def recorded_bytes(self) -> int:
         """The largest of each kind, in whose memory the others find theirs."""
         recorder, graphs, ragged = Recorder(self._steps.rows.device), self._steps.graphs, self._steps.ragged
-        if not recorder.records or not self._recordable:
+        if not recorder.records or not self._steps.recordable:
             return 0
-        before = memory.kept_bytes()
+        before = self._memory.kept_bytes()
         ragged.record(recorder, ragged.rooms[-1:])
         graphs.record(recorder, graphs.sizes[-1:])
         count = len(ragged.rooms) + len(graphs.sizes)
-        return memory.kept_bytes() - before + count * RECORDING_BYTES
+        return self._memory.kept_bytes() - before + count * RECORDING_BYTES
 
     def _make_logits(self) -> None:
         passes, rows = self._steps.passes, self._steps.rows
@@ -217,7 +215,7 @@ class GenerationWarmUp:
             passes.model.logits(hidden.expand(count, -1).contiguous())
 
     def _record(self, recorder: Recorder, *recordings: DecodeGraphs | RaggedGraphs) -> None:
-        for some in recordings if self._recordable else ():
+        for some in recordings if self._steps.recordable else ():
             some.record(recorder)
 
     def _run(self, counts: list[int], params: SamplingParams) -> None:

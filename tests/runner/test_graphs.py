@@ -14,6 +14,7 @@ from quire.messages.structured import StructuredOutputsParams
 from quire.runner import graphs, loaded
 from quire.sampling.batch import Way
 from quire.sampling.kernels import Kernels
+from quire.sampling.sampler import Sampler
 from tests.engine.toy import make_toy, oracle
 
 pytestmark = pytest.mark.torch
@@ -114,10 +115,15 @@ def test_grammars_are_drawn_for_in_recordings(monkeypatch, overlapped):
     assert drawn[1].count(Way.EDITED) > 8
 
 
-def test_a_kernel_that_asks_the_host_is_not_recorded(tmp_path, monkeypatch):
+def test_a_kernel_that_asks_the_host_is_not_recorded(monkeypatch):
+    """Nor do tables take memory for recordings, whatever the sampler's own kernels can do."""
+    stayed = []
+    monkeypatch.setattr(Sampler, "stay", stayed.append)
     monkeypatch.setattr(begin, "resolve", recorded([4]))
+    monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
     with LLM(num_gpu_blocks_override=100, kernels="reference") as llm:
         assert not llm._running().executor.runner.allocated.steps.graphs.covers(1)
+    assert not stayed
 
 
 def test_what_broke_a_recording_is_raised(monkeypatch):

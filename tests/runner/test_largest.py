@@ -8,8 +8,10 @@ from quire import LLM
 from quire.base.errors import ConfigError
 from quire.base.registry import load
 from quire.engine import begin
-from quire.runner import warm
+from quire.runner import loaded, warm
 from quire.runner.warm import largest_step
+from quire.sampling.kernels import Kernels
+from quire.sampling.sampler import Sampler
 from tests.engine.toy import make_toy
 
 pytestmark = pytest.mark.torch
@@ -24,6 +26,7 @@ def test_the_largest_step_keeps_hidden_states_and_describes_no_prompt(tmp_path):
         assert own.launch(plan).result().prompt_logprobs == {}
 
 
+@pytest.mark.parametrize("what", [(warm, "largest_step"), (Sampler, "stay")], ids=["step", "tables"])
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
@@ -31,13 +34,16 @@ def test_the_largest_step_keeps_hidden_states_and_describes_no_prompt(tmp_path):
         ({"kv_cache_memory_bytes": 1 << 20}, f"kv_cache_memory_bytes={1 << 20}"),
     ],
 )
-def test_pages_that_leave_no_memory_for_a_step_are_named(tmp_path, monkeypatch, settings, named):
+def test_pages_that_leave_no_memory_are_named(tmp_path, monkeypatch, settings, named, what):
+    """For the largest step, and for the tables of recordings."""
     resolve = load("quire.config.resolve:resolve")
-    monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=[3]))
+    steps = {"warm_tokens": [3]} if what[0] is warm else {"graph_rows": [1]}
+    monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), **steps))
 
-    def largest(*given):
+    def take(*given):
         raise torch.OutOfMemoryError("no memory is left")
 
-    monkeypatch.setattr(warm, "largest_step", largest)
+    monkeypatch.setattr(*what, take)
+    monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
     with pytest.raises(ConfigError, match=f"{named} leaves too little memory"):
         LLM(str(make_toy(tmp_path)), block_size=4, **settings)

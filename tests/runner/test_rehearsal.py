@@ -11,6 +11,7 @@ from quire import LLM, SamplingParams
 from quire.base.registry import load
 from quire.engine import begin
 from quire.ops import ahead
+from quire.runner.generation import GenerationSteps
 from quire.runner.rehearsal import _Zeros
 from tests.engine.toy import make_toy, oracle
 
@@ -63,13 +64,20 @@ def compiled(monkeypatch):
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_gpu_blocks_override": 100}], ids=str)
-def test_only_the_first_start_rehearses(compiled, tmp_path, settings):
+def test_only_the_first_start_rehearses(compiled, tmp_path, settings, monkeypatch):
     folder = str(make_toy(tmp_path))
+    played, launch = [], GenerationSteps._launch_recorded
+    monkeypatch.setattr(
+        GenerationSteps, "_launch_recorded", lambda steps, plan: played.append(plan) or launch(steps, plan)
+    )
     for _ in range(2):
         with LLM(folder, block_size=4, cpu_memory_utilization=0.05, **settings) as llm:
             assert not llm._running().executor.runner.allocated.steps.rows.host
+            assert not played, "a recording that is rehearsed is none"
             output = llm.generate([[5, 6]], SamplingParams(max_tokens=9, temperature=0.0, ignore_eos=True))
         assert output[0].outputs[0].token_ids == oracle([5, 6], 9)
+        assert played
+        played.clear()
     assert [stage.asked for stage in stages] == [["begin", "noting", "noted", "compile"], []]
 
 
