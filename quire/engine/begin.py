@@ -18,7 +18,7 @@ from quire.config.resolve import resolve
 from quire.config.spec import RunSpec
 from quire.engine.core import EngineCore
 from quire.engine.grammars import GrammarDesk
-from quire.executors.base import Executor, Progress
+from quire.executors.base import PATIENCE, Executor, Progress
 from quire.kvcache.layout import fit, shrunk
 from quire.messages.pooling import GENERATE
 from quire.messages.state import Layout
@@ -38,9 +38,6 @@ EXECUTORS = Registry(
 
 ONLINE_BITS = {"int8": 8, "int4": 4}
 """Of a weight that is quantized while it loads; the others have 16, or as many as in their files."""
-
-PATIENCE = 3.0
-"""A step may take so many times what the largest one took when it was measured."""
 
 MakeExecutor = Callable[[RunSpec], Executor]
 

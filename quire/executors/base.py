@@ -11,6 +11,9 @@ from quire.structured.matcher import Vocabulary
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and in all, while weights load."""
 
+PATIENCE = 3.0
+"""A step may take so many times what the largest one took when it was measured."""
+
 
 class Pending(Protocol):
     """A step under way."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,7 +22,7 @@ from quire.base.errors import EngineDeadError, QuireError, RequestError, Transpo
 from quire.base.registry import load
 from quire.config import environ
 from quire.config.spec import RunSpec
-from quire.executors.base import Pending, Progress
+from quire.executors.base import PATIENCE, Pending, Progress
 from quire.messages.codec import Codec
 from quire.messages.frames import pair_for_child, receive, send
 from quire.messages.plan import StepPlan, StepResult
@@ -48,7 +49,8 @@ from quire.structured.matcher import Vocabulary
 STOP_TIMEOUT_S = 5.0
 
 STEP_LIMIT_S = 310.0
-"""Whoever takes longer for a step hangs. A little more than ranks wait for each other: what they say comes first."""
+"""Whoever takes longer for a step hangs, unless the largest one took long when it was measured. A little more than
+ranks wait for each other: one that waits from the step's beginning gives up first, and says so."""
 
 TIED = "tied"
 """Tells a rank to end with the thread that has started it, even if it hangs in a collective."""
@@ -74,6 +76,7 @@ class ProcessExecutor:
         self._codec: Codec[FromRank] = Codec(FromRank)
         self._ranks: list[Rank] = []
         self._folder = ""
+        self._measured_s = 0.0
 
     def load(self, progress: Progress) -> dict[str, str]:
         """Start the ranks and load the model on each."""
@@ -93,9 +96,11 @@ class ProcessExecutor:
 
     def measure(self) -> Capacity:
         """Run the largest step on all ranks at once."""
+        began = time.monotonic()
         for rank in self._ranks:
             self._tell(rank, Measure())
         measured = [self._expect(rank, Measured).capacity for rank in self._ranks]
+        self._measured_s = time.monotonic() - began
         return min(measured, key=lambda capacity: capacity.free_bytes)
 
     def allocate(self, layout: Layout) -> None:
@@ -104,7 +109,7 @@ class ProcessExecutor:
             self._tell(rank, Allocate(layout))
         for rank in self._ranks:
             self._expect(rank, Ready)
-            rank.socket.settimeout(STEP_LIMIT_S)
+            rank.socket.settimeout(max(STEP_LIMIT_S, PATIENCE * self._measured_s))
 
     def step(self, plan: StepPlan) -> Pending:
         """Send the plan to every rank: the same bytes."""
@@ -153,7 +158,8 @@ class ProcessExecutor:
 
     def _tell(self, rank: Rank, message: ToRank) -> None:
         try:
-            send(rank.socket, self._codec.encode(message))
+            with _in_time(rank):
+                send(rank.socket, self._codec.encode(message))
         except OSError as error:
             raise _ended(rank) from error
 
@@ -208,7 +214,10 @@ def _in_time(rank: Rank) -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise EngineDeadError(f"rank {rank.index} has said nothing for {STEP_LIMIT_S:g} s: it hangs") from error
+        limit_s = rank.socket.gettimeout() or 0.0
+        raise EngineDeadError(
+            f"rank {rank.index} has said nothing for {limit_s:g} s: it hangs, or one that it waits for does"
+        ) from error
 
 
 def _ended(rank: Rank) -> EngineDeadError:

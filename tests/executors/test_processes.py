@@ -1,8 +1,10 @@
 """Ranks that hang: of an engine in one's own process nobody but its executor could notice."""
 
+import contextlib
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,40 +16,49 @@ from quire.executors.processes import ProcessExecutor, Rank
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
 from quire.messages.plan import StepPlan
-from quire.messages.rank import FromRank, Loaded, Ready
-from quire.messages.state import Layout
+from quire.messages.rank import FromRank, Loaded, Measured, Ready
+from quire.messages.state import Capacity, Layout
 
 pytestmark = pytest.mark.plain
 
 SPEC = RunSpec(**{**dict.fromkeys(RunSpec.__struct_fields__), "tensor_parallel_size": 2})
 
 
-@pytest.fixture
-def executor(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessExecutor]:
-    """Over two ranks that load, take pages, and say nothing more."""
+@contextlib.contextmanager
+def begun(monkeypatch: pytest.MonkeyPatch, measure_s: float = 0.0) -> Iterator[ProcessExecutor]:
+    """Over two ranks that load, measure for so long, take pages, and neither say nor hear anything more."""
+    theirs: list[socket.socket] = []
     monkeypatch.setattr(processes, "STEP_LIMIT_S", 0.2)
     monkeypatch.setattr(processes, "STOP_TIMEOUT_S", 0.1)
 
     def serve(channel: socket.socket) -> None:
         codec = Codec(FromRank)
-        with channel:
-            for answer in (Loaded({}), Ready()):
-                receive(channel)
-                send(channel, codec.encode(answer))
-            while receive(channel) is not None:
-                pass
+        for answer in (Loaded({}), Measured(Capacity(1, [])), Ready()):
+            receive(channel)
+            time.sleep(measure_s if isinstance(answer, Measured) else 0)
+            send(channel, codec.encode(answer))
 
     def spawn(index: int) -> Rank:
-        ours, theirs = socket.socketpair()
-        threading.Thread(target=serve, args=(theirs,), daemon=True).start()
+        ours, its = socket.socketpair()
+        theirs.append(its)
+        threading.Thread(target=serve, args=(its,), daemon=True).start()
         return Rank(index, subprocess.Popen(["sleep", "60"]), socket.socket(), ours)
 
     monkeypatch.setattr(processes, "_spawn", spawn)
     executor = ProcessExecutor(SPEC)
     executor.load(lambda done, total: None)
+    executor.measure()
     executor.allocate(Layout([], 16))
     yield executor
     executor.stop()
+    for each in theirs:
+        each.close()
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> Iterator[ProcessExecutor]:
+    with begun(monkeypatch) as executor:
+        yield executor
 
 
 @pytest.mark.parametrize("question", ["wait", "result"])
@@ -55,3 +66,14 @@ def test_ranks_that_hang_in_a_step_are_noticed(executor: ProcessExecutor, questi
     pending = executor.step(StepPlan(0, [], [], []))
     with pytest.raises(EngineDeadError, match="rank 0 has said nothing"):
         getattr(pending, question)()
+
+
+def test_a_rank_that_takes_nothing_hangs_and_has_not_ended(executor: ProcessExecutor) -> None:
+    with pytest.raises(EngineDeadError, match="rank 0 has said nothing"):
+        while True:
+            executor.step(StepPlan(0, [], [], []))
+
+
+def test_a_step_may_take_three_times_what_the_largest_one_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    with begun(monkeypatch, measure_s=0.2) as executor:
+        assert all(0.6 <= (rank.socket.gettimeout() or 0) < 10 for rank in executor._ranks)
