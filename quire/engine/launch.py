@@ -56,7 +56,7 @@ class Home:
     """
 
     folder: Path
-    name: str = "core"
+    name: str
     pulse: int = -1
     secret: str = ""
 
@@ -83,17 +83,20 @@ class CoreProcess:
         cls, config: EngineConfig, model: ModelFacts, core: Sequence[str] = CORE, home: Home | None = None
     ) -> "CoreProcess":
         """Start a core; it listens at `address` before it loads anything. Another `core` must speak as ours does."""
-        place = home or Home(private_folder())
-        folder = place.folder / place.name if home else place.folder
-        address = f"ipc://{folder}/core"
+        if home is None:
+            home = Home(private_folder(), ".")
+        else:
+            (home.folder / home.name).mkdir()
+        folder = home.folder / home.name
+        # Short: a socket's path has 107 bytes at most, and that of the temporary folder may be long.
+        address = f"ipc://{folder}/s"
         try:
-            folder.mkdir(exist_ok=home is None)
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *core,
                 stdin=asyncio.subprocess.PIPE,
                 env=environ.snapshot() | environ.computing() | {"TMPDIR": str(folder)},
-                pass_fds=[] if place.pulse < 0 else [place.pulse],
+                pass_fds=[] if home.pulse < 0 else [home.pulse],
                 # Ctrl-C in a terminal is for the launcher, which ends the core in its own way.
                 start_new_session=True,
             )
@@ -101,7 +104,7 @@ class CoreProcess:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         assert process.stdin is not None
-        frame = msgspec.json.encode(Launch(config, model, address, place.pulse, place.secret))
+        frame = msgspec.json.encode(Launch(config, model, address, home.pulse, home.secret))
         # One that has ended already is found by whoever waits for its end.
         with contextlib.suppress(ConnectionError):
             process.stdin.write(frame + b"\n")

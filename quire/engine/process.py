@@ -17,7 +17,7 @@ import psutil
 import zmq
 
 from quire.base.collector import keep_what_lives
-from quire.base.errors import QuireError
+from quire.base.errors import EngineError, QuireError
 from quire.base.lifeline import die_with_parent
 from quire.base.logging import get_logger, setup, write_aside
 from quire.engine.begin import MakeExecutor, Timeline, begin, executor_for
@@ -46,6 +46,9 @@ class Server:
         launch: where to listen, and what a front end must know.
         launcher: descriptor that becomes readable when the launcher has news, or has ended.
         pulse: beats with every turn.
+
+    Raises:
+        EngineError: it cannot listen there.
     """
 
     def __init__(self, launch: Launch, launcher: int, pulse: Pulse) -> None:
@@ -55,7 +58,13 @@ class Server:
         self._socket.linger = 1000
         # Whoever announces more is cut off before memory is taken for it.
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
-        self._socket.bind(launch.address)
+        try:
+            self._socket.bind(launch.address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise EngineError(
+                f"the engine cannot listen at {launch.address}: {error}; let TMPDIR name a folder with a shorter path"
+            ) from error
         self._secret = launch.secret
         self._launcher = launcher
         self._heard = bytearray()
@@ -118,7 +127,12 @@ def main(make_executor: MakeExecutor = executor_for) -> int:
     setup(launch.config.log.log_level, launch.config.log.log_format)
     write_aside()
     pulse = Pulse(launch.pulse)
-    server = Server(launch, sys.stdin.fileno(), pulse)
+    try:
+        server = Server(launch, sys.stdin.fileno(), pulse)
+    except EngineError as error:
+        pulse.last_words(str(error))
+        log.error("%s", error)
+        return 2
     timeline = Timeline(time.time() - psutil.Process().create_time(), pulse.loads)
     try:
         with weights_progress(launch.model.name, pulse.loads) as progress:
@@ -134,6 +148,8 @@ def main(make_executor: MakeExecutor = executor_for) -> int:
     except Exception as error:
         log.error("%s", traceback.format_exc())
         server.fail(f"the engine failed: {type(error).__name__}")
+        # Ranks that hang would be waited for once more.
+        core.abandon()
         return 1
     finally:
         server.close()

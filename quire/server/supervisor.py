@@ -134,7 +134,7 @@ class Supervisor:
         await asyncio.gather(*(self._fronts.keep(index) for index in range(len(self._listeners))))
 
     async def _start_core(self, number: int) -> CoreProcess:
-        home = Home(self._folder, f"core-{number}", self._descriptor, self._secret)
+        home = Home(self._folder, f"c{number}", self._descriptor, self._secret)
         return await CoreProcess.start(self._config.engine, self._model, self._commands.core, home)
 
     def gone(self, name: str) -> None:

@@ -44,3 +44,11 @@ def test_what_a_core_leaves_is_removed_with_it(tmp_path: Path) -> None:
 
     assert asyncio.run(live()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "c1").mkdir()
+    config, model = engine_config(model="toy"), facts.model()
+    with pytest.raises(FileExistsError):
+        asyncio.run(CoreProcess.start(config, model, ("-c", WRITES), Home(tmp_path, "c1")))
+    assert (tmp_path / "c1").is_dir()

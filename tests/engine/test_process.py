@@ -1,0 +1,55 @@
+"""The core's process: how it ends when its engine fails, and when it cannot listen."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import msgspec
+import pytest
+
+from quire.base.errors import EngineDeadError, EngineError
+from quire.config.sources import engine_config
+from quire.engine import process
+from quire.engine.core import EngineCore
+from quire.engine.launch import Launch
+from quire.engine.process import Server
+from quire.engine.pulse import Pulse
+from tests.config import facts
+
+pytestmark = pytest.mark.plain
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    """What a core starts from that changes nothing of the process of the tests."""
+    made = Launch(engine_config(model="toy"), facts.model(), f"ipc://{tmp_path}/{'x' * 108}")
+    names = ("die_with_parent", "faulthandler", "setup", "write_aside", "keep_what_lives", "sys")
+    with (
+        mock.patch.multiple(process, **dict.fromkeys(names, mock.DEFAULT)),
+        mock.patch.object(process, "_first_line", lambda descriptor: msgspec.json.encode(made)),
+    ):
+        yield made
+
+
+def test_a_core_whose_ranks_hang_does_not_wait_for_its_other_steps(launch: Launch) -> None:
+    executor, pending = mock.Mock(), mock.Mock()
+    core = EngineCore(executor, mock.Mock(), mock.Mock(), mock.Mock(), 2)
+    core.in_flight.append((mock.Mock(), pending, 0.0))
+    server = mock.Mock(**{"run.side_effect": EngineDeadError("rank 0 hangs")})
+    with (
+        mock.patch.object(process, "begin", return_value=core),
+        mock.patch.object(process, "Server", lambda *_: server),
+    ):
+        assert process.main() == 1
+    server.fail.assert_called_once()
+    executor.stop.assert_called()
+    pending.result.assert_not_called()
+
+
+def test_a_core_that_cannot_listen_says_what_helps(launch: Launch) -> None:
+    pulse = Pulse()
+    with pytest.raises(EngineError, match="TMPDIR"):
+        Server(launch, 0, pulse)
+    with mock.patch.object(process, "Pulse", lambda descriptor: pulse):
+        assert process.main() == 2
+    assert "TMPDIR" in pulse.said
