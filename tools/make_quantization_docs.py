@@ -119,8 +119,9 @@ where int4 takes 2; not where activations are float32, since what is looked up i
 
 ggml's k-quants, q4_1 and q5_1 become codes with a float32 scale, and a shift, for 16 or 32 inputs as they are loaded on
 GPUs: the same values to the bit, in 6 bits a weight where the file has 3.4 (q3_k), 4.5 (q4_k) or 5 (q4_1), and in 10
-where it has 5.5 to 6.6. What shifts add is a product of its own, of each group's sum of activations. On CPUs all stay
-in ggml's blocks. Activations are multiplied with the numbers of AWQ's columns (`pre_quant_scale`) beforehand.
+where it has 5.5 to 6.6; the log says how many bytes became how many. Tables that are only looked up stay as they are.
+What shifts add is a product of its own, of each group's sum of activations. On CPUs all stay in ggml's blocks.
+Activations are multiplied with the numbers of AWQ's columns (`pre_quant_scale`) beforehand.
 
 What no kernel reads becomes values by tiles in every product, also in recorded steps, so that every token is as dear as
 reading the weights several times: q2_k; what ranks cut in the middle of a group or block, or in an order of activation;

@@ -198,6 +198,7 @@ def jobs(part: Part, held: Held, data: Tensor, quantized: Quantized, cut: list[S
     """What must be done to fill `data`, the weight's bytes, with one part."""
     scheme = held.scheme
     assert scheme is not None and not scheme.online
+    _note(quantized, held, scheme.form, cut)
     columns = cut[1].start, cut[1].start + cut[1].length
     begin, end = byte_range(columns, scheme.form.bits)
     unit = max(part.unit, scheme.form.row_block, scheme.unit)
@@ -210,6 +211,15 @@ def jobs(part: Part, held: Held, data: Tensor, quantized: Quantized, cut: list[S
         run = _runner(part, held, data, quantized, (rows, columns, held.first + row - first))
         found.append(Job(entry.file, entry.offset + entry.nbytes * row // max(1, part.shape[0]), share, run))
     return found
+
+
+def _note(quantized: Quantized, held: Held, form: Form | BlockForm, cut: list[Span]) -> None:
+    """Tell how much larger than the file's a weight is."""
+    if isinstance(form, BlockForm) and isinstance(held.storage, Scaled):
+        read, kept = quantized.unfolded
+        rows, blocks = cut[0].length, -(-cut[1].length // form.per)
+        share = held.storage.nbytes * rows // held.storage.outputs
+        quantized.unfolded = read + rows * blocks * form.each, kept + share
 
 
 def _runner(

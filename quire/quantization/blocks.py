@@ -120,11 +120,12 @@ def _q5_1(raw: Tensor) -> Split:
 def _two_bits(raw: Tensor) -> Tensor:
     """(n, 64) bytes as (n, 256) codes: of each 32 bytes first all lowest pairs of bits, then the next ones."""
     halves = raw.view(-1, 2, 1, 32)
-    return (halves >> _shifts(raw, 0, 2, 4, 6) & 3).flatten(1)
+    return (halves >> _shifts(raw, 2) & 3).flatten(1)
 
 
-def _shifts(raw: Tensor, *bits: int) -> Tensor:
-    return torch.tensor(bits, device=raw.device, dtype=torch.uint8)[:, None]
+def _shifts(raw: Tensor, bits: int) -> Tensor:
+    """How far to shift a byte for each of its parts. Made on the device: what is recorded copies nothing from hosts."""
+    return torch.arange(0, 8, bits, device=raw.device, dtype=torch.uint8)[:, None]
 
 
 def _q2_k(raw: Tensor) -> Split:
@@ -135,10 +136,10 @@ def _q2_k(raw: Tensor) -> Split:
 
 def _q3_k(raw: Tensor) -> Split:
     low = _two_bits(raw[:, 32:96].contiguous())
-    high = (raw[:, None, :32] >> _shifts(raw, *range(8)) & 1).flatten(1)
+    high = (raw[:, None, :32] >> _shifts(raw, 1) & 1).flatten(1)
     packed = raw[:, 96:108]
     fours = torch.cat((packed[:, :8] & 15, packed[:, :8] >> 4), 1)
-    twos = (packed[:, None, 8:12] >> _shifts(raw, 0, 2, 4, 6) & 3).flatten(1)
+    twos = (packed[:, None, 8:12] >> _shifts(raw, 2) & 3).flatten(1)
     return Split(low | high << 2, _half(raw[:, 108:110]) * ((fours | twos << 4).int() - 32))
 
 
@@ -158,7 +159,7 @@ def _eighths(raw: Tensor, codes: Tensor) -> Split:
 
 def _quarters(raw: Tensor) -> Tensor:
     """(n, 128) bytes as (n, 256) codes: of each 32 bytes all low halves, then all high ones."""
-    return (raw.view(-1, 4, 1, 32) >> _shifts(raw, 0, 4) & 15).flatten(1)
+    return (raw.view(-1, 4, 1, 32) >> _shifts(raw, 4) & 15).flatten(1)
 
 
 def _q4_k(raw: Tensor) -> Split:
@@ -166,12 +167,12 @@ def _q4_k(raw: Tensor) -> Split:
 
 
 def _q5_k(raw: Tensor) -> Split:
-    high = (raw[:, None, 16:48] >> _shifts(raw, *range(8)) & 1).flatten(1)
+    high = (raw[:, None, 16:48] >> _shifts(raw, 1) & 1).flatten(1)
     return _eighths(raw, _quarters(raw[:, 48:176].contiguous()) | high << 4)
 
 
 def _q6_k(raw: Tensor) -> Split:
-    low = (raw[:, :128].reshape(-1, 2, 1, 64) >> _shifts(raw, 0, 4) & 15).flatten(1)
+    low = (raw[:, :128].reshape(-1, 2, 1, 64) >> _shifts(raw, 4) & 15).flatten(1)
     steps = _half(raw[:, 208:210]) * raw[:, 192:208].contiguous().view(torch.int8)
     return Split(low | _two_bits(raw[:, 128:192].contiguous()) << 4, steps)
 

@@ -50,11 +50,13 @@ class Quantized:
     Attributes:
         name: of the format.
         announced: modules that the metadata calls quantized and whose tensors are of full precision.
+        unfolded: bytes of ggml's blocks that became codes with scales, and of these.
     """
 
     def __init__(self, name: str, form: Format, source: Source, told: bool = True) -> None:
         self.name, self.source, self._told = name, source, told
         self.announced: set[str] = set()
+        self.unfolded = (0, 0)
         self._format = form
         self._schemes: dict[Matrix, Scheme | None] = {}
 
@@ -79,9 +81,14 @@ class Quantized:
 
     def notes(self) -> list[str]:
         """Sentences for the user."""
-        many = len(self.announced)
-        said = f"{many} matrices are of full precision though the checkpoint calls them {self.name}: "
-        return [said + "they were quantized while they were loaded"] if many else []
+        many, (read, held), said = len(self.announced), self.unfolded, list[str]()
+        if many:
+            what = f"{many} matrices are of full precision though the checkpoint calls them {self.name}: "
+            said.append(what + "they were quantized while they were loaded")
+        if held > read:
+            what = f"ggml's blocks of {read / 2**30:.2f} GiB became codes with scales, as kernels read them: "
+            said.append(what + f"these take {held / 2**30:.2f} GiB of the device's memory")
+        return said
 
 
 def settle(config: dict[str, Any], source: Source, asked: str | None) -> tuple[Quantized | None, str | None]:

@@ -21,9 +21,12 @@ from quire.checkpoint.names import resolve
 from quire.checkpoint.read import read_facts
 from quire.checkpoint.rope import rope_facts
 from quire.quantization.blocks import SPLITS, values
+from quire.quantization.scaled import Scaled
+from quire.quantization.words import Words
 from quire.tokenizer.tokenizer import Tokenizer
 from tests.models.checkpoints import make
-from tests.quantization.checkpoints import SIZES, check, taken
+from tests.models.driver import Driver
+from tests.quantization.checkpoints import SIZES, check, compare, stored_bytes, taken
 
 gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.torch
@@ -55,6 +58,15 @@ def test_blocks_are_ggmls_to_the_bit(kind: str) -> None:
     want = gguf.quants.dequantize(raw, number)
     found = values(kind, torch.from_numpy(raw.reshape(-1, each).copy())).view(7, 256)
     assert np.array_equal(found.numpy(), want)
+
+
+@pytest.mark.parametrize("kind", sorted(SPLITS))
+def test_values_of_blocks_need_nothing_of_the_host(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight that stays in blocks is read in recorded steps, too, which copy nothing but pinned memory."""
+    raw = torch.zeros(3, gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1], dtype=torch.uint8)
+    want = values(kind, raw)  # makes what is made once
+    monkeypatch.setattr(torch, "tensor", None)
+    assert torch.equal(values(kind, raw), want)
 
 
 def write(
@@ -123,6 +135,21 @@ def test_embeddings_and_heads(kind: str, tied: bool, tmp_path: Path) -> None:
     file, plain, values = write(tmp_path, kind, ends=True, tie_word_embeddings=tied)
     assert "model.embed_tokens" in values and ("lm_head" in values) is not tied
     check(unfold(file, tmp_path / "cache"), plain, values)
+
+
+def test_what_becomes_larger_as_kernels_read_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def as_words(weight: Scaled, _: object) -> Words | None:
+        return Words.like(weight) if Words.holds(weight) else None
+
+    monkeypatch.setattr("quire.loading.quantized.arranged", as_words)
+    file, _, values = write(tmp_path, "Q6_K")
+    driver = Driver(unfold(file, tmp_path / "cache"), 4)
+    assert compare(driver, values) and driver.build.checkpoint is not None
+    read, held = driver.build.checkpoint.unfolded
+    assert read == sum(weight.numel() for weight in values.values()) // 256 * 210
+    assert held == stored_bytes(driver) == pytest.approx(read * 10 / 6.5625, rel=1e-3)
+    [note] = driver.build.checkpoint.notes()
+    assert note.startswith("ggml's blocks of 0.00 GiB became codes with scales")
 
 
 def test_a_family_whose_heads_lie_as_elsewhere(tmp_path: Path) -> None:
