@@ -14,12 +14,14 @@ from quire.base.errors import CheckpointError
 from quire.checkpoint.defaults import completed
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.pooling import PoolerFacts, Runner, is_encoder, pooler_facts, position_offset
-from quire.checkpoint.rope import KINDS, is_per_layer, one_spelling, rope_facts, rope_kind
+from quire.checkpoint.rope import KINDS, is_per_layer, one_spelling, rope_facts, rope_kind, unscaled
 from quire.checkpoint.sentences import Method
 
 Config = TypeVar("Config", bound=msgspec.Struct)
 DTYPES = ("float32", "bfloat16", "float16")
 MAX_CONTEXT = 1 << 30
+PARTS = ("text_config", "vision_config", "audio_config")
+"""Configs within that of a model that takes more than texts."""
 
 
 class _Core(msgspec.Struct, frozen=True):
@@ -44,7 +46,7 @@ def read_facts(
     type.
     """
     folder = Path(path)
-    config = completed(one_spelling(text_part(overridden(_read_json(folder / "config.json"), overrides or {}))))
+    config = completed(_settled(_read_json(folder / "config.json"), overrides or {}))
     generation = _read_json(folder / "generation_config.json", required=False)
     core = typed(config, _Core, str(folder / "config.json"))
     for field, value in (("vocab_size", core.vocab_size), ("max_position_embeddings", core.max_position_embeddings)):
@@ -83,6 +85,16 @@ def typed(config: dict[str, Any], kind: type[Config], source: str) -> Config:
         raise CheckpointError(f"{source}: {error}; {why}") from None
 
 
+def _settled(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """The language model's config, in one spelling: with `overrides`, whichever level has what they name."""
+    inner = {key: value for key, value in overrides.items() if key in PARTS}
+    rest = {key: value for key, value in overrides.items() if key not in PARTS}
+    found = text_part(overridden(config, inner))
+    if "rope_scaling" in rest and rest["rope_scaling"] is None:
+        found = unscaled(found)
+    return one_spelling(overridden(found, rest))
+
+
 def overridden(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     """`config` with `values` in it, objects merged. Raises CheckpointError where a value is of another type."""
     made = dict(config)
@@ -106,7 +118,7 @@ def text_part(config: dict[str, Any]) -> dict[str, Any]:
     inner = config.get("text_config")
     if not isinstance(inner, dict):
         return config
-    outer = {key: value for key, value in config.items() if key not in ("text_config", "vision_config", "audio_config")}
+    outer = {key: value for key, value in config.items() if key not in PARTS}
     return {**outer, **inner}
 
 

@@ -75,16 +75,39 @@ def rope_facts(config: dict[str, Any], layer_type: str = "full_attention") -> Ro
 def one_spelling(config: dict[str, Any]) -> dict[str, Any]:
     """`config` without `rope_scaling` beside `rope_parameters`, in whose place it counts: it is what people override.
 
-    What it does not name of OUTSIDE stays as it was, which transformers would forget.
+    What it does not name of OUTSIDE stays as it was, which transformers would forget. Where layers differ it is that of
+    layers with full attention, unless it names types of layers itself. Raises CheckpointError where there are none.
     """
     inner, scaling = config.get("rope_parameters"), config.get("rope_scaling")
     if not (isinstance(inner, dict) and isinstance(scaling, dict) and inner and scaling):
         return config
-    whole = inner.get("full_attention")
-    old = whole if isinstance(whole, dict) else inner
-    new = {**{key: old[key] for key in OUTSIDE if key in old}, **scaling}
-    rest = {key: value for key, value in config.items() if key != "rope_scaling"}
-    return {**rest, "rope_parameters": new if old is inner else {**inner, "full_attention": new}}
+    apart, given = _types(inner), dict(scaling)
+    if apart and not _types(given):
+        if "full_attention" not in apart:
+            raise CheckpointError(f"config.json: rope_parameters has {', '.join(apart)}; say which rope_scaling is of")
+        given = {"full_attention": scaling}
+    old = {kind: inner[kind] for kind in apart} if apart else dict.fromkeys(_types(given), inner)
+    new = {kind: {**_outside(old.get(kind, {})), **given[kind]} for kind in _types(given)}
+    made: dict[str, Any] = {**old, **new} if new else {**_outside(inner), **given}
+    return {**{key: value for key, value in config.items() if key != "rope_scaling"}, "rope_parameters": made}
+
+
+def unscaled(config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with `rope_parameters`, if it has them, that stretch nothing: what rope_scaling=null overrides."""
+    inner = config.get("rope_parameters")
+    if not isinstance(inner, dict):
+        return config
+    plain: dict[str, Any] = {kind: {"rope_type": "default", **_outside(inner[kind])} for kind in _types(inner)}
+    return {**config, "rope_parameters": plain or {"rope_type": "default", **_outside(inner)}}
+
+
+def _types(parameters: dict[str, Any]) -> list[str]:
+    """The types of layers that parameters are of, each with its own; none where all layers have the same."""
+    return [key for key, value in parameters.items() if isinstance(value, dict)]
+
+
+def _outside(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {key: parameters[key] for key in OUTSIDE if key in parameters}
 
 
 def rope_kind(config: dict[str, Any]) -> str:
@@ -110,7 +133,7 @@ def _spelled(config: dict[str, Any], layer_type: str) -> dict[str, Any]:
     inner = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(inner, dict):
         raise CheckpointError(f"config.json: rope_parameters must be an object, not {inner!r}")
-    nested = [key for key, value in inner.items() if isinstance(value, dict)]
+    nested = _types(inner)
     local = config.get("rope_local_base_freq")
     if nested:
         if layer_type not in nested:

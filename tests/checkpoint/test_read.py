@@ -162,6 +162,44 @@ def test_rope_scaling_counts_beside_rope_parameters(tmp_path: Path) -> None:
         assert "rope_scaling" not in config and config["rope_parameters"] == read
 
 
+@pytest.mark.parametrize("layers", [True, False])
+def test_rope_scaling_may_name_types_of_layers(layers: bool, tmp_path: Path) -> None:
+    plain, stretched = {"rope_type": "default", "rope_theta": 1e4}, {"type": "linear", "factor": 4.0}
+    both = ("full_attention", "sliding_attention")
+    path = write_config(tmp_path, rope_parameters=dict.fromkeys(both, plain) if layers else plain)
+    override = {"full_attention": stretched, "sliding_attention": {**stretched, "rope_theta": 7.0}}
+    config = read_facts("x", path, overrides={"rope_scaling": override}).config
+    assert [rope_facts(config, name).factor for name in both] == [4.0, 4.0]
+    assert [rope_facts(config, name).rope_theta for name in both] == [1e4, 7.0]
+
+
+def test_rope_scaling_of_no_type_of_layers_is_refused(tmp_path: Path) -> None:
+    path = write_config(tmp_path, rope_parameters={"sliding_attention": {"rope_theta": 1e4}})
+    with pytest.raises(CheckpointError, match="say which rope_scaling is of"):
+        read_facts("x", path, overrides={"rope_scaling": {"type": "linear", "factor": 4.0}})
+
+
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("nested", [True, False])
+def test_overrides_reach_rope_wherever_it_is(nested: bool, spelling: str, tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 5e5, "original_max_position_embeddings": 64}
+    fields = {spelling: rope}
+    path = write_config(tmp_path, **({"text_config": fields} if nested else fields))
+    found = read_facts("x", path, overrides={"rope_scaling": {"rope_type": "linear", "factor": 4.0}})
+    assert (rope_facts(found.config).kind, rope_facts(found.config).factor) == ("linear", 4.0)
+    found = read_facts("x", path, overrides={"rope_scaling": None})
+    assert (rope_facts(found.config).kind, found.context_len) == ("default", 64)
+    if spelling == "rope_parameters":
+        assert rope_facts(found.config).rope_theta == 5e5
+
+
+def test_overrides_reach_the_text_part_by_its_name_or_without(tmp_path: Path) -> None:
+    path = write_config(tmp_path, vocab_size=7, text_config={"vocab_size": 5}, vision_config={"depth": 1})
+    for overrides in ({"vocab_size": 9}, {"text_config": {"vocab_size": 9}}, {"vocab_size": 9, "vision_config": {}}):
+        facts = read_facts("x", path, overrides=overrides)
+        assert facts.vocab_size == 9 and "vision_config" not in facts.config
+
+
 def test_a_typed_config_names_source_and_field() -> None:
     assert typed({"width": 3, "other": 1}, Sizes, "here").width == 3
     with pytest.raises(CheckpointError, match=r"here: .*width"):
