@@ -21,7 +21,9 @@ from quire.loading.source import FileSource
 from quire.models.transformers.apart import PagedLayer, sharing
 from quire.models.transformers.config import read_config
 from quire.models.transformers.making import make_model
-from quire.models.transformers.way import refusing
+from quire.models.transformers.model import Adopted
+from quire.models.transformers.packed import _waits_for_nothing
+from quire.models.transformers.way import convolves, exact, refusing
 from quire.ops.samples import step_over
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import settle
@@ -146,10 +148,12 @@ def test_encoders_run_side_by_side_if_they_can(name: str, tmp_path: Path, monkey
     assert build.provider_names()["model"] == ("apart" if name in APART else "packed")
 
 
+@pytest.mark.parametrize("there", [True, False])
 def test_convolutions_of_float32_are_float32_and_nothing_stays_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENCODERS, "convbert", OTHER_ENCODERS["convbert"])
+    monkeypatch.setattr(f"{Adopted.__module__}.convolves", lambda *_: there)
     step, settings, seen = step_over([3], [3], [[1] * 3], 1), torch.backends.cudnn.conv, set[str]()
     model = models.build(read_facts("tiny", pooled.make("convbert", tmp_path)), Build(Mesh(), torch.float32, CPU))
     fill_dummy(model, 0, Mesh())
@@ -159,12 +163,54 @@ def test_convolutions_of_float32_are_float32_and_nothing_stays_set(
     before = settings.fp32_precision
     with torch.inference_mode():
         model(step)
-    assert seen == {"ieee"} and settings.fp32_precision == before != "ieee"
+    assert seen == {"ieee" if there else before} and settings.fp32_precision == before != "ieee"
+
+
+def test_only_convolutions_of_float32_on_gpus_could_be_of_less() -> None:
+    gpu, layers = torch.device("cuda:0"), torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Conv1d(2, 2, 1))
+    assert convolves(layers, gpu)
+    assert not convolves(layers, CPU) and not convolves(layers[0], gpu) and not convolves(layers.bfloat16(), gpu)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_code_may_ask_torch_what_it_takes(allowed: bool) -> None:
+    flags = torch.backends.cudnn
+    with flags.flags(True, allow_tf32=allowed):
+        before = flags.conv.fp32_precision
+        with exact():
+            assert flags.conv.fp32_precision == "ieee"
+            with flags.flags(enabled=False):
+                pass
+            assert not flags.allow_tf32
+        assert (flags.allow_tf32, flags.conv.fp32_precision) == (allowed, before)
+
+
+def test_precisions_that_were_set_one_by_one_come_back() -> None:
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee" if before == "tf32" else "tf32"
+    try:
+        with exact():
+            assert convolutions.fp32_precision == "ieee"
+        assert convolutions.fp32_precision != before
+    finally:
+        convolutions.fp32_precision = before
 
 
 def test_memory_that_runs_out_is_not_what_a_model_is_refused_for() -> None:
     with pytest.raises(torch.OutOfMemoryError), refusing(torch.nn.Identity()):
         raise torch.OutOfMemoryError
+
+
+def test_nor_is_it_why_steps_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(kind: type[Exception]) -> None:
+        raise kind
+
+    for name in ("get_sync_debug_mode", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
+    assert not _waits_for_nothing(lambda: fails(RuntimeError))
+    with pytest.raises(torch.OutOfMemoryError):
+        _waits_for_nothing(lambda: fails(torch.OutOfMemoryError))
 
 
 def test_what_was_tried_first_is_gone_before_the_second_try(
@@ -252,6 +298,8 @@ def test_tensors_that_nobody_knows_are_told(made: Callable[[str], Path], tmp_pat
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, None),
         ({"model_type": "big_bird"}, "override attention_type"),
         ({"norm_offset": 0.0}, "take --model-impl quire"),
+        ({"woven_heads": False}, "heads of GGUF files of Falcon"),
+        ({"quantization_config": {"quant_method": "gguf", "turned": ["c_attn"]}}, "read the other way round"),
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"hidden_size": 1 << 40}, "hidden_size"),
     ],

@@ -78,6 +78,10 @@ def check_config(facts: ModelFacts, b: Build, config: Any) -> None:
     longest = b.max_model_len or facts.context_len
     if "norm_offset" in facts.config:
         problem = "norms of GGUF files of Gemma would be 1 too large: take --model-impl quire"
+    elif "woven_heads" in facts.config:
+        problem = "heads of GGUF files of Falcon would be read in another order: take --model-impl quire"
+    elif facts.quantization.get("turned"):
+        problem = "matrices of this GGUF file would be read the other way round: take --model-impl quire"
     elif text.to_dict().get("attention_type") == "block_sparse":
         problem = "a short text would turn sparse attention into full one for all that follow: override attention_type"
     elif kinds:

@@ -1,6 +1,8 @@
 """A model of transformers', read step by step: its modules between our products, run in one of two ways."""
 
 import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,9 +17,12 @@ from quire.layers.adopted import Experts, Heads, adopt
 from quire.layers.build import Build
 from quire.models.transformers.making import make_model
 from quire.models.transformers.names import source
-from quire.models.transformers.way import Way, alike, exact, name_of, probe, refusing
+from quire.models.transformers.way import Way, alike, convolves, exact, name_of, probe, refusing
 from quire.ops.registry import Choice
 from quire.ops.step import StepInputs
+
+Precision = Callable[[], AbstractContextManager[None]]
+"""Settings that hold while a model runs."""
 
 
 class Given(nn.Module):
@@ -59,6 +64,7 @@ class Adopted(nn.Module):
         self._way, self._pooling = way, facts.pooling
         self._probe = probe(b.device)
         self.outer = make_model(facts, b, config, way.attention, trust_remote_code)
+        self._precision: Precision = exact if convolves(self.outer, b.device) else nullcontext
         self._place = _place_of_inner(self.outer, facts)
         heads, experts = _heads(self.outer, facts, self._place), _experts(self.outer, b)
         self.weights = nn.ParameterList(adopt(self.outer, b, source(self.outer, facts), heads, experts))
@@ -71,12 +77,12 @@ class Adopted(nn.Module):
             self.given = Given(type(made), self.inner)
             setattr(self.outer, self._place, self.given)
 
-    @exact()
     def forward(self, step: StepInputs) -> Tensor:
         """Hidden states of all tokens of the step, or of the last ones where it says so: (n, hidden)."""
-        if not self._checked:
-            self._checked = self._check()
-        hidden = self._way.run(self.inner, step)
+        with self._precision():
+            if not self._checked:
+                self._checked = self._check()
+            hidden = self._way.run(self.inner, step)
         return hidden[step.last_tokens] if step.ends else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -87,10 +93,10 @@ class Adopted(nn.Module):
         """(n, hidden), pooled or of single tokens, to the raw scores of the labels, (n, labels)."""
         return self._head(hidden[:, None]).view(len(hidden), -1)
 
-    @exact()
     def _head(self, states: Tensor) -> Tensor:
         self.given.states = states
-        logits: Tensor = self.outer(inputs_embeds=states, use_cache=False).logits
+        with self._precision():
+            logits: Tensor = self.outer(inputs_embeds=states, use_cache=False).logits
         self.given.states = states[:0]
         return logits
 

@@ -110,6 +110,8 @@ def _waits_for_nothing(run: Callable[[], object]) -> bool:
         torch.cuda.set_sync_debug_mode("error")
         try:
             run()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             return False
         finally:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends.cudnn import rnn
 from transformers.utils import ModelOutput
 
 from quire.base.errors import CheckpointError
@@ -18,6 +19,7 @@ from quire.ops.step import StepInputs
 
 PROBE = 4
 """Tokens of the first run."""
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class UnfitError(CheckpointError):
@@ -95,16 +97,38 @@ def refusing(module: nn.Module) -> Iterator[None]:
         raise UnfitError(f"{name_of(module)} cannot be served from pages: {error!r}") from error
 
 
+def convolves(module: nn.Module, device: torch.device) -> bool:
+    """Whether there are convolutions of float32 for which torch takes TF32."""
+    layers = (layer for layer in module.modules() if isinstance(layer, CONVOLUTIONS))
+    return device.type == "cuda" and any(x.dtype is torch.float32 for layer in layers for x in layer.parameters())
+
+
 @contextmanager
 def exact() -> Iterator[None]:
-    """Let convolutions of float32 be of float32 on GPUs, too, where torch takes TF32; afterwards all is as before."""
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
+    """Let convolutions of float32 be of float32 on GPUs, too; afterwards cuDNN's settings read as before.
+
+    They are the process's. What may be TF32 is set for all of cuDNN: set for one part alone, torch refuses to tell of
+    it, which the library's code may ask for.
+    """
+    flags = torch.backends.cudnn
+    parts: list[Any] = [flags.conv, rnn]  # type: ignore[attr-defined]
+    before = [part.fp32_precision for part in parts]
+    try:
+        allowed = flags.allow_tf32
+    except RuntimeError:
+        # Somebody has set the parts one by one.
+        allowed = False
+    else:
+        flags.allow_tf32 = False
+    for part in parts:
+        part.fp32_precision = "ieee"
     try:
         yield
     finally:
-        convolutions.fp32_precision = before
+        if allowed:
+            flags.allow_tf32 = True
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
 
 
 def probe(device: torch.device) -> Tensor:
