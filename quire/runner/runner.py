@@ -127,6 +127,11 @@ class Runner:
         """What rank 0 says: steps are run by all ranks or by none."""
         return bool(self.mesh.broadcast(torch.tensor([wanted], dtype=torch.uint8, device=self.device)).item())
 
+    def _everywhere(self, here: bool) -> bool:
+        """Whether it is so on all ranks: what they record has collectives in it, and their shares of weights differ."""
+        elsewhere = torch.tensor([not here], dtype=torch.int32, device=self.device)
+        return not self.mesh.all_reduce(elsewhere).item()
+
     def allocate(self, layout: Layout) -> None:
         """Take pages and rows, and what samples or pools. Raises ConfigError where pages leave too little memory."""
         with self._naming_pages():
@@ -147,7 +152,7 @@ class Runner:
         if facts is not None:
             pooling = PoolingSteps(facts, self.loaded, rows, self.mesh)
             return pooling, PoolingWarmUp(spec, layout, pooling)
-        recordable = all(choice.capturable for choice in self.build.choices)
+        recordable = self._everywhere(all(choice.capturable for choice in self.build.choices))
         steps = GenerationSteps(spec, self.loaded, rows, self.mesh, self.grammars, recordable)
         return steps, GenerationWarmUp(spec, layout, steps, self._memory)
 
