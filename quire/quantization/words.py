@@ -43,6 +43,9 @@ class Words(Scaled):
         form, kept = other.form, widened(other.form.element)
         if kept is None or other.offset:
             return False
+        # Numbers of columns are kept in the order of the checkpoint.
+        if form.ordered and form.columns:
+            return False
         # A rank's share of the columns has other shares of each group.
         if form.ordered and (form.group is None or other.inputs != other.groups * form.group):
             return False

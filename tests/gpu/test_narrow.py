@@ -106,6 +106,24 @@ def test_every_size_of_batch_equals_the_reference(rows):
     close(got, attend(qkv, weights, pages, step, spec), 1e-2)
 
 
+@pytest.mark.parametrize("kept", [None, *KEPT])
+@pytest.mark.parametrize(
+    ("heads", "page_size"), [((12, 1, 128), 16), ((32, 1, 128), 64), ((48, 1, 64), 16), ((24, 2, 256), 64)], ids=str
+)
+def test_many_query_heads_of_a_kv_head_in_large_batches(heads, page_size, kept):
+    torch.manual_seed(0)
+    lengths = [0, *torch.randint(1, 900, (69,)).tolist()]
+    spec = AttentionSpec(*heads, heads[2] ** -0.5, heads[2], dtype="bfloat16", device="cuda", step="decode")
+    step, pages = wide.case([1] * 70, lengths, page_size, spec)
+    if kept:
+        spec = dataclasses.replace(spec, kv_dtype=kept)
+        pages = KVPages(*(pool.to(getattr(torch, kept)) for pool in (pages.k, pages.v)), 0, 0.5, 1.25)
+    weights = HeadWeights(torch.rand(901, spec.rotary_dim).cuda())
+    qkv = torch.randn(70, sum(spec.parts) * spec.head_dim).to(torch.bfloat16).cuda()
+    got = attend.providers["triton"].function(qkv, weights, pages, step, spec)
+    close(got, attend(qkv, weights, pages, step, spec), 1e-2)
+
+
 @pytest.mark.parametrize("kept", ["fp8", "fp8_e5m2"])
 def test_the_engine_gives_the_reference_tokens(kept):
     # Where a key lies between two values of 8 bits, other kernels may take the other one: some texts may part.

@@ -1,6 +1,7 @@
 """What is declared batch-invariant: a token's attention, and what experts make of it, whatever else is computed."""
 
 import copy
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -117,14 +118,21 @@ def test_tiles_have_one_size_and_are_copied_only_where_they_must_be(count: int, 
     first = -memory.data_ptr() % products.ALIGNED // 4 + (not aligned)
     x = memory[first : first + count * 32].view(count, 32)
     copied: list[bool] = []
+    made: list[weakref.ref[torch.Tensor]] = []
 
     def multiply(tile: torch.Tensor) -> torch.Tensor:
         assert tile.shape == (64, 32)
+        assert not any(earlier() is not None for earlier in made), "one tile's results at a time"
         copied.append(tile.untyped_storage().data_ptr() != memory.data_ptr())
-        return tile[:, :3] * 2
+        result = tile[:, :3] * 2
+        made.append(weakref.ref(result))
+        return result
 
-    assert torch.equal(products.tiled(x, multiply, 64), x[:, :3] * 2)
+    found = products.tiled(x, multiply, 64, 3)
+    assert torch.equal(found, x[:, :3] * 2)
     assert copied.count(False) == (count // 64 if aligned else 0)
+    assert found.untyped_storage().nbytes() == found.nbytes, "nothing more is kept"
+    assert (found is made[0]()) == (count == 64)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

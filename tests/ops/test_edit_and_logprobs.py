@@ -17,6 +17,8 @@ if INTERPRETER:
     from quire.kernels.triton.step import edit, logprobs
 
 ROWS = 4
+UNTOUCHED = -7.0
+"""What memory holds before kernels write to it; no id or rank, and no likely value."""
 
 
 @pytest.fixture(autouse=True)
@@ -92,11 +94,17 @@ def test_logprobs_equal_the_reference(seed, vocab, dtype, top):
     assert torch.equal(found.ranks, want.ranks)
     torch.testing.assert_close(found.values, want.values, rtol=1e-6, atol=1e-5)
     wanted = torch.tensor([top, -1, top // 2], dtype=torch.int32)
-    asked = token_logprobs.providers["triton"].function(logits, chosen, top, wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", lambda *size, **how: torch.full(size, UNTOUCHED, **how))
+        asked = token_logprobs.providers["triton"].function(logits, chosen, top, wanted)
     for row, count in ((0, top), (2, top // 2)):
         assert torch.equal(asked.ids[row, : 1 + count], found.ids[row, : 1 + count])
         assert torch.equal(asked.values[row, : 1 + count], found.values[row, : 1 + count])
         assert asked.ranks[row] == found.ranks[row]
+    if min(top, vocab) <= logprobs.MOST:
+        rest = [asked.ids[1], asked.values[1], asked.ranks[1]]
+        rest += [described[2, 1 + top // 2 :] for described in (asked.ids, asked.values)]
+        assert all((x == UNTOUCHED).all() for x in rest), "work that nobody asked for"
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")

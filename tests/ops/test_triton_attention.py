@@ -7,8 +7,9 @@ from itertools import accumulate, pairwise
 import pytest
 import torch
 
-from quire.ops.attention import attend, paged_attention
+from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend, paged_attention
 from quire.ops.registry import load_providers
+from quire.ops.samples import normal, step_over
 from tests.ops.triton import needs_interpreter
 
 pytestmark = [
@@ -54,6 +55,52 @@ def test_decoding_cut_otherwise(shape, monkeypatch):
     assert compared
 
 
+@pytest.mark.parametrize(
+    ("heads", "page_size", "kept"),
+    [
+        ((12, 1, 128), 16, None),
+        ((32, 1, 128), 64, "float8_e4m3fn"),
+        ((48, 1, 64), 16, "float8_e5m2"),
+        ((24, 2, 256), 64, None),
+    ],
+    ids=str,
+)
+def test_many_query_heads_of_a_kv_head_in_runs(heads, page_size, kept, monkeypatch):
+    load_providers(["triton"])
+    from quire.kernels.triton.attention import decode
+
+    monkeypatch.setattr(decode, "shape_of", lambda *facts: decode.Shape(tile=32))
+    spec = AttentionSpec(*heads, heads[2] ** -0.5, heads[2], kv_dtype=kept, step="decode")
+    lengths = [100, 0, 33]
+    counts = [-(-length // page_size) for length in lengths]
+    order = (torch.randperm(sum(counts), generator=torch.Generator().manual_seed(7)) + 1).tolist()
+    step = step_over([1] * 3, lengths, [[order.pop() for _ in range(count)] for count in counts], page_size)
+    pools = [normal(spec.kept, sum(counts) + 1, page_size, *heads[1:], seed=seed) for seed in (1, 2)]
+    weights = HeadWeights(normal("float32", 101, heads[2]))
+    qkv = normal("float32", 3, sum(spec.parts) * heads[2])
+    got, want = (
+        function(qkv, weights, KVPages(*(pool.clone() for pool in pools), 0, 0.5, 1.25), step, spec)
+        for function in (attend.providers["triton"].function, attend)
+    )
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_sinks_that_take_no_share_leave_padding_zero(monkeypatch):
+    load_providers(["triton"])
+    from quire.kernels.triton.attention import decode
+
+    monkeypatch.setattr(decode, "shape_of", lambda *facts: decode.Shape())
+    compared = 0
+    for spec, kwargs in attend.samples():
+        if not spec.sinks or spec.step != "decode" or spec.dtype != "float32" or 0 not in kwargs["step"].seq_lens:
+            continue
+        kwargs["weights"].sinks[::2] = -torch.inf
+        got = attend.providers["triton"].function(**copy.deepcopy(kwargs))
+        torch.testing.assert_close(got, attend(**kwargs), rtol=1e-5, atol=1e-5)
+        compared += 1
+    assert compared
+
+
 @pytest.mark.parametrize("lines", [16, 128])
 def test_prompts_by_the_copy_engine(lines, monkeypatch):
     load_providers(["triton"])
@@ -75,7 +122,6 @@ def test_prompts_by_the_copy_engine(lines, monkeypatch):
 def test_every_run_has_as_many_tiles(runs):
     load_providers(["triton"])
     from quire.kernels.triton.attention import listing
-    from quire.ops.samples import step_over
 
     spec = next(iter(long_samples(attend, step="decode", window=None)))["spec"]
     lengths = [1, 40, 0, 170, 16, 17, 18, 300, 33]
@@ -114,7 +160,6 @@ def test_a_small_batch_is_cut_by_the_length_of_each_row(rows):
 def test_every_block_of_many_prompts_is_listed_once():
     load_providers(["triton"])
     from quire.kernels.triton.attention import prefill
-    from quire.ops.samples import step_over
 
     counts = [(3 * i) % 41 + 1 for i in range(140)]
     step = step_over(counts, [count + 7 for count in counts], [[1 + i] for i in range(140)], 64)

@@ -7,7 +7,6 @@ there a tile is one row, in memory of its own.
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,10 +26,17 @@ def tile_rows(x: Tensor) -> int:
     return 1 if x.device.type == "cpu" else GPU_ROWS
 
 
-def tiled(x: Tensor, multiply: Callable[[Tensor], Tensor], rows: int) -> Tensor:
+def tiled(x: Tensor, multiply: Callable[[Tensor], Tensor], rows: int, outputs: int) -> Tensor:
     """`multiply` of the rows of `x`, (n, inputs), in tiles of `rows` rows: (n, outputs)."""
-    parts = [multiply(whole(some, rows))[: len(some)] for some in x.split(rows)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(x) == rows:
+        return multiply(whole(x, rows))
+    if len(x) < rows:
+        # Some rows of a tile would keep all of it.
+        return multiply(whole(x, rows))[: len(x)].clone()
+    out = x.new_empty(len(x), outputs)
+    for some, share in zip(x.split(rows), out.split(rows), strict=True):
+        share.copy_(multiply(whole(some, rows))[: len(some)])
+    return out
 
 
 def whole(some: Tensor, rows: int) -> Tensor:
@@ -45,10 +51,10 @@ def whole(some: Tensor, rows: int) -> Tensor:
 @provide("batch_invariant", linear, batch_invariant=True)
 def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: LinearSpec) -> Tensor:
     """See `linear`."""
-    return tiled(x, lambda tile: F.linear(tile, weight, bias), tile_rows(x))
+    return tiled(x, lambda tile: F.linear(tile, weight, bias), tile_rows(x), spec.outputs)
 
 
 @provide("batch_invariant", stored_linear, batch_invariant=True)
 def invariant_stored_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: StoredSpec) -> Tensor:
     """See `stored_linear`. The weight becomes values again for each tile."""
-    return tiled(x, lambda tile: stored_linear(tile, weight, bias, spec), tile_rows(x))
+    return tiled(x, lambda tile: stored_linear(tile, weight, bias, spec), tile_rows(x), spec.storage.outputs)

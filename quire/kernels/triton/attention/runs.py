@@ -89,7 +89,7 @@ def run_of_splits(
             if sinks is not None:
                 # A row's last split takes the sinks in.
                 sink = tl.load(sinks + head * GROUP + g).to(tl.float32) * LOG2E
-                top = tl.where(ends, sink, top)
+                top = tl.where(ends, tl.where(sink == float("-inf"), LOWEST, sink), top)
                 weight += tl.where(ends & (tl.arange(0, TILE) == 0), 1.0, 0.0)[:, None]
         acc, odd, top, weight = _add(
             acc, odd, top, weight, queries, keys, values, seen, scale, CAP, FORMAT, CONVERTS

@@ -52,6 +52,9 @@ class Tiles:
 
 
 TILES = Tiles()
+WIDE_KEY, WIDE_SHARED = 128, 200 << 10
+"""Wide blocks are for states whose keys have no more values, which registers hold beside the rest, and for GPUs with at
+least so many bytes of shared memory, as Hopper has them."""
 
 
 @triton.jit
@@ -242,7 +245,7 @@ def by_chunks(inputs: tuple[Tensor, ...], pages: StatePages, out: Tensor, step: 
         _precision(qkv),
         num_warps=TILES.solve_warps,
     )
-    block = _width(value, beside(step) * heads, qkv)
+    block = _width(spec, beside(step) * heads, qkv)
     turn = CHUNK * (2 * block_of(key) + block + 2 * CHUNK) * qkv.itemsize
     _walk[(sequences, heads, triton.cdiv(value, block))](
         qkv,
@@ -266,14 +269,15 @@ def by_chunks(inputs: tuple[Tensor, ...], pages: StatePages, out: Tensor, step: 
     )
 
 
-def _width(value: int, heads: int, x: Tensor) -> int:
+def _width(spec: DeltaSpec, heads: int, x: Tensor) -> int:
     """Values of a head that a block of `_walk` takes, where so many heads go side by side.
 
     Narrow blocks are faster while all of them run at once. Wide ones suit Hopper's matrix units, with 2 bytes a number.
     """
-    device = device_of(x.device)
+    device, value = device_of(x.device), spec.value_dim
     waits = heads * triton.cdiv(value, TILES.walk) > device.processors
-    if waits and device.dependent and x.itemsize == 2 and value % TILES.wide == 0:
+    holds = device.dependent and device.shared_bytes >= WIDE_SHARED and block_of(spec.key_dim) <= WIDE_KEY
+    if waits and holds and x.itemsize == 2 and value % TILES.wide == 0:
         return TILES.wide
     return min(TILES.walk, block_of(value))
 

@@ -2,7 +2,8 @@
 
 One row is a kernel that streams the weights (`gemv`). Of more rows, floats of 8 bits meet activations of 8 bits in the
 library (`narrowed`); others keep what they are up to a hundred rows (`skinny`), and of more become values once for all
-rows (`unpacked`), or meet activations of 8 bits if they are such integers. Shifts of groups meet sums of activations.
+rows (`unpacked`), or meet activations of 8 bits if they are such integers. Shifts of groups meet sums of activations,
+numbers of columns the activations themselves.
 """
 
 import torch
@@ -48,8 +49,10 @@ def _shifted(product: Tensor, x: Tensor, weight: Weight) -> Tensor:
     if shifts is None:
         return product
     groups, group = shifts.shape[1], weight.storage.form.group or weight.inputs
-    wide = F.pad(x.float(), (0, groups * group - weight.inputs)).view(len(x), groups, group)
-    return torch.addmm(product, wide.sum(2), shifts.T).to(x.dtype)
+    missing = groups * group - weight.inputs
+    whole = F.pad(x, (0, missing)) if missing else x
+    sums = whole.view(len(x), groups, group).sum(2, dtype=torch.float32)
+    return torch.addmm(product, sums, shifts.T).to(x.dtype)
 
 
 def _refuses_gate(spec: StoredGateSpec) -> str | None:
@@ -73,7 +76,11 @@ def triton_stored_gate_up(x: Tensor, weight: Tensor, bias: Tensor | None, spec: 
 
 
 def _in_order(x: Tensor, weight: Weight) -> Tensor:
-    """Activations as the weight's columns lie, times the number that each of these has."""
+    """Activations times the numbers of the weight's columns, and as these lie.
+
+    The reference multiplies values with those numbers instead. Here activations are rounded once more, and in float16
+    they may overflow.
+    """
     x = x if weight.columns is None else (x.float() * weight.columns).to(x.dtype)
     return x if weight.order is None else x.index_select(1, weight.order)
 

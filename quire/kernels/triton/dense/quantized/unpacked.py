@@ -1,7 +1,7 @@
 """Products of many rows: weights become values once for all of them, some rows of weights at a time, for the library.
 
-What is made is the same as what the reference makes, to the bit. With thousands of rows the product takes ten times as
-long as this.
+What is made is the same as what the reference makes, to the bit, but for numbers of columns: activations have those in
+them already. With thousands of rows the product takes ten times as long as this.
 """
 
 import torch

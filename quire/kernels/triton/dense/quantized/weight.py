@@ -45,7 +45,8 @@ def unread(storage: Storage) -> str | None:
     if storage.offset:
         return "does not read weights with cut groups"
     if not isinstance(storage, Words):
-        return f"reads rows of about a multiple of {span(form.bits)} inputs, and an order of all of their columns"
+        whole = f"reads rows of about a multiple of {span(form.bits)} inputs"
+        return f"{whole}, and an order of all of their columns where these have no numbers"
     group = storage.inputs if form.zeros and form.group is None else form.group
     if group is not None and group not in FINE and group % COARSE:
         return f"does not read groups of {group} of {storage.inputs} inputs"
