@@ -98,3 +98,13 @@ def test_what_a_recording_has_no_room_for_is_not_drawn_by_it(monkeypatch):
     rig.begin(1, SamplingParams(logprobs=batch.RECORDED_TOP + 1))
     rig.begin(2, SamplingParams(logits_processors=[lambda ids, logits: logits]))
     assert (rig.sampler.way([1]), rig.sampler.way([2])) == (None, None)
+
+
+def test_a_row_that_has_ended_leaves_no_mask():
+    rig = Rig(VOCAB, ROWS, grammars=FoldStore())
+    rig.begin(0, SamplingParams(structured_outputs=WANTED))
+    rig.sampler.send_masks([0], {})
+    table = rig.sampler._masks.table
+    assert (table[0] != -1).any()
+    rig.sampler.end(0)
+    assert (table == -1).all()
