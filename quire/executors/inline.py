@@ -52,8 +52,11 @@ class InlineExecutor:
         """Drop the model and its pages."""
         if self._runner is None:
             return
-        device = self._runner.device
-        self._runner = None
+        runner, self._runner = self._runner, None
+        device = runner.device
+        # The collector may be kept from what is older than a generation.
+        runner.close()
+        del runner
         gc.collect()
         if device.type != "cpu":
             torch.get_device_module(device).empty_cache()

@@ -161,8 +161,16 @@ class Runner:
         for state in self.build.states:
             state.unbind()
         # Nothing may wait for the collector of cycles: a tensor that lives on keeps memory which is then measured.
-        self.allocated.steps.forget()
+        if self._allocated is not None:
+            self._allocated.steps.forget()
         self._allocated = None
+
+    def close(self) -> None:
+        """Give back pages and weights, whoever still holds layers: a circle, or the frames of an error."""
+        self.release()
+        loaded, self._loaded = self._loaded, None
+        for weight in [] if loaded is None else loaded.model.parameters():
+            weight.data = weight.data.new_empty(0)
 
     def record(self) -> None:
         """Record steps where the spec asks for it and every kernel allows it.

@@ -1,12 +1,15 @@
 """Faults of the engine: a step that fails ends an `LLM` for good, which says so and gives back what its ranks held."""
 
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from torch import nn, ones
 
 from quire import LLM, SamplingParams
+from quire.base.collector import collector_paused
 from quire.base.errors import EngineDeadError, EngineError
 from quire.engine.core import EngineCore
 from quire.messages.structured import StructuredOutputsParams
@@ -50,6 +53,30 @@ def test_a_device_that_cannot_be_left_does_not_hide_what_broke_it(llm: LLM) -> N
         pytest.raises(EngineDeadError, match="RuntimeError: broken"),
     ):
         llm.generate([[1, 2]], PARAMS)
+
+
+def test_memory_is_given_back_without_the_collector_and_while_the_error_is_kept(llm: LLM) -> None:
+    runner = core_of(llm).executor.runner
+    weight = nn.Parameter(ones(8), requires_grad=False)
+    runner.loaded.model.register_parameter("weight", weight)
+    pools = [weakref.ref(pool) for state in runner.build.states for pool in state.pools]
+    with (
+        mock.patch("quire.executors.inline.gc"),
+        mock.patch.object(runner.allocated.steps, "_drawn", side_effect=RuntimeError("broken")),
+        pytest.raises(EngineDeadError) as failed,
+    ):
+        llm.generate([[1, 2]], PARAMS)
+    assert pools and all(pool() is None for pool in pools), failed.value
+    assert not weight.numel()
+
+
+def test_an_engine_that_is_closed_waits_for_no_collector(llm: LLM) -> None:
+    runner = core_of(llm).executor.runner
+    gone = [weakref.ref(each) for each in (runner, runner.allocated.steps, runner.loaded.model)]
+    del runner
+    with mock.patch("quire.executors.inline.gc"), collector_paused():
+        llm.close()
+        assert [each() for each in gone] == [None] * 3
 
 
 def test_a_plan_in_flight_that_fails_keeps_no_rank_from_its_end(llm: LLM) -> None:
