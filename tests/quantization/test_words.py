@@ -234,6 +234,7 @@ def test_what_is_not_read_is_said() -> None:
     assert "multiple of 128" in refusal(Form("uint4b8", 32), 96)
     share = Scaled(8, 256, Form("uint4b8", 128, ordered=True), 4, 0, "float32", "cpu")
     assert not Words.holds(share) and "order" in (unread(share) or "")
+    assert "have no numbers" in refusal(Form("uint4b8", 64, ordered=True, columns=True))
     assert "groups of 48" in refusal(Form("uint4b8", 48), 384) and not refusal(Form("uint4b8", 128))
 
 
