@@ -1,5 +1,5 @@
 """Products with weights by the vendor's libraries, whose sums depend on how many rows are multiplied at once: so it is
-always the same number: the last tile is filled up with whatever its memory holds.
+always the same number. The last tile is filled up with whatever its memory holds.
 
 On GPUs all rows of a tile go through the same instructions. Libraries for CPUs treat the rows of a tile differently, so
 there a tile is one row, in memory of its own.
