@@ -90,7 +90,8 @@ class DeviceMemory:
     def peak(self) -> Iterator[list[int]]:
         """Peak of torch's allocations within the block, beyond those before it."""
         measured: list[int] = []
-        self.module.synchronize(self.device)
+        # What torch caches of earlier steps is found again in pieces larger than asked for, which count whole.
+        self._settle()
         self.module.reset_peak_memory_stats(self.device)
         before = int(self.module.memory_allocated(self.device))
         yield measured

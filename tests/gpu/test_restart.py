@@ -19,6 +19,8 @@ NOISE_BYTES = 64 << 20
 """What a process that has ended may leave for a while."""
 EXACT_BYTES = 4 << 20
 """The driver gives memory by pieces of 2 MiB."""
+NOISE_PAGES = 1
+"""What the driver keeps for itself differs by 64 KiB from process to process."""
 ROUNDS = 2
 
 
@@ -87,6 +89,6 @@ def test_killed_under_load_and_everything_is_as_before() -> None:
             assert served.engine().pid != victim.pid
             until(lambda: usage(served) == 0, FREED_S)
             assert said(served) == expected
-            assert pages(served) == had
+            assert abs(pages(served) - had) <= NOISE_PAGES
             assert abs(taken() - held) <= EXACT_BYTES
     until(lambda: taken() < before_any + NOISE_BYTES, FREED_S)
