@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from quire.base.errors import ConfigError, EngineDeadError, EngineError, RequestError
+from quire.base.errors import ConfigError, EngineDeadError, RequestError
 from quire.base.logging import get_logger
 from quire.chat.template import ChatTemplate
 from quire.checkpoint.facts import ModelFacts
@@ -21,11 +21,11 @@ from quire.config.sources import engine_config
 from quire.engine.client import Connection, CoreClient
 from quire.engine.front import ChatMessage, FrontEnd, Prompt
 from quire.engine.launch import CORE, CoreProcess
-from quire.engine.outputs import OutputProcessor
+from quire.engine.open_requests import OpenRequests
 from quire.engine.own_core import STOP_TIMEOUT_S, start_core
 from quire.engine.pulse import Pulse
 from quire.engine.streams import Stream
-from quire.engine.suspects import Suspects, fingerprint
+from quire.engine.suspects import Suspects
 from quire.messages.control import Strike
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
@@ -34,8 +34,6 @@ from quire.messages.prompts import PairPrompt
 from quire.messages.request import Request, Scheduling
 from quire.messages.validate_pooling import SAMPLING
 from quire.messages.wire import (
-    Abort,
-    Delta,
     Deltas,
     EngineFacts,
     Failed,
@@ -64,7 +62,6 @@ class AsyncLLM:
         retry_after_s: when another one may.
         on_death: called with that reason.
         on_lost: called when news of a core that goes on were lost: only a new front end can serve by it.
-        suspects: requests that cores died of.
     """
 
     facts: EngineFacts
@@ -79,8 +76,7 @@ class AsyncLLM:
         self._front = front
         self._connect = connect
         self._pulse = pulse
-        self._processor = OutputProcessor(front.tokenizer)
-        self._streams: dict[str, Stream] = {}
+        self._open = OpenRequests(front.tokenizer, self._send)
         self._process: CoreProcess | None = None
         self._client: Connection | None = None
         self._receiver: asyncio.Task[None] | None = None
@@ -92,7 +88,6 @@ class AsyncLLM:
         self.retry_after_s = 10
         self.on_death: Callable[[str], None] = lambda reason: None
         self.on_lost: Callable[[], None] = lambda: None
-        self.suspects = Suspects()
 
     @classmethod
     async def start(cls, config: EngineConfig | None = None, core: Sequence[str] = CORE, **settings: Any) -> "AsyncLLM":
@@ -143,7 +138,12 @@ class AsyncLLM:
     @property
     def unfinished(self) -> int:
         """Requests that have not ended."""
-        return len(self._streams)
+        return len(self._open)
+
+    @property
+    def suspects(self) -> Suspects:
+        """Requests that cores died of."""
+        return self._open.suspects
 
     @property
     def stats(self) -> Stats:
@@ -213,38 +213,26 @@ class AsyncLLM:
         params: SamplingParams,
     ) -> AsyncGenerator[RequestOutput, None]:
         request_id = request_id or self._front.new_id()
-        if request_id in self._streams:
+        if request_id in self._open:
             raise RequestError(f"the request id {request_id[:64]!r} is in use; ids must be unique", param="request_id")
         request, text = prepare(request_id)
         self.raise_if_dead()
         stream = Stream(request, text, params)
-        self._submit(stream)
-        self._streams[request_id] = stream
+        self._open.begin(stream)
         finished = False
         try:
             while not finished:
                 output = await stream.get()
                 finished = output.finished
-                if finished and self.suspects:
-                    self.suspects.clear(request)
+                if finished:
+                    self._open.finished(stream)
                 yield output
         finally:
-            self._streams.pop(request_id, None)
-            if not finished and not stream.failed:
-                self._processor.abort(request_id)
-                self._send(Abort([request_id]))
+            self._open.end(stream, finished)
 
     async def abort(self, request_id: str) -> None:
         """End a request; whoever iterates it sees an output with finish_reason "abort"."""
-        stream = self._streams.get(request_id)
-        if stream is None:
-            return
-        self._send(Abort([request_id]))
-        # The core says nothing of aborted requests; the ends that it would have sent are made here.
-        ends = [Delta(request_id, index, [], finish_reason="abort") for index in range(stream.request.params.n)]
-        outputs, _ = self._processor.process(ends)
-        for output in outputs:
-            stream.put(output)
+        self._open.abort(request_id)
 
     async def reset_prefix_cache(self) -> None:
         """Forget every cached prefix page that no running request uses."""
@@ -276,30 +264,12 @@ class AsyncLLM:
         """
         if not self._part(reason, retry_after_s):
             return []  # nothing was being served; or this is told for the second time
-        strikes = []
-        for request_id, stream in list(self._streams.items()):
-            if stream.failed:
-                continue
-            made = self._processor.made(request_id)
-            self._processor.abort(request_id)
-            strike = Strike(fingerprint(stream.request), made, condemned=request_id == culprit)
-            self.suspects.learn(strike)
-            strikes.append(strike)
-            if strike.condemned:
-                log.error("request %s was being served when two engines died; it is refused from now on", request_id)
-                stream.fail(EngineError("The engine failed twice on this request; it is not tried again."))
-            elif stream.taken:
-                stream.fail(EngineDeadError(reason, retry_after_s))
-            else:
-                stream.restart()
-        return strikes
+        return self._open.lose_core(reason, retry_after_s, culprit)
 
     def end(self, reason: str) -> None:
         """No engine will come any more: every open request ends with an error."""
         self._part(reason, 10)
-        for request_id, stream in self._streams.items():
-            self._processor.abort(request_id)
-            stream.fail(EngineDeadError(reason))
+        self._open.fail(reason)
 
     async def close(self) -> None:
         """End the core, if it is our own, and every open request."""
@@ -318,12 +288,7 @@ class AsyncLLM:
     def _joined(self, client: Connection, facts: EngineFacts) -> None:
         self._client, self.facts, self.dead = client, facts, None
         self._receiver = asyncio.create_task(self._receive(client))
-        # Who has failed only waits for its reader: nothing is asked again in its name.
-        for stream in [each for each in self._streams.values() if not each.failed]:
-            try:
-                self._submit(stream)
-            except RequestError as error:
-                stream.fail(error)
+        self._open.ask_again()
 
     def _part(self, reason: str, retry_after_s: int) -> bool:
         """No core serves this front end any more; whether one did."""
@@ -337,15 +302,6 @@ class AsyncLLM:
         if alive:
             self.on_death(reason)
         return served
-
-    def _submit(self, stream: Stream) -> None:
-        submit = self.suspects.submit(stream.request)
-        self._processor.add(stream.request, stream.prompt, stream.params)
-        try:
-            self._send(submit)
-        except BaseException:
-            self._processor.abort(stream.request.id)
-            raise
 
     def _send(self, message: FromClient) -> None:
         """Tell the core, if there is one; another one would not know what this is about."""
@@ -365,18 +321,9 @@ class AsyncLLM:
     def _dispatch(self, message: ToClient) -> None:
         if isinstance(message, Deltas):
             self._stats = message.stats or self._stats
-            outputs, finishes = self._processor.process(message.deltas)
-            for finish in finishes:
-                self._send(finish)
-            for output in outputs:
-                stream = self._streams.get(output.request_id)
-                if stream is not None:
-                    stream.put(output)
+            self._open.take(message.deltas)
         elif isinstance(message, Refused):
-            self._processor.abort(message.id)
-            stream = self._streams.get(message.id)
-            if stream is not None:
-                stream.fail(message.error)
+            self._open.refuse(message)
         elif isinstance(message, Failed):
             if self._process is not None:
                 self.end(message.message)

@@ -40,7 +40,7 @@ def test_what_is_lost_ends_requests_and_is_told() -> None:
         params = SamplingParams()
         front.prepare.return_value = Request(id="r", token_ids=[1], params=params), None
         engine = AsyncLLM(front)
-        engine._processor = mock.Mock()
+        engine._open._processor = mock.Mock()
         engine.on_lost = lost.set
         engine._joined(connection, mock.Mock())
         reading = asyncio.create_task(anext(engine.generate([1], params)))

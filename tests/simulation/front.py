@@ -31,7 +31,7 @@ class SimulatedFront:
         self._world = world
         self._links: list[Any] = []
         self.engine = AsyncLLM(text_side(), world.facts, world.pulse, self._connect)
-        self.engine.suspects = Suspects(world.loop.time)
+        self.engine._open.suspects = Suspects(world.loop.time)
         self.follower = Follower(self.engine, self._joined)
         self.known = asyncio.Event()
         if world.facts is not None:

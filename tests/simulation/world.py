@@ -296,7 +296,7 @@ class World:
         for front in self.fronts:
             assert front is not None
             assert front.engine.unfinished == 0, "N5: streams are left"
-            assert len(front.engine._processor) == 0, "N5: texts are left"
+            assert len(front.engine._open._processor) == 0, "N5: texts are left"
 
 
 def live(scenario: Scenario) -> World:
