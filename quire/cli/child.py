@@ -2,10 +2,10 @@
 
 import signal
 import subprocess
-import sys
 
 import msgspec
 
+from quire.base.interpreter import python
 from quire.messages.survey import Survey, Trouble
 
 TIMEOUT_S = 120.0
@@ -14,7 +14,7 @@ REINSTALL = "pip install --force-reinstall torch"
 
 def ask(device: str = "auto", kernels: str = "auto", timeout_s: float = TIMEOUT_S) -> Survey:
     """What a process with torch finds for the device and kernels; whatever happens to it, there is a Survey."""
-    command = [sys.executable, "-m", "quire.engine.survey", device, kernels]
+    command = [*python(), "-m", "quire.engine.survey", device, kernels]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from quire.base.interpreter import python
 from quire.checkpoint.facts import ModelFacts
 from quire.config import environ
 from quire.config.fields import EngineConfig
@@ -92,7 +92,7 @@ class CoreProcess:
         address = f"ipc://{folder}/s"
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                *python(),
                 *core,
                 stdin=asyncio.subprocess.PIPE,
                 env=environ.snapshot() | environ.computing() | {"TMPDIR": str(folder)},

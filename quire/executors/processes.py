@@ -8,7 +8,6 @@ import contextlib
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from quire.base.errors import EngineDeadError, QuireError, RequestError, TransportError
+from quire.base.interpreter import python
 from quire.base.registry import load
 from quire.config import environ
 from quire.config.spec import RunSpec
@@ -201,7 +201,7 @@ def _spawn(index: int) -> Rank:
     with pair_for_child() as (ours, theirs), pair_for_child() as (side, their_side):
         ends = [str(theirs.fileno()), str(their_side.fileno())]
         process = subprocess.Popen(
-            [sys.executable, "-m", "quire.executors.rank", *ends, *tied],
+            [*python(), "-m", "quire.executors.rank", *ends, *tied],
             pass_fds=[theirs.fileno(), their_side.fileno()],
             stdin=subprocess.DEVNULL,
             env=environ.snapshot() | environ.computing(),

@@ -10,13 +10,13 @@ import itertools
 import os
 import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from quire.base.errors import ConfigError, EngineError, TransportError
+from quire.base.interpreter import python
 from quire.base.logging import get_logger
 from quire.config import environ
 from quire.messages.control import (
@@ -224,7 +224,7 @@ class Fronts:
         listener = self._listeners[index]
         with pair_for_child() as (ours, theirs):
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                *python(),
                 *self._command,
                 str(theirs.fileno()),
                 # Its end is the end of this process, which no signal need tell.

@@ -6,11 +6,11 @@ Calls wait for the judge, so they are made from a thread of their own (`engine/g
 import signal
 import socket
 import subprocess
-import sys
 
 import msgspec
 
 from quire.base.errors import EngineError, RequestError
+from quire.base.interpreter import python
 from quire.config import environ
 from quire.messages.frames import pair_for_child, receive, send
 from quire.messages.structured import FIELD, StructuredOutputsParams
@@ -56,7 +56,7 @@ class Court:
     def _open(self) -> socket.socket:
         with pair_for_child() as (ours, theirs):
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "quire.structured.judge", str(theirs.fileno())],
+                [*python(), "-m", "quire.structured.judge", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -186,7 +186,7 @@ def test_nobody_waits_for_ever_for_a_worker_that_does_not_come(tmp_path: Path, m
         await asyncio.sleep(0.2)
         monkeypatch.setattr(pool_module, "PATIENCE_S", 0.5)
         monkeypatch.setattr(pool_module, "AGAIN_S", 60.0)
-        monkeypatch.setattr(pool_module.sys, "executable", "/nowhere/python")
+        monkeypatch.setattr(pool_module, "python", lambda: ["/nowhere/python"])
         for worker in workers():
             worker.kill()
         for _ in range(2):

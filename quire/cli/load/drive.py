@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from quire.base.event_loop import loop_factory
+from quire.base.interpreter import python
 from quire.cli.address import Address
 from quire.cli.load.arrivals import arrivals
 from quire.cli.load.client import Client, Sample
@@ -98,7 +99,7 @@ async def spread(job: Job, processes: int) -> list[Sample]:
 
 async def _sender(job: Job) -> list[Sample]:
     pipe = asyncio.subprocess.PIPE
-    sender = await asyncio.create_subprocess_exec(sys.executable, "-m", "quire.cli.load.drive", stdin=pipe, stdout=pipe)
+    sender = await asyncio.create_subprocess_exec(*python(), "-m", "quire.cli.load.drive", stdin=pipe, stdout=pipe)
     said, _ = await sender.communicate(msgspec.json.encode(job))
     return msgspec.json.decode(said, type=list[Sample])
 

@@ -6,11 +6,11 @@ Long jobs never take the last worker, so that short ones need not wait for them.
 import asyncio
 import contextlib
 import signal
-import sys
 from collections.abc import Coroutine
 from typing import Any, Self, TypeVar
 
 from quire.base.errors import EngineError, TransportError
+from quire.base.interpreter import python
 from quire.base.logging import get_logger
 from quire.config import environ
 from quire.messages.frames import pair_for_child
@@ -66,7 +66,8 @@ class Worker:
         """One that is ready. Raises EngineError."""
         with pair_for_child() as (ours, theirs):
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "quire.server.text.worker", str(theirs.fileno())),
+                *python(),
+                *("-m", "quire.server.text.worker", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 env=environ.snapshot() | {"RAYON_NUM_THREADS": "1"},
