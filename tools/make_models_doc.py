@@ -94,6 +94,12 @@ def unproven() -> list[str]:
     return [file.stem for file in families() if not cases.get(file.stem) or file.stem not in ranks]
 
 
+def listed_twice() -> list[str]:
+    """Model types that have a file and stand among those without one, too."""
+    others = {name.replace("-", "_") for table in OTHERS for name in _keys(table)}
+    return [file.stem for file in families() if file.stem in others]
+
+
 def _row(file: Path, cases: int, ranks: bool) -> str:
     module = ast.parse(file.read_text(encoding="utf-8"))
     first = (ast.get_docstring(module) or "").split("\n\n")[0].replace("\n", " ")

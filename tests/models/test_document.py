@@ -28,6 +28,10 @@ def test_every_family_is_proven(tool: ModuleType) -> None:
     assert tool.unproven() == []
 
 
+def test_a_family_with_a_file_is_not_among_those_without(tool: ModuleType) -> None:
+    assert tool.listed_twice() == [], "take them out of tests/models/others.py"
+
+
 def test_most_files_are_short(tool: ModuleType) -> None:
     lengths = sorted(len(file.read_text(encoding="utf-8").splitlines()) for file in tool.families())
     assert lengths[len(lengths) // 2] < 120
