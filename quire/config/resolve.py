@@ -14,6 +14,7 @@ from quire.checkpoint.facts import ModelFacts
 from quire.config.check import check_engine
 from quire.config.fields import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from quire.config.spec import PlatformFacts, RunSpec
+from quire.config.step_sizes import graph_rows, graph_singles, graph_tokens, warm_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +55,21 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts, st
     `streams`: somebody waits for each token, not for the whole.
     """
     check_engine(engine)
+    model, cache, scheduler, device = engine.model, engine.cache, engine.scheduler, engine.device
+    ranks = engine.parallel.tensor_parallel_size
     defaults = _defaults(platform, streams)
-    model, cache, scheduler = engine.model, engine.cache, engine.scheduler
     dtype, notes = _dtype(model, facts, platform)
     max_num_seqs = scheduler.max_num_seqs or defaults.max_num_seqs
-    # Collectives between ranks are not recorded.
-    recorded = defaults.graphs and not engine.device.enforce_eager and engine.parallel.tensor_parallel_size == 1
-    pooling = facts.pooling
-    recorded = recorded and pooling is None
-    overlap = defaults.async_scheduling if scheduler.async_scheduling is None else scheduler.async_scheduling
     max_num_batched_tokens = scheduler.max_num_batched_tokens or defaults.max_num_batched_tokens
     max_model_len = _max_model_len(model, facts)
-    whole = pooling is not None and pooling.whole
+    whole = facts.pooling is not None and facts.pooling.whole
     if whole:
         max_num_batched_tokens = _whole_texts(scheduler, max_num_batched_tokens, max_model_len)
-    if engine.device.deterministic:
-        platform = _invariant(platform, facts, engine.parallel.tensor_parallel_size)
+    overlap = defaults.async_scheduling if scheduler.async_scheduling is None else scheduler.async_scheduling
+    # Collectives between ranks are not recorded.
+    recorded = defaults.graphs and not device.enforce_eager and ranks == 1 and facts.pooling is None
+    if device.deterministic:
+        platform = _invariant(platform, facts, ranks)
     return RunSpec(
         facts=facts,
         platform=platform,
@@ -94,14 +94,14 @@ def resolve(engine: EngineConfig, facts: ModelFacts, platform: PlatformFacts, st
         warm_tokens=warm_tokens(max_num_batched_tokens) if defaults.compiles else [],
         graph_rows=graph_rows(max_num_seqs) if recorded else [],
         graph_singles=graph_singles(max_num_seqs) if recorded else [],
-        graph_tokens=[size for size in GRAPH_TOKENS if size <= max_num_batched_tokens] if recorded else [],
+        graph_tokens=graph_tokens(max_num_batched_tokens) if recorded else [],
         max_preemptions=scheduler.max_preemptions,
         watermark=scheduler.watermark,
         itl_target_s=None if scheduler.itl_target_ms is None else scheduler.itl_target_ms / 1000,
         max_logprobs=model.max_logprobs,
-        tensor_parallel_size=engine.parallel.tensor_parallel_size,
-        threads=engine.device.threads,
-        deterministic=engine.device.deterministic,
+        tensor_parallel_size=ranks,
+        threads=device.threads,
+        deterministic=device.deterministic,
         event_log=engine.log.event_log,
         notes=notes,
     )
@@ -129,37 +129,6 @@ def _invariant(platform: PlatformFacts, facts: ModelFacts, ranks: int) -> Platfo
             f"two (tensor_parallel_size={ranks})"
         )
     return msgspec.structs.replace(platform, providers=[*platform.providers, "batch_invariant"])
-
-
-GRAPH_ROWS = (128, 160, 208, 256, 320, 384, 432)
-"""Batch sizes between 128 and 512 that cuBLAS 13.0 takes least time for on an H200: a layer of Llama-8B takes it 268 us
-with 432 rows, 400 with 448, 292 with 464; and 184 with 224, 180 with 256."""
-
-
-def graph_rows(rows: int) -> list[int]:
-    """Batch sizes worth recording: dense where a row more or less counts, sparse above; the last one is `rows`.
-
-    1, 2, 4, 8, then steps of 8 to 32, of 16 to 128, those of GRAPH_ROWS to 512, steps of 128 beyond.
-    """
-    sizes = [1, 2, 4]
-    for start, stop, step in ((8, 32, 8), (32, 128, 16), (512, rows, 128)):
-        sizes += range(start, min(stop, rows), step)
-    return [*(size for size in sorted([*sizes, *GRAPH_ROWS]) if size < rows), rows]
-
-
-GRAPH_TOKENS = (*range(128, 769, 128), 1024)
-"""Tokens of prompts for which steps are recorded. What a step has less is computed for nobody: with 8 billion weights
-14 ms become 19 in room for 768 instead of 512. Larger steps keep the device busy for longer than launching takes."""
-
-
-def graph_singles(rows: int) -> list[int]:
-    """Numbers of decoding sequences beside which prompts are recorded. Rows that are missing are computed, too."""
-    return [*(size for size in (0, 16, 64, 256) if size < rows), rows]
-
-
-def warm_tokens(budget: int) -> list[int]:
-    """Step sizes at which kernels choose other variants: beyond each power of two up to `budget`."""
-    return [size + 1 for size in (1 << n for n in range(1, 14)) if size < budget] or [budget]
 
 
 def _dtype(model: ModelConfig, facts: ModelFacts, platform: PlatformFacts) -> tuple[str, list[str]]:

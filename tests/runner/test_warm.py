@@ -9,8 +9,8 @@ import pytest
 from quire import LLM, SamplingParams
 from quire.base.registry import load
 from quire.checkpoint.read import read_facts
-from quire.config.resolve import warm_tokens
 from quire.config.sources import engine_config
+from quire.config.step_sizes import warm_tokens
 from quire.engine import begin
 from quire.runner.generation import GenerationSteps
 from quire.sampling.sampler import Sampler
