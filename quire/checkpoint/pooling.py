@@ -183,11 +183,19 @@ def pooler_facts(
         return _from_tokens(folder, config, method)
     if head != "none":
         return _classifier(config, said, head, method)
+    return _vectors(folder, config, modules, method)
+
+
+def _vectors(
+    folder: Path, config: dict[str, Any], modules: list[tuple[str, str]], method: Method | None
+) -> PoolerFacts:
+    """How a checkpoint without a head of scores is pooled. Raises CheckpointError."""
+    said, encoder = _said(config), is_encoder(config)
     found, sentences = read_method(folder, modules), read_sides(folder)
     default: Method = "mean" if encoder else "last"
     projections = [read_dense(folder, path) for kind, path in modules if kind == "Dense"]
-    late = architecture in COLBERT or (found is None and bool(projections))
-    if architecture in COLBERT and not projections:
+    late = said.architecture in COLBERT or (found is None and bool(projections))
+    if said.architecture in COLBERT and not projections:
         projections = [_colbert(folder, _size(config))]
     for given, one in zip([_size(config), *(one.outputs for one in projections)], projections, strict=False):
         if one.inputs != given:
