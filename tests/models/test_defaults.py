@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from transformers import AutoConfig
 
 from quire import models
 from quire.base.errors import CheckpointError
+from quire.checkpoint.defaults import completed
 from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
 from quire.layers.decoder import Decoder
@@ -22,6 +24,8 @@ KEPT = {"model_type", "vocab_size"}
 # transformers writes what follows from other fields; the plans of attention say whether it does here, too.
 UNUSED = {"sliding_window", "layer_types", "rope_parameters"}
 UNUSED |= {"time_step_limit"}  # from 0 to infinity is no limit
+WORDS = {"mamba_d_head": "auto"}
+"""Defaults instead of which transformers writes the number that they stand for."""
 SIZES = ("num_", "n_", "hidden_size", "_eps", "epsilon", "intermediate_size", "head_dim", "vocab_size")
 """How fields begin or end of which nothing good can be less than 0, a word or a million millions."""
 
@@ -32,6 +36,16 @@ def built(folder: Path, config: dict[str, Any]) -> Decoder:
     model = models.build(read_facts("x", folder), build)
     assert isinstance(model, Decoder)
     return model
+
+
+def check_defaults(family: str, config: type[msgspec.Struct], theirs: dict[str, Any]) -> None:
+    """Also those which the tiny checkpoints set otherwise. None is what follows from other fields."""
+    early = completed({"model_type": family})
+    for field in msgspec.structs.fields(config):
+        name, ours = field.encode_name, early.get(field.encode_name, field.default)
+        switched_off = name == "sliding_window" and theirs.get("use_sliding_window") is False
+        if ours not in (None, msgspec.NODEFAULT) and name in theirs and not switched_off:
+            assert ours in (theirs[name], WORDS.get(name)), name
 
 
 @pytest.mark.parametrize("family", FAMILY)
@@ -49,6 +63,7 @@ def test_defaults_may_be_left_out(family: str, tmp_path: Path) -> None:
     assert other.rope == one.rope
     layers = range(one.config.num_hidden_layers)
     assert [other.attention(i) for i in layers] == [one.attention(i) for i in layers]
+    check_defaults(family, type(one.config), defaults)
 
 
 @pytest.mark.parametrize("family", FAMILY)

@@ -6,16 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.models.checkpoints import make
 from tests.models.driver import Driver, Sequence
+from tests.models.judge import NEW, check, check_near, judge_of, judged
 
 pytestmark = pytest.mark.torch
 
-TOLERANCE = 1e-4
-NEW = 6
 SHARED, PAGE = 16, 4
 
 
@@ -73,13 +70,6 @@ def prompts() -> list[list[int]]:
     return [torch.randint(3, 97, (n,), generator=generator).tolist() for n in (13, 7, 21)]
 
 
-def judged(judge: PreTrainedModel, tokens: list[int]) -> Tensor:
-    """Logits after all tokens but the last."""
-    with torch.no_grad():
-        logits: Tensor = judge(torch.tensor([tokens]), use_cache=False).logits[0, :-1]
-    return logits
-
-
 def after_a_shared_beginning(driver: Driver) -> tuple[Sequence, Sequence]:
     """Two sequences computed in one step, the second over pages of the first."""
     texts = prompts()
@@ -95,17 +85,15 @@ def after_a_shared_beginning(driver: Driver) -> tuple[Sequence, Sequence]:
 def compare(case: Case, folder: Path) -> None:
     """Assert that logits and greedy tokens are those of transformers, with the reference kernels and with torch's."""
     path = make(case.family, folder, **case.changes)
-    judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    judge = judge_of(path)
     for providers in ([], ["torch_native"]):
         driver = Driver(path, PAGE, providers)
         for sequence in driver.generate(prompts(), NEW):
-            want = judged(judge, sequence.tokens)
-            assert (sequence.all_logits() - want).abs().max() < TOLERANCE
-            assert sequence.tokens[-NEW:] == want[-NEW:].argmax(-1).tolist()
+            check(sequence, judge)
         for sequence in after_a_shared_beginning(driver):
             got = torch.cat(sequence.logits)
             want = judged(judge, sequence.tokens)[: sequence.computed]
-            assert (got - want[-len(got) :]).abs().max() < TOLERANCE
+            check_near(got, want[-len(got) :], len(want) - len(got))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

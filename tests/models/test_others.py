@@ -30,6 +30,7 @@ from quire.quantization.checkpoint import settle
 from tests.models import checkpoints
 from tests.models.driver import Driver
 from tests.models.families import FAMILY
+from tests.models.judge import NEW, TOLERANCE, check, judge_of
 from tests.models.others import APART, OTHER_DECODERS, OTHER_ENCODERS
 from tests.pooling import checkpoints as pooled
 from tests.pooling.encoders import ENCODERS
@@ -38,8 +39,6 @@ from tests.pooling.test_families import RAW, TASKS, expected, texts
 pytestmark = pytest.mark.torch
 
 CPU = torch.device("cpu")
-NEW = 6
-TOLERANCE = 1e-4
 OURS = ("gemma2", "gpt_oss", "opt", "qwen3_moe")
 """Families of ours that both implementations run: soft caps, sinks, a head that calls a part of the model, experts."""
 HEADS_OF_THEIR_OWN = ("albert", "eurobert")
@@ -76,14 +75,11 @@ def changed(path: Path, to: Path, **fields: Any) -> Path:
 
 def equals_transformers(driver: Driver, path: Path) -> None:
     """Logits and greedy tokens of a driver of the checkpoint."""
-    judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    judge = judge_of(path)
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(3, 97, (n,), generator=generator).tolist() for n in (13, 7, 21)]
     for sequence in driver.generate(prompts, NEW):
-        with torch.no_grad():
-            want = judge(torch.tensor([sequence.tokens]), use_cache=False).logits[0][:-1]
-        assert (sequence.all_logits() - want).abs().max() < TOLERANCE
-        assert sequence.tokens[-NEW:] == want[-NEW:].argmax(-1).tolist()
+        check(sequence, judge)
 
 
 @pytest.mark.parametrize("name", [*OTHER_DECODERS, *OURS])

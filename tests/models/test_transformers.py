@@ -8,16 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
+from tests.models.judge import NEW, check, judge_of
 
 pytestmark = pytest.mark.torch
-
-TOLERANCE = 1e-4
-NEW = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +126,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Pa
     return cache(lambda case: make(case.family, folder / case.name.replace(" ", "-"), **case.changes))
 
 
-def expected(model: nn.Module, tokens: list[int]) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0]
-    return logits
-
-
 def prompts(case: Case) -> list[list[int]]:
     generator = torch.Generator().manual_seed(3)
     lengths = PROMPTS["beyond" if case.max_model_len == 128 else "within"]
@@ -148,12 +138,10 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(
     case: Case, providers: list[str], checkpoints: Callable[[Case], Path]
 ) -> None:
     path = checkpoints(case)
-    judge = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    judge = judge_of(path)
     driver = Driver(path, 4, providers, max_model_len=case.max_model_len)
     for sequence in driver.generate(prompts(case), NEW):
-        want = expected(judge, sequence.tokens)[:-1]
-        assert (sequence.all_logits() - want).abs().max() < TOLERANCE
-        assert sequence.tokens[-NEW:] == want[-NEW:].argmax(-1).tolist()
+        check(sequence, judge)
 
 
 @pytest.mark.parametrize("page_size", [1, 3, 16])
