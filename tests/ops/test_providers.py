@@ -4,7 +4,10 @@ import copy
 import dataclasses
 import importlib
 import pkgutil
+import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +16,18 @@ import torch
 import quire.ops
 from quire.ops.registry import OPS, REFERENCE, Op, load_providers
 from quire.platforms import native
+from quire.platforms.providers import installed
 from tests.ops.triton import INTERPRETER
 
 pytestmark = pytest.mark.torch
 
 for _module in pkgutil.iter_modules(quire.ops.__path__):
     importlib.import_module(f"quire.ops.{_module.name}")
-NAMES = ["torch_native", "batch_invariant"]
-load_providers([*NAMES, *(["cpu"] if native.is_built() else []), *(["triton"] if INTERPRETER else [])])
+ELSEWHERE = {"cudnn", *([] if native.is_built() else ["cpu"]), *([] if INTERPRETER else ["triton"])}
+"""Folders whose kernels cannot run here."""
+LOADED = [name for name in installed() if name not in ELSEWHERE]
+load_providers(LOADED)
+KERNELS = Path(quire.__file__).parent / "kernels"
 CASES = [(op, name) for op in OPS.values() for name in op.providers if name != REFERENCE]
 
 
@@ -44,6 +51,19 @@ def run(op: Op, provider: str, kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """What the provider returns, and what became of the inputs."""
     kwargs = copy.deepcopy(kwargs)
     return [*tensors(op.providers[provider].function(**kwargs)), *tensors(kwargs)]
+
+
+@pytest.mark.parametrize("folder", installed())
+def test_every_kernel_of_a_folder_is_registered_under_its_name(folder: str) -> None:
+    registered = False
+    for file in (KERNELS / folder).rglob("*.py"):
+        names = set(re.findall(r'^@provide\("(\w+)"', file.read_text(encoding="utf-8"), re.MULTILINE))
+        assert names <= {folder}, file
+        parts = file.relative_to(KERNELS.parent).with_suffix("").parts
+        module = ".".join(["quire", *parts]).removesuffix(".__init__")
+        assert not names or folder in ELSEWHERE or module in sys.modules, f"{folder}/__init__.py must import {module}"
+        registered |= bool(names)
+    assert registered
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
