@@ -12,7 +12,7 @@ from typing import Any, cast
 from quire.base import logging
 from quire.base.errors import ConfigError
 from quire.cli.parser import Parser
-from quire.config import sources
+from quire.config import sources, vllm
 from quire.config.environ import variable
 from quire.config.explain import show
 from quire.config.fields import SECTIONS, Config, section_of
@@ -33,6 +33,7 @@ def add_settings(parser: Parser, sections: Sequence[str] = ENGINE) -> None:
             _add_flag(group, field)
             # "model" and "device" name a section and a flag; the section's text holds the flag's too.
             parser.topics.setdefault(field.name.replace("_", "-"), describe(section, field))
+    _add_foreign(parser)
 
 
 def add_setting(parser: Parser, name: str) -> None:
@@ -49,7 +50,7 @@ def add_model(parser: Parser) -> None:
 
 def given(args: Namespace) -> dict[str, object]:
     """Field name to text, for the settings that flags (or MODEL) gave. Raises ConfigError if MODEL is given twice."""
-    values = {name: value for name, value in vars(args).items() if section_of(name)}
+    values = {name: value for name, value in vars(args).items() if section_of(name) or name in vllm.NAMES}
     positional = vars(args).get("model_name")
     if positional is not None:
         if values.get("model", positional) != positional:
@@ -103,6 +104,23 @@ def _add_flag(group: argparse._ActionsContainer, field: "Field[Any]") -> None:
         )
     else:
         group.add_argument(*names, dest=field.name, default=argparse.SUPPRESS, metavar=_metavar(kind), help=text)
+
+
+def _add_foreign(parser: Parser) -> None:
+    """Flags of vLLM's, which help does not list: what comes of them is said where they are read."""
+    for name in sorted(vllm.NAMES):
+        flag = f"--{name.replace('_', '-')}"
+        if name in vllm.SWITCHES:
+            parser.add_argument(
+                flag,
+                dest=name,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
+        else:
+            short = [f"-{vllm.SHORT[name]}"] if name in vllm.SHORT else []
+            parser.add_argument(*short, flag, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 def _metavar(kind: Kind) -> str:

@@ -69,7 +69,8 @@ class Parser(argparse.ArgumentParser):
         if flag is None:
             return f"unexpected argument {left[0]!r}; {self.prog} --help shows what it takes (quote texts with spaces)"
         name = flag.partition("=")[0]
-        known = [option for action in self._actions for option in action.option_strings]
+        listed = [action for action in self._actions if action.help != argparse.SUPPRESS]
+        known = [option for action in listed for option in action.option_strings]
         return f"unknown flag {name}; {did_you_mean(name, known, self._lists)}"
 
 

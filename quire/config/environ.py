@@ -15,7 +15,11 @@ from quire.config.fields import SECTIONS
 logger = get_logger(__name__)
 
 PREFIX = "QUIRE_"
-OTHER_NAMES = {"VLLM_BATCH_INVARIANT": "deterministic"}
+OTHER_NAMES = {
+    "VLLM_BATCH_INVARIANT": "deterministic",
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "allow_long_max_model_len",
+    "VLLM_API_KEY": "api_key",
+}
 """Variables of other servers that say the same as a setting, which wins where both are there."""
 NO_SETTINGS = frozenset({"QUIRE_CPU_ISA", "QUIRE_REQUIRE_NATIVE"})
 """Variables that are asked for by name: which instructions the CPU kernels use, and one that only setup.py reads."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from quire.base.errors import ConfigError
 from quire.base.registry import did_you_mean
+from quire.config import vllm
 from quire.config.fields import SECTIONS, section_of
 
 
@@ -79,6 +80,8 @@ def _entries(path: str, content: dict[object, object]) -> Iterator[tuple[str, ob
 
 def _field(path: str, name: str, section: str | None = None) -> str:
     known = section_of(name)
+    if name in vllm.NAMES:
+        return name
     if known is None:
         names = [f.name for cls in SECTIONS.values() for f in fields(cls)]
         remedy = did_you_mean(name, names, "`quire config` lists all keys")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import Field, dataclass
 from difflib import get_close_matches
+from os import PathLike
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -106,6 +107,8 @@ def _from_typed(kind: Kind, value: object) -> Value:
             return value
     elif isinstance(value, dict) and kind.base is dict:
         return value
+    elif isinstance(value, PathLike) and kind.base is str and not kind.choices:
+        return str(value)
     remedy = "; put it in quotes" if kind.base is str and value is not None else ""
     raise ValueError(f"{value!r} is not {kind.accepts}{remedy}")
 

@@ -11,7 +11,7 @@ from typing import Any
 from quire.base.errors import ConfigError
 from quire.base.registry import did_you_mean
 from quire.config import environ as environment
-from quire.config import files
+from quire.config import files, vllm
 from quire.config.check import check_cache, check_value
 from quire.config.fields import SECTIONS, Config, EngineConfig, section_of
 from quire.config.parse import Value, convert, kind_of
@@ -53,13 +53,15 @@ def load(
 def engine_config(**keywords: object) -> EngineConfig:
     """What `LLM(...)` is made from: the keywords are field names of `EngineConfig`'s sections; the environment counts.
 
+    None says nothing where a setting has a value in any case.
     Raises ConfigError for an unknown keyword (with the nearest names) and for a wrong value.
     """
     given = [g for g in _from_environment(None) if g.name in ENGINE_FIELDS]
     for name, value in keywords.items():
-        if name not in ENGINE_FIELDS:
+        if name not in ENGINE_FIELDS and name not in vllm.NAMES:
             raise ConfigError(_unknown_keyword(name))
-        given.append(_given(name, value, f"keyword {name}"))
+        if value is not None or name in vllm.NAMES or kind_of(_find(name)[1]).optional:
+            given.append(_given(name, value, f"keyword {name}"))
     return _build(given)[0].engine
 
 
@@ -92,8 +94,11 @@ def _build(given: Iterable[Given]) -> tuple[Config, Provenance]:
     sections: dict[str, dict[str, Value]] = {section: {} for section in SECTIONS}
     provenance = dict.fromkeys(_all_names(), "default")
     for one in given:
+        if one.name in vllm.NAMES:
+            vllm.check(one.name, one.written, one.label)
+            continue
         section, field = _find(one.name)
-        value = convert(kind_of(field), one.written, one.label)
+        value = convert(kind_of(field), vllm.translated(one.name, one.written), one.label)
         check_value(one.name, value, one.label)
         sections[section][one.name] = value
         provenance[one.name] = one.place
@@ -118,4 +123,4 @@ def _all_names() -> list[str]:
 def _unknown_keyword(name: str) -> str:
     if section_of(name) is not None:
         return f"{name} is a setting of the server, not of the engine; give it to `quire serve {flag(name)}`"
-    return f"unknown keyword {name!r}; {did_you_mean(name, list(ENGINE_FIELDS))}"
+    return f"unknown keyword {name!r}; {did_you_mean(name, list(ENGINE_FIELDS), '`quire config` lists all')}"
