@@ -48,7 +48,7 @@ class Admission:
         self.open = 0
         self.draining = False
 
-    def check(self, caller: str = "") -> None:
+    def check(self, caller: str) -> None:
         """Raise the 503 that a new request of `caller` would get now, if any."""
         if self.draining:
             raise unavailable("The server is shutting down.", "shutting_down", 10)

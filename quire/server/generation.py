@@ -143,7 +143,7 @@ class _Resumed:
 
 async def run(service: Service, job: Job) -> AsyncGenerator[Item, None]:
     """Serve `job`, counted and measured. Closing the generator ends all of it."""
-    service.check_ready()
+    service.check_ready(job.owner)
     tokens = sum(map(len, job.prompts))
     sequences = len(job.prompts) * job.params.n
     with service.admission.enter(sequences, tokens, job.owner):

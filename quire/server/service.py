@@ -161,10 +161,10 @@ class Service:
         """What this front end has counted."""
         return Counted(self.admission.open, self.metrics.tallies())
 
-    def check_ready(self) -> None:
-        """Raise the error that a new request would meet now. Called before any costly work."""
+    def check_ready(self, caller: str) -> None:
+        """Raise the error that a new request of `caller` would meet now. Called before any costly work."""
         self.engine.raise_if_dead()
-        self.admission.check()
+        self.admission.check(caller)
 
     def problem(self) -> str | None:
         """Why the service is not ready, or None. Judged by progress: the engine's work must make steps.

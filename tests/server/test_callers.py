@@ -53,6 +53,18 @@ def test_tenants_share_no_prefixes_unless_they_have_one_name(path: str, tmp_path
     assert running.engine.salts == [""]
 
 
+@pytest.mark.parametrize("path", BODIES)
+def test_a_flood_is_refused_before_its_texts_are_read(path: str, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("- {key: key-of-team-a, name: a}\n- {key: key-of-team-b, name: b}\n")
+    long = {"prompt": "a" * 9999, "input": "a" * 9999, "messages": [{"role": "user", "content": "a" * 9999}]}
+    body = BODIES[path] | {name: text for name, text in long.items() if name in BODIES[path]}
+    with Serving(api_key_file=str(keys)) as running, running.http() as http:
+        with running.service.admission.enter(9999, 0, "a"):
+            a, b = (http.post(path, json=body, headers={"Authorization": f"Bearer key-of-team-{key}"}) for key in "ab")
+        assert a.status_code in (503, 529) and b.status_code == 400, (a.text, b.text)
+
+
 def test_without_keys_everybody_is_one_caller_and_may() -> None:
     with Serving() as running, running.http() as http:
         body = BODIES["/v1/completions"] | {"priority": 3}

@@ -15,6 +15,7 @@ from quire.server.anthropic.schema import (
     renamed_here,
 )
 from quire.server.anthropic.writer import Writer
+from quire.server.auth import caller_of
 from quire.server.blocks import Blocks
 from quire.server.generation import admitted, collect
 from quire.server.openai.chat import chat_job
@@ -34,7 +35,7 @@ async def messages(request: Request) -> Response:
     """Serve one request; see the module."""
     service = service_of(request)
     asked = await read(request, MessagesRequest, REFUSED_HERE, IGNORED_HERE)
-    service.check_ready()
+    service.check_ready(caller_of(request.scope).name)
     async with Watch(request.receive, service.open_watches):
         try:
             chat = chat_of(asked, service, asked.max_tokens)

@@ -12,7 +12,7 @@ from quire.base.clip import clip
 from quire.base.errors import RequestError
 from quire.base.logging import get_logger
 from quire.messages.outputs import RequestOutput
-from quire.server.auth import owner_of
+from quire.server.auth import caller_of, owner_of
 from quire.server.blocks import Blocks
 from quire.server.errors import ApiError, as_api_error
 from quire.server.generation import Job, admitted, check, collect
@@ -45,7 +45,7 @@ async def create(request: Request) -> Response:
     service = service_of(request)
     asked = await read(request, ResponsesRequest, REFUSED_HERE, IGNORED_HERE)
     check_served(asked)
-    service.check_ready()
+    service.check_ready(caller_of(request.scope).name)
     async with Watch(request.receive, service.open_watches):
         try:
             return await _create(request, asked, service)
@@ -121,7 +121,7 @@ async def _before(previous: str | None, owner: bytes, service: Service) -> list[
 
 def _start(service: Service, job: Job, answer: Answer) -> None:
     """Make the response while nobody waits. Raises what a waiting client would hear at once."""
-    service.check_ready()
+    service.check_ready(job.owner)
     check(service, job)
     running = service.responses.running
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from quire.base.clip import clip
 from quire.base.errors import RequestError
 from quire.chat.messages import check_count
+from quire.server.auth import caller_of
 from quire.server.body import read_json, to_struct
 from quire.server.errors import ApiError
 from quire.server.service import Service, service_of
@@ -191,7 +192,7 @@ async def read_generating(request: Request, kind: type[G]) -> G:
         raise RequestError(
             "best_of is not supported, except equal to n; leave it out.", "best_of", "unsupported_parameter"
         )
-    service_of(request).check_ready()
+    service_of(request).check_ready(caller_of(request.scope).name)
     return asked
 
 

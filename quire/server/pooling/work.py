@@ -15,6 +15,7 @@ from quire.messages.pooling import PoolingParams
 from quire.messages.pooling_outputs import Side
 from quire.messages.text import Encode
 from quire.messages.validate_pooling import SAMPLING, kept_tokens, read_sides
+from quire.server.auth import caller_of
 from quire.server.generation import collect
 from quire.server.jobs import job_of
 from quire.server.openai.prompts import encoded
@@ -63,7 +64,7 @@ async def read_call(request: Request, kind: type[T]) -> tuple[Call, T]:
     """Read the body of `request`. Raises ApiError, RequestError."""
     service = service_of(request)
     asked = await read(request, kind)
-    service.check_ready()
+    service.check_ready(caller_of(request.scope).name)
     return Call(request, service, asked), asked
 
 
