@@ -9,12 +9,14 @@ The tables come from the files of `quire/quantization/formats`, from the provide
 import importlib
 import json
 import pkgutil
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 from quire.checkpoint.gguf_families import FAMILIES
 from quire.ops.stored import Bits, StoredSpec, Wanted, arranged, offered, stored_linear
+from quire.platforms import native
 from quire.quantization import formats
 from quire.quantization.checkpoint import ONLINE
 from quire.quantization.scaled import Form, Scaled
@@ -228,5 +230,9 @@ def _packed(provider: str, form: Form, device: str) -> Storage | None:
 
 
 if __name__ == "__main__":
+    if not native.is_built():
+        sys.exit(
+            "the tables name the compiled CPU kernels: install a C++ compiler, then python setup.py build_ext --inplace"
+        )
     DOCUMENT.write_text(render(), encoding="utf-8")
     print(f"wrote {DOCUMENT}")
