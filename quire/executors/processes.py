@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from quire.base.errors import EngineDeadError, QuireError, RequestError, TransportError
+from quire.base.errors import EngineDeadError, EngineError, QuireError, RequestError, TransportError
 from quire.base.interpreter import python
 from quire.base.registry import load
 from quire.config import environ
@@ -44,6 +44,7 @@ from quire.messages.rank import (
 )
 from quire.messages.state import Capacity, Layout
 from quire.messages.structured import FIELD, StructuredOutputsParams
+from quire.messages.wire import FAILED
 from quire.structured.matcher import Vocabulary
 
 STOP_TIMEOUT_S = 5.0
@@ -129,6 +130,8 @@ class ProcessExecutor:
         if frame is None:
             raise _ended(rank)
         answer = msgspec.msgpack.decode(frame, type=Prepared)
+        if answer.code == FAILED:
+            raise EngineError(f"rank {rank.index}: {answer.message}")
         if answer.message:
             raise RequestError(answer.message, FIELD, answer.code)
 

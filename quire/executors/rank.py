@@ -35,6 +35,7 @@ from quire.messages.rank import (
     Run,
     ToRank,
 )
+from quire.messages.wire import FAILED
 from quire.parallel.mesh import Mesh
 from quire.runner.runner import Runner
 from quire.structured.matcher import Vocabulary
@@ -74,17 +75,23 @@ class RankProcess:
             self._answer(Broken(known.__name__, str(error) or type(error).__name__))
 
     def serve_side(self, side: socket.socket) -> None:
-        """Compile grammars until the executor closes the socket. In a thread of its own."""
-        while (frame := receive(side)) is not None:
-            question = msgspec.msgpack.decode(frame, type=Prepare)
-            assert self.runner is not None, "Begin comes first"
-            answer = Prepared()
-            try:
-                vocabulary = Vocabulary(question.tokenizer, question.vocab_size, question.eos)
-                self.runner.grammars.prepare(question.wanted, vocabulary)
-            except RequestError as error:
-                answer = Prepared(error.message, error.code)
-            send(side, msgspec.msgpack.encode(answer))
+        """Compile grammars until the executor closes the socket, in a thread of its own. The socket ends with it."""
+        with side:
+            while (frame := receive(side)) is not None:
+                answer = self._prepare(msgspec.msgpack.decode(frame, type=Prepare))
+                send(side, msgspec.msgpack.encode(answer))
+
+    def _prepare(self, question: Prepare) -> Prepared:
+        assert self.runner is not None, "Begin comes first"
+        try:
+            vocabulary = Vocabulary(question.tokenizer, question.vocab_size, question.eos)
+            self.runner.grammars.prepare(question.wanted, vocabulary)
+        except RequestError as error:
+            return Prepared(error.message, error.code)
+        except Exception as error:  # a fault of ours, which may pass: the next grammar is asked for all the same
+            log.exception("a grammar could not be compiled")
+            return Prepared(str(error) or type(error).__name__, FAILED)
+        return Prepared()
 
     def _handle(self, message: ToRank) -> None:
         if isinstance(message, Begin):

@@ -84,7 +84,7 @@ class Prepare(msgspec.Struct, tag=True):
 
 
 class Prepared(msgspec.Struct, tag=True):
-    """The grammar is ready, unless `message` says why not."""
+    """The grammar is ready, unless `message` says why not; the code `wire.FAILED` names a fault that is not its own."""
 
     message: str = ""
     code: str = ""

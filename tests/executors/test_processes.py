@@ -6,18 +6,23 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from unittest import mock
 
+import msgspec
 import pytest
 
-from quire.base.errors import EngineDeadError
+from quire.base.errors import EngineDeadError, EngineError
 from quire.config.spec import RunSpec
 from quire.executors import processes
 from quire.executors.processes import ProcessExecutor, Rank
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
 from quire.messages.plan import StepPlan
-from quire.messages.rank import FromRank, Loaded, Measured, Ready
+from quire.messages.rank import FromRank, Loaded, Measured, Prepared, Ready
 from quire.messages.state import Capacity, Layout
+from quire.messages.structured import StructuredOutputsParams
+from quire.messages.wire import FAILED
+from quire.structured.matcher import Vocabulary
 
 pytestmark = pytest.mark.plain
 
@@ -77,3 +82,13 @@ def test_a_rank_that_takes_nothing_hangs_and_has_not_ended(executor: ProcessExec
 def test_a_step_may_take_three_times_what_the_largest_one_took(monkeypatch: pytest.MonkeyPatch) -> None:
     with begun(monkeypatch, measure_s=0.2) as executor:
         assert all(0.6 <= (rank.socket.gettimeout() or 0) < 10 for rank in executor._ranks)
+
+
+def test_a_fault_of_a_rank_is_not_held_against_a_grammar() -> None:
+    ours, theirs = socket.socketpair()
+    executor = ProcessExecutor(SPEC)
+    executor._ranks = [Rank(0, mock.Mock(), ours, socket.socket())]
+    with ours, theirs, executor._ranks[0].socket:
+        send(theirs, msgspec.msgpack.encode(Prepared("no room", FAILED)))
+        with pytest.raises(EngineError, match="rank 0: no room"):
+            executor.prepare(StructuredOutputsParams(regex="a"), Vocabulary("tokenizer.json", 10, (0,)))

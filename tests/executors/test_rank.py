@@ -1,14 +1,20 @@
 """What a rank says when it fails, and to whom."""
 
 import socket
+import threading
+from types import SimpleNamespace
+from unittest import mock
 
+import msgspec
 import pytest
 
-from quire.base.errors import ConfigError
+from quire.base.errors import ConfigError, RequestError
 from quire.executors.rank import RankProcess
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
-from quire.messages.rank import Broken, FromRank, Measure, ToRank
+from quire.messages.rank import Broken, FromRank, Measure, Prepare, Prepared, ToRank
+from quire.messages.structured import StructuredOutputsParams
+from quire.messages.wire import FAILED
 
 pytestmark = pytest.mark.torch
 
@@ -45,3 +51,28 @@ def test_an_executor_that_has_gone_is_told_nothing():
         send(ours, Codec(ToRank).encode(Measure()))
         ours.close()
         assert Failing(theirs, ConfigError("choose a divisor of 4")).serve() == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_grammar_that_nobody_foresaw_harms_no_other_one(caplog):
+    ours, theirs = socket.socketpair()
+    rank = RankProcess(mock.Mock())
+    errors = [
+        MemoryError("no room"),
+        RequestError("no such rule", "grammar", "invalid_schema"),
+        None,
+        KeyboardInterrupt,
+    ]
+    rank.runner = SimpleNamespace(grammars=mock.Mock(prepare=mock.Mock(side_effect=errors)))
+    thread = threading.Thread(target=rank.serve_side, args=(theirs,), daemon=True)
+    thread.start()
+    question = msgspec.msgpack.encode(Prepare(StructuredOutputsParams(regex="a"), "tokenizer.json", 10, (0,)))
+    ours.settimeout(10)
+    with ours:
+        for answer in (Prepared("no room", FAILED), Prepared("no such rule", "invalid_schema"), Prepared()):
+            send(ours, question)
+            assert msgspec.msgpack.decode(receive(ours), type=Prepared) == answer
+        assert caplog.text.count("Traceback") == 1
+        send(ours, question)
+        assert receive(ours) is None  # the thread's death is heard, and no answer is waited for in vain
+    thread.join(10)
