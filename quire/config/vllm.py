@@ -1,5 +1,5 @@
-"""What vLLM's users write and quire does not: settings that change nothing here, settings that are not served, and values
-in other words.
+"""What vLLM's users write and quire does not: settings that change nothing here, settings that are not served,
+and values in other words.
 
 Only data and the rule that reads it: a script or a unit file of vLLM's starts as it is where that is harmless, and says
 what to do where it is not. Called by `sources` for flags and keywords, and by the command line for the names.
