@@ -14,10 +14,18 @@ from quire.base.interpreter import python
 from quire.config import environ
 from quire.messages.frames import pair_for_child, receive, send
 from quire.messages.structured import FIELD, StructuredOutputsParams
-from quire.structured.judge import Verdict
+from quire.structured.judge import OUT_OF_MEMORY, Verdict
 from quire.structured.matcher import Vocabulary
 
-_TIMES_UP = (-signal.SIGPROF, -signal.SIGALRM)
+_ENDINGS = {
+    **dict.fromkeys((-signal.SIGPROF, -signal.SIGALRM), ("takes too long to compile", "grammar_timeout")),
+    # Libraries that find no memory, or no stack, end so; the kernel kills who takes too much of the machine's.
+    **dict.fromkeys(
+        (OUT_OF_MEMORY, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGKILL),
+        ("takes too much memory to compile", "grammar_too_complex"),
+    ),
+}
+"""How a judge ends by the fault of a grammar; by any other end the grammar is none the worse."""
 
 
 class Court:
@@ -32,7 +40,8 @@ class Court:
         """Let the judge compile a grammar.
 
         Raises:
-            RequestError: with code invalid_schema, or grammar_timeout when it took too much time or memory.
+            RequestError: with code invalid_schema, grammar_timeout or grammar_too_complex.
+            EngineError: the judge has ended by no fault of the grammar; its log says why.
         """
         channel = self._channel or self._open()
         _read(self._ask(channel, msgspec.json.encode(wanted)))
@@ -59,7 +68,6 @@ class Court:
                 [*python(), "-m", "quire.structured.judge", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
                 env=environ.snapshot() | {"RAYON_NUM_THREADS": "1"},
             )
         self._channel = ours
@@ -81,10 +89,11 @@ class Court:
         process = self._process
         if process is None:
             raise EngineError("the judge of grammars was closed")
-        timed_out = process.wait() in _TIMES_UP
+        status = process.wait()
         self.close()
-        why = "takes too long to compile" if timed_out else "takes too much memory to compile"
-        code = "grammar_timeout" if timed_out else "grammar_too_complex"
+        if status not in _ENDINGS:
+            raise EngineError(f"the judge of grammars has ended with {status}")
+        why, code = _ENDINGS[status]
         raise RequestError(f"the grammar {why}; make it simpler (shorter repetitions, fewer rules).", FIELD, code)
 
 

@@ -3,6 +3,7 @@
 A grammar that would take too much time or memory ends this process and nothing else. `court.py` starts it and asks it.
 """
 
+import os
 import resource
 import signal
 import socket
@@ -21,6 +22,8 @@ CPU_S = 2.0
 WALL_S = 8.0
 MEMORY_BYTES = 1 << 30
 """Beyond what the tokenizer takes."""
+OUT_OF_MEMORY = 3
+"""How this process ends where Python finds no memory; libraries abort."""
 
 
 class Verdict(msgspec.Struct):
@@ -44,6 +47,8 @@ def main() -> int:
         most = psutil.Process().memory_info().vms + MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         send(channel, msgspec.json.encode(Verdict()))
+        # What strangers' grammars make libraries say is nothing for the log.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         while (frame := receive(channel)) is not None:
             _judge(channel, backend, msgspec.json.decode(frame, type=StructuredOutputsParams))
     return 0
@@ -58,6 +63,8 @@ def _judge(channel: socket.socket, backend: LLBackend, wanted: StructuredOutputs
     except RequestError as error:
         _answer(channel, error)
         return
+    except MemoryError:
+        sys.exit(OUT_OF_MEMORY)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,6 +1,7 @@
 """The judge: a process that says what is wrong with a grammar, and whose end is nobody else's."""
 
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import quire
-from quire.base.errors import RequestError
+from quire.base.errors import EngineError, RequestError
 from quire.messages.structured import StructuredOutputsParams
+from quire.structured import court as court_module
 from quire.structured.court import Court
 from quire.structured.matcher import Vocabulary
 
@@ -80,6 +82,13 @@ def test_the_end_of_the_judge_is_a_refusal_and_the_next_one_serves(court, end, c
         court.check(GOOD[0])
     assert caught.value.code == code
     court.check(GOOD[0])
+
+
+def test_a_judge_that_ends_by_itself_blames_no_grammar(monkeypatch, capfd):
+    monkeypatch.setattr(court_module, "python", lambda: [sys.executable, "-c", "import no_such_module"])
+    with pytest.raises(EngineError, match="has ended with 1"):
+        Court(VOCABULARY).check(GOOD[0])
+    assert "no_such_module" in capfd.readouterr().err
 
 
 def test_a_tokenizer_that_cannot_be_read_is_said(tmp_path):
