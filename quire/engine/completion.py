@@ -1,7 +1,8 @@
 """`Completion`: one of a request's n answers while it grows: tokens become text, text is cut at stop strings.
 
 A token and its logprobs are let go together with their text, so whoever reads a stream never sees a token of a stop
-string that is still being matched. Called by `engine.outputs`; knows one sequence and no other.
+string that is still being matched. Where nobody reads before the end and nothing is looked for, text is made from many
+tokens at once. Called by `engine.outputs`; knows one sequence and no other.
 """
 
 from collections import deque
@@ -10,11 +11,14 @@ from dataclasses import dataclass
 
 from quire.engine.stops import StopFinder
 from quire.messages.outputs import CompletionOutput, FinishReason, Logprob
-from quire.messages.params import SamplingParams
+from quire.messages.params import RequestOutputKind, SamplingParams
 from quire.messages.plan import TokenLogprobs
 from quire.messages.wire import Delta
 from quire.tokenizer.detokenizer import Detokenizer
 from quire.tokenizer.tokenizer import Tokenizer
+
+UNREAD_TOKENS = 16
+"""Text that is read at the end only is made for so many tokens at once: cheaper a token, and never much to do."""
 
 
 def readable(entry: TokenLogprobs, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
@@ -67,6 +71,10 @@ class Completion:
             self._text = Detokenizer(tokenizer, prompt_ids, params.skip_special_tokens, spaces, shown)
             if params.stop_strings:
                 self._stops = StopFinder(params.stop_strings, params.include_stop_str_in_output)
+        # Where no stop strings are looked for: tokens whose text is not made yet, and how many of them there may be.
+        self._unread: list[int] = []
+        self._most_unread = UNREAD_TOKENS if params.output_kind == RequestOutputKind.FINAL_ONLY else 1
+        # Where they are: characters so far, and tokens whose text is held.
         self._made = 0
         self._waiting: deque[_Token] = deque()
         self._parts: list[str] = []
@@ -76,47 +84,59 @@ class Completion:
 
     def add(self, delta: Delta) -> bool:
         """Take news from the core. Returns whether a stop string was found that the core does not know of."""
-        entries: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(delta.token_ids)
-        last = len(delta.token_ids) - 1
-        for position, (token_id, entry) in enumerate(zip(delta.token_ids, entries, strict=True)):
-            silent = position == last and delta.finish_reason == "stop" and not self._params.include_stop_str_in_output
-            self._add_token(token_id, entry, silent)
-            if self.finish_reason is not None:
-                return delta.finish_reason is None
+        silent = delta.finish_reason == "stop" and not self._params.include_stop_str_in_output
+        if self._stops is None:
+            self._add_all(delta, silent)
+        else:
+            entries: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(delta.token_ids)
+            last = len(delta.token_ids) - 1
+            for position, (token_id, entry) in enumerate(zip(delta.token_ids, entries, strict=True)):
+                self._add_token(self._stops, token_id, entry, silent and position == last)
+                if self.finish_reason is not None:
+                    return delta.finish_reason is None
         if delta.finish_reason is not None:
             self._end(delta.finish_reason, delta.stop_reason)
         return False
 
-    def _add_token(self, token_id: int, entry: TokenLogprobs | None, silent: bool) -> None:
-        """One token; `silent` for the eos or stop token, whose text is not part of the answer."""
+    def _add_all(self, delta: Delta, silent: bool) -> None:
+        """Tokens that nothing can hold back; `silent` for an eos or stop token at their end, whose text is left out."""
+        ids = delta.token_ids
+        self.changed |= bool(ids)
+        self.tokens += len(ids)
+        self._ids += ids
+        self._unread += ids[:-1] if silent else ids
+        if len(self._unread) >= self._most_unread:
+            self._read()
+        for entry in delta.logprobs or ():
+            self._describe(entry)
+
+    def _read(self) -> None:
+        """Make the text of all tokens that have none."""
+        unread, self._unread = self._unread, []
+        if self._text is not None:
+            self._parts.append(self._text.push(unread))
+
+    def _add_token(self, stops: StopFinder, token_id: int, entry: TokenLogprobs | None, silent: bool) -> None:
+        """A token whose text may be held back; `silent` for the eos or stop token, whose text is left out."""
         self.tokens += 1
         text = "" if self._text is None or silent else self._text.push([token_id])
         self._made += len(text)
-        if self._stops is None:
-            # Nothing can hold it back.
-            self._parts.append(text)
-            self._release(token_id, entry)
-            return
         self._waiting.append(_Token(token_id, entry, self._made))
-        self._let_go(self._pass(text))
+        self._let_go(stops, self._pass(stops, text))
 
-    def _pass(self, text: str) -> str:
-        if self._stops is None:
-            return text
-        return self._stops.push(text, may_stop=self.tokens > self._params.min_tokens)
+    def _pass(self, stops: StopFinder, text: str) -> str:
+        return stops.push(text, may_stop=self.tokens > self._params.min_tokens)
 
-    def _let_go(self, text: str) -> None:
+    def _let_go(self, stops: StopFinder, text: str) -> None:
         """Let text go, and the tokens whose text is out; end at a stop string."""
         if text:
             self._parts.append(text)
             self.changed = True
-        match = self._stops.match if self._stops else None
-        if match is not None:
-            self._cut(match.end)
-            self._finish("stop", match.stop)
+        if stops.match is not None:
+            self._cut(stops.match.end)
+            self._finish("stop", stops.match.stop)
             return
-        released = self._made if self._stops is None else self._stops.released
-        while self._waiting and self._waiting[0].end <= released:
+        while self._waiting and self._waiting[0].end <= stops.released:
             token = self._waiting.popleft()
             self._release(token.id, token.entry)
 
@@ -133,19 +153,24 @@ class Completion:
     def _release(self, token_id: int, entry: TokenLogprobs | None) -> None:
         self.changed = True
         self._ids.append(token_id)
-        if entry is not None and self._logprobs is not None:
+        if entry is not None:
+            self._describe(entry)
+
+    def _describe(self, entry: TokenLogprobs) -> None:
+        if self._logprobs is not None:
             self._logprobs.append(readable(entry, self._tokenizer))
             self._sum += entry.logprobs[0]
 
     def _end(self, reason: FinishReason, stop_reason: int | None) -> None:
         """The core ended it. After an abort or an error held text stays held: it might have been cut."""
+        self._read()
         if reason in ("stop", "length"):
             text = self._text.flush() if self._text else ""
             self._made += len(text)
-            passed = self._pass(text)
-            if self._stops is not None:
-                passed += self._stops.flush()
-            self._let_go(passed)
+            if self._stops is None:
+                self._parts.append(text)
+            else:
+                self._let_go(self._stops, self._pass(self._stops, text) + self._stops.flush())
         if self.finish_reason is None:
             self._finish(reason, stop_reason)
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quire.engine.completion import UNREAD_TOKENS
 from quire.engine.outputs import OutputProcessor
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import RequestOutputKind, SamplingParams
@@ -283,6 +284,18 @@ def test_what_was_held_stays_held_when_it_goes_wrong(tokenizer: Tokenizer, reaso
     assert outputs[-1].outputs[0].finish_reason == reason
     assert outputs[-1].error == "the sentence"
     assert len(processor) == 0
+
+
+@pytest.mark.parametrize("reason", ["length", "abort"])
+def test_text_that_is_read_at_the_end_is_all_of_it(tokenizer: Tokenizer, reason: str) -> None:
+    """Also what is left over when text is made from many tokens at once."""
+    processor = OutputProcessor(tokenizer)
+    begin(processor, output_kind=FINAL_ONLY)
+    text = "hello 你好 " * UNREAD_TOKENS
+    ids = tokenizer.encode(text + "a", False)
+    assert len(ids) % UNREAD_TOKENS, "some are left over"
+    [output], _ = feed(processor, ids, list(range(len(ids))), finish_reason=reason)
+    assert (output.outputs[0].text, output.outputs[0].token_ids) == (text + "a", ids)
 
 
 def test_a_failure_belongs_to_its_request(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
