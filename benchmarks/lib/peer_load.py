@@ -1,8 +1,10 @@
 """The load under which the peer was measured over HTTP: the same prompts at the same moments, from as many processes.
 
-A process draws gap, length and token ids in turn from a generator that begins alike in every row. So the prompts of a
-row at a rate begin with all those of a row at a lower rate: on one server these are in the prefix cache by then, unless
-each row is given a `seed` of its own. Latencies count from the moment a request was due.
+What the peer was sent is on record: its generator draws in each of four processes gap, length and token ids in turn,
+seed 0, gaps by `expovariate` of the process's share of the rate; `drawn` draws the same. So the prompts of a row at a
+rate begin with all those of a row at a lower rate: on one server these are in the prefix cache by then, unless each row
+is given a `seed` of its own. Latencies count from the moment a request was due. All processes count from one moment,
+where the peer's began one after the other: a few milliseconds decide whether prompts of a crowd share a step.
 """
 
 import asyncio
@@ -36,6 +38,7 @@ class PeerLoad(msgspec.Struct, frozen=True, kw_only=True):
         rate: requests a second, or None.
         streams: at a time, where there is no rate.
         seed: of the prompts and the gaps.
+        begins: `time.perf_counter` from which gaps count; it is the same clock in all processes.
     """
 
     url: str
@@ -46,6 +49,7 @@ class PeerLoad(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None
     streams: int | None = None
     seed: int = 0
+    begins: float = 0.0
 
 
 def drawn(load: PeerLoad, process: int) -> Iterator[tuple[float, list[int]]]:
@@ -76,7 +80,7 @@ async def send(load: PeerLoad, process: int) -> list[Sample]:
     if load.rate is None:
         await asyncio.gather(*(worker() for _ in range(max(1, (load.streams or 1) // PROCESSES))))
         return samples
-    due = time.perf_counter() + HEAD_START_S
+    due = load.begins
     async with asyncio.TaskGroup() as asked:
         for gap, ids in waiting:
             due += gap
@@ -92,6 +96,7 @@ def _process(load: PeerLoad, process: int) -> list[Sample]:
 
 def run(load: PeerLoad) -> list[Sample]:
     """Send all of it, and wait for the answers."""
+    load = msgspec.structs.replace(load, begins=time.perf_counter() + HEAD_START_S)
     with ProcessPoolExecutor(PROCESSES, get_context("fork")) as pool:
         found = pool.map(_process, [load] * PROCESSES, range(PROCESSES))
         return [sample for samples in found for sample in samples]
