@@ -11,11 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quire.base.errors import RequestError
+from quire.base.lark import ANY, WHITE_SPACE, json_of, slashed
 
-WHITE_SPACE = r"[ ]?|\n[ ]{0,32}"
-"""Between tokens of JSON, as for `response_format`."""
-
-ANY = "/(?s:.*)/"
 _OPEN = frozenset(
     {"additionalProperties", "patternProperties", "anyOf", "oneOf", "allOf", "$ref", "unevaluatedProperties"}
 )
@@ -110,13 +107,12 @@ class Rules:
         if an_object and "properties" in made and not made.keys() & _OPEN:
             # What a schema does not speak of is allowed; a model that is led by a grammar would make use of it.
             made["additionalProperties"] = False
-        made["x-guidance"] = {"whitespace_pattern": WHITE_SPACE, **({} if strict else {"lenient": True})}
-        return f"%json {json.dumps(made)}"
+        return json_of(made) if strict else json_of(made, whitespace_pattern=WHITE_SPACE, lenient=True)
 
     def text_but(self, openers: Iterable[str]) -> str:
         """Any text without one of `openers`."""
         name = f"T{len(self._rules)}"
-        spelled = "|".join(re.escape(opener).replace("/", r"\/").replace(" ", r"\x20") for opener in openers)
+        spelled = "|".join(slashed(re.escape(opener)).replace(" ", r"\x20") for opener in openers)
         self._rules.append(f"{name}: {ANY} & ~/(?s:.*)({spelled})(?s:.*)/")
         return name
 

@@ -13,12 +13,10 @@ import llguidance
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from quire.base.errors import RequestError
+from quire.base.lark import WHITE_SPACE, check_end
 from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.structured.matcher import Mask, Matcher, Vocabulary
 from quire.structured.tags import Literal, tags_source
-
-WHITE_SPACE = r"[ ]?|\n[ ]{0,32}"
-"""Between tokens of JSON: a space, or a new line with its indentation. Bounded: a model cannot lose itself in it."""
 
 LONGEST_REASON = 300
 
@@ -134,8 +132,7 @@ def source(wanted: StructuredOutputsParams, literal: Literal) -> str:
         inner = json.loads(form)["grammars"][0] if form.startswith("{") else {"lark_grammar": form}
         return json.dumps({"grammars": [{"lark_grammar": wanted.frame}, {**inner, "name": "form"}]})
     if wanted.regex is not None:
-        if (len(wanted.regex) - len(wanted.regex.rstrip("\\"))) % 2:
-            raise ValueError("the backslash at the end of the expression escapes nothing")
+        check_end(wanted.regex)
         return llguidance.LLMatcher.grammar_from_regex(wanted.regex)
     if wanted.choice is not None:
         alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
@@ -150,7 +147,7 @@ def _lark(wanted: StructuredOutputsParams, literal: Literal) -> str:
     """The grammar that is written as one."""
     if wanted.grammar is not None:
         return wanted.grammar
-    return tags_source(wanted.structural_tag or "", literal, WHITE_SPACE)
+    return tags_source(wanted.structural_tag or "", literal)
 
 
 def _space(wanted: StructuredOutputsParams) -> "llguidance._lib.JsonCompileOptions":

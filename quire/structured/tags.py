@@ -8,20 +8,20 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-ANY = "/(?s:.*)/"
+from quire.base.lark import ANY, expression, json_of
+
 DEEPEST = 32
 
 Literal = Callable[[str], str]
 """A text as an expression: quoted, special tokens as tokens."""
 
 
-def tags_source(text: str, literal: Literal, space: str) -> str:
+def tags_source(text: str, literal: Literal) -> str:
     """The grammar of a structural tag.
 
     Args:
         text: the tag as JSON.
         literal: see `Literal`.
-        space: white space that schemas allow, as an expression.
 
     Raises:
         ValueError: it is none, with a sentence for the client.
@@ -29,7 +29,7 @@ def tags_source(text: str, literal: Literal, space: str) -> str:
     wanted = json.loads(text)
     if not isinstance(wanted, dict):
         _bad("it must be an object")
-    writer = _Writer(literal, space)
+    writer = _Writer(literal)
     if "format" in wanted:
         body = writer.format(wanted["format"], 0)
     else:
@@ -47,10 +47,9 @@ _SCHEMA = {"type": "json_schema"}
 class _Writer:
     """Writes formats as expressions, and rules where an expression will not do."""
 
-    def __init__(self, literal: Literal, space: str) -> None:
+    def __init__(self, literal: Literal) -> None:
         self.rules: list[str] = []
         self._literal = literal
-        self._space = space
 
     def format(self, wanted: object, depth: int) -> str:
         """Any format."""
@@ -62,7 +61,7 @@ class _Writer:
             case "json_schema":
                 return self._json(wanted.get("json_schema"))
             case "regex":
-                return "/" + _text(wanted, "pattern").replace("/", r"\/") + "/"
+                return expression(_text(wanted, "pattern"))
             case "any_text":
                 return ANY
             case "sequence":
@@ -97,8 +96,9 @@ class _Writer:
             bodies = " | ".join(self._rule(body) for one, body in branches if one == trigger)
             called.append(f"{self._lead(trigger)} ( {bodies} )")
         one = self._rule(" | ".join(called))
-        least = "+" if wanted.get("at_least_one") else "*"
-        return f"{one}{'' if least == '+' else '?'}" if wanted.get("stop_after_first") else f"{one}{least} {ANY}"
+        if wanted.get("stop_after_first"):
+            return one if wanted.get("at_least_one") else f"( {one} | {ANY} )"
+        return f"{one}{'+' if wanted.get('at_least_one') else '*'} {ANY}"
 
     def _lead(self, trigger: str) -> str:
         """Free text up to and with a trigger."""
@@ -125,7 +125,7 @@ class _Writer:
             schema = {}
         if not isinstance(schema, dict):
             _bad("a schema must be an object")
-        return f"%json {json.dumps({**schema, 'x-guidance': {'whitespace_pattern': self._space}})}"
+        return json_of(schema)
 
     def _rule(self, body: str, options: str = "") -> str:
         self.rules.append(f"t{len(self.rules)}{options}: {body}")

@@ -56,6 +56,8 @@ ONE = '<call>{"a": 1}</call>'
         (OLD, ['Hi <f=x>{"a": 1}</f> and <f=y>{"a": 2}</f>.', "Hi"], ['<f=x>{"b": 1}</f>', "<f=z>", "a <f="]),
         (tag(format=TRIGGERED), [f"Hi {ONE}{ONE}!", ""], ['<call>{"b"']),
         (tag(format={**TRIGGERED, "at_least_one": True, "stop_after_first": True}), [f"a{ONE}"], ["a", f"{ONE}b"]),
+        (tag(format={**TRIGGERED, "stop_after_first": True}), ["", "a", f"a{ONE}"], [f"{ONE}b", "<call>b"]),
+        (tag(format={"type": "regex", "pattern": r"a\/b/c"}), ["a/b/c"], ["a", "a/b", r"a\/b/c"]),
         (tag(format=LIST), ["", ONE, f"{ONE}, {ONE}"], [f"{ONE}{ONE}", "a"]),
         (tag(format={**LIST, "at_least_one": True, "stop_after_first": True}), [ONE], ["", f"{ONE}, {ONE}"]),
         (tag(format={"type": "sequence", "elements": [THINK, ANSWER]}), ["[so]yes", "[]n/o"], ["yes", "[a]b"]),

@@ -9,8 +9,9 @@ import json
 import msgspec
 
 from quire.base.errors import RequestError
-from quire.chat.grammar import ANY, WHITE_SPACE, Rules, Tool
-from quire.messages.structured import StructuredOutputsParams
+from quire.base.lark import ANY, expression, json_of
+from quire.chat.grammar import Rules, Tool
+from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.server.openai.speech import markers_of
 from quire.server.openai.thoughts import Thinking
 from quire.server.openai.tools import Offer
@@ -130,7 +131,7 @@ def _thoughts(rules: Rules, service: Service, thinking: Thinking, budget: int | 
 
 def _content(rules: Rules, form: StructuredOutputsParams) -> str:
     if form.regex is not None:
-        return "/" + form.regex.replace("/", r"\/") + "/"
+        return _expression(form.regex)
     if form.choice is not None:
         return rules.one_of([json.dumps(text, ensure_ascii=False) for text in form.choice])
     if form.grammar is not None or form.structural_tag is not None:
@@ -138,10 +139,14 @@ def _content(rules: Rules, form: StructuredOutputsParams) -> str:
     schema = {"type": "object"} if form.json is None else form.json
     if isinstance(schema, str):
         schema = msgspec.json.decode(schema)
-    space: dict[str, object] = (
-        {"whitespace_flexible": False} if form.disable_any_whitespace else {"whitespace_pattern": WHITE_SPACE}
-    )
-    return f"%json {json.dumps({**schema, 'x-guidance': space})}"
+    return json_of(schema, whitespace_flexible=False) if form.disable_any_whitespace else json_of(schema)
+
+
+def _expression(pattern: str) -> str:
+    try:
+        return expression(pattern)
+    except ValueError as error:
+        raise RequestError(f"{FIELD}: {error}.", FIELD, "invalid_schema") from None
 
 
 def _special(service: Service, text: str) -> int | None:

@@ -1,0 +1,32 @@
+"""Words of grammars in Lark's syntax, as llguidance reads them: chat formats, answers and tags are written with them."""
+
+import json
+import re
+from collections.abc import Mapping
+
+ANY = "/(?s:.*)/"
+"""Any text."""
+WHITE_SPACE = r"[ ]?|\n[ ]{0,32}"
+"""Between tokens of JSON: a space, or a new line with its indentation. Bounded: a model cannot lose itself in it."""
+
+
+def slashed(pattern: str) -> str:
+    """A regular expression for between slashes: those in it are escaped that are not yet."""
+    return re.sub(r"\\.|/", lambda found: r"\/" if found[0] == "/" else found[0], pattern, flags=re.DOTALL)
+
+
+def expression(pattern: str) -> str:
+    """What matches a regular expression. Raises ValueError, with a sentence, for one that would go on behind itself."""
+    check_end(pattern)
+    return f"/{slashed(pattern)}/"
+
+
+def check_end(pattern: str) -> None:
+    """Raise ValueError for a regular expression that ends within an escape."""
+    if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
+        raise ValueError("the backslash at the end of the expression escapes nothing")
+
+
+def json_of(schema: Mapping[str, object], **options: object) -> str:
+    """JSON of a schema; `options` of the library's, WHITE_SPACE between tokens unless they say otherwise."""
+    return f"%json {json.dumps({**schema, 'x-guidance': options or {'whitespace_pattern': WHITE_SPACE}})}"
