@@ -4,12 +4,9 @@ Run it in fresh processes: with empty caches, and again. `ready_at` lets a calle
 count the start of the interpreter as well.
 """
 
-import os
 import time
-from pathlib import Path
 
-import psutil
-
+from quire.base.age import process_age_s
 from quire.cli.local import TextModel
 from quire.messages.params import SamplingParams
 from quire.version import __version__
@@ -31,13 +28,3 @@ def startup(model: TextModel) -> dict[str, object]:
         "timeline": model.facts.timeline,
         "engine": f"quire {__version__}",
     }
-
-
-def process_age_s() -> float:
-    """Seconds since this process was started."""
-    status = Path("/proc/self/stat")
-    if not status.exists():
-        return time.time() - psutil.Process().create_time()
-    # psutil adds the boot time, which Linux gives in whole seconds; field 22 of proc(5) counts ticks since the boot.
-    ticks = int(status.read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")

@@ -9,13 +9,12 @@ import faulthandler
 import os
 import signal
 import sys
-import time
 import traceback
 
 import msgspec
-import psutil
 import zmq
 
+from quire.base.age import process_age_s
 from quire.base.collector import keep_what_lives
 from quire.base.errors import EngineError, QuireError
 from quire.base.lifeline import die_with_parent
@@ -133,7 +132,7 @@ def main(make_executor: MakeExecutor = executor_for) -> int:
         pulse.last_words(str(error))
         log.error("%s", error)
         return 2
-    timeline = Timeline(time.time() - psutil.Process().create_time(), pulse.loads)
+    timeline = Timeline(process_age_s(), pulse.loads)
     try:
         with weights_progress(launch.model.name, pulse.loads) as progress:
             core = begin(launch.config, launch.model, progress, timeline, make_executor)

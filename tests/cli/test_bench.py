@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from quire.base.age import process_age_s
 from quire.base.errors import ConfigError, EngineError
 from quire.checkpoint.facts import ModelFacts
 from quire.cli import bench as command
 from quire.cli.bench import percentile, run
 from quire.cli.bench_kernels import kernels
-from quire.cli.bench_startup import process_age_s
 from quire.cli.flags import load
 from quire.config.fields import EngineConfig
 from tests.cli.fakes import FakeModel, parsed
@@ -149,7 +149,7 @@ def test_startup_counts_from_the_start_of_the_process(capsys: pytest.CaptureFixt
 
 
 def test_the_age_of_a_process_is_exact() -> None:
-    code = "from quire.cli.bench_startup import process_age_s; print(process_age_s())"
+    code = "from quire.base.age import process_age_s; print(process_age_s())"
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0 < float(done.stdout) < time.monotonic() - started + 0.02
