@@ -1,4 +1,4 @@
-"""Words of grammars in Lark's syntax, as llguidance reads them: chat formats, answers and tags are written with them."""
+"""Words of grammars in Lark's syntax, as llguidance reads them: of chat formats, of answers and of structural tags."""
 
 import json
 import re
