@@ -5,9 +5,10 @@ It owns no request and starts nothing. It needs no torch.
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, cast
 
-from quire.base.errors import RequestError
+from quire.base.errors import CheckpointError, RequestError
 from quire.chat.messages import parse_messages
 from quire.chat.template import ChatTemplate
 from quire.checkpoint.facts import ModelFacts
@@ -19,7 +20,7 @@ from quire.messages.pooling import PoolingParams
 from quire.messages.pooling_outputs import Side
 from quire.messages.prompts import PairPrompt, TextPrompt, TokensPrompt
 from quire.messages.request import USUAL, Request, Scheduling
-from quire.messages.validate import FrontFacts, make_request
+from quire.messages.validate import FrontFacts, check_numbers, make_request
 from quire.messages.validate_pooling import kept_tokens, make_pooling_request, read_sides
 from quire.messages.wire import EngineFacts
 from quire.tokenizer.tokenizer import Tokenizer
@@ -31,6 +32,9 @@ ChatMessage = Mapping[str, Any]
 
 FORMS = "a text, a list of token ids, or a dict with 'prompt' or 'prompt_token_ids'"
 """What a prompt may be, for people."""
+
+PROMPT_KEYS = frozenset({"prompt", "prompt_token_ids", "second"})
+"""What a dict may hold that is one."""
 
 DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 """Fields of generation_config.json that become sampling defaults."""
@@ -47,10 +51,10 @@ class FrontEnd:
     Attributes:
         model: the checkpoint.
         tokenizer_path: where its tokenizer lies.
-        tokenizer, chat_template: of it; None for a model that cannot chat.
+        tokenizer: of it.
 
     Raises:
-        CheckpointError: the folder, config.json or tokenizer is missing or damaged.
+        CheckpointError: the folder, config.json or tokenizer is missing or damaged, or a sampling default is none.
     """
 
     def __init__(self, config: EngineConfig, model: ModelFacts | None = None, *, in_process: bool = False) -> None:
@@ -61,10 +65,18 @@ class FrontEnd:
         )
         self.tokenizer = Tokenizer.load(self.tokenizer_path)
         self._facts = FrontFacts(self.model.eos_token_ids, self.tokenizer.encode_word, in_process)
-        template = self.model.chat_template
-        self.chat_template = None if template is None else ChatTemplate(template, self.tokenizer)
         self._use_generation_config = settings.generation_config == "auto"
         self._ids = itertools.count()
+        self._check_defaults()
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate | None:
+        """The checkpoint's; None for a model that cannot chat. Raises CheckpointError for one that is damaged.
+
+        Read where it is wanted: whoever brings another does not need it.
+        """
+        template = self.model.chat_template
+        return None if template is None else ChatTemplate(template, self.tokenizer)
 
     def new_id(self) -> str:
         """An id that this front end has not used."""
@@ -82,15 +94,40 @@ class FrontEnd:
             chosen["max_tokens"] = given["max_new_tokens"]
         return SamplingParams(**chosen)
 
-    def encode_chat(self, messages: Sequence[ChatMessage], **template_args: Any) -> list[int]:
-        """Token ids of a conversation, by the checkpoint's template. Raises RequestError if it has none."""
-        if self.chat_template is None:
+    def _check_defaults(self) -> None:
+        """Nobody is to be refused for what they have not said. Raises CheckpointError."""
+        if self.model.pooling is None:
+            try:
+                check_numbers(self.default_params())
+            except RequestError as error:
+                raise CheckpointError(
+                    f"{self.model.path}/generation_config.json: {error.message.rstrip('.')}; correct it, or leave it "
+                    "unread with --generation-config none"
+                ) from None
+
+    def encode_chat(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **template_args: Any,
+    ) -> list[int]:
+        """Token ids of a conversation, by the checkpoint's template or another. Raises RequestError if there is none.
+
+        Args:
+            chat_template: the text of another template.
+            chat_template_kwargs: what the template knows; the same as `template_args`.
+        """
+        template = self.chat_template if chat_template is None else ChatTemplate(chat_template, self.tokenizer)
+        if template is None:
             raise RequestError(
                 f"the model {self.model.name!r} has no chat template; use plain prompts, or give a template",
                 param="messages",
                 code="no_chat_template",
             )
-        return self.chat_template.render(parse_messages([dict(message) for message in messages]), **template_args)
+        parsed = parse_messages([dict(message) for message in messages])
+        return template.render(parsed, **{**template_args, **(chat_template_kwargs or {})})
 
     def prepare(
         self,
@@ -149,6 +186,7 @@ class FrontEnd:
         if isinstance(prompt, str):
             return prompt, self.tokenizer.encode(prompt)
         if isinstance(prompt, Mapping):
+            _refuse_others(prompt)
             if "prompt_token_ids" in prompt:
                 return None, list(prompt["prompt_token_ids"])  # type: ignore[typeddict-item]
             if "prompt" in prompt:
@@ -157,6 +195,13 @@ class FrontEnd:
         if not isinstance(prompt, Iterable):
             raise RequestError(f"a prompt is of type {type(prompt).__name__}; give {FORMS}", param="prompt")
         return None, list(prompt)
+
+
+def _refuse_others(prompt: Mapping[str, Any]) -> None:
+    """What a prompt holds beside its text or ids would change the answer. Raises RequestError."""
+    for name, value in prompt.items():
+        if name not in PROMPT_KEYS and value is not None:
+            raise RequestError(f"a prompt's {str(name)[:64]!r} is not served; give {FORMS} without it", param="prompt")
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

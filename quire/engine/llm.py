@@ -133,7 +133,8 @@ class LLM(PoolingCalls):
 
         Args:
             messages: a conversation (a list of `{"role": ..., "content": ...}`) or a list of conversations.
-            template_args: `add_generation_prompt`, `continue_final_message`, and whatever the template knows.
+            template_args: `add_generation_prompt`, `continue_final_message`, `tools`, whatever the template knows (also
+                as `chat_template_kwargs`), and `chat_template`, the text of another one.
         """
         prompts: list[Prompt] = [
             self._front.encode_chat(conversation, **template_args) for conversation in _conversations(messages)

@@ -136,6 +136,22 @@ def check_scheduling(scheduling: Scheduling) -> None:
 
 def check_params(params: SamplingParams, facts: EngineFacts, *, in_process: bool = False) -> None:
     """Check all of `params` that does not depend on the prompt. Raises RequestError."""
+    check_numbers(params)
+    for name, value in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+        if value is not None:
+            check_int(name, value, 0, facts.max_logprobs)
+    _check_stops(params, facts.vocab_size)
+    _check_biases(params, facts.vocab_size)
+    if params.structured_outputs is not None:
+        check_structured(params.structured_outputs)
+    if params.logits_processors and not in_process:
+        raise RequestError(
+            "logits_processors are callables, which only work with LLM in the same process.", "logits_processors"
+        )
+
+
+def check_numbers(params: SamplingParams) -> None:
+    """Check what is out of range in every engine. Raises RequestError."""
     for name, allowed in FLOATS.items():
         check_float(name, getattr(params, name), allowed)
     for name in FLAGS:
@@ -148,17 +164,6 @@ def check_params(params: SamplingParams, facts: EngineFacts, *, in_process: bool
         check_int("seed", params.seed, *INT64)
     if params.max_tokens is not None:
         check_int("max_tokens", params.max_tokens, 1, INT64[1])
-    for name, value in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
-        if value is not None:
-            check_int(name, value, 0, facts.max_logprobs)
-    _check_stops(params, facts.vocab_size)
-    _check_biases(params, facts.vocab_size)
-    if params.structured_outputs is not None:
-        check_structured(params.structured_outputs)
-    if params.logits_processors and not in_process:
-        raise RequestError(
-            "logits_processors are callables, which only work with LLM in the same process.", "logits_processors"
-        )
 
 
 def check_float(name: str, value: object, allowed: Range) -> None:

@@ -21,11 +21,12 @@ SAMPLING = SamplingParams(max_tokens=1, detokenize=False, output_kind=RequestOut
 def check_task(task: str, facts: EngineFacts) -> None:
     """Raise the RequestError for a task that the model does not serve."""
     if task not in facts.tasks:
-        raise RequestError(
-            f"This model does not serve the task {task}; it serves: {', '.join(facts.tasks)}.",
-            "model",
-            "unsupported_task",
-        )
+        raise _unserved(task, facts)
+
+
+def _unserved(task: str, facts: EngineFacts) -> RequestError:
+    served = ", ".join(facts.tasks)
+    return RequestError(f"This model does not serve the task {task}; it serves: {served}.", "model", "unsupported_task")
 
 
 def make_pooling_request(
@@ -80,6 +81,8 @@ def make_pooling_request(
 
 
 def _task(params: PoolingParams, facts: EngineFacts) -> PoolingTask:
+    if facts.pooler is None:
+        raise _unserved(params.task or "encode", facts)
     if params.task is None:
         raise RequestError(f"Choose a task: {', '.join(facts.tasks)}.", "task")
     check_task(params.task, facts)

@@ -67,8 +67,11 @@ def test_what_a_model_does_not_serve_is_refused_by_name(minilm: LLM) -> None:
         minilm.embed("x " * 400, use_tqdm=False)
     with pytest.raises(RequestError, match="dimensions must be from 1 to 384"):
         minilm.embed("x", use_tqdm=False, pooling_params=PoolingParams(dimensions=385))
-    with LLM(threads=1) as llm, pytest.raises(RequestError, match="does not serve the task embed; it serves: generate"):
-        llm.embed("hello", use_tqdm=False)
+    with LLM(threads=1) as llm:
+        with pytest.raises(RequestError, match="does not serve the task embed; it serves: generate"):
+            llm.embed("hello", use_tqdm=False)
+        with pytest.raises(RequestError, match="does not serve the task encode; it serves: generate"):
+            llm.encode("hello", use_tqdm=False)
 
 
 def test_a_cross_encoder_reads_both_texts_at_once(tmp_path: Path) -> None:
