@@ -24,23 +24,38 @@ if TYPE_CHECKING:
     from quire.messages.outputs import CompletionOutput, Logprob, RequestOutput
     from quire.messages.params import RequestOutputKind, SamplingParams
     from quire.messages.pooling import PoolingParams
+    from quire.messages.pooling_outputs import (
+        ClassificationRequestOutput,
+        EmbeddingRequestOutput,
+        PoolingRequestOutput,
+        ScoringRequestOutput,
+    )
+    from quire.messages.prompts import TextPrompt, TokensPrompt
+    from quire.messages.structured import StructuredOutputsParams
 
 __all__ = [
     "LLM",
     "AsyncLLM",
     "CheckpointError",
+    "ClassificationRequestOutput",
     "CompletionOutput",
     "ConfigError",
+    "EmbeddingRequestOutput",
     "EngineDeadError",
     "EngineError",
     "Logprob",
     "PlatformError",
     "PoolingParams",
+    "PoolingRequestOutput",
     "QuireError",
     "RequestError",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ScoringRequestOutput",
+    "StructuredOutputsParams",
+    "TextPrompt",
+    "TokensPrompt",
     "__version__",
 ]
 
@@ -55,6 +70,13 @@ __getattr__, __dir__ = lazy_attributes(
         "RequestOutput": "quire.messages.outputs:RequestOutput",
         "CompletionOutput": "quire.messages.outputs:CompletionOutput",
         "Logprob": "quire.messages.outputs:Logprob",
+        "StructuredOutputsParams": "quire.messages.structured:StructuredOutputsParams",
+        "TextPrompt": "quire.messages.prompts:TextPrompt",
+        "TokensPrompt": "quire.messages.prompts:TokensPrompt",
+        "EmbeddingRequestOutput": "quire.messages.pooling_outputs:EmbeddingRequestOutput",
+        "ClassificationRequestOutput": "quire.messages.pooling_outputs:ClassificationRequestOutput",
+        "ScoringRequestOutput": "quire.messages.pooling_outputs:ScoringRequestOutput",
+        "PoolingRequestOutput": "quire.messages.pooling_outputs:PoolingRequestOutput",
         "QuireError": "quire.base.errors:QuireError",
         "ConfigError": "quire.base.errors:ConfigError",
         "PlatformError": "quire.base.errors:PlatformError",

@@ -2,6 +2,8 @@
 
 import ast
 import asyncio
+import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,18 @@ def test_every_public_name_is_there() -> None:
     assert set(quire.__all__) <= set(dir(quire))
     caught = {name for name, kind in vars(errors).items() if isinstance(kind, type)} - {"TransportError"}
     assert caught <= set(quire.__all__), "users catch errors"
+
+
+@pytest.mark.parametrize("call", ["generate", "chat", "stream", "embed", "classify", "score", "reward", "encode"])
+def test_what_calls_of_an_llm_take_and_give_is_public(call: str) -> None:
+    said = str(inspect.get_annotations(getattr(quire.LLM, call)))
+    named = set(re.findall(r"quire\.[\w.]*?\.([A-Z]\w+)", said))
+    assert named and named <= set(quire.__all__)
+
+
+def test_what_sampling_takes_is_public() -> None:
+    said = str(quire.SamplingParams.__annotations__)
+    assert set(re.findall(r"quire\.[\w.]*?\.([A-Z]\w+)", said)) <= set(quire.__all__)
 
 
 @pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
