@@ -94,8 +94,9 @@ class EngineCore:
 
     def add(self, request: Request) -> None:
         """Take a request. Raises RequestError if it can never fit, or if its grammar is known to be bad."""
-        self.grammars.want(request)
+        self.grammars.refuse_bad(request)
         self.scheduler.add(request, self._clock())
+        self.grammars.want(request)
 
     def abort(self, ids: list[str]) -> None:
         """End requests; unknown ids are ignored."""

@@ -77,14 +77,18 @@ class GrammarDesk:
         """Whether a grammar is on its way."""
         return bool(self._cases)
 
+    def refuse_bad(self, request: Request) -> None:
+        """Raise RequestError if a request's grammar is known to be bad."""
+        refusal = self._refused.get(grammar_key(request.params.structured_outputs) or "")
+        if refusal is not None:
+            raise RequestError(refusal.message, refusal.param, refusal.code)
+
     def want(self, request: Request) -> None:
-        """See to the grammar of a request that is about to be added. Raises RequestError if it is known to be bad."""
+        """See to the grammar of a request that the scheduler has taken, before it plans again."""
         wanted = request.params.structured_outputs
         key = grammar_key(wanted)
         if wanted is None or key is None:
             return
-        if refusal := self._refused.get(key):
-            raise RequestError(refusal.message, refusal.param, refusal.code)
         if key in self._ready:
             self._ready.move_to_end(key)
             return

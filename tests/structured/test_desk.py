@@ -7,21 +7,23 @@ from unittest import mock
 import pytest
 
 from quire.base.errors import EngineError, RequestError
+from quire.engine.core import EngineCore
 from quire.engine.grammars import GrammarDesk
 from quire.messages.params import SamplingParams
 from quire.messages.request import Request
-from quire.messages.structured import StructuredOutputsParams
+from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.messages.wire import FAILED, Refused
 from quire.structured import court
 from quire.structured.matcher import Vocabulary
 
 pytestmark = pytest.mark.plain
 
+PARAMS = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))
+
 
 def asked(desk: GrammarDesk, name: str) -> list[Refused]:
     """What becomes of a request with the one grammar."""
-    params = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))
-    desk.want(Request(id=name, token_ids=[1], params=params))
+    desk.want(Request(id=name, token_ids=[1], params=PARAMS))
     select.select([desk.descriptor], [], [], 10)
     return desk.collect()
 
@@ -45,3 +47,27 @@ def test_a_fault_of_the_engine_is_not_told_as_the_requests() -> None:
     error = Refused("mine", "no such grammar", "regex", "invalid_schema").error
     assert isinstance(error, RequestError)
     assert (error.message, error.param, error.code) == ("no such grammar", "regex", "invalid_schema")
+
+
+def test_nothing_is_compiled_for_a_request_that_can_never_fit(tmp_path) -> None:
+    scheduler = mock.Mock(**{"add.side_effect": RequestError("too long", "max_tokens", "kv_capacity")})
+    desk = GrammarDesk(mock.Mock(), scheduler, Vocabulary(str(tmp_path), 10, (0,)))
+    core = EngineCore(mock.Mock(), scheduler, desk, mock.Mock(), 1)
+    with pytest.raises(RequestError, match="too long"):
+        core.add(Request(id="long", token_ids=[1], params=PARAMS))
+    assert not desk.busy
+    core.abandon()
+
+
+def test_a_grammar_that_is_known_to_be_bad_is_refused_at_once_and_leaves_nothing() -> None:
+    scheduler = mock.Mock()
+    desk = GrammarDesk(mock.Mock(), scheduler, Vocabulary("", 10, (0,)))
+    core = EngineCore(mock.Mock(), scheduler, desk, mock.Mock(), 1)
+    bad = RequestError("no such rule", FIELD, "invalid_schema")
+    with mock.patch.object(desk, "_court", mock.Mock(**{"check.side_effect": bad})):
+        (refused,) = asked(desk, "first")
+        assert (refused.id, refused.code) == ("first", "invalid_schema")
+        with pytest.raises(RequestError, match="no such rule"):
+            core.add(Request(id="second", token_ids=[1], params=PARAMS))
+        core.abandon()
+    scheduler.add.assert_not_called()
