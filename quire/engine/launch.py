@@ -22,6 +22,9 @@ from quire.config import environ
 from quire.config.fields import EngineConfig
 from quire.messages.control import FrontGone
 
+LENGTH_BYTES = 4
+"""Before the launch message on standard input; lines of news follow it."""
+
 CORE = ("-m", "quire.engine.process")
 """What Python runs as the core."""
 
@@ -107,7 +110,7 @@ class CoreProcess:
         frame = msgspec.json.encode(Launch(config, model, address, home.pulse, home.secret))
         # One that has ended already is found by whoever waits for its end.
         with contextlib.suppress(ConnectionError):
-            process.stdin.write(frame + b"\n")
+            process.stdin.write(len(frame).to_bytes(LENGTH_BYTES) + frame)
             await process.stdin.drain()
         return cls(process, address, folder)
 

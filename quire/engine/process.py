@@ -21,7 +21,7 @@ from quire.base.lifeline import die_with_parent
 from quire.base.logging import get_logger, setup, write_aside
 from quire.engine.begin import MakeExecutor, Timeline, begin, executor_for
 from quire.engine.core import EngineCore
-from quire.engine.launch import Launch
+from quire.engine.launch import LENGTH_BYTES, Launch
 from quire.engine.progress import weights_progress
 from quire.engine.pulse import Pulse
 from quire.engine.router import Router
@@ -122,7 +122,7 @@ def main(make_executor: MakeExecutor = executor_for) -> int:
     """Read the launch message, start the core, serve. `make_executor` stands in for ranks where none are measured."""
     die_with_parent()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    launch = msgspec.json.decode(_first_line(sys.stdin.fileno()), type=Launch)
+    launch = _launch(sys.stdin.fileno())
     setup(launch.config.log.log_level, launch.config.log.log_format)
     write_aside()
     pulse = Pulse(launch.pulse)
@@ -155,15 +155,20 @@ def main(make_executor: MakeExecutor = executor_for) -> int:
         core.close()
 
 
-def _first_line(descriptor: int) -> bytes:
-    """Up to the newline, and not a byte more: the rest of standard input is the launcher's life line."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        piece = os.read(descriptor, 1)
+def _launch(descriptor: int) -> Launch:
+    """The launch message, and not a byte more: the rest of standard input is the launcher's life line."""
+    length = int.from_bytes(_read(descriptor, LENGTH_BYTES))
+    return msgspec.json.decode(_read(descriptor, length), type=Launch)
+
+
+def _read(descriptor: int, count: int) -> bytes:
+    read = b""
+    while len(read) < count:
+        piece = os.read(descriptor, min(count - len(read), 1 << 16))
         if not piece:
             raise SystemExit("quire.engine.process is started by quire, not by hand")
-        line += piece
-    return bytes(line)
+        read += piece
+    return read
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""The core's process: how it ends when its engine fails, and when it cannot listen."""
+"""The core's process: how it begins, how it ends when its engine fails, and when it cannot listen."""
 
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -11,12 +13,14 @@ from quire.base.errors import EngineDeadError, EngineError
 from quire.config.sources import engine_config
 from quire.engine import process
 from quire.engine.core import EngineCore
-from quire.engine.launch import Launch
+from quire.engine.launch import LENGTH_BYTES, Launch
 from quire.engine.process import Server
 from quire.engine.pulse import Pulse
 from tests.config import facts
 
 pytestmark = pytest.mark.plain
+
+read_launch = process._launch
 
 
 @pytest.fixture
@@ -26,9 +30,24 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
     names = ("die_with_parent", "faulthandler", "setup", "write_aside", "keep_what_lives", "sys")
     with (
         mock.patch.multiple(process, **dict.fromkeys(names, mock.DEFAULT)),
-        mock.patch.object(process, "_first_line", lambda descriptor: msgspec.json.encode(made)),
+        mock.patch.object(process, "_launch", lambda descriptor: made),
     ):
         yield made
+
+
+def test_a_core_reads_its_launch_message_and_nothing_that_comes_after_it(launch: Launch) -> None:
+    frame = msgspec.json.encode(msgspec.structs.replace(launch, secret="s" * 100_000))  # more than a pipe holds
+    ours, theirs = os.pipe()
+    writer = threading.Thread(target=os.write, args=(theirs, len(frame).to_bytes(LENGTH_BYTES) + frame + b"news"))
+    writer.start()
+    assert len(read_launch(ours).secret) == 100_000
+    writer.join(10)
+    assert os.read(ours, 10) == b"news"
+    os.write(theirs, b"by hand")
+    os.close(theirs)
+    with pytest.raises(SystemExit, match="by hand"):
+        read_launch(ours)
+    os.close(ours)
 
 
 def test_a_core_whose_ranks_hang_does_not_wait_for_its_other_steps(launch: Launch) -> None:
