@@ -68,7 +68,11 @@ def load(model: Parametrised, checkpoint: Checkpoint, mesh: Mesh, progress: Prog
     pieces = [piece for weight in weights for piece in _pieces(weight, entries, mesh)]
     device = weights[0].device if weights else torch.device("cpu")
     work = [] if checkpoint.quantized is None else _jobs(weights, checkpoint.quantized, mesh)
-    _read(pieces, work, device, progress or (lambda done, total: None))
+    try:
+        _read(pieces, work, device, progress or (lambda done, total: None))
+    finally:
+        if checkpoint.quantized is not None:
+            checkpoint.quantized.source.close()
 
 
 def check(weights: list[Weight], checkpoint: Checkpoint) -> dict[str, TensorEntry]:

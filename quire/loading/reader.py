@@ -93,7 +93,7 @@ def slices(target: Tensor, entry: TensorEntry, spans: list[Span], unit: int = 1)
 
 
 class Files:
-    """Open files of one checkpoint; a context manager. `read` may be called from several threads."""
+    """Open files of one checkpoint; a context manager. May be read from several threads."""
 
     def __init__(self) -> None:
         self._descriptors: dict[str, int] = {}
@@ -103,6 +103,10 @@ class Files:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; reading opens them again."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
@@ -113,27 +117,25 @@ class Files:
         Raises CheckpointError naming file and tensor where the data ends early.
         """
         raw = buffer.view(-1).view(torch.uint8).numpy().data
-        descriptor = self._open(piece.entry.file)
         width = len(raw) // piece.runs
         stride = piece.entry.nbytes // piece.entry.shape[0]
         for run in range(piece.runs):
-            self._read(descriptor, raw[run * width : (run + 1) * width], piece, run * stride)
+            self.fill(raw[run * width : (run + 1) * width], piece.entry, piece.offset + run * stride)
+
+    def fill(self, raw: memoryview, entry: TensorEntry, offset: int) -> None:
+        """Fill `raw` with what the file of `entry` has from `offset` on. Raises as `read` does."""
+        descriptor, done = self._open(entry.file), 0
+        while done < len(raw):
+            got = os.preadv(descriptor, [raw[done:]], offset + done)
+            if got == 0:
+                raise CheckpointError(f"{entry.file} ended while tensor {entry.name} was read; download it again")
+            done += got
 
     def _open(self, file: str) -> int:
         with self._lock:
             if file not in self._descriptors:
                 self._descriptors[file] = os.open(file, os.O_RDONLY)
             return self._descriptors[file]
-
-    def _read(self, descriptor: int, buffer: memoryview, piece: Slice, offset: int) -> None:
-        done = 0
-        while done < len(buffer):
-            got = os.preadv(descriptor, [buffer[done:]], piece.offset + offset + done)
-            if got == 0:
-                raise CheckpointError(
-                    f"{piece.entry.file} ended while tensor {piece.entry.name} was read; download it again"
-                )
-            done += got
 
 
 def _items(shape: tuple[int, ...] | torch.Size) -> int:

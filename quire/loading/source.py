@@ -1,18 +1,16 @@
 """Tensors of a checkpoint as their files have them, in ranges of rows and columns; what quantization formats read by.
 
-Reads with pread like `reader.py`, on any thread. Made by the runner before the model is built, since how a matrix is
-held decides how it will be stored.
+May be read on any thread. Made before the model is built, since how a matrix is held decides how it will be stored.
 """
 
-import os
 from collections.abc import Mapping
-from threading import Lock
 
 import torch
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
 from quire.checkpoint.headers import TensorEntry
+from quire.loading.reader import Files
 from quire.quantization.scheme import Range
 
 TYPES = {
@@ -33,14 +31,11 @@ class FileSource:
     def __init__(self, entries: Mapping[str, TensorEntry], device: torch.device) -> None:
         self.entries = entries
         self._device = device
-        self._descriptors: dict[str, int] = {}
-        self._lock = Lock()
+        self._files = Files()
 
     def close(self) -> None:
-        """Close the files; reading opens them again."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        """See `Source`."""
+        self._files.close()
 
     def read(self, name: str, rows: Range | None = None, columns: Range | None = None) -> Tensor:
         """See `Source`. Raises CheckpointError where the file ends early or the type is none of torch's."""
@@ -55,13 +50,13 @@ class FileSource:
             shape[0] = last - first
         if columns is None or columns == (0, shape[1]):
             raw = torch.empty((last - first) * row_bytes, dtype=torch.uint8)
-            self._fill(entry, raw, offset)
+            self._files.fill(raw.numpy().data, entry, offset)
         else:
             item = row_bytes // max(1, shape[1])
             shape[1] = columns[1] - columns[0]
             raw = torch.empty(last - first, shape[1] * item, dtype=torch.uint8)
             for row in range(last - first):
-                self._fill(entry, raw[row], offset + row * row_bytes + columns[0] * item)
+                self._files.fill(raw[row].numpy().data, entry, offset + row * row_bytes + columns[0] * item)
         return raw.to(self._device).view(-1).view(TYPES[entry.dtype]).view(shape)
 
     def read_bytes(self, name: str, rows: Range) -> Tensor:
@@ -69,20 +64,5 @@ class FileSource:
         entry = self.entries[name]
         row_bytes = entry.nbytes // max(1, entry.shape[0])
         raw = torch.empty(rows[1] - rows[0], row_bytes, dtype=torch.uint8)
-        self._fill(entry, raw.view(-1), entry.offset + rows[0] * row_bytes)
+        self._files.fill(raw.view(-1).numpy().data, entry, entry.offset + rows[0] * row_bytes)
         return raw.to(self._device)
-
-    def _fill(self, entry: TensorEntry, raw: Tensor, offset: int) -> None:
-        buffer, done = raw.numpy().data, 0
-        descriptor = self._open(entry.file)
-        while done < len(buffer):
-            got = os.preadv(descriptor, [buffer[done:]], offset + done)
-            if got == 0:
-                raise CheckpointError(f"{entry.file} ended while tensor {entry.name} was read; download it again")
-            done += got
-
-    def _open(self, file: str) -> int:
-        with self._lock:
-            if file not in self._descriptors:
-                self._descriptors[file] = os.open(file, os.O_RDONLY)
-            return self._descriptors[file]

@@ -40,6 +40,10 @@ class Source(Protocol):
         """Rows of a tensor of any type, (rows, bytes) uint8."""
         ...
 
+    def close(self) -> None:
+        """Close the files; reading opens them again."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:

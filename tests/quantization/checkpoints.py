@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -90,6 +91,7 @@ def check(quantized: Path, plain: Path, values: dict[str, Tensor]) -> Driver:
     for providers, mesh in itertools.product(PROVIDERS, (Mesh(), Mesh(0, 2), Mesh(1, 2))):
         ran = Driver(quantized, 4, providers, mesh)
         assert compare(ran, values), "something is quantized"
+    assert not [file.path for file in psutil.Process().open_files() if Path(file.path).is_relative_to(quantized)]
     ran, want = Driver(quantized, 4), Driver(plain, 4)
     for ours, theirs in zip(ran.generate(PROMPTS, 6), want.generate(PROMPTS, 6), strict=True):
         assert ours.tokens == theirs.tokens
