@@ -23,7 +23,7 @@ def parse_messages(raw: object) -> list[Message]:
 
     Returns:
         New dicts: `role` is one of ROLES, `content` is a text, a list of `{"type": "text", "text": ...}`, or None in an
-        assistant message that calls tools.
+        assistant message that calls tools. An assistant's `refusal` is its content where it has no other.
 
     Raises:
         RequestError: with the field at fault.
@@ -59,6 +59,8 @@ def _content(message: Message, path: str) -> str | list[dict[str, str]] | None:
     if content is None:
         if message["role"] == "assistant" and message.get("tool_calls"):
             return None
+        if message["role"] == "assistant" and isinstance(message.get("refusal"), str):
+            return _text(message["refusal"], path)
         _refuse(path, "is missing or null; send a text (it may be empty)")
     if isinstance(content, str):
         return _text(content, path)
@@ -66,19 +68,23 @@ def _content(message: Message, path: str) -> str | list[dict[str, str]] | None:
         _refuse(path, f"must be a text or a list of parts, not {_kind(content)}")
     if not content:
         _refuse(path, "is an empty list; send a text or at least one part")
-    return [_part(part, f"{path}[{index}]") for index, part in enumerate(content)]
+    return [_part(part, f"{path}[{index}]", message["role"]) for index, part in enumerate(content)]
 
 
-def _part(raw: object, path: str) -> dict[str, str]:
+def _part(raw: object, path: str, role: str) -> dict[str, str]:
     if not isinstance(raw, dict):
         _refuse(path, f"must be an object such as {{'type': 'text', 'text': ...}}, not {_kind(raw)}")
-    if raw.get("type") != "text":
+    # What an assistant has refused with is what it has said.
+    field = "refusal" if role == "assistant" and raw.get("type") == "refusal" else "text"
+    if raw.get("type") != field:
         shown = f"{str(raw['type'])[:40]!r} is not supported" if "type" in raw else "is missing"
         _refuse(f"{path}.type", f"{shown}; this model takes parts of type 'text' only")
-    text = raw.get("text")
+    text = raw.get(field)
     if not isinstance(text, str):
-        _refuse(f"{path}.text", f"must be a text, not {_kind(text)}" if "text" in raw else "is missing; send the text")
-    return {"type": "text", "text": _text(text, f"{path}.text")}
+        _refuse(
+            f"{path}.{field}", f"must be a text, not {_kind(text)}" if field in raw else "is missing; send the text"
+        )
+    return {"type": "text", "text": _text(text, f"{path}.{field}")}
 
 
 def _text(text: str, path: str) -> str:

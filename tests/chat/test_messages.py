@@ -33,6 +33,8 @@ USER = {"role": "user", "content": "hi"}
         ([{"role": "user", "content": [{"type": "text", "text": None}]}], "messages[0].content[0].text"),
         ([{"role": "user", "content": "a\ud800"}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "text", "text": "\udc00"}]}], "messages[0].content[0].text"),
+        ([{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": None, "refusal": "no"}], "messages[0].content"),
         ([{**USER, "name": 5}], "messages[0].name"),
         ([USER] * (MAX_MESSAGES + 1), "messages"),
     ],
@@ -65,3 +67,11 @@ def test_parts_lose_what_templates_do_not_know() -> None:
     part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
     [parsed] = parse_messages([{"role": "user", "content": [part]}])
     assert parsed["content"] == [{"type": "text", "text": "a"}]
+
+
+def test_what_an_assistant_has_refused_with_is_what_it_has_said() -> None:
+    parts = [{"type": "text", "text": "Sorry."}, {"type": "refusal", "refusal": "No."}]
+    answers = [{"role": "assistant", "content": None, "refusal": "No."}, {"role": "assistant", "content": parts}]
+    whole, pieces = parse_messages(answers)
+    assert whole["content"] == "No."
+    assert pieces["content"] == [{"type": "text", "text": "Sorry."}, {"type": "text", "text": "No."}]

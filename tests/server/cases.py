@@ -122,6 +122,7 @@ SAMPLING = [
     chat("top_logprobs 21", "top_logprobs", logprobs=True, top_logprobs=21),
     chat("top_logprobs -1", "top_logprobs", logprobs=True, top_logprobs=-1),
     chat("top_logprobs alone", "top_logprobs", top_logprobs=5),
+    chat("no top_logprobs, alone", status=200, top_logprobs=0),
     complete("logprobs 21", "logprobs", logprobs=21),
     chat("prompt_logprobs 21", "prompt_logprobs", prompt_logprobs=21),
     chat("prompt_logprobs streamed", "prompt_logprobs", prompt_logprobs=1, stream=True),

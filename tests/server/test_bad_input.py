@@ -53,6 +53,11 @@ def test_the_server_still_works_and_nothing_is_left(serving: Serving, http: http
     assert serving.service.open_watches == set()
 
 
+def test_a_field_of_old_names_the_one_that_is_served(http: httpx.Client) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "guided_json": {"type": "object"}}
+    assert "send structured_outputs" in http.post(CHAT, json=body).json()["error"]["message"]
+
+
 def test_an_unknown_field_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     with Serving() as running, running.http() as http:
         body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}

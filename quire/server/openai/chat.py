@@ -69,7 +69,7 @@ async def chat_job(request: Request, asked: ChatRequest, offer: Offer) -> Job:
 
 
 def _params(asked: ChatRequest, service: Service) -> SamplingParams:
-    if asked.top_logprobs is not None and not asked.logprobs:
+    if asked.top_logprobs and not asked.logprobs:
         raise RequestError("top_logprobs need logprobs: true.", "top_logprobs")
     limit = service.engine.facts.max_logprobs
     if asked.top_logprobs is not None and not 0 <= asked.top_logprobs <= limit:

@@ -162,8 +162,13 @@ REFUSED: dict[str, tuple[object, ...]] = {
 }
 """Fields that would change the answer and are not served, with the values that ask for nothing."""
 
-OUTDATED = {"functions": "tools", "function_call": "tool_choice"}
-"""Fields that OpenAI has replaced by others, which are served."""
+OUTDATED = {
+    "functions": "tools",
+    "function_call": "tool_choice",
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "structured_outputs"),
+    **dict.fromkeys(("grammar", "regex", "ebnf", "json_schema"), "structured_outputs"),
+}
+"""Fields that OpenAI, vLLM and others have replaced by fields that are served."""
 
 
 class Asked(Protocol):
