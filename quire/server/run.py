@@ -16,7 +16,7 @@ from quire.config.fields import Config
 from quire.config.model import facts_of
 from quire.server.keys import keys_of
 from quire.server.notify import notify
-from quire.server.sockets import bind_all, check_guard, tls_of
+from quire.server.sockets import bind_all, check_descriptors, check_guard, tls_of
 from quire.server.supervisor import OURS, Commands, Supervisor
 
 log = get_logger(__name__)
@@ -26,11 +26,12 @@ def serve(config: Config, commands: Commands = OURS) -> int:
     """Serve until a signal; the exit status. Benchmarks bring other `commands`.
 
     Raises:
-        ConfigError: the port is taken or a file is missing; before anything is started.
+        ConfigError: the port is taken, a file is missing or a limit too low; before anything is started.
         CheckpointError: a file of weights is missing or damaged, or the config is wrong; before anything is started.
         QuireError: the engine cannot start.
     """
     write_aside()
+    check_descriptors()
     settings = config.engine.model
     listeners = bind_all(config.server)
     try:

@@ -5,6 +5,7 @@ Called by the supervisor, so nothing here knows of HTTP.
 
 import ipaddress
 import os
+import resource
 import socket
 import ssl
 import stat
@@ -14,6 +15,8 @@ from quire.base.errors import ConfigError
 from quire.config.fields import ServerConfig
 
 BACKLOG = 2048
+LEAST_DESCRIPTORS = 256
+"""Half of them are for clients, the others for all else that a front end has open."""
 
 
 def bind_all(config: ServerConfig) -> list[socket.socket]:
@@ -37,6 +40,16 @@ def bind_all(config: ServerConfig) -> list[socket.socket]:
         listener.bind(address)
         listener.listen(BACKLOG)
     return sockets
+
+
+def check_descriptors() -> None:
+    """Refuse to serve where too few files may be open to hold any clients. Raises ConfigError."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < LEAST_DESCRIPTORS:
+        raise ConfigError(
+            f"only {most} files may be open in a process here, and serving takes {LEAST_DESCRIPTORS}; raise the limit "
+            "(ulimit -Hn 65536, systemd: LimitNOFILE=65536)"
+        )
 
 
 def bind(config: ServerConfig) -> socket.socket:

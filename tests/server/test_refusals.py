@@ -87,3 +87,8 @@ def test_a_port_in_use(count: str, tmp_path: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         refused(make_toy(tmp_path / "model"), f"port {port}", port=port, api_server_count=count)
+
+
+def test_too_few_open_files_to_hold_clients(tmp_path: Path) -> None:
+    with mock.patch("resource.getrlimit", return_value=(64, 64)):
+        refused(make_toy(tmp_path / "model"), "only 64 files may be open .* LimitNOFILE")

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import socket
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +13,10 @@ import psutil
 import pytest
 
 from quire.base.errors import RequestError
-from quire.messages.text import Encode, Setup
+from quire.base.interpreter import python
+from quire.messages.codec import Codec
+from quire.messages.frames import send
+from quire.messages.text import Encode, Setup, ToWorker
 from quire.server.errors import ApiError
 from quire.server.text import pool as pool_module
 from quire.server.text import texts as texts_module
@@ -74,6 +79,23 @@ async def check_answers(texts: Texts) -> None:
     with pytest.raises(RequestError) as refused:
         await texts.parse([b'{"a": 1, "a": 2}'])
     assert (refused.value.code, refused.value.param) == ("duplicate_key", "a")
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("memory_kib", ["unlimited", "1500000"])
+def test_a_worker_whose_front_end_has_gone_ends_without_a_word(memory_kib: str, tmp_path: Path) -> None:
+    byte_tokens().save(str(tmp_path / "tokenizer.json"))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [*python(), "-m", "quire.server.text.worker", str(theirs.fileno())]
+        worker = subprocess.Popen(
+            ["sh", "-c", f'ulimit -v {memory_kib} && exec "$@"', "", *command],
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+        )
+        send(ours, Codec(ToWorker).encode(Setup(str(tmp_path), None, "warning")))
+    assert worker.communicate(timeout=60) == (None, b"")
+    assert worker.returncode == 0
 
 
 @pytest.mark.plain

@@ -4,6 +4,7 @@ A template that takes too much time or memory ends this process and nothing else
 other side. It imports no more than it must: there are several of them.
 """
 
+import contextlib
 import resource
 import signal
 import socket
@@ -32,7 +33,8 @@ def main() -> int:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     codec: Codec[ToWorker] = Codec(ToWorker)
-    with socket.socket(fileno=int(sys.argv[-1])) as channel:
+    # An answer that nobody takes any more is the end, as is the end of the questions.
+    with contextlib.suppress(ConnectionError), socket.socket(fileno=int(sys.argv[-1])) as channel:
         while (frame := receive(channel)) is not None:
             job = codec.decode(frame)
             if isinstance(job, Setup):
@@ -48,7 +50,9 @@ def _furnished(setup: Setup) -> Desk:
     tokenizer = Tokenizer.load(setup.tokenizer)
     desk = Desk(tokenizer, None if setup.template is None else ChatTemplate(setup.template, tokenizer))
     most = psutil.Process().memory_info().vms + MEMORY_BYTES
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     return desk
 
 
