@@ -36,7 +36,7 @@ class Tool:
 
 
 class Rules:
-    """See the module.
+    """Puts together a grammar of what a model may write.
 
     Args:
         token: the id of a text that is one special token, None for any other text.

@@ -120,7 +120,7 @@ def beginnings(options: tuple[str, ...]) -> tuple[re.Pattern[str], int]:
 
 
 class Reader:
-    """See the module.
+    """Runs the parser of a tool format over text that comes in pieces.
 
     Args:
         steps: the parser, at the beginning of what may be a call.

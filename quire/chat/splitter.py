@@ -15,7 +15,7 @@ PIECE = 1024
 
 
 class StreamSplitter:
-    """See the module.
+    """Tells one answer's text apart into content, reasoning and calls of tools, as it comes.
 
     Args:
         tools: how calls are written; None finds none.

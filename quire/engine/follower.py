@@ -8,7 +8,7 @@ from quire.messages.control import EngineDown, EngineUp, Strike
 
 
 class Follower:
-    """See the module.
+    """Keeps an `AsyncLLM` with whichever core a supervisor has going.
 
     Args:
         engine: what is kept.

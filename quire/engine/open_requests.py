@@ -18,7 +18,7 @@ log = get_logger(__name__)
 
 
 class OpenRequests:
-    """See the module.
+    """What a front end has asked of cores and is still owed.
 
     Args:
         tokenizer: makes text of what the core says.

@@ -38,7 +38,7 @@ MOST_CLIENTS = 1024
 
 
 class Router:
-    """See the module.
+    """Between one core and its front ends: who asked what, who is told what.
 
     Args:
         core: what serves.

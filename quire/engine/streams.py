@@ -12,7 +12,7 @@ from quire.messages.request import Request
 
 
 class Stream:
-    """See the module.
+    """An open request, and the output that waits for whoever reads it.
 
     Args:
         request, prompt, params: what to ask again when a core dies before anything was taken.

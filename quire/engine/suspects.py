@@ -45,7 +45,7 @@ class _Known:
 
 
 class Suspects:
-    """See the module.
+    """Which requests were being served when a core died, and which are served no more.
 
     Args:
         clock: seconds; never goes back.

@@ -19,7 +19,7 @@ Entry = tuple[bytes, Submit]
 
 
 class Trials:
-    """See the module. Every request comes through here.
+    """Begins requests that were there when an earlier core died one after the other. Every request comes through here.
 
     Args:
         pulse: where the request on trial is named.

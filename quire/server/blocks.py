@@ -47,7 +47,7 @@ class Change:
 
 
 class Blocks:
-    """See the module.
+    """An answer as a row of blocks: thoughts, text, calls of tools.
 
     Args:
         ear: what understands the answer; None if it is text and nothing else.

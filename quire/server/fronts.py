@@ -115,7 +115,7 @@ class _Exchange:
 
 
 class Fronts:
-    """See the module.
+    """The front ends of a server as child processes.
 
     Args:
         owner: see `Owner`.

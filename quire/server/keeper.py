@@ -72,7 +72,7 @@ class Patience:
 
 
 class Keeper:
-    """See the module.
+    """One engine core at a time: begun, watched, begun again with back-off when it dies or hangs.
 
     Args:
         start: starts a core, the n-th.

@@ -34,7 +34,7 @@ _LOADING = {
 
 
 class Porter:
-    """See the module.
+    """Answers clients while the first engine loads and no front end does.
 
     Args:
         root: path that a proxy in front may have put before ours.

@@ -46,7 +46,7 @@ class Running:
 
 
 class Store:
-    """See the module.
+    """Responses that can be asked for again; the longest unused go first.
 
     Args:
         limit_bytes: all that may be kept together; what is larger alone is not kept.

@@ -44,7 +44,7 @@ OURS = Commands()
 
 
 class Supervisor:
-    """See the module.
+    """One engine core and some front ends, begun again when they die or hang, ended together.
 
     Args:
         config: of the whole server.

@@ -80,7 +80,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class Apart(Way):
-    """See the module."""
+    """Texts of a step by themselves, with the model's own attention."""
 
     name = "apart"
     attention = "eager"

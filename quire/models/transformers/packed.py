@@ -28,7 +28,7 @@ _numbers = itertools.count()
 
 
 class Packed(Way):
-    """See the module."""
+    """All texts of a step side by side in one run, with our attention."""
 
     name = "packed"
 

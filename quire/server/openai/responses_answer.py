@@ -29,7 +29,7 @@ ERROR_CODE = "server_error"
 
 @dataclass(slots=True)
 class Answer:
-    """See the module.
+    """One response while it is made, and how it is written.
 
     Attributes:
         asked: the request.

@@ -64,7 +64,7 @@ class Template(Protocol):
 
 
 class Desk:
-    """See the module.
+    """Does jobs on texts, one after the other, in the thread that calls it.
 
     Args:
         tokenizer: the model's.

@@ -106,7 +106,7 @@ class Worker:
 
 
 class TextPool:
-    """See the module.
+    """The text workers of one front end; one that takes too long, or dies, is replaced.
 
     Args:
         setup: what workers start from.

@@ -41,7 +41,7 @@ Run = Callable[[Job], Awaitable[Answer | Refused | Failed]]
 
 
 class Texts:
-    """See the module.
+    """What endpoints ask about texts: short ones are answered at once, the others are jobs.
 
     Args:
         run: does what is not done here.
