@@ -9,7 +9,6 @@
 namespace qcpu {
 
 constexpr long DRAW_BLOCK = 256;  // logits that one maximum stands for
-constexpr long BINS = 41 * 128;  // of histograms; 128 for each power of two that a mass can be
 
 // A row, and how it draws.
 struct DrawLine {
@@ -35,9 +34,9 @@ struct Candidate {
     bool operator<(const Candidate& other) const { return key > other.key; }
 };
 
-// Logits from `low` to `high`.
-struct Bracket {
-    float low, high;
+// Of all tokens, and of those that come before a certain one.
+struct Masses {
+    int64_t total, before;
 };
 
 // The best token so far, and the last one in order that may be drawn.
@@ -64,13 +63,10 @@ struct DrawTable {
     Largest (*tops)(const void* logits, long count, int dtype, float* blocks);
     // Tokens of a block whose logits are at least `least`; returns how many.
     long (*gather)(const DrawLine&, long block, float least, Candidate* out);
-    // The sum of a block's masses. What its tokens' probabilities are to that of the most probable one is kept.
-    int64_t (*mass)(const DrawLine&, long block, float* kept);
-    // Tokens of a block within the bracket, by what `mass` has kept; returns how many. The masses of those above it are
-    // added to `above`.
-    long (*split)(const DrawLine&, long block, const float* kept, Bracket, Candidate* out, int64_t* above);
-    // Let the tokens of a block race.
-    void (*race)(const DrawLine&, long block, Race&);
+    // Masses of the tokens of blocks, and of those among them that come before that of `key`.
+    Masses (*masses)(const DrawLine&, long first, long end, uint64_t key);
+    // Let the tokens of blocks race.
+    void (*race)(const DrawLine&, long first, long end, Race&);
     // The sum over a block of e to the (logit - top).
     float (*sum)(const DrawLine&, long block);
     // How many tokens of a block come before that of `key`.

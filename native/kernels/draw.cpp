@@ -8,6 +8,37 @@ namespace QCPU_ISA {
 extern const DrawTable draw_table;
 namespace {
 
+// Where a token is in the order of logits.
+struct Place {
+    float logit;
+    int32_t id;
+
+    explicit Place(uint64_t key) : id((int32_t)~key) {
+        const uint32_t bits = (uint32_t)(key >> 32), raw = bits & 0x80000000u ? bits ^ 0x80000000u : ~bits;
+        memcpy(&logit, &raw, 4);
+    }
+
+    // Which of the tokens `ids`, whose logits are `x`, come before it.
+    vi is_after(vf x, vi ids) const { return (x > logit) | ((x == logit) & (ids < id)); }
+};
+
+// Masses have up to 41 bits; their upper and lower halves are added up apart.
+struct MassSum {
+    vi upper{}, lower{};
+
+    int64_t total() const {
+        int64_t all = 0;
+        for (int j = 0; j < LANES; j++) all += ((int64_t)upper[j] << 20) + lower[j];
+        return all;
+    }
+};
+
+// Logits over temperature up to which tokens have no mass, being 0 at most.
+const float NO_MASS = -27.8f;
+
+// Blocks whose masses a MassSum can hold.
+const long SUMMED = 16;
+
 template <class T>
 struct Line {
     using elem = typename T::elem;
@@ -20,6 +51,9 @@ struct Line {
         : line(l), logits((const elem*)l.logits + block * DRAW_BLOCK), first(block * DRAW_BLOCK),
           count(l.vocab - first < DRAW_BLOCK ? l.vocab - first : DRAW_BLOCK) {}
 
+    // The first LANES tokens.
+    vi ids() const { return ramp() + (int32_t)first; }
+
     // Logits from `i` on, -infinity behind the last.
     vf load(long i) const {
         const vf x = load_upto<T>(logits + i, count - i);
@@ -29,7 +63,7 @@ struct Line {
     // Over temperature, -infinity where min_p drops them.
     vf scaled(vf x) const {
         const vf s = (x - line.top) * line.inverse;
-        return pick(s >= line.log_min_p, s, splat(-INFINITY));
+        return line.log_min_p == -INFINITY ? s : pick(s >= line.log_min_p, s, splat(-INFINITY));
     }
 
     // What a token's probability is to that of the most probable one.
@@ -59,45 +93,26 @@ struct Line {
         return end - out;
     }
 
-    // Masses have up to 41 bits; their upper and lower halves are added up apart.
-    struct Masses {
-        vi upper{}, lower{};
-
-        void add(vf kept) {
-            const vf all = kept * 1048576.0f;
-            const vi whole = __builtin_convertvector(all, vi);
-            upper += whole;
-            lower += __builtin_convertvector((all - __builtin_convertvector(whole, vf)) * 1048576.0f, vi);
+    // `is_before` says of logits and tokens which are added to `before`, too.
+    template <class F>
+    void add_masses(MassSum& total, MassSum& before, const F& is_before) const {
+        vi id = ids();
+        for (long i = 0; i < count; i += LANES, id += LANES) {
+            const vf x = load(i), kept = relative(x) * 1048576.0f;
+            const vi upper = __builtin_convertvector(kept, vi);
+            const vi lower = __builtin_convertvector((kept - __builtin_convertvector(upper, vf)) * 1048576.0f, vi);
+            const vi here = is_before(x, id);
+            total.upper += upper;
+            total.lower += lower;
+            before.upper = here ? before.upper + upper : before.upper;
+            before.lower = here ? before.lower + lower : before.lower;
         }
-
-        int64_t total() const {
-            int64_t all = 0;
-            for (int j = 0; j < LANES; j++) all += ((int64_t)upper[j] << 20) + lower[j];
-            return all;
-        }
-    };
-
-    int64_t mass(float* kept) const {
-        Masses masses;
-        for (long i = 0; i < count; i += LANES) {
-            const vf some = relative(load(i));
-            masses.add(some);
-            write_as(kept + i, some);
-        }
-        return masses.total();
     }
 
-    long split(const float* kept, Bracket bracket, Candidate* out, int64_t* above) const {
-        Candidate* end = out;
-        Masses masses;
-        for (long i = 0; i < count; i += LANES) {
-            const vf x = load(i), some = read_as<vf>(kept + i);
-            const vi higher = x > bracket.high, wanted = (x >= bracket.low) & ~higher;
-            masses.add(pick(higher, some, vf{}));
-            if (any(wanted)) end = append(end, i, wanted, x, some);
-        }
-        *above += masses.total();
-        return end - out;
+    void add_masses(MassSum& total, MassSum& before, const Place& own) const {
+        if (own.id < first) add_masses(total, before, [&](vf x, vi) { return x > own.logit; });
+        else if (own.id >= first + count) add_masses(total, before, [&](vf x, vi) { return x >= own.logit; });
+        else add_masses(total, before, [&](vf x, vi id) { return own.is_after(x, id); });
     }
 
     float sum() const {
@@ -106,26 +121,17 @@ struct Line {
         return qcpu::QCPU_ISA::sum(total);
     }
 
-    long before(uint64_t key) const {
-        const uint32_t bits = (uint32_t)(key >> 32), raw = bits & 0x80000000u ? bits ^ 0x80000000u : ~bits;
-        float own;
-        memcpy(&own, &raw, 4);
-        // Equal ones with lower numbers.
-        const long id = ~(uint32_t)key, lower = id - first < 0 ? 0 : id - first < count ? id - first : count;
-        vi found{};
-        for (long i = 0; i < count; i += LANES) {
-            const vf x = load(i);
-            const vi is_lower = ramp() < (int32_t)(lower - i > LANES ? LANES : lower - i);
-            found -= (x > own) | ((x == own) & is_lower);
-        }
+    long before(const Place& own) const {
+        vi id = ids(), found{};
+        for (long i = 0; i < count; i += LANES, id += LANES) found -= own.is_after(load(i), id);
         long total = 0;
         for (int j = 0; j < LANES; j++) total += found[j];
         return total;
     }
 
     // 31 random bits of each token: triple32 (Chris Wellons, hash-prospector) with a key before and one half-way.
-    vi noise_bits(long i) const {
-        vu state = ((vu)ramp() + (uint32_t)(first + i)) ^ line.keys[0];
+    vi noise_bits(vi ids) const {
+        vu state = (vu)ids ^ line.keys[0];
         state = (state ^ state >> 17) * 0xED5AD4BBu;
         state = (state ^ state >> 11) * 0xAC4C1B51u;
         state += line.keys[1];
@@ -146,19 +152,29 @@ struct Line {
         if (top < line.log_min_p || top + 22.3f < race.noisy) return;
         if (key_of(line.blocks[first / DRAW_BLOCK], 0) < race.last) return;
         int32_t limit = low_enough(top, race.noisy);
+        // That of a whole block is looked at first, and is seldom low enough.
+        vi id = ids(), least = splat_int(2147483647);
+        for (int i = 0; i < DRAW_BLOCK; i += LANES) {
+            const vi bits = noise_bits(id + i);
+            least = bits < least ? bits : least;
+        }
+        if (!any(least <= limit)) return;
         for (long i = 0; i < count; i += LANES) {
-            const vi bits = noise_bits(i);
-            if (!any(bits <= limit)) continue;
-            int32_t each[LANES];
-            write_as(each, bits);
-            for (long j = 0; j < LANES && i + j < count; j++)
-                if (each[j] <= limit && enters(race, i + j, each[j])) limit = low_enough(top, race.noisy);
+            int32_t bits[LANES];
+            const vi all = noise_bits(id + (int32_t)i);
+            write_as(bits, all);
+            for (uint32_t left = lanes_of(all <= limit); left; left &= left - 1) {
+                const long j = __builtin_ctz(left);
+                if (i + j < count && enters(race, i + j, bits[j])) limit = low_enough(top, race.noisy);
+            }
         }
     }
 
     // Whether token i of the block becomes the best.
     bool enters(Race& race, long i, int32_t bits) const {
         const float x = T::wide(logits[i]), s = line.scaled(x);
+        // By the power of two that the bits reach, which spares most tokens the logarithms.
+        if (s + (float)__builtin_clz(bits | 1) * 0.6932f < race.noisy) return false;
         if (!(s >= line.log_min_p) || key_of(x, first + i) < race.last) return false;
         const float uniform = ((float)bits + 0.5f) * -(float)((1.0 - 1.0 / 16777216.0) / 2147483648.0);
         const float noisy = s - logf(-log1pf(uniform));
@@ -179,16 +195,23 @@ long gather(const DrawLine& line, long block, float least, Candidate* out) {
     return with(line, block, [&](const auto& some) { return some.gather(least, out); });
 }
 
-int64_t mass(const DrawLine& line, long block, float* kept) {
-    return with(line, block, [&](const auto& some) { return some.mass(kept); });
+Masses masses(const DrawLine& line, long first, long end, uint64_t key) {
+    const Place own(key);
+    Masses made{};
+    for (long from = first; from < end; from += SUMMED) {
+        MassSum total, before;
+        for (long block = from; block < from + SUMMED && block < end; block++)
+            if (line.scaled(line.blocks[block]) > NO_MASS)
+                with(line, block, [&](const auto& some) { some.add_masses(total, before, own); });
+        made.total += total.total();
+        made.before += before.total();
+    }
+    return made;
 }
 
-long split(const DrawLine& line, long block, const float* kept, Bracket bracket, Candidate* out, int64_t* above) {
-    return with(line, block, [&](const auto& some) { return some.split(kept, bracket, out, above); });
-}
-
-void race(const DrawLine& line, long block, Race& result) {
-    with(line, block, [&](const auto& some) { some.race(result); });
+void race(const DrawLine& line, long first, long end, Race& result) {
+    for (long block = first; block < end; block++)
+        with(line, block, [&](const auto& some) { some.race(result); });
 }
 
 template <class T>
@@ -227,7 +250,7 @@ float sum_of(const DrawLine& line, long block) {
 }
 
 long before(const DrawLine& line, long block, uint64_t key) {
-    return with(line, block, [&](const auto& some) { return some.before(key); });
+    return with(line, block, [&](const auto& some) { return some.before(Place(key)); });
 }
 
 float logit(const void* logits, long at, int dtype) {
@@ -236,7 +259,7 @@ float logit(const void* logits, long at, int dtype) {
 
 }  // namespace
 
-const DrawTable draw_table{tops, gather, mass, split, race, sum_of, before, logit};
+const DrawTable draw_table{tops, gather, masses, race, sum_of, before, logit};
 
 }  // namespace QCPU_ISA
 }  // namespace qcpu

@@ -64,11 +64,10 @@ def test_a_batch_changes_no_row(instructions: str) -> None:
     assert whole[:, 4].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("lift", [-2.0, 0.0, 2.0])
-def test_the_end_of_a_long_nucleus_is_found(instructions: str, lift: float) -> None:
-    """Also where the tokens of which it is guessed are unlike the others; of a row alone by all threads at once."""
+def test_draws_from_long_nuclei_equal_those_of_the_reference(instructions: str) -> None:
+    """Winners outside are taken back however often it takes; of a row alone by all threads at once."""
     function, rows = draw_tokens.providers["cpu"].function, torch.arange(3)
-    logits, draws = long_nuclei(lift)
+    logits, draws = long_nuclei()
     for first, (table, wanted) in enumerate(draws):
         assert torch.equal(drawn(logits, table, "cpu", first), wanted)
         alone = [function(logits[i : i + 1], rows[i : i + 1], (rows + first).int(), table) for i in rows.tolist()]
@@ -76,11 +75,10 @@ def test_the_end_of_a_long_nucleus_is_found(instructions: str, lift: float) -> N
 
 
 @cache
-def long_nuclei(lift: float) -> tuple[torch.Tensor, list[tuple[RowTable, torch.Tensor]]]:
+def long_nuclei() -> tuple[torch.Tensor, list[tuple[RowTable, torch.Tensor]]]:
     """Three rows of logits, and settings and the reference's tokens at many positions: few draws come near an end."""
-    vocab, seeds, shares = 40_000, torch.Generator().manual_seed(2), [0.3, 0.7, 0.9]
+    vocab, seeds, shares = 40_000, torch.Generator().manual_seed(2), [0.1, 0.5, 0.9]
     logits = torch.randn(3, vocab, generator=seeds) * torch.tensor([[0.3], [1.0], [4.0]])
-    logits[:, ::7] += lift
     tables = [sample_table(vocab, [1.0] * 3, [0] * 3, shares[i:] + shares[:i], [0.0] * 3) for i in range(3)]
     draws = [(tables[first % 3], drawn(logits, tables[first % 3], "reference", first)) for first in range(64)]
     return logits, draws
