@@ -74,16 +74,9 @@ def measure(config: EngineConfig, model: ModelFacts, rows: int, tokens: int, con
     others cannot. Raises ConfigError, PlatformError, CheckpointError.
     """
     spec = resolve(config, model, detect(config.device.device, config.device.kernels))
-    runner = Runner(spec, Mesh())
-    build = NotingBuild(
-        mesh=runner.mesh,
-        dtype=runner.build.dtype,
-        kv_dtype=runner.build.kv_dtype,
-        device=runner.device,
-        providers=spec.platform.providers,
-        max_model_len=spec.max_model_len,
-    )
-    runner.build = build
+    runner = Runner(spec, Mesh(), NotingBuild)
+    build = runner.build
+    assert isinstance(build, NotingBuild)
     runner.load(lambda done, total: None)
     plan, layout = _plan(spec, [state.spec for state in build.states], (rows, tokens, context))
     runner.allocate(layout)

@@ -47,14 +47,15 @@ class Runner:
     Args:
         spec: everything decided.
         mesh: this rank among those that share the model.
+        make_build: of what the layers are built in.
     """
 
-    def __init__(self, spec: RunSpec, mesh: Mesh) -> None:
+    def __init__(self, spec: RunSpec, mesh: Mesh, make_build: type[Build] = Build) -> None:
         self.spec = spec
         self.mesh = mesh
         self.device = torch.device(spec.platform.device)
         self.grammars = GrammarStore()
-        self.build = Build(
+        self.build = make_build(
             mesh=mesh,
             dtype=getattr(torch, spec.dtype),
             kv_dtype=getattr(torch, spec.kv_cache_dtype),

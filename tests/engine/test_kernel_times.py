@@ -26,6 +26,15 @@ def test_every_op_of_a_step_is_timed(tmp_path: Path) -> None:
     assert any(calls == 2 and shapes_of(report)[0][0] == 6 for (_, calls), report in reports.items())
 
 
+def test_a_deterministic_engine_is_timed_by_its_own_kernels(tmp_path: Path) -> None:
+    folder = checkpoints.make("qwen3", tmp_path)
+    config = engine_config(
+        model=str(folder), load_format="dummy", device="cpu", kernels="torch_native", deterministic=True
+    )
+    timed = {(report["op"], report["provider"]) for report in measure(config, read_facts("x", folder), 1, 1, 1)}
+    assert {("attend", "batch_invariant"), ("gated_activation", "batch_invariant")} <= timed
+
+
 def shapes_of(report: dict[str, object]) -> list[list[int]]:
     shapes = report["shapes"]
     assert isinstance(shapes, list)
