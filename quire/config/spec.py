@@ -6,6 +6,9 @@ import msgspec
 
 from quire.checkpoint.facts import Implementation, ModelFacts
 
+PlatformName = Literal["cpu", "cuda", "rocm", "xpu"]
+"""Kinds of devices; `docs/add-a-platform.md` says where else each has a line."""
+
 
 class PlatformFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A device that was found, as plain values.
@@ -23,7 +26,7 @@ class PlatformFacts(msgspec.Struct, frozen=True, kw_only=True):
         warnings: sentences for the user (an unknown architecture, a GPU that this torch cannot use).
     """
 
-    name: Literal["cpu", "cuda", "rocm", "xpu"]
+    name: PlatformName
     device: str
     device_name: str
     arch: str

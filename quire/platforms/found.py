@@ -4,9 +4,8 @@ Values only. Made by `cpu`, `cuda`, `rocm` and `xpu`; read by `detect` and by `q
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-PlatformName = Literal["cpu", "cuda", "rocm", "xpu"]
+from quire.config.spec import PlatformName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from quire.platforms.found import Obstacle, PlatformName
+from quire.config.spec import PlatformName
+from quire.platforms.found import Obstacle
 from quire.platforms.host import Host
 from quire.platforms.probe import Gpu, TorchProbe
 

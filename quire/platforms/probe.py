@@ -11,7 +11,7 @@ from functools import cached_property
 from types import ModuleType
 
 from quire.base.errors import PlatformError
-from quire.platforms.found import PlatformName
+from quire.config.spec import PlatformName
 from quire.platforms.host import Host, look
 
 

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from quire.base.errors import ConfigError, PlatformError
+from quire.config.spec import PlatformName
 from quire.platforms.found import Found, Obstacle
 
 # torch calls AMD's GPUs cuda too, so both names open them; rocm opens nothing else.
@@ -16,7 +18,7 @@ SPELLINGS = "auto, cpu, cuda, cuda:N, rocm, rocm:N, xpu, xpu:N, a GPU's number o
 class Wish:
     """What `--device` asks for: a kind of GPU or any, and which of them by number or by the start of its UUID."""
 
-    platforms: tuple[str, ...] = ("cuda", "rocm", "xpu")
+    platforms: tuple[str, ...] = tuple(name for name in get_args(PlatformName) if name != "cpu")
     index: int | None = None
     uuid: str = ""
 

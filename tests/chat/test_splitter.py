@@ -1,10 +1,12 @@
 """Answers are told apart in the same way wherever they are cut, in linear time, and bad calls are content."""
 
 import gc
+import importlib
 import json
 import math
 import time
 from itertools import pairwise
+from pkgutil import iter_modules
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.base.errors import ConfigError
+from quire.chat import formats
 from quire.chat.events import Arguments, CallBroken, CallStart, Event, Speech, fold, merge
+from quire.chat.formats.base import ToolFormat
 from quire.chat.formats.recognise import TOOLS as FORMATS
 from quire.chat.formats.recognise import reasoning_format, tool_format
 from quire.chat.splitter import StreamSplitter
@@ -36,6 +40,13 @@ def calls(speech: Speech) -> list[tuple[str, dict[str, Any]]]:
 
 def name(answer: Answer) -> str:
     return f"{answer.format} {answer.text[:24]!r}"
+
+
+def test_every_format_is_in_the_tables() -> None:
+    modules = [importlib.import_module(f"{formats.__name__}.{each.name}") for each in iter_modules(formats.__path__)]
+    found = {value.name for module in modules for value in vars(module).values() if isinstance(value, ToolFormat)}
+    assert found == {format.name for format in FORMATS}, "enter it in recognise.py"
+    assert found == {answer.format for answer in ANSWERS}, "write one of its answers in tool_texts.py"
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=name)

@@ -1,13 +1,18 @@
 """The OpenAPI document: every route is in it, with the fields that its endpoint reads."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from quire.messages.pooling import GENERATE
 from quire.server.app import ROUTES
+from quire.server.openai.schema import Generating
 
 pytestmark = pytest.mark.plain
+
+CONFORMANCE = Path(__file__).parents[2] / "docs" / "conformance.md"
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +28,19 @@ def test_every_route_is_described(document: dict[str, Any]) -> None:
         operation = document["paths"][route.path.replace(":path", "")][route.method.lower()]
         assert operation["summary"].endswith((".", "/")) and (operation["security"] == []) == route.public
         assert ("requestBody" in operation) == (route.takes is not None)
+
+
+def test_every_body_is_named_and_what_generates_asks_for_a_model_that_does() -> None:
+    assert [route.path for route in ROUTES if route.method == "POST" and route.takes is None] == [
+        "/v1/responses/{response_id}/cancel"
+    ]
+    generating = [route for route in ROUTES if route.takes is not None and issubclass(route.takes, Generating)]
+    assert generating and all(route.task == GENERATE for route in generating)
+
+
+def test_every_route_has_a_line_for_clients() -> None:
+    text = CONFORMANCE.read_text(encoding="utf-8")
+    assert [route.path for route in ROUTES if route.path.partition("{")[0].rstrip("/") not in text] == []
 
 
 def test_every_body_has_the_fields_that_are_read(document: dict[str, Any]) -> None:
