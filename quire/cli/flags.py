@@ -45,7 +45,7 @@ def add_setting(parser: Parser, name: str) -> None:
 
 def add_model(parser: Parser) -> None:
     """Add the positional MODEL, which says the same as `--model`."""
-    parser.add_argument("model_name", nargs="?", metavar="MODEL", help="folder or hub name, as --model")
+    parser.add_argument("model_name", nargs="?", metavar="MODEL", help="folder, .gguf file or hub name, as --model")
 
 
 def given(args: Namespace) -> dict[str, object]:

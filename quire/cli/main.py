@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    if words[0] in ("-V", "--version", "version"):
+    if words[0] in ("-v", "-V", "--version", "version"):
         print(f"quire {__version__}")
         return 0
     length = 2 if " ".join(words[:2]) in COMMANDS else 1

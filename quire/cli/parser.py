@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
             description=f"{help[:1].upper()}{help[1:]}.",
             add_help=False,
             allow_abbrev=False,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=120),
+            formatter_class=lambda prog: _Lines(prog, max_help_position=36, width=120),
         )
         self.topics: dict[str, str] = {}
         self.add_argument("-h", "--help", nargs="?", const="", metavar="TOPIC", help="all flags, or about one topic")
@@ -60,9 +60,19 @@ class Parser(argparse.ArgumentParser):
         topic = topic.replace("_", "-").lstrip("-")
         if topic in ("", "all"):
             return self.format_help().rstrip()
-        if topic not in self.topics:
-            raise ConfigError(f"no help on {topic!r}; {did_you_mean(topic, self.topics, self._lists)}")
-        return self.topics[topic]
+        known = {**self._short_topics(), **self.topics}
+        if topic not in known:
+            raise ConfigError(f"no help on {topic!r}; {did_you_mean(topic, known, self._lists)}")
+        return known[topic]
+
+    def _short_topics(self) -> dict[str, str]:
+        """What is listed of each flag."""
+        listed = [action for action in self._actions if action.option_strings and action.help != argparse.SUPPRESS]
+        names = [", ".join(action.option_strings) for action in listed]
+        return {
+            action.option_strings[-1].lstrip("-"): f"{name}\n    {action.help}"
+            for name, action in zip(names, listed, strict=True)
+        }
 
     def _unknown(self, left: Sequence[str]) -> str:
         flag = next((word for word in left if word.startswith("-") and word != "-"), None)
@@ -72,6 +82,16 @@ class Parser(argparse.ArgumentParser):
         listed = [action for action in self._actions if action.help != argparse.SUPPRESS]
         known = [option for action in listed for option in action.option_strings]
         return f"unknown flag {name}; {did_you_mean(name, known, self._lists)}"
+
+
+class _Lines(argparse.HelpFormatter):
+    """argparse's, but what a flag takes stands there once: `-q X, --quantization X` would be two lines long."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        taken = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {taken}"
 
 
 def _with_dashes(words: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from tests.cli.fakes import parsed
 pytestmark = pytest.mark.plain
 
 
-@pytest.mark.parametrize("words", [["--version"], ["-V"], ["version"]])
+@pytest.mark.parametrize("words", [["--version"], ["-V"], ["-v"], ["version"]])
 def test_version(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     assert capsys.readouterr().out == f"quire {__version__}\n"
@@ -93,6 +93,18 @@ def test_help_on_a_flag(topic: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert shown.startswith("--enable-prefix-caching, --no-enable-prefix-caching\n")
     assert len(shown) < len(everything) / 10
+
+
+def test_help_on_a_flag_of_one_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--help", "max_tokens"]) == 0
+    assert capsys.readouterr().out.startswith("--max-tokens\n    longest answer")
+
+
+def test_no_line_of_the_help_is_too_long_to_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "  -tp, --tensor-parallel-size N " in shown
+    assert max(map(len, shown.splitlines())) < 150
 
 
 def test_underscores_are_dashes_in_names_only() -> None:
