@@ -1,4 +1,8 @@
-"""LangChain against a running `quire serve`: chat, stream, object, tool. Usage: langchain_chat.py [BASE_URL]"""
+"""LangChain against a running server: chat, stream, object, tool. Usage: langchain_chat.py [BASE_URL]
+
+`quire serve MODEL` does for a model that knows tools; the one that ships with quire is told how to write calls:
+`quire serve --tool-call-parser hermes`.
+"""
 
 import sys
 from typing import Annotated
