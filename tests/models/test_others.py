@@ -27,6 +27,7 @@ from quire.models.transformers.way import convolves, exact, refusing
 from quire.ops.samples import step_over
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import settle
+from tests.marks import needs_native
 from tests.models import checkpoints
 from tests.models.driver import Driver
 from tests.models.families import FAMILY
@@ -90,13 +91,14 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(name: str, made: Cal
     equals_transformers(driver, path)
 
 
+@needs_native
 @pytest.mark.parametrize("name", ["longcat_flash", "minicpm3", "dots1"])
 def test_packed_weights_give_the_same(name: str, made: Callable[[str], Path]) -> None:
     equals_transformers(Driver(made(name), 4, ["cpu"]), made(name))
 
 
 @pytest.mark.parametrize(("quantization", "error"), [(None, 0), ("int8", 1e-2)])
-@pytest.mark.parametrize("providers", [["torch_native"], ["cpu"]])
+@pytest.mark.parametrize("providers", [["torch_native"], pytest.param(["cpu"], marks=needs_native)])
 @pytest.mark.parametrize(
     ("name", "module"), [("longcat_flash", "layers.0.mlp.router.classifier"), ("biogpt", "layers.1.fc1")]
 )

@@ -11,11 +11,11 @@ from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend
 from quire.ops.registry import load_providers
 from quire.ops.samples import normal, step_over
 from quire.ops.step import StepInputs
-from quire.platforms import native
+from tests.marks import needs_native
 
 pytestmark = [
     pytest.mark.torch,
-    pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler"),
+    needs_native,
 ]
 LONGEST = 1100
 ANGLES = torch.arange(LONGEST)[:, None] * (1.0 / 10 ** torch.linspace(0, 3, 64))

@@ -12,11 +12,11 @@ from quire.ops.registry import choose, load_providers
 from quire.ops.samples import normal
 from quire.ops.stored import OFFERS, Bits, Wanted
 from quire.ops.stored_moe import StoredMoeSpec, stored_moe
-from quire.platforms import native
+from tests.marks import needs_native
 
 pytestmark = [
     pytest.mark.torch,
-    pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler"),
+    needs_native,
 ]
 DTYPES = st.sampled_from(["float32", "bfloat16"])
 

@@ -13,10 +13,11 @@ from quire.ops.stored import Bits, StoredSpec, Wanted, storage_for, stored_linea
 from quire.platforms import native
 from quire.quantization.canonical import Canonical
 from quire.quantization.storage import Storage
+from tests.marks import needs_native
 
 pytestmark = [
     pytest.mark.torch,
-    pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler"),
+    needs_native,
 ]
 
 

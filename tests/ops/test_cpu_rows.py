@@ -10,11 +10,11 @@ from quire.ops.greedy import greedy_sample
 from quire.ops.norm import NormSpec, add_rms_norm, rms_norm
 from quire.ops.registry import DEFAULT_TOLERANCE
 from quire.ops.samples import dtypes, normal
-from quire.platforms import native
+from tests.marks import needs_native
 
 pytestmark = [
     pytest.mark.torch,
-    pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler"),
+    needs_native,
 ]
 DTYPES = st.sampled_from(["float32", "bfloat16"])
 

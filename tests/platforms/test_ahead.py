@@ -11,11 +11,12 @@ from unittest import mock
 import pytest
 
 from quire.platforms import ahead as module
-from quire.platforms import cores, native
+from quire.platforms import cores
 from quire.platforms.ahead import HUGE_PAGE, PIECE, Ahead, pays
 from quire.platforms.host import Host
+from tests.marks import needs_native
 
-pytestmark = [pytest.mark.plain, pytest.mark.skipif(not native.is_built(), reason="needs the compiled kernels")]
+pytestmark = [pytest.mark.plain, needs_native]
 
 HANG_S = 30
 AVX2 = frozenset({"avx2"})

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import quire
+from tests.marks import needs_native
 from tests.quantization import test_gptq_awq, test_modelopt
 from tests.quantization.checkpoints import inner, write
 
@@ -28,6 +29,7 @@ def test_tokens_are_those_of_the_values(kernels: str, tmp_path: Path) -> None:
     assert tokens(quantized, kernels=kernels) == tokens(plain, kernels=kernels)
 
 
+@needs_native
 def test_integers_use_the_compiled_packing(tmp_path: Path) -> None:
     def writer(module: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
         return test_gptq_awq.gptq(weight, 4, 32, act=False, symmetric=True, less=1) if inner(module) else None
