@@ -5,6 +5,7 @@ declare: the state that they keep and the providers that were chosen. `build / "
 checkpoint's names.
 """
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -189,7 +190,9 @@ class Build:
     def _taken(self, recipe: Recipe, allocate: Callable[[], Tensor]) -> Tensor:
         try:
             return allocate()
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, MemoryError) as error:
+            if not _says_no_memory(error):
+                raise
             shape = recipe.shape(self.mesh.rank, self.mesh.size)
             raise CheckpointError(
                 f"{recipe.parts[0].name}: {shape} of {self.quantization or self.dtype_name} does not fit in the memory "
@@ -241,3 +244,13 @@ class Build:
     def dtype_name(self) -> str:
         """The dtype as specs spell it."""
         return str(self.dtype).removeprefix("torch.")
+
+
+def _says_no_memory(error: Exception) -> bool:
+    """Whether memory is what was missing. Of torch's own errors those of GPUs alone have a type that says so."""
+    words = ("DefaultCPUAllocator: can't allocate memory", "Storage size calculation overflowed")
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or any(each in str(error) for each in words)
+    )

@@ -1,10 +1,12 @@
 """Building models: names to families, wrong configs and damaged checkpoints told by name, what a build collects."""
 
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -16,6 +18,7 @@ from quire.checkpoint.read import read_facts
 from quire.checkpoint.rope import RopeFacts
 from quire.layers.build import Build
 from quire.layers.rope import rope_table
+from quire.loading.recipe import Part
 from quire.messages.state import Retention, StateSpec
 from quire.models.gemma2 import Gemma2Config
 from quire.models.qwen2 import Qwen2Config
@@ -82,6 +85,7 @@ def test_the_families_of_the_first_release_are_there() -> None:
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "no multiple of num_key_value_heads=2"),
         ({"head_dim": 5}, "even number"),
         ({"vocab_size": 1 << 24, "hidden_size": 1 << 24}, "embed_tokens.weight.*does not fit in the memory"),
+        ({"vocab_size": 1 << 40, "hidden_size": 1 << 40}, "does not fit in the memory"),
         ({"model_type": "gemma2", "layer_types": ["full_attention"] * 2}, "layer_types has 2 entries"),
         (
             {
@@ -104,6 +108,21 @@ def test_the_families_of_the_first_release_are_there() -> None:
 def test_a_config_that_makes_no_model_is_told_by_name(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=says):
         built(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert"), OSError(errno.EMFILE, "files")])
+def test_a_fault_that_is_none_of_memory_is_not_told_as_one(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty", mock.Mock(side_effect=error))
+    with pytest.raises(type(error)) as caught:
+        new_build().weight(Part("w", (2, 2)))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("none"), MemoryError(), OSError(errno.ENOMEM, "none")])
+def test_a_lack_of_memory_is_told_whoever_says_it(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "empty", mock.Mock(side_effect=error))
+    with pytest.raises(CheckpointError, match="does not fit in the memory"):
+        new_build().weight(Part("w", (2, 2)))
 
 
 @pytest.mark.parametrize(
