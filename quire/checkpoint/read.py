@@ -23,6 +23,15 @@ MAX_CONTEXT = 1 << 30
 PARTS = ("text_config", "vision_config", "audio_config")
 """Configs within that of a model that takes more than texts."""
 
+OTHER_KINDS = {
+    "adapter_config.json": "it holds an adapter: merge that into its model (PEFT: merge_and_unload), and name the result",
+    "*.gguf": "give the .gguf file itself",
+    "params.json": "it is in the makers' own format: give the Hugging Face one",
+    "model_index.json": "it holds a pipeline of diffusers, which is no language model",
+    "snapshots/*/config.json": "give the hub's name of the model, or the folder below snapshots/",
+}
+"""What a folder without config.json may be, by a file in it, and what helps."""
+
 
 class _Core(msgspec.Struct, frozen=True):
     """The fields of config.json that every decoder must have."""
@@ -128,7 +137,9 @@ def _read_json(file: Path, required: bool = True) -> dict[str, Any]:
     except FileNotFoundError:
         if not required:
             return {}
-        raise CheckpointError(f"{file.parent} has no {file.name}; give a folder in Hugging Face format") from None
+        remedies = (remedy for mark, remedy in OTHER_KINDS.items() if any(file.parent.glob(mark)))
+        remedy = next(remedies, "give a folder in Hugging Face format, or a .gguf file")
+        raise CheckpointError(f"{file.parent} has no {file.name}; {remedy}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
     if not isinstance(content, dict):

@@ -28,6 +28,23 @@ def test_facts_of_a_plain_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("adapter_config.json", "merge_and_unload"),
+        ("model-Q4_K_M.gguf", "give the .gguf file itself"),
+        ("params.json", "makers' own format"),
+        ("snapshots/abc/config.json", "below snapshots/"),
+        ("README.md", "give a folder in Hugging Face format, or a .gguf file"),
+    ],
+)
+def test_a_folder_of_another_kind_is_told_apart(name: str, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(CheckpointError, match=f"has no config.json; .*{remedy}"):
+        read_facts("x", tmp_path)
+
+
+@pytest.mark.parametrize(
     ("fields", "dtype"),
     [
         ({"dtype": None, "torch_dtype": "bfloat16"}, "bfloat16"),
