@@ -24,7 +24,7 @@ PARTS = ("text_config", "vision_config", "audio_config")
 """Configs within that of a model that takes more than texts."""
 
 OTHER_KINDS = {
-    "adapter_config.json": "it holds an adapter: merge that into its model (PEFT: merge_and_unload), and name the result",
+    "adapter_config.json": "it holds an adapter: merge that into its model (PEFT: merge_and_unload), name the result",
     "*.gguf": "give the .gguf file itself",
     "params.json": "it is in the makers' own format: give the Hugging Face one",
     "model_index.json": "it holds a pipeline of diffusers, which is no language model",
