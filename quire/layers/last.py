@@ -32,12 +32,13 @@ class LastTokens:
         return step.max_seq <= REACH * len(step.positions)
 
     def mix(self, qkv: Tensor, step: StepInputs) -> Tensor:
-        """As `Attention.mix`, for the last token of each sequence: (sequences, hidden)."""
-        layer, rows = self._attention, step.last_tokens
+        """As `Attention.mix`, for the last token of each sequence: (sequences or `step.ends`, hidden)."""
+        layer, rows, sequences = self._attention, step.last_tokens, len(step.seq_lens)
         qkv, gate = layer.heads_of(qkv, step)
         pages, sinks = layer.state.pages, () if layer.sinks is None else (layer.sinks,)
-        q = self._prepare(qkv, layer.head_weights, pages, step, layer.spec)[rows]
+        q = self._prepare(qkv, layer.head_weights, pages, step, layer.spec)[rows[:sequences]]
         mixed = self._attend(q, pages, step.last(), layer.spec, *sinks).flatten(1)
+        mixed = torch.nn.functional.pad(mixed, (0, 0, 0, len(rows) - sequences))
         return layer.out.forward(mixed if gate is None else mixed * torch.sigmoid(gate[rows]))
 
 

@@ -160,7 +160,8 @@ def pre_norm_layer(
     qkv = stored_linear(normed, w[0], biases[0], spec.qkv)
     attended = attend(qkv, weights.heads, pages, step, spec.attention)
     if spec.last:
-        attended, total = attended[step.last_tokens], total[step.last_tokens]
+        last = step.last_tokens[: len(step.seq_lens)]
+        attended, total = attended[last], total[last]
     normed, total = joined(total, stored_linear(attended, w[1], biases[1], spec.out), weights.norms[1], spec.before_mlp)
     gated = gated_activation(stored_linear(normed, w[2], biases[2], spec.gate_up), spec.gate)
     return total, stored_linear(gated, w[3], biases[3], spec.down)

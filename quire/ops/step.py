@@ -75,7 +75,8 @@ class StepInputs:
         kinds: (tokens,) int64, which of two texts a token belongs to; None where there is only one.
         seen: (sequences,) int32, so many tokens at the beginning of each text are seen by its others, where attention
             looks both ways; None where all are.
-        ends: hidden states are wanted of each sequence's last token alone.
+        ends: hidden states are wanted of each sequence's last token alone. For so many lines kernels of products are
+            loaded; those beyond the sequences are nobody's. 0 where states of all tokens are wanted.
         derived: see `once`.
     """
 
@@ -90,7 +91,7 @@ class StepInputs:
     singles: int = 0
     kinds: Tensor | None = None
     seen: Tensor | None = None
-    ends: bool = False
+    ends: int = 0
     derived: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
@@ -105,15 +106,19 @@ class StepInputs:
 
     @property
     def last_tokens(self) -> Tensor:
-        """(sequences,) int64, where the last token of each is; anything for one without tokens."""
-        return self.once("last tokens", lambda: (self.query_start[1:].long() - 1).clamp_(min=0))
+        """(sequences or `ends`,) int64, where the last token of each is; any for one without tokens, and beyond."""
+        return self.once("last tokens", self._last_tokens)
+
+    def _last_tokens(self) -> Tensor:
+        found = (self.query_start[1:].long() - 1).clamp_(min=0)
+        return torch.nn.functional.pad(found, (0, max(0, self.ends - len(found))))
 
     def last(self) -> "StepInputs":
         """The step in which each sequence computes its last token alone, the others being in its pages."""
         return self.once("last", self._last)
 
     def _last(self) -> "StepInputs":
-        rows = self.last_tokens
+        rows = self.last_tokens[: len(self.seq_lens)]
         return replace(
             self,
             token_ids=self.token_ids[rows],
@@ -122,7 +127,7 @@ class StepInputs:
             groups=tuple(replace(group, slots=group.slots[rows]) for group in self.groups),
             max_query=1,
             singles=0,
-            ends=False,
+            ends=0,
             derived={},
         )
 

@@ -120,12 +120,13 @@ class GenerationSteps:
         room = None if every else self.ragged.find(grants)
         if room is not None:
             return self._launch_ragged(plan.step, room, grants)
-        numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants), *lines], self._device)
-        order, counts, sampling = torch.split(numbers, [len(grants), len(grants), len(lines)])
+        padded = self._padded(lines)
+        numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants), *padded], self._device)
+        order, counts, sampling = torch.split(numbers, [len(grants), len(grants), len(padded)])
         longest = max(self.rows.host[g.row].computed + g.tokens for g in grants)
         bounds = Bounds(sum(g.tokens for g in grants), max(g.tokens for g in grants), longest)
         singles = sum(g.tokens == 1 for g in grants)
-        kind = Kind(self.rows.sharing, singles, every)
+        kind = Kind(self.rows.sharing, singles, every, self.graphs.room(len(grants)))
         inputs, hidden = self.passes.forward(order, counts.int(), sampling, bounds, kind)
         described = describe_prompts(self.rows, grants, hidden, self.passes.model, self._kernels)
         # Every rank takes part in making logits; the one that samples tells.
@@ -133,7 +134,7 @@ class GenerationSteps:
         if lines:
             step.rows = [grants[i].row for i in lines]
             at = inputs.logit_rows if every else sampling
-            return self._drawn(step, partial(self.passes.sample, step.rows, order[sampling], hidden[at]))
+            return self._drawn(step, partial(self.passes.sample, step.rows, order[sampling[: len(lines)]], hidden[at]))
         return step
 
     def _launch_ragged(self, step: int, room: Room, grants: list[Grant]) -> InFlight:
@@ -143,10 +144,14 @@ class GenerationSteps:
         if not lines:
             return InFlight(step, sampler=self.sampler)
         rows = [grants[i].row for i in lines]
-        numbers = upload([*rows, *(ends[i] for i in lines)], self._device)
-        order, at = torch.split(numbers, [len(lines), len(lines)])
+        padded = self._padded([ends[i] for i in lines])
+        order, at = torch.split(upload([*rows, *padded], self._device), [len(lines), len(padded)])
         draw = partial(self.passes.sample, rows, order, hidden.index_select(0, at))
         return self._drawn(InFlight(step, rows, sampler=self.sampler), draw)
+
+    def _padded(self, lines: list[int]) -> list[int]:
+        """Lines of which logits are wanted, the first of them again and again up to a number that is recorded."""
+        return lines + lines[:1] * (self.graphs.room(len(lines)) - len(lines))
 
     def _drawn(self, step: InFlight, draw: Draw) -> InFlight:
         """The step with its samples, or sure to draw them once its grammars have heard of the step before."""

