@@ -1,4 +1,4 @@
-"""`Wire`: typed frames over a socket pair, for an event loop; the form is that of `messages/frames.py`."""
+"""`Channel`: typed frames over a socket pair, for an event loop; the form is that of `messages/frames.py`."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ MOST_UNREAD_BYTES = 256 << 20
 Message = TypeVar("Message")
 
 
-class Wire(Generic[Message]):
+class Channel(Generic[Message]):
     """One side of a conversation; made by `open`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, codec: Codec[Message]) -> None:
@@ -23,9 +23,9 @@ class Wire(Generic[Message]):
         self._codec = codec
 
     @classmethod
-    async def open(cls, channel: socket.socket, hears: Any) -> "Wire[Message]":
-        """Speak over `channel` from now on; `hears` is the union of types that may arrive."""
-        reader, writer = await asyncio.open_connection(sock=channel)
+    async def open(cls, end: socket.socket, hears: Any) -> "Channel[Message]":
+        """Speak over `end` from now on; `hears` is the union of types that may arrive."""
+        reader, writer = await asyncio.open_connection(sock=end)
         return cls(reader, writer, Codec(hears))
 
     def send(self, message: Any) -> None:

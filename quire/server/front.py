@@ -45,7 +45,7 @@ from quire.messages.control import (
 )
 from quire.messages.text import Setup
 from quire.server.app import create_app
-from quire.server.channel import Wire
+from quire.server.channel import Channel
 from quire.server.greeting import greeting
 from quire.server.listen import ApiServer
 from quire.server.peers import Family
@@ -66,12 +66,12 @@ class Front:
     """One front end.
 
     Args:
-        wire: to the supervisor.
+        channel: to the supervisor.
         born: what it has said first.
     """
 
-    def __init__(self, wire: Wire[ToFront], born: Born) -> None:
-        self._wire = wire
+    def __init__(self, channel: Channel[ToFront], born: Born) -> None:
+        self._channel = channel
         self._config = born.config.server
         self._listener = socket.socket(fileno=born.listener)
         connect = partial(CoreClient, name=born.name, secret=born.secret)
@@ -83,7 +83,7 @@ class Front:
         said = born.config.engine.log
         self._pool = TextPool(Setup(front.tokenizer_path, source, said.log_level, said.log_format))
         self._engine.on_death = lambda reason: log.error("requests are refused until there is an engine: %s", reason)
-        self._family = Family(wire, born.count)
+        self._family = Family(channel, born.count)
         self._known, self._lost = asyncio.Event(), asyncio.Event()
         self._engine.on_lost = self._lost.set
         # Where an engine was ready before, this front end replaces one: clients wait for it, so it answers them in any
@@ -117,7 +117,7 @@ class Front:
         self._service = service = app.state.service
 
         def on_ready() -> None:
-            self._wire.send(Serving(greeting(service, self._listener), engine.facts))
+            self._channel.send(Serving(greeting(service, self._listener), engine.facts))
 
         self._server = ApiServer(app, self._config, on_ready)
         keep_what_lives()
@@ -133,14 +133,14 @@ class Front:
     async def _live(self) -> None:
         """Say that the event loop goes round."""
         while True:
-            self._wire.send(Alive())
+            self._channel.send(Alive())
             await asyncio.sleep(ALIVE_S)
 
     async def _hear(self) -> None:
-        while (message := await self._wire.receive()) is not None:
+        while (message := await self._channel.receive()) is not None:
             if isinstance(message, EngineUp | EngineDown | Strike):
                 for strike in await self._follower.hear(message):
-                    self._wire.send(strike)
+                    self._channel.send(strike)
             elif isinstance(message, Asked):
                 # In a task: what is asked may take a while.
                 asyncio.create_task(self._answer(message)).add_done_callback(lambda task: task.exception())
@@ -156,9 +156,9 @@ class Front:
         assert service is not None, "only those that serve are asked"
         question = asked.question
         if isinstance(question, Count):
-            self._wire.send(Answered(asked.number, service.counted()))
+            self._channel.send(Answered(asked.number, service.counted()))
         else:
-            self._wire.send(Answered(asked.number, await service.responses.fetch(question)))
+            self._channel.send(Answered(asked.number, await service.responses.fetch(question)))
 
 
 def _template_source(config: ServerConfig) -> str | None:
@@ -180,18 +180,18 @@ def _end_with_supervisor(folders: list[str]) -> None:
 
 
 async def _main(descriptor: int, folders: list[str]) -> int:
-    wire: Wire[ToFront] = await Wire.open(socket.socket(fileno=descriptor), ToFront)
-    born = await wire.receive()
+    channel: Channel[ToFront] = await Channel.open(socket.socket(fileno=descriptor), ToFront)
+    born = await channel.receive()
     if not isinstance(born, Born):
         return 1
     folders.append(born.folder)
     setup(born.config.engine.log.log_level, born.config.engine.log.log_format)
     write_aside()
     try:
-        await Front(wire, born).run()
+        await Front(channel, born).run()
     except QuireError as error:
-        wire.send(CannotServe(str(error)))
-        wire.close()
+        channel.send(CannotServe(str(error)))
+        channel.close()
         return 2
     return 0
 

@@ -37,7 +37,7 @@ from quire.messages.control import (
 )
 from quire.messages.frames import pair_for_child
 from quire.server.backoff import Backoff
-from quire.server.channel import Wire
+from quire.server.channel import Channel
 from quire.server.tallies import total
 
 log = get_logger(__name__)
@@ -90,7 +90,7 @@ class Child:
 
     name: str
     process: asyncio.subprocess.Process
-    wire: Wire[FromFront]
+    channel: Channel[FromFront]
     heard_by: float
     served_at: float | None = None
     counted: list[Tally] = field(default_factory=list)
@@ -172,7 +172,7 @@ class Fronts:
         self.kill()
         # A copy: one that is still kept is buried while this waits.
         for child in list(self._children.values()):
-            child.wire.close()
+            child.channel.close()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(child.process.wait(), GONE_S)
 
@@ -233,10 +233,10 @@ class Fronts:
                 pass_fds=[theirs.fileno(), listener.fileno(), self._pulse],
                 start_new_session=True,
             )
-        wire: Wire[FromFront] = await Wire.open(ours, FromFront)
-        child = Child(f"front-{next(self._names)}", process, wire, _now() + max(FIRST_SIGN_S, self._stall_s))
+        channel: Channel[FromFront] = await Channel.open(ours, FromFront)
+        child = Child(f"front-{next(self._names)}", process, channel, _now() + max(FIRST_SIGN_S, self._stall_s))
         for message in [*self._owner.born(listener.fileno(), child.name), *self._strikes]:
-            child.wire.send(message)
+            child.channel.send(message)
         self._children[index] = child
         return child
 
@@ -255,7 +255,7 @@ class Fronts:
 
     async def _listen(self, index: int, child: Child) -> None:
         try:
-            while (message := await child.wire.receive()) is not None:
+            while (message := await child.channel.receive()) is not None:
                 self._handle(index, child, message)
         except TransportError as error:
             log.error("front end %d: %s", index, error)
@@ -282,7 +282,7 @@ class Fronts:
     def _tell(self, index: int, message: ToFront) -> None:
         child = self._children[index]
         try:
-            child.wire.send(message)
+            child.channel.send(message)
         except TransportError as error:
             log.error("front end %d: %s", index, error)
             child.kill()
@@ -324,7 +324,7 @@ class Fronts:
 
     def _buried(self, index: int, child: Child) -> None:
         del self._children[index]
-        child.wire.close()
+        child.channel.close()
         self._owner.gone(child.name)
         self._past = total([self._past, child.counted])
         for number, exchange in list(self._exchanges.items()):

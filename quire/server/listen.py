@@ -14,9 +14,9 @@ from starlette.applications import Starlette
 
 from quire.base.logging import get_logger
 from quire.config.fields import ServerConfig
+from quire.server.protocol import BoundedProtocol, connections_allowed
 from quire.server.service import Service
 from quire.server.sockets import BACKLOG
-from quire.server.wire import Wire, connections_allowed
 
 log = get_logger(__name__)
 
@@ -50,7 +50,7 @@ class ApiServer(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=partial(  # type: ignore[arg-type]
-                    Wire,
+                    BoundedProtocol,
                     most=connections_allowed(),
                     addresses=Counter(),
                     write_timeout_s=config.stream_write_timeout_s,

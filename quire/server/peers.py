@@ -52,12 +52,12 @@ class Family:
     """Asks the others through the supervisor.
 
     Args:
-        wire: to the supervisor.
+        channel: to the supervisor.
         count: of front ends.
     """
 
-    def __init__(self, wire: Telling, count: int) -> None:
-        self._wire = wire
+    def __init__(self, channel: Telling, count: int) -> None:
+        self._channel = channel
         self.count = count
         self._numbers = itertools.count()
         self._asked: dict[int, asyncio.Future[list[Reply]]] = {}
@@ -82,7 +82,7 @@ class Family:
     async def _ask(self, question: Question, own: Reply) -> list[Reply]:
         number = next(self._numbers)
         waiting = self._asked[number] = asyncio.get_running_loop().create_future()
-        self._wire.send(Ask(number, question, own))
+        self._channel.send(Ask(number, question, own))
         try:
             return await asyncio.wait_for(waiting, PATIENCE_S)
         finally:

@@ -25,7 +25,7 @@ from quire.messages.control import FromFront, ToFront
 from quire.messages.frames import receive
 from quire.messages.rank import FromRank, ToRank
 from quire.messages.wire import FromClient, ToClient
-from quire.server.channel import Wire
+from quire.server.channel import Channel
 from quire.server.text.strict_json import parse_object
 from tests.chat.tool_texts import ANSWERS, TOOLS
 
@@ -61,7 +61,7 @@ def wire(raw: bytes) -> None:
         ours, theirs = socket.socketpair()
         theirs.sendall(raw[:60_000])
         theirs.close()
-        channel: Wire[object] = await Wire.open(ours, FromFront)
+        channel: Channel[object] = await Channel.open(ours, FromFront)
         try:
             while await channel.receive() is not None:
                 pass

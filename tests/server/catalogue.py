@@ -6,13 +6,13 @@ that exists; DIFFERENT, where we decided otherwise than most (docs/conformance.m
 """
 
 CANARY = "test_canary.py::"
-WIRE = "test_wire.py::"
+PROTOCOL = "test_protocol.py::"
 TRANSPORT = "test_transport.py::"
 AUTH = "test_auth.py::"
 
 COVERED: dict[str, tuple[str, ...]] = {
     "B001": (TRANSPORT + "test_a_long_url_and_large_headers",),
-    "B002": (WIRE + "test_headers_without_end_take_no_memory",),
+    "B002": (PROTOCOL + "test_headers_without_end_take_no_memory",),
     "B004": (TRANSPORT + "test_a_body_over_the_limit_is_not_read", CANARY + "test_odd_bytes_on_the_wire"),
     "B006": (TRANSPORT + "test_a_body_in_tiny_chunks", CANARY + "test_odd_bytes_on_the_wire"),
     "B007": (TRANSPORT + "test_a_slow_body_times_out_and_hurts_nobody",),

@@ -104,7 +104,7 @@ def test_an_answer_is_not_for_whoever_takes_the_asker_s_place() -> None:
         fronts._buried(0, asker)
         fronts._children[0] = heir
         fronts._answered(1, other, Answered(0, Counted(0, [])))
-        assert not heir.wire.send.called and not fronts._exchanges
+        assert not heir.channel.send.called and not fronts._exchanges
 
     asyncio.run(play())
 
@@ -127,7 +127,7 @@ def test_one_that_dies_while_all_are_counted_counts_once(answers: bool, sum_of_a
             fronts._answered(1, dying, Answered(0, _counted(30.0)))
         fronts._buried(1, dying)
         fronts._answered(2, other, Answered(0, _counted(100.0)))
-        (answer,) = asker.wire.send.call_args.args
+        (answer,) = asker.channel.send.call_args.args
         (served,) = total([reply.tallies for reply in answer.replies])
         assert served.samples == [("served_total", {}, sum_of_all)]
 

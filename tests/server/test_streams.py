@@ -15,7 +15,7 @@ import pytest
 
 from quire.server import sse
 from quire.server.openai import chat as chat_endpoint
-from quire.server.wire import Wire
+from quire.server.protocol import BoundedProtocol
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import Serving, wait_for
 
@@ -123,10 +123,10 @@ def test_requests_leave_nothing_to_the_collector() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_every_write_to_a_client_fails_once(stream: bool, raises: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The k-th, for every k: its request ends, and nothing of it is left."""
-    connected, left = Wire.connection_made, 0
+    connected, left = BoundedProtocol.connection_made, 0
 
-    def connect(wire: Wire, transport: Any) -> None:
-        connected(wire, transport)
+    def connect(protocol: BoundedProtocol, transport: Any) -> None:
+        connected(protocol, transport)
         write = transport.write
 
         def fail(data: bytes) -> None:
@@ -141,7 +141,7 @@ def test_every_write_to_a_client_fails_once(stream: bool, raises: bool, monkeypa
 
         transport.write = fail
 
-    monkeypatch.setattr(Wire, "connection_made", connect)
+    monkeypatch.setattr(BoundedProtocol, "connection_made", connect)
     raw = json.dumps({**CHAT, "max_tokens": 6, "stream": stream}).encode()
     with Serving(FakeEngine(step_s=0.005)) as running:
         for k in itertools.count(1):

@@ -29,7 +29,7 @@ from quire.messages.text import (
     Render,
     Setup,
 )
-from quire.server.channel import Wire
+from quire.server.channel import Channel
 from quire.server.errors import ApiError, unavailable
 
 log = get_logger(__name__)
@@ -55,11 +55,11 @@ Places = contextlib.AbstractAsyncContextManager[None]
 
 
 class Worker:
-    """One process, and the wire to it."""
+    """One process, and the channel to it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, wire: Wire[FromWorker]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, channel: Channel[FromWorker]) -> None:
         self._process = process
-        self._wire = wire
+        self._channel = channel
 
     @classmethod
     async def start(cls, setup: Setup) -> "Worker":
@@ -72,7 +72,7 @@ class Worker:
                 stdin=asyncio.subprocess.DEVNULL,
                 env=environ.snapshot() | {"RAYON_NUM_THREADS": "1"},
             )
-        worker = cls(process, await Wire.open(ours, FromWorker))
+        worker = cls(process, await Channel.open(ours, FromWorker))
         said = None
         try:
             async with asyncio.timeout(START_S):
@@ -89,8 +89,8 @@ class Worker:
     async def ask(self, message: Setup | Job) -> FromWorker | None:
         """The answer; None if the process has ended instead, or speaks out of turn."""
         try:
-            self._wire.send(message)
-            return await self._wire.receive()
+            self._channel.send(message)
+            return await self._channel.receive()
         except OverflowError:
             # In what a client has sent; nothing of it has left this process.
             return Refused(INTEGERS, None, "invalid_json")
@@ -99,7 +99,7 @@ class Worker:
 
     async def end(self) -> int:
         """Kill the process, if it has not ended; how it did."""
-        self._wire.close()
+        self._channel.close()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         return await self._process.wait()

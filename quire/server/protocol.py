@@ -1,4 +1,4 @@
-"""`Wire`: uvicorn's HTTP/1.1 protocol with the limits that it lacks.
+"""`BoundedProtocol`: uvicorn's HTTP/1.1 protocol with the limits that it lacks.
 
 Without them a client could hold memory and connections for ever by sending headers that never end, by reading nothing,
 or by opening connections without number. Known to `ApiServer` only; it sees bytes and no application.
@@ -36,8 +36,8 @@ def connections_allowed() -> int:
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft - SPARE_DESCRIPTORS)
 
 
-class Wire(HttpToolsProtocol):
-    """One connection; see the module.
+class BoundedProtocol(HttpToolsProtocol):
+    """One connection of a client.
 
     Args:
         most: connections at a time; one more is turned away. Another machine may have half of them.

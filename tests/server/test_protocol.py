@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from quire.server import wire
+from quire.server import protocol
 from tests.server.serving import Serving, wait_for
 from tests.server.test_transport import HEAD, RAW, error_of, talk
 
@@ -23,7 +23,7 @@ def connect(running: Serving) -> socket.socket:
 
 
 def test_headers_that_do_not_end_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.3)
     with Serving() as running, running.http() as http, connect(running) as slow:
         slow.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\nX-A: ")
         assert http.get("/live").status_code == 200
@@ -42,7 +42,7 @@ def test_headers_without_end_take_no_memory(serving: Serving, piece: bytes) -> N
 
 
 def test_one_connection_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 3)
     with Serving() as running:
         held = [connect(running) for _ in range(3)]
         wait_for(lambda: len(running.server.server_state.connections) == 3)
@@ -59,11 +59,11 @@ def test_one_connection_too_many_is_told_so(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_another_machine_may_have_half_of_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_CONNECTIONS", 6)
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS", 6)
     with Serving() as running, contextlib.ExitStack() as held:
         own = [held.enter_context(connect(running)) for _ in range(2)]
         wait_for(lambda: len(running.server.server_state.connections) == 2)
-        monkeypatch.setattr(wire, "is_own", lambda host: False)
+        monkeypatch.setattr(protocol, "is_own", lambda host: False)
         theirs = [held.enter_context(connect(running)) for _ in range(3)]
         wait_for(lambda: len(running.server.server_state.connections) == 5)
         with connect(running) as surplus:
@@ -71,7 +71,7 @@ def test_another_machine_may_have_half_of_the_connections(monkeypatch: pytest.Mo
         theirs[0].close()
         wait_for(lambda: len(running.server.server_state.connections) == 4)
         assert b" 200 " in talk(running, b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        monkeypatch.setattr(wire, "is_own", lambda host: True)
+        monkeypatch.setattr(protocol, "is_own", lambda host: True)
         # This machine's own are not counted: there may be a proxy on it.
         more = [held.enter_context(connect(running)) for _ in range(2)]
         wait_for(lambda: len(running.server.server_state.connections) == 6)
@@ -92,7 +92,7 @@ def test_a_client_that_reads_nothing_is_given_up() -> None:
 
 
 def test_a_late_second_request_does_not_cut_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.05)
     with Serving() as running:
         running.engine.step_s = 0.05
         answer = talk(running, HEAD + b"Content-Length: %d\r\n\r\n" % len(RAW) + RAW + b"GET /live HTT")
@@ -102,7 +102,7 @@ def test_a_late_second_request_does_not_cut_the_first(monkeypatch: pytest.Monkey
 
 def test_descriptors_bound_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(wire.resource, "getrlimit", lambda what: (64, 1000))
-    monkeypatch.setattr(wire.resource, "setrlimit", lambda what, limits: asked.append(limits))
-    assert wire.connections_allowed() == 1000 - wire.SPARE_DESCRIPTORS
+    monkeypatch.setattr(protocol.resource, "getrlimit", lambda what: (64, 1000))
+    monkeypatch.setattr(protocol.resource, "setrlimit", lambda what, limits: asked.append(limits))
+    assert protocol.connections_allowed() == 1000 - protocol.SPARE_DESCRIPTORS
     assert asked == [(1000, 1000)]
