@@ -65,10 +65,10 @@ struct ExpertsRun {
             from = read;
         }
         const int dtype = (int)experts.dtype;
-        linear(of_expert(experts.gate_up, experts.count, number), from, hidden, rows, nullptr, product, dtype);
+        linear(of_expert(experts.gate_up, experts.count, number), {from, hidden, rows, product, 2 * inner, dtype}, nullptr);
         gate({product, gated, inner, 0, dtype}, rows);
         char* const to = made + first * hidden * item;
-        linear(of_expert(experts.down, experts.count, number), gated, inner, rows, nullptr, to, dtype);
+        linear(of_expert(experts.down, experts.count, number), {gated, inner, rows, to, hidden, dtype}, nullptr);
     }
 
     // What a token's experts made, added up in the order of its slots.

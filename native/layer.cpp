@@ -9,9 +9,10 @@
 
 namespace qcpu {
 
-// A product's weight and bias, which may be null.
+// A product's weights, whose outputs lie side by side, and their bias, which may be null.
 struct LayerProduct {
-    Matrix weight;
+    const Matrix* weights;
+    long count, inputs, outputs;
     const void* bias;
 };
 
@@ -39,11 +40,15 @@ struct LayerRun {
 
     // result[rows, outputs] of rows that lie one after another.
     void product(const LayerProduct& p, const void* x, void* result) const {
-        linear(p.weight, x, p.weight.inputs, rows, p.bias, result, dtype);
+        const long item = dtype ? 2 : 4;
+        for (long i = 0, first = 0; i < p.count; first += p.weights[i++].outputs) {
+            const void* const bias = p.bias ? (const char*)p.bias + first * item : nullptr;
+            linear(p.weights[i], {x, p.inputs, rows, (char*)result + first * item, p.outputs, dtype}, bias);
+        }
     }
 
     void normed(const LayerNorm& n, const void* residual, const void* delta, void* result, void* total) const {
-        const long size = layer.qkv.weight.inputs;
+        const long size = layer.qkv.inputs;
         norm({residual, delta, n.weight, result, total, size, (float)n.eps, (float)n.offset, dtype}, rows);
     }
 };
@@ -69,8 +74,8 @@ QCPU_API void qcpu_layer(const qcpu::Layer* layer, const qcpu::AttentionStep* st
     Turn turn;
     const LayerRun all{*layer, step->tokens, (int)layer->dtype};
     const LayerRun run{*layer, last ? step->sequences : step->tokens, (int)layer->dtype};
-    const long item = layer->dtype ? 2 : 4, hidden = layer->qkv.weight.inputs, inner = layer->down.weight.inputs;
-    const long attended = layer->out.weight.inputs, fused = layer->qkv.weight.outputs, both = layer->gate_up.weight.outputs;
+    const long item = layer->dtype ? 2 : 4, hidden = layer->qkv.inputs, inner = layer->down.inputs;
+    const long attended = layer->out.inputs, fused = layer->qkv.outputs, both = layer->gate_up.outputs;
     const long wide = (fused > both ? fused : both) * item, narrow = (attended > inner ? attended : inner) * item;
     const long most = all.rows > run.rows ? all.rows : run.rows;
     char* const normed = (char*)scratch(ROWS, most * (2 * hidden * item + wide + narrow));

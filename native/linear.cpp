@@ -77,9 +77,12 @@ QCPU_API void qcpu_use_huge_pages(void* data, long bytes) {
 QCPU_API void qcpu_put(const qcpu::Matrix* m, long first, long rows, const void* values, long stride, int dtype) {
     qcpu::the_pack_table().put(*m, first, rows, values, stride, dtype);
 }
-QCPU_API void qcpu_put_quantized(const qcpu::Matrix* m, long first, long rows, const uint8_t* values,
+QCPU_API void qcpu_put_quantized(const qcpu::Matrix* m, long first, long rows, const int8_t* values,
                                  const float* scales) {
     qcpu::the_pack_table().put_quantized(*m, first, rows, values, scales);
+}
+QCPU_API void qcpu_put_groups(const qcpu::Matrix* m, long first, long rows, const qcpu::Groups* groups) {
+    qcpu::the_pack_table().put_groups(*m, first, rows, *groups);
 }
 
 // out[i] = row rows[i] of the weight, for `count` rows; out is contiguous, of float (0) or bfloat16 (1).
@@ -101,24 +104,25 @@ QCPU_API void qcpu_get(const qcpu::Matrix* m, const int64_t* rows, long count, v
 
 namespace qcpu {
 
-void linear(const Matrix& m, const void* x, long x_stride, long rows, const void* bias, void* out, int dtype) {
+void linear(const Matrix& m, const Operands& all, const void* bias) {
     const LinearTable& table = the_linear_table();
-    const long item = dtype == FLOAT32 ? 4 : 2, prepared = table.prepared_bytes(m);
-    const long groups = m.format == INT4 ? prepared / m.group : 1;
-    for (long row = 0; row < rows; row += MOST_ROWS) {
+    const long item = all.dtype == FLOAT32 ? 4 : 2, prepared = table.prepared_bytes(m);
+    const long groups = in_groups(m) ? prepared / m.group : 1;
+    for (long row = 0; row < all.rows; row += MOST_ROWS) {
         Product p{};
         p.weight = m;
-        p.x = static_cast<const uint8_t*>(x) + row * x_stride * item;
+        p.x = static_cast<const uint8_t*>(all.x) + row * all.x_stride * item;
         p.bias = static_cast<const uint8_t*>(bias);
-        p.out = static_cast<uint8_t*>(out) + row * m.outputs * item;
-        p.x_stride = x_stride;
-        p.out_stride = m.outputs;
-        p.rows = rows - row < MOST_ROWS ? rows - row : MOST_ROWS;
+        p.out = static_cast<uint8_t*>(all.out) + row * all.out_stride * item;
+        p.x_stride = all.x_stride;
+        p.out_stride = all.out_stride;
+        p.rows = all.rows - row < MOST_ROWS ? all.rows - row : MOST_ROWS;
         p.tiles = divided_up(p.rows, table.tile_rows(m.format));
-        p.dtype = dtype;
+        p.dtype = all.dtype;
         p.prepared = static_cast<uint8_t*>(scratch(LINEAR_INPUT, p.rows * prepared));
-        p.factors = static_cast<float*>(scratch(LINEAR_SUMS, p.rows * groups * 8));
-        p.starts = reinterpret_cast<int32_t*>(p.factors + p.rows * groups);
+        p.factors = static_cast<float*>(scratch(LINEAR_SUMS, p.rows * groups * 12));
+        p.totals = p.factors + p.rows * groups;
+        p.starts = reinterpret_cast<int32_t*>(p.totals + p.rows * groups);
         prepare(p, table);
         multiply(p, table);
     }
@@ -127,8 +131,7 @@ void linear(const Matrix& m, const void* x, long x_stride, long rows, const void
 }  // namespace qcpu
 
 // See linear.h.
-QCPU_API void qcpu_linear(const qcpu::Matrix* m, const void* x, long x_stride, long rows, const void* bias, void* out,
-                          int dtype) {
+QCPU_API void qcpu_linear(const qcpu::Matrix* m, const qcpu::Operands* x, const void* bias) {
     qcpu::Turn turn;
-    qcpu::linear(*m, x, x_stride, rows, bias, out, dtype);
+    qcpu::linear(*m, *x, bias);
 }

@@ -24,7 +24,9 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
-DRIVER = [f"tests/native/{name}.cpp" for name in ("driver", "step_checks", "draw_checks", "experts_checks")]
+DRIVER = [
+    f"tests/native/{name}.cpp" for name in ("driver", "groups_checks", "step_checks", "draw_checks", "experts_checks")
+]
 DEBUG = ["-O1", "-g", "-DQCPU_EMULATE_AMX"]
 SANITIZERS = {
     "address, undefined": [*DEBUG, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],

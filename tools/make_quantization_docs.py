@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quire.checkpoint.gguf_families import FAMILIES
-from quire.ops.stored import Bits, StoredSpec, Wanted, arranged, offered, stored_linear
+from quire.ops.stored import StoredSpec, Wanted, arranged, offered, stored_linear
 from quire.platforms import native
 from quire.quantization import formats
 from quire.quantization.checkpoint import ONLINE
@@ -56,7 +56,8 @@ With `--kv-cache-dtype fp8`, scales of keys and values that the checkpoint bring
 exporters put them) are used; wide pages need none.
 
 Static scales of activations (`input_scale`) are accepted and not used. Where activations are rounded to 8 bits they get
-a scale for each token, or each 128 values of one; elsewhere (CPUs, one row, other cards) they are not rounded at all.
+a scale for each token, or each group of values (on GPUs 128, on CPUs as many as share one of the weights'); elsewhere
+(one row on a GPU, other cards) they are not rounded at all.
 Engines that use static scales give other logits, by what rounding activations costs. Ours lose no more: a token's own
 scale is never larger than a static one that covers it, and cuts off nothing that a calibration has not seen. Nor does
 it cost a pass, since rounding reads each row anyway.
@@ -80,7 +81,8 @@ those of 4,096 inputs, scales included.
 """
 FORMS = {
     "int8, a scale a row": Form("int8", None),
-    "int4, groups of 32 to 256": Form("uint4b8", 128),
+    "int8, groups of 16 to 256 (q8_0)": Form("int8", 32, "float16"),
+    "int4, groups of 16 to 256 (q4_0)": Form("uint4b8", 128),
     "int4 with zero points": Form("uint4", 128, "float16", zeros=True),
     "int4 with shifts (q4_k, torchao's Int4Tensor)": Form("uint4", 32, shifted=True),
     "int4 in order of activation": Form("uint4b8", 128, "float16", ordered=True),
@@ -122,13 +124,19 @@ where int4 takes 2; not where activations are float32, since what is looked up i
 ggml's k-quants, q4_1 and q5_1 become codes with a float32 scale, and a shift, for 16 or 32 inputs as they are loaded on
 GPUs: the same values to the bit, in 6 bits a weight where the file has 3.4 (q3_k), 4.5 (q4_k) or 5 (q4_1), and in 10
 where it has 5.5 to 6.6; the log says how many bytes became how many. Tables that are only looked up stay as they are.
-What shifts add is a product of its own, of each group's sum of activations. On CPUs all stay in ggml's blocks.
-Activations are multiplied with the numbers of AWQ's columns (`pre_quant_scale`) beforehand.
+What shifts add is a product of its own, of each group's sum of activations. Activations are multiplied with the numbers
+of AWQ's columns (`pre_quant_scale`) beforehand.
+
+On CPUs kernels of our own (`quire/kernels/cpu/groups.py`) read codes of 4, 6 and 8 bits in groups of 16 to 256 inputs,
+each with a scale and, where a format has them, a shift or a zero point; experts, too. k-quants keep ggml's scales of a
+few bits beside a unit for 256 inputs, so they take 4.6 bits a weight (q3_k, q4_k), 5.1 (q2_k) or 6.6 (q5_k, q6_k).
+Types of 32 values take 4.5 (q4_0), 5 (q4_1), 6.5 (q5_0), 7 (q5_1) and 8.5 (q8_0), GPTQ and AWQ in groups of 128 4.1 to
+4.5. Integers of 2 and 3 bits take 4, of 5 6, of 7 8. Activations are rounded to 8 bits, with a scale for each group.
 
 What no kernel reads becomes values by tiles in every product, also in recorded steps, so that every token is as dear as
-reading the weights several times: q2_k; what ranks cut in the middle of a group or block, or in an order of activation;
-experts with shifts, numbers of columns or an order of activation, which cannot be recorded, either; on CPUs all but
-int8 and int4.
+reading the weights several times: what ranks cut in the middle of a group or block, or in an order of activation. On
+GPUs q2_k, and experts with shifts, numbers of columns or an order of activation, which cannot be recorded, either. On
+CPUs floats of 4 to 8 bits, nf4, orders of activation, numbers of columns, and zero points beside float32 scales.
 
 One H200, Llama 3.1 8B's shape, random weights, tokens a second (`benchmarks/ledger/gpu.jsonl`, the kernels alone by
 `benchmarks/quantized.py`); vLLM's were reported to us for the same kind of card, no log of theirs is here:
@@ -222,11 +230,9 @@ def _served(form: Form, name: str, device: str) -> str:
 
 def _packed(provider: str, form: Form, device: str) -> Storage | None:
     """A provider's own packing of a form that it can hold exactly."""
-    plain = not (form.zeros or form.ordered or form.row_block > 1)
-    bits: Bits | None = {("int8", True): 8, ("uint4b8", False): 4}.get((form.element, form.group is None))
-    if not plain or bits is None:
+    if form != Form("int8", None):
         return None
-    return offered(Wanted(256, 512, bits, form.group or 128, "bfloat16", device), [provider])
+    return offered(Wanted(256, 512, 8, 128, "bfloat16", device), [provider])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 //
 // Rows are prepared so that a tile of them is read in the order in which it is used: [step][row of the tile], a step
 // being as many inputs as lie side by side in the weight: one float; two bfloat16, widened to floats where there is no
-// instruction for them; four bytes, quantized per row (INT8) or per row and group (INT4).
+// instruction for them; four bytes, quantized per row (INT8) or per row and group (formats of groups).
 //
 // Every output is one sum in the order of the inputs, whatever the number of rows: results do not depend on the batch.
 #include "linear.h"
@@ -26,9 +26,15 @@ constexpr bool is_same = false;
 template <class A>
 constexpr bool is_same<A, A> = true;
 
+// Lines of 64 bytes that a step of a panel's 16 outputs has, where it is no product of whole numbers.
+template <class T>
+constexpr int planes = 1;
+template <>
+constexpr int planes<Int6> = 3;
+
 template <class T>
 constexpr int vectors_per_panel() {
-    return T::step_bytes / T::vector_bytes;
+    return T::step_bytes / planes<T> / T::vector_bytes;
 }
 
 // Where column c of a tile lies, from the first one: in the panel of the first, or in those after it.
@@ -59,7 +65,8 @@ inline void fetch_step(const uint8_t* w, long panel, Fetched& f) {
         return;
     }
     for (int c = 0; c < C; c++)
-        if (c * T::vector_bytes % 64 == 0) fetch(w + column_offset<T, C>(c, panel) + f.ahead);
+        for (int plane = 0; c * T::vector_bytes % 64 == 0 && plane < planes<T>; plane++)
+            fetch(w + column_offset<T, C>(c, panel) + plane * 64 + f.ahead);
 }
 
 // Steps of a tile: R rows against C vectors of weights.
@@ -164,42 +171,91 @@ void int8_tile(const Product& p, const Place& at) {
     }
 }
 
+// Scale and shift of the group of number `group` of a block, of the outputs from `lane` of its panel on.
+struct Scaling {
+    Floats scale, shift;
+};
+
+inline Scaling scaling(const Matrix& m, const uint8_t* block, long group, long lane) {
+    const auto half = [&](long at) { return floats_load_half((const uint16_t*)(block + at) + lane); };
+    const long parts = m.shifted ? 2 : 1;
+    switch (m.scales) {
+        case FLOATS: {
+            const float* head = (const float*)block + lane;
+            return {floats_load(head), m.shifted ? floats_load(head + 16) : floats_zero()};
+        }
+        case HALVES: {
+            const long at = group * parts * 32;
+            return {half(at), m.shifted ? half(at + 32) : floats_zero()};
+        }
+        default: {
+            const int8_t* steps = (const int8_t*)block + 64 + group * parts * 16 + lane;
+            return {floats_mul(floats_load_bytes(steps), half(0)),
+                    m.shifted ? floats_mul(floats_load_bytes(steps + 16), half(32)) : floats_zero()};
+        }
+    }
+}
+
+// A step of a group: R rows, `next` bytes from four inputs to the next, against C vectors.
 template <class T, int R, int C>
-void int4_tile(const Product& p, const Place& at) {
+inline void add_group_step(typename T::Sum (&sums)[R][C], const uint8_t* w, long panel, const uint8_t* x) {
+    const long next = R * T::x_bytes;
+    if (T::fours > 2) {
+        // Of so many registers a vector of weights takes, only one has room at a time.
+        for (int c = 0; c < C; c++) {
+            const typename T::Weight weight = T::load(w + column_offset<T, C>(c, panel));
+            for (int r = 0; r < R; r++) sums[r][c] = T::dot(sums[r][c], weight, T::spread(x + r * T::x_bytes, next));
+        }
+        return;
+    }
+    typename T::Weight weights[C];
+    for (int c = 0; c < C; c++) weights[c] = T::load(w + column_offset<T, C>(c, panel));
+    for (int r = 0; r < R; r++) {
+        const typename T::X spread = T::spread(x + r * T::x_bytes, next);
+        for (int c = 0; c < C; c++) sums[r][c] = T::dot(sums[r][c], weights[c], spread);
+    }
+}
+
+// What a group's sums add to the totals. The numbers of its rows begin at `factors` and at `shifted` by.
+template <class T, int R, int C>
+inline void add_group(Floats (&totals)[R][C], const typename T::Sum (&sums)[R][C], const Scaling& by, int c,
+                      const float* factors, const float* shifted) {
+    for (int r = 0; r < R; r++)
+        totals[r][c] = floats_fma(floats_from(sums[r][c]), floats_mul(by.scale, floats_all(factors[r])), totals[r][c]);
+    for (int r = 0; shifted && r < R; r++) totals[r][c] = floats_fma(by.shift, floats_all(shifted[r]), totals[r][c]);
+}
+
+template <class T, int R, int C>
+void group_tile(const Product& p, const Place& at) {
     constexpr int V = vectors_per_panel<T>();
-    const long panel = panel_bytes(p.weight), block = group_bytes(p.weight), groups = panel / block;
-    const long steps = p.weight.group / 8, next = R * T::x_bytes, jump = C > V ? (C / V - 1) * panel : 0;
-    const uint8_t* w = p.weight.data + at.vector / V * panel;
+    const Matrix& m = p.weight;
+    const long panel = panel_bytes(m), block = block_bytes(m), blocks = panel / block, head = head_bytes(m);
+    const long groups = span(m) / m.group, first = at.row * blocks * groups, jump = C > V ? (C / V - 1) * panel : 0;
+    const uint8_t *w = m.data + at.vector / V * panel, *x = at.x;
     const long lane = at.vector % V;
-    const float* factors = p.factors + at.row * groups;
-    const int32_t* starts = p.starts + at.row * groups;
-    const uint8_t* x = at.x;
+    const float *factors = p.factors + first, *shifted = m.shifted ? p.totals + first : nullptr;
+    const int32_t* starts = p.starts + first;
     Floats totals[R][C];
     for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) totals[r][c] = floats_zero();
     Fetched f = at.fetched;
-    for (long g = 0; g < groups; g++, w += block, factors += R, starts += R) {
-        if (f.ahead) f.ahead = (groups - g) * block > AHEAD + block ? AHEAD : AHEAD + jump;
-        if (g == groups / 2) f.now = f.later;
-        typename T::Sum sums[R][C];
-        for (int r = 0; r < R; r++)
-            for (int c = 0; c < C; c++) sums[r][c] = T::start(starts + r);
-        const uint8_t* rows = w + INT4_HEAD + lane * T::vector_bytes;
-        for (long step = 0; step < steps; step++, rows += T::step_bytes, x += 2 * next) {
-            fetch_step<T, C>(rows, panel, f);
-            typename T::Weight weights[C];
-            for (int c = 0; c < C; c++) weights[c] = T::load(rows + column_offset<T, C>(c, panel));
-            for (int r = 0; r < R; r++) {
-                const typename T::X spread = T::spread(x + r * T::x_bytes, next);
-                for (int c = 0; c < C; c++) sums[r][c] = T::dot(sums[r][c], weights[c], spread);
+    for (long b = 0; b < blocks; b++, w += block) {
+        if (f.ahead) f.ahead = (blocks - b) * block > AHEAD + block ? AHEAD : AHEAD + jump;
+        if (b == blocks / 2) f.now = f.later;
+        const uint8_t* codes = w + head + lane * T::vector_bytes;
+        for (long g = 0; g < groups; g++, factors += R, starts += R) {
+            typename T::Sum sums[R][C];
+            for (int r = 0; r < R; r++)
+                for (int c = 0; c < C; c++) sums[r][c] = T::start(starts + r);
+            for (long k = 0; k < m.group; k += 4 * T::fours, codes += T::step_bytes, x += T::fours * R * T::x_bytes) {
+                fetch_step<T, C>(codes, panel, f);
+                add_group_step<T, R, C>(sums, codes, panel, x);
             }
-        }
-        for (int c = 0; c < C; c++) {
-            const Floats scale = floats_load((const float*)(w + (lane + c) / V * panel) + (lane + c) % V * LANES);
-            for (int r = 0; r < R; r++) {
-                const Floats factor = floats_mul(scale, floats_all(factors[r]));
-                totals[r][c] = floats_fma(floats_from(sums[r][c]), factor, totals[r][c]);
+            for (int c = 0; c < C; c++) {
+                const Scaling by = scaling(m, w + (lane + c) / V * panel, g, (lane + c) % V * LANES);
+                add_group<T, R, C>(totals, sums, by, c, factors, shifted);
             }
+            if (shifted) shifted += R;
         }
     }
     for (int r = 0; r < R; r++)
@@ -208,8 +264,8 @@ void int4_tile(const Product& p, const Place& at) {
 
 template <class T, int R, int C>
 inline void any_tile(const Product& p, const Place& at) {
-    if constexpr (is_same<T, Int4>) int4_tile<T, R, C>(p, at);
-    else if constexpr (is_same<T, Int8>) int8_tile<T, R, C>(p, at);
+    if constexpr (is_same<T, Int8>) int8_tile<T, R, C>(p, at);
+    else if constexpr (is_same<T, Int4> || is_same<T, Int6> || is_same<T, Codes>) group_tile<T, R, C>(p, at);
     else float_tile<T, R, C>(p, at);
 }
 
@@ -251,10 +307,10 @@ void tile_rows(const Product& p, const Place& at, long last, int rows) {
     }
 }
 
-// Bytes of one prepared row: whole steps, and for INT4 whole groups.
+// Bytes of one prepared row: whole steps, and whole blocks of groups.
 template <class T>
 long row_bytes(const Matrix& m) {
-    if (m.format == INT4) return divided_up(m.inputs, m.group) * m.group;
+    if (in_groups(m)) return divided_up(m.inputs, span(m)) * span(m);
     const long head = m.format == INT8 ? INT8_HEAD : 0;
     return (panel_bytes(m) - head) / T::step_bytes * T::x_bytes;
 }
@@ -343,7 +399,9 @@ void prepare(const Product& p, long tile) {
         case FLOAT32: return prepare_floats<Float32>(p, tile);
         case BFLOAT16: return prepare_floats<Bfloat16>(p, tile);
         case INT8: return prepare_int8(p, tile);
-        default: return prepare_int4(p, tile);
+        case INT4: return prepare_groups<Int4>(p, tile);
+        case INT6: return prepare_groups<Int6>(p, tile);
+        default: return prepare_groups<Codes>(p, tile);
     }
 }
 
@@ -357,7 +415,9 @@ void multiply(const Product& p, long first, long last, long tile, long last_tile
         case BFLOAT16: return multiply_tiles<Bfloat16>(p, first, last, tile, last_tile);
         case INT8: return multiply_tiles<Int8>(p, first, last, tile, last_tile);
 #endif
-        default: return multiply_tiles<Int4>(p, first, last, tile, last_tile);
+        case INT4: return multiply_tiles<Int4>(p, first, last, tile, last_tile);
+        case INT6: return multiply_tiles<Int6>(p, first, last, tile, last_tile);
+        default: return multiply_tiles<Codes>(p, first, last, tile, last_tile);
     }
 }
 

@@ -153,21 +153,24 @@ inline void prepare_int8(const Product& p, long tile) {
     }
 }
 
-// Group g of row r of those of a tile as signed bytes; its factor and start as well.
-inline void quantize_group(const Product& p, long row, long rows, long r, long g, int8_t* quantized) {
-    const long group = p.weight.group, groups = row_bytes<Int4>(p.weight) / group;
+// Group g of row r of those of a tile as signed bytes; its factor, start and total as well.
+template <class T>
+void quantize_group(const Product& p, long row, long rows, long r, long g, int8_t* quantized) {
+    const long group = p.weight.group, groups = row_bytes<T>(p.weight) / group, at = row * groups + g * rows + r;
     float values[CHUNK], poison = 0;
     load_x(p, row + r, g * group, group, values);
     const float high = largest(values, group, &poison);
     to_bytes(values, group, high > 0 ? 127.0f / high : 0.0f, quantized);
     int32_t sum = 0;
     for (long i = 0; i < group; i++) sum += quantized[i];
-    p.factors[row * groups + g * rows + r] = high / 127.0f + poison;
-    p.starts[row * groups + g * rows + r] = -8 * sum;
+    p.factors[at] = high / 127.0f + poison;
+    p.starts[at] = (T::raised - p.weight.zero) * sum;
+    p.totals[at] = p.factors[at] * float(sum);
 }
 
-inline void prepare_int4(const Product& p, long tile) {
-    const long row = p.first_row(tile), rows = p.first_row(tile + 1) - row, bytes = row_bytes<Int4>(p.weight);
+template <class T>
+void prepare_groups(const Product& p, long tile) {
+    const long row = p.first_row(tile), rows = p.first_row(tile + 1) - row, bytes = row_bytes<T>(p.weight);
     const long stride = rows * 4, group = p.weight.group, groups = bytes / group;
     for (long g = 0; g < groups; g++)
         for (long r = 0; r < rows; r += TOGETHER) {
@@ -175,7 +178,7 @@ inline void prepare_int4(const Product& p, long tile) {
             const void* from[TOGETHER];
             const long some = rows - r < TOGETHER ? rows - r : TOGETHER;
             for (long j = 0; j < some; j++) {
-                quantize_group(p, row, rows, r + j, g, quantized[j]);
+                quantize_group<T>(p, row, rows, r + j, g, quantized[j]);
                 from[j] = quantized[j];
             }
             uint8_t* to = p.prepared + row * bytes + r * 4;

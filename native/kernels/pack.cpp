@@ -147,20 +147,43 @@ float best_scale(const float* values, long count) {
     return chosen;
 }
 
-// Eight halves of bytes, q + 8 each, of inputs 8 * step to 8 * step + 7.
-void put_halves(uint8_t* group, long lane, long step, const uint8_t* q) {
+// Eight codes of four bits, of the inputs of one step.
+void put_halves(uint8_t* step, long lane, const uint8_t* q) {
     uint32_t first, last;
     memcpy(&first, q, 4);
     memcpy(&last, q + 4, 4);
-    first |= last << 4;
-    memcpy(group + INT4_HEAD + step * 64 + lane * 4, &first, 4);
+    first = (first & 0x0f0f0f0f) | (last & 0x0f0f0f0f) << 4;
+    memcpy(step + lane * 4, &first, 4);
+}
+
+// Codes of the first inputs of a block, as many as CHUNK has of whole steps, from where the block's codes begin.
+void put_codes(const Matrix& m, uint8_t* codes, long lane, const uint8_t* q, long count) {
+    switch (m.format) {
+        case INT4:
+            for (long k = 0; k < count; k += 8) put_halves(codes + k * 8, lane, q + k);
+            return;
+        case INT6:
+            for (long k = 0; k < count; k += 16) {
+                uint8_t* step = codes + k * 12;
+                put_halves(step, lane, q + k);
+                put_halves(step + 64, lane, q + k + 8);
+                for (long i = 0; i < 4; i++) {
+                    uint8_t high = 0;
+                    for (long part = 0; part < 4; part++) high |= uint8_t(q[k + part * 4 + i] >> 4 << 2 * part);
+                    step[128 + lane * 4 + i] = high;
+                }
+            }
+            return;
+        default:
+            for (long k = 0; k < count; k += 4) memcpy(codes + k * 16 + lane * 4, q + k, 4);
+    }
 }
 
 void put_int4(const Matrix& m, Lane at, const void* row, int dtype) {
     float values[CHUNK];
     const long groups = divided_up(m.inputs, m.group);
     for (long g = 0; g < groups; g++) {
-        uint8_t* group = at.panel + g * group_bytes(m);
+        uint8_t* group = at.panel + g * block_bytes(m);
         load(m, row, dtype, g * m.group, values);
         // Behind the last input there are zeros, which change no sum.
         const float scale = best_scale(values, m.group);
@@ -171,7 +194,7 @@ void put_int4(const Matrix& m, Lane at, const void* row, int dtype) {
             const Floats q = clipped(floats_div(floats_load(values + i), by));
             floats_store_bytes(quantized + i, floats_add(q, floats_all(8.0f)));
         }
-        for (long s = 0; s < m.group / 8; s++) put_halves(group, at.lane, s, (const uint8_t*)quantized + s * 8);
+        put_codes(m, group + head_bytes(m), at.lane, (const uint8_t*)quantized, m.group);
     }
 }
 
@@ -204,29 +227,80 @@ void put_quantized_int8(const Matrix& m, Lane at, const int8_t* values, float sc
     put_int8_head(at, scale, sum);
 }
 
-void put_quantized_int4(const Matrix& m, Lane at, const uint8_t* values, const float* scales) {
-    const long groups = divided_up(m.inputs, m.group);
-    for (long g = 0; g < groups; g++) {
-        uint8_t* group = at.panel + g * group_bytes(m);
-        ((float*)group)[at.lane] = scales[g];
-        for (long s = 0; s < m.group / 8; s++) {
-            uint8_t q[8];
-            for (long i = 0; i < 8; i++) {
-                const long k = g * m.group + s * 8 + i;
-                q[i] = k < m.inputs ? (values[k / 2] >> (k % 2 * 4)) & 15 : 8;
-            }
-            put_halves(group, at.lane, s, q);
+void put_quantized(const Matrix& m, long first, long rows, const int8_t* values, const float* scales) {
+    for (long r = 0; r < rows; r++) put_quantized_int8(m, lane_of(m, first + r), values + r * m.inputs, scales[r]);
+}
+
+// Where the numbers of a group lie in its block: scale (or its units) and shift.
+struct Numbers {
+    uint8_t *scale, *shift;
+    long bytes;
+};
+
+Numbers numbers_of(const Matrix& m, uint8_t* block, long group, long lane) {
+    const long parts = m.shifted ? 2 : 1, bytes = m.scales == FLOATS ? 4 : m.scales == HALVES ? 2 : 1;
+    uint8_t* at = block + (m.scales == STEPS ? 64 : 0) + group * parts * 16 * bytes + lane * bytes;
+    return {at, at + 16 * bytes, bytes};
+}
+
+void put_row(const Matrix& m, Lane at, long row, const Groups& from) {
+    const long groups = divided_up(m.inputs, m.group), blocks = divided_up(m.inputs, span(m)), each = span(m) / m.group;
+    for (long b = 0; b < blocks; b++) {
+        uint8_t *block = at.panel + b * block_bytes(m), *codes = block + head_bytes(m);
+        if (m.scales == STEPS) {
+            memcpy(block + at.lane * 2, from.units + (row * blocks + b) * 2, 2);
+            if (m.shifted) memcpy(block + 32 + at.lane * 2, from.shift_units + (row * blocks + b) * 2, 2);
+        }
+        for (long g = b * each; g < (b + 1) * each && g < groups; g++) {
+            const Numbers to = numbers_of(m, block, g % each, at.lane);
+            const long number = (row * groups + g) * to.bytes, there = m.inputs - g * m.group;
+            memcpy(to.scale, from.scales + number, size_t(to.bytes));
+            if (m.shifted) memcpy(to.shift, from.shifts + number, size_t(to.bytes));
+            uint8_t padded[CHUNK] = {};
+            memcpy(padded, from.codes + row * m.inputs + g * m.group, size_t(there < m.group ? there : m.group));
+            put_codes(m, codes + g % each * m.group * (block_bytes(m) - head_bytes(m)) / span(m), at.lane, padded, m.group);
         }
     }
 }
 
-void put_quantized(const Matrix& m, long first, long rows, const uint8_t* values, const float* scales) {
-    const long groups = m.format == INT4 ? divided_up(m.inputs, m.group) : 1;
-    for (long r = 0; r < rows; r++) {
-        const Lane at = lane_of(m, first + r);
-        if (m.format == INT8) put_quantized_int8(m, at, (const int8_t*)values + r * m.inputs, scales[r]);
-        else put_quantized_int4(m, at, values + r * divided_up(m.inputs, 2), scales + r * groups);
-    }
+void put_groups(const Matrix& m, long first, long rows, const Groups& from) {
+    for (long r = 0; r < rows; r++) put_row(m, lane_of(m, first + r), r, from);
+}
+
+float half(const uint8_t* p) {
+    uint16_t all[LANES] = {};
+    float wide[LANES];
+    memcpy(all, p, 2);
+    floats_store(wide, floats_load_half(all));
+    return wide[0];
+}
+
+// A number of a group; its unit, of STEPS, is at `unit`.
+float number(const Matrix& m, const uint8_t* p, const uint8_t* unit) {
+    float wide;
+    if (m.scales == STEPS) return float(*(const int8_t*)p) * half(unit);
+    if (m.scales == HALVES) return half(p);
+    memcpy(&wide, p, 4);
+    return wide;
+}
+
+// Code k of a block.
+int code_at(const Matrix& m, const uint8_t* codes, long lane, long k) {
+    if (m.format == CODES) return codes[k / 4 * 64 + lane * 4 + k % 4];
+    const long step = m.format == INT4 ? k / 8 * 64 : k / 16 * 192 + k % 16 / 8 * 64;
+    const uint8_t both = codes[step + lane * 4 + k % 4];
+    const int low = (k % 8 < 4 ? both : both >> 4) & 15;
+    if (m.format == INT4) return low;
+    return low | (codes[k / 16 * 192 + 128 + lane * 4 + k % 4] >> k % 16 / 4 * 2 & 3) << 4;
+}
+
+float group_value_at(const Matrix& m, Lane at, long k) {
+    uint8_t* block = at.panel + k / span(m) * block_bytes(m);
+    const Numbers by = numbers_of(m, block, k % span(m) / m.group, at.lane);
+    const float steps = float(code_at(m, block + head_bytes(m), at.lane, k % span(m)) - m.zero);
+    // Rounded before the shift is added, as formats say.
+    const volatile float value = steps * number(m, by.scale, block + at.lane * 2);
+    return m.shifted ? value + number(m, by.shift, block + 32 + at.lane * 2) : value;
 }
 
 float value_at(const Matrix& m, Lane at, long k) {
@@ -237,12 +311,7 @@ float value_at(const Matrix& m, Lane at, long k) {
             const int8_t q = ((const int8_t*)at.panel)[INT8_HEAD + k / 4 * 64 + at.lane * 4 + k % 4];
             return float(q) * ((const float*)at.panel)[at.lane];
         }
-        default: {
-            const uint8_t* group = at.panel + k / m.group * group_bytes(m);
-            const long i = k % m.group;
-            const uint8_t both = group[INT4_HEAD + i / 8 * 64 + at.lane * 4 + i % 4];
-            return float(((i % 8 < 4 ? both : both >> 4) & 15) - 8) * ((const float*)group)[at.lane];
-        }
+        default: return group_value_at(m, at, k);
     }
 }
 
@@ -257,7 +326,7 @@ void get(const Matrix& m, long row, void* out, int dtype) {
 }  // namespace
 
 extern const PackTable pack_table;
-const PackTable pack_table{put, put_quantized, get};
+const PackTable pack_table{put, put_quantized, put_groups, get};
 
 }  // namespace QCPU_ISA
 }  // namespace qcpu

@@ -45,6 +45,10 @@ static inline void floats_store_bytes(int8_t* p, Floats v) {
     _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
 }
 static inline Floats floats_from(__m256i v) { return _mm256_cvtepi32_ps(v); }
+static inline Floats floats_load_half(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+static inline Floats floats_load_bytes(const int8_t* p) {
+    return floats_from(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
 
 static inline void fetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
@@ -102,6 +106,7 @@ struct Int8 : NarrowTiles {
 
 struct Int4 : NarrowTiles {
     typedef __m256i Sum;
+    static const int fours = 2, raised = 0;
     struct Weight { __m256i low, high; };
     typedef Weight X;
     static const int step_bytes = 64, vector_bytes = 32, x_bytes = 4;
@@ -118,4 +123,51 @@ struct Int4 : NarrowTiles {
             _mm256_add_epi16(_mm256_maddubs_epi16(w.low, x.low), _mm256_maddubs_epi16(w.high, x.high));
         return _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
+};
+
+struct Int6 : NarrowTiles {
+    typedef __m256i Sum;
+    struct Weight { __m256i part[4]; };
+    typedef Weight X;
+    static const int fours = 4, raised = 0;
+    static const int step_bytes = 192, vector_bytes = 32, x_bytes = 4;
+    static Sum start(const int32_t* p) { return _mm256_set1_epi32(*p); }
+    static Weight load(const uint8_t* p) {
+        const __m256i low = _mm256_set1_epi8(15), high = _mm256_set1_epi8(48);
+        const auto at = [&](int plane) { return _mm256_loadu_si256((const __m256i*)(p + plane * 64)); };
+        const __m256i a = at(0), b = at(1), c = at(2);
+        const auto joined = [&](__m256i half, __m256i bits) {
+            return _mm256_or_si256(_mm256_and_si256(half, low), _mm256_and_si256(bits, high));
+        };
+        return {{joined(a, _mm256_slli_epi16(c, 4)), joined(_mm256_srli_epi16(a, 4), _mm256_slli_epi16(c, 2)),
+                 joined(b, c), joined(_mm256_srli_epi16(b, 4), _mm256_srli_epi16(c, 2))}};
+    }
+    static X spread(const uint8_t* p, long next) {
+        X x;
+        for (int i = 0; i < 4; i++) x.part[i] = _mm256_set1_epi32(*(const int32_t*)(p + i * next));
+        return x;
+    }
+    // Two products of codes below 64 fit words of 16 bits.
+    static Sum dot(Sum s, Weight w, X x) {
+        for (int i = 0; i < 4; i += 2) {
+            const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(w.part[i], x.part[i]),
+                                                   _mm256_maddubs_epi16(w.part[i + 1], x.part[i + 1]));
+            s = _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        }
+        return s;
+    }
+};
+
+struct Codes : NarrowTiles {
+    typedef __m256i Sum, X;
+    typedef Int8::Weight Weight;
+    static const int fours = 1, raised = 128;
+    static const int step_bytes = 64, vector_bytes = 32, x_bytes = 4;
+    static Sum start(const int32_t* p) { return _mm256_set1_epi32(*p); }
+    static Weight load(const uint8_t* p) {
+        const __m256i w = _mm256_xor_si256(_mm256_loadu_si256((const __m256i*)p), _mm256_set1_epi8(-128));
+        return {w, _mm256_abs_epi8(w)};
+    }
+    static X spread(const uint8_t* p, long) { return _mm256_set1_epi32(*(const int32_t*)p); }
+    static Sum dot(Sum s, Weight w, X x) { return Int8::dot(s, w, x); }
 };

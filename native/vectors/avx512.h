@@ -39,6 +39,11 @@ static inline void floats_store_bytes(int8_t* p, Floats v) {
     _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)));
 }
 
+static inline Floats floats_load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+static inline Floats floats_load_bytes(const int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+}
+
 // Sums of products of bytes. Not __m512i, which may alias anything and so is kept in memory beside the registers.
 typedef int32_t Ints __attribute__((vector_size(64)));
 static inline Floats floats_from(Ints v) { return _mm512_cvtepi32_ps((__m512i)v); }
@@ -105,9 +110,11 @@ struct Int8 : WideTiles {
     static Sum dot(Sum s, Weight w, X x) { return ints_dot(s, x, w); }
 };
 
-// Halves of bytes are unsigned as they lie, so here x is the signed one.
+// Codes are unsigned as they lie, so here x is the signed one. A step has so many times four inputs; what is summed up
+// are products of codes less `raised`.
 struct Int4 : WideTiles {
     typedef Ints Sum;
+    static const int fours = 2, raised = 0;
     struct Weight { __m512i low, high; };
     typedef Weight X;
     static const int step_bytes = 64, vector_bytes = 64, x_bytes = 4;
@@ -122,4 +129,43 @@ struct Int4 : WideTiles {
     static Sum dot(Sum s, Weight w, X x) {
         return ints_dot(ints_dot(s, w.low, x.low), w.high, x.high);
     }
+};
+
+struct Int6 : WideTiles {
+    typedef Ints Sum;
+    struct Weight { __m512i part[4]; };
+    typedef Weight X;
+    static const int fours = 4, raised = 0;
+    static const int step_bytes = 192, vector_bytes = 64, x_bytes = 4;
+    static Sum start(const int32_t* p) { return (Ints)_mm512_set1_epi32(*p); }
+    static Weight load(const uint8_t* p) {
+        const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(48);
+        const __m512i a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + 64), c = _mm512_loadu_si512(p + 128);
+        const auto joined = [&](__m512i half, __m512i bits) {
+            // half & low | bits & high
+            return _mm512_ternarylogic_epi32(_mm512_and_si512(half, low), bits, high, 0xf8);
+        };
+        return {{joined(a, _mm512_slli_epi16(c, 4)), joined(_mm512_srli_epi16(a, 4), _mm512_slli_epi16(c, 2)),
+                 joined(b, c), joined(_mm512_srli_epi16(b, 4), _mm512_srli_epi16(c, 2))}};
+    }
+    static X spread(const uint8_t* p, long next) {
+        X x;
+        for (int i = 0; i < 4; i++) x.part[i] = _mm512_set1_epi32(*(const int32_t*)(p + i * next));
+        return x;
+    }
+    static Sum dot(Sum s, Weight w, X x) {
+        for (int i = 0; i < 4; i++) s = ints_dot(s, w.part[i], x.part[i]);
+        return s;
+    }
+};
+
+struct Codes : WideTiles {
+    typedef Ints Sum;
+    typedef __m512i Weight, X;
+    static const int fours = 1, raised = 0;
+    static const int step_bytes = 64, vector_bytes = 64, x_bytes = 4;
+    static Sum start(const int32_t* p) { return (Ints)_mm512_set1_epi32(*p); }
+    static Weight load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+    static X spread(const uint8_t* p, long) { return _mm512_set1_epi32(*(const int32_t*)p); }
+    static Sum dot(Sum s, Weight w, X x) { return ints_dot(s, w, x); }
 };

@@ -34,6 +34,13 @@ static inline void floats_store_bytes(int8_t* p, Floats v) {
     vst1_lane_s32((int32_t*)p, vreinterpret_s32_s8(bytes), 0);
 }
 static inline Floats floats_from(int32x4_t v) { return vcvtq_f32_s32(v); }
+static inline Floats floats_load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+static inline Floats floats_load_bytes(const int8_t* p) {
+    int32_t four;
+    memcpy(&four, p, 4);
+    const int16x8_t words = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    return floats_from(vmovl_s16(vget_low_s16(words)));
+}
 
 static inline void fetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
 
@@ -91,6 +98,7 @@ struct Int8 : Tiles {
 
 struct Int4 : Tiles {
     typedef int32x4_t Sum;
+    static const int fours = 2, raised = 0;
     struct Weight { int8x16_t low, high; };
     typedef Weight X;
     static const int step_bytes = 64, vector_bytes = 16, x_bytes = 4;
@@ -104,4 +112,42 @@ struct Int4 : Tiles {
                 vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t*)(p + next)))};
     }
     static Sum dot(Sum s, Weight w, X x) { return bytes_dot(bytes_dot(s, w.low, x.low), w.high, x.high); }
+};
+
+struct Int6 : Tiles {
+    typedef int32x4_t Sum;
+    struct Weight { int8x16_t part[4]; };
+    typedef Weight X;
+    static const int fours = 4, raised = 0;
+    static const int step_bytes = 192, vector_bytes = 16, x_bytes = 4;
+    static Sum start(const int32_t* p) { return vld1q_dup_s32(p); }
+    static Weight load(const uint8_t* p) {
+        const uint8x16_t a = vld1q_u8(p), b = vld1q_u8(p + 64), c = vld1q_u8(p + 128);
+        const auto joined = [](uint8x16_t half, uint8x16_t bits) {
+            return vreinterpretq_s8_u8(vorrq_u8(half, vandq_u8(bits, vdupq_n_u8(48))));
+        };
+        const uint8x16_t low = vdupq_n_u8(15);
+        return {{joined(vandq_u8(a, low), vshlq_n_u8(c, 4)), joined(vshrq_n_u8(a, 4), vshlq_n_u8(c, 2)),
+                 joined(vandq_u8(b, low), c), joined(vshrq_n_u8(b, 4), vshrq_n_u8(c, 2))}};
+    }
+    static X spread(const uint8_t* p, long next) {
+        X x;
+        for (int i = 0; i < 4; i++) x.part[i] = vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t*)(p + i * next)));
+        return x;
+    }
+    static Sum dot(Sum s, Weight w, X x) {
+        for (int i = 0; i < 4; i++) s = bytes_dot(s, w.part[i], x.part[i]);
+        return s;
+    }
+};
+
+struct Codes : Tiles {
+    typedef int32x4_t Sum;
+    typedef int8x16_t Weight, X;
+    static const int fours = 1, raised = 128;
+    static const int step_bytes = 64, vector_bytes = 16, x_bytes = 4;
+    static Sum start(const int32_t* p) { return vld1q_dup_s32(p); }
+    static Weight load(const uint8_t* p) { return vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p), vdupq_n_u8(128))); }
+    static X spread(const uint8_t* p, long) { return vreinterpretq_s8_s32(vld1q_dup_s32((const int32_t*)p)); }
+    static Sum dot(Sum s, Weight w, X x) { return bytes_dot(s, w, x); }
 };

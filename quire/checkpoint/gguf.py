@@ -1,9 +1,12 @@
-"""GGUF: one file with metadata, tokenizer, chat template and tensors, and what its tensors are called elsewhere.
+"""GGUF: a file with metadata, tokenizer, chat template and tensors, and what its tensors are called elsewhere.
+
+Tensors may be spread over several files (NAME-00001-of-00003.gguf), of which the first has all else.
 
 Layout: github.com/ggml-org/ggml, docs/gguf.md. Tensors keep ggml's types, which `quantization/formats/gguf.py` reads;
 `gguf_folder.py` makes a folder of the rest.
 """
 
+import re
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,10 +36,12 @@ ROPE_TENSORS = ("rope_freqs.weight", *(f"rope_factors_{name}.weight" for name in
 ROWS = ("ffn_gate_inp_shexp.weight",)
 """Vectors that other checkpoints hold as matrices of one row."""
 MAX_COUNT = 1 << 24
+PART = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
+"""Names of files that belong together."""
 
 
 class GgufTensor(msgspec.Struct, frozen=True):
-    """One tensor: `shape` as torch has it, `kind` a name of FLOATS or BLOCKS, `nbytes` at `offset` of the file.
+    """One tensor: `shape` as torch has it, `kind` a name of FLOATS or BLOCKS, `nbytes` at `offset` of `file`.
 
     Stacks of experts' matrices are one matrix of all their rows; ROWS are matrices.
     """
@@ -46,10 +51,11 @@ class GgufTensor(msgspec.Struct, frozen=True):
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    file: Path
 
 
 class Gguf(msgspec.Struct, frozen=True):
-    """What a file holds."""
+    """What a file holds, or the first of several and the others."""
 
     file: Path
     metadata: dict[str, Any]
@@ -75,8 +81,41 @@ class Gguf(msgspec.Struct, frozen=True):
         return other if any(tensor.name == f"blk.0.{ending}" for tensor in self.tensors) else found
 
 
+def parts_of(file: Path, count: int) -> list[Path]:
+    """The files over which the tensors of `file`, the first of `count`, are spread."""
+    named = PART.fullmatch(file.name)
+    stem = named[1] if named else file.stem
+    return [file, *(file.with_name(f"{stem}-{number:05}-of-{count:05}.gguf") for number in range(2, count + 1))]
+
+
 def read_gguf(file: Path) -> Gguf:
-    """Metadata and tensors of `file`. Raises CheckpointError where it is damaged or has types that are not known."""
+    """Metadata and tensors of `file` and of those that belong to it.
+
+    Raises CheckpointError where one is missing or damaged or has types that are not known.
+    """
+    first = _read_file(file)
+    count, number = first.metadata.get("split.count", 1), first.metadata.get("split.no", 0)
+    if number:
+        raise CheckpointError(
+            f"{file} is part {number + 1} of {count}; name the first, whose name has 00001-of-{count:05}"
+        )
+    tensors = list(first.tensors)
+    for number, part in enumerate(parts_of(file, count)[1:], 2):
+        if not part.exists():
+            raise CheckpointError(f"{file} is the first of {count} files; {part} is missing; put it beside the first")
+        other = _read_file(part)
+        if other.metadata.get("split.no") != number - 1:
+            raise CheckpointError(f"{part} is not part {number} of {count}; download it again")
+        tensors += other.tensors
+    promised = first.metadata.get("split.tensors.count", len(tensors))
+    if len(tensors) != promised:
+        raise CheckpointError(
+            f"{file}: its {count} files have {len(tensors)} tensors, not {promised}; download them again"
+        )
+    return Gguf(file, first.metadata, tensors)
+
+
+def _read_file(file: Path) -> Gguf:
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
@@ -157,7 +196,7 @@ def _tensor(file: Path, info: tuple[str, tuple[int, ...], int, int], start: int,
     whole = (shape[0] * shape[1], shape[2]) if len(shape) == 3 else shape
     if len(shape) == 1 and name.endswith(ROWS):
         whole = (1, *shape)
-    return GgufTensor(name, kind, whole, start + offset, nbytes)
+    return GgufTensor(name, kind, whole, start + offset, nbytes, file)
 
 
 def published(name: str, family: Family) -> str:

@@ -1,4 +1,4 @@
-"""The folder that a GGUF file stands for: config.json, the tokenizer's files, a link. Nothing else needs to know of it.
+"""The folder that a GGUF file stands for: config.json, the tokenizer's files, links. Nothing else needs to know of it.
 
 Config fields come from the metadata as `gguf_families.py` says. Called where a checkpoint's name is looked up.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quire.base.errors import CheckpointError
-from quire.checkpoint.gguf import ROPE_TENSORS, SPANS, Gguf, GgufTensor, read_gguf
+from quire.checkpoint.gguf import ROPE_TENSORS, SPANS, Gguf, GgufTensor, parts_of, read_gguf
 from quire.checkpoint.gguf_families import Family
 from quire.checkpoint.gguf_tokenizer import ends, tokenizer_files
 
@@ -29,9 +29,10 @@ def unfold(file: Path, cache: Path | None = None) -> Path:
         partial = folder / f"{name}.{os.getpid()}"
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(folder / name)
-    link = folder / LINK
-    if not link.is_symlink():
-        link.symlink_to(file.resolve())
+    count = found.metadata.get("split.count", 1)
+    for link, part in zip(parts_of(folder / LINK, count), parts_of(file, count), strict=True):
+        if not link.is_symlink():
+            link.symlink_to(part.resolve())
     return folder
 
 
@@ -107,7 +108,7 @@ def _experts(data: dict[str, Any], arch: str) -> dict[str, Any]:
 
 def _rope(file: Path, found: Gguf, arch: str, context: int) -> dict[str, Any] | None:
     """How rotary frequencies are stretched: by a divisor of each, for short texts and long ones, or by one factor."""
-    divisors = {tensor.name: _numbers(file, tensor) for tensor in found.tensors if tensor.name in ROPE_TENSORS}
+    divisors = {tensor.name: _numbers(tensor) for tensor in found.tensors if tensor.name in ROPE_TENSORS}
     if divisors:
         # Llama 3.1's files have one list for all lengths, Phi-3's two.
         short, long = (divisors.get(f"rope_factors_{name}.weight", divisors.get(ROPE_TENSORS[0])) for name in SPANS)
@@ -125,8 +126,8 @@ def _rope(file: Path, found: Gguf, arch: str, context: int) -> dict[str, Any] | 
     return {**scaling, "original_max_position_embeddings": original} if original else scaling
 
 
-def _numbers(file: Path, tensor: GgufTensor) -> list[float]:
+def _numbers(tensor: GgufTensor) -> list[float]:
     """A small tensor of float32."""
-    with file.open("rb") as stream:
+    with tensor.file.open("rb") as stream:
         stream.seek(tensor.offset)
         return list(struct.unpack(f"<{tensor.nbytes // 4}f", stream.read(tensor.nbytes)))

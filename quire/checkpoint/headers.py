@@ -64,13 +64,16 @@ def read_headers(path: str | Path) -> dict[str, TensorEntry]:
 
 
 def _gguf_entries(file: Path) -> dict[str, TensorEntry]:
-    """The tensors of a GGUF file, by the names of other checkpoints; types of ggml's begin with GGML_."""
+    """The tensors of a GGUF file and of those that belong to it, by the names of other checkpoints.
+
+    Types of ggml's begin with GGML_.
+    """
     found, whole = {}, read_gguf(file)
     family = whole.family
     for tensor in whole.tensors:
         kind = tensor.kind if tensor.kind in ITEM_BYTES else f"GGML_{tensor.kind}"
         name = published(tensor.name, family)
-        found[name] = TensorEntry(name, str(file), kind, tensor.shape, tensor.offset, tensor.nbytes)
+        found[name] = TensorEntry(name, str(tensor.file), kind, tensor.shape, tensor.offset, tensor.nbytes)
     return {name: entry for name, entry in found.items() if name not in ROPE_TENSORS}
 
 

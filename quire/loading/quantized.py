@@ -6,7 +6,7 @@ by the loader for what must be read. Knows ranks and storages, and no format.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from torch import Tensor
 from quire.base.errors import CheckpointError
 from quire.loading.held import Held
 from quire.loading.recipe import Part, Span
-from quire.ops.stored import Bits, Wanted, arranged, offered
+from quire.ops.stored import Wanted, arranged, offered, unfolded
 from quire.quantization.blocks import BlockForm, Blocks, scaled
 from quire.quantization.checkpoint import Quantized
-from quire.quantization.scaled import Block, Form, Scaled
+from quire.quantization.scaled import Block, Form, Scaled, TakesBlocks
 from quire.quantization.scheme import Matrix, Range, Scheme, Source, byte_range, group_range
 from quire.quantization.stacked import Plain, Stacked
 from quire.quantization.storage import Sized, Storage
@@ -25,8 +25,7 @@ from quire.quantization.storage import Sized, Storage
 BLOCK_BYTES = 16 << 20
 """Bytes of codes that are read at once, unless the file has rows as columns."""
 EIGHT_BITS = {"int8": 0, "uint8b128": 128}
-FOUR_BITS = {"uint4b8": 0, "int4": 0x88}
-"""Types that kernels' own packings take, and what their codes differ from theirs by."""
+"""Types that kernels' own packings take with a scale a row, and what their codes differ from theirs by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +81,10 @@ def place(parts: Sequence[Part], quantized: Quantized, where: Place) -> tuple[St
         else:
             places.append((len(members), 0))
             members.append(member)
-    whole = members[0]
-    if len(members) == 1 and isinstance(whole, Scaled):
-        online = any(scheme is None or scheme.online for scheme in schemes)
-        storage = (arranged(whole, where.providers) or whole) if online else _repacked(whole, where)
+    online = any(scheme is None or scheme.online for scheme in schemes)
+    if len(members) == 1 and (storage := _single(members[0], where, online)) is not None:
         return storage, tuple(Held(storage, 0, row, scheme) for scheme, (_, row) in zip(schemes, places, strict=True))
-    stack = Stacked(tuple(_read_by(member, where.providers) for member in members))
+    stack = Stacked(tuple(_read_by(member, where) for member in members))
     starts = stack.starts()
     return stack, tuple(
         Held(cast(Storage, stack.members[number]), starts[number], row, scheme)
@@ -150,7 +147,9 @@ def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Sized:
 def _in_blocks(blocks: Blocks, where: Place) -> Sized:
     """Blocks as they are, or the like with scales where a provider reads that."""
     form = blocks.form.scaled
-    # Kernels for experts read no shifts.
+    if unfolded(blocks, where.providers) is not None:
+        return blocks
+    # GPUs' kernels for experts read no shifts.
     if form is None or blocks.offset or (form.shifted and where.matrices > 1):
         return blocks
     made = Scaled.of(blocks.outputs, blocks.inputs, form, where.dtype, where.device)
@@ -168,30 +167,39 @@ def _joint(last: Sized, other: Sized) -> Sized | None:
     return replace(last, outputs=last.outputs + other.outputs)
 
 
-def _read_by(member: Sized, providers: Sequence[str]) -> Sized:
-    """A member as the first of the providers that reads it arranges it, or itself."""
-    own = arranged(member, providers) if isinstance(member, Scaled) else None
-    return own if isinstance(own, Scaled) else member
-
-
-def _repacked(whole: Scaled, where: Place) -> Storage:
-    """A kernel's own arrangement, its own packing that holds the same values exactly, or the form itself."""
+def _single(whole: Sized, where: Place, online: bool) -> Storage | None:
+    """The storage of a matrix whose parts are alike; None where it is kept as a stack of one."""
+    if isinstance(whole, Blocks):
+        return unfolded(whole, where.providers)
+    if not isinstance(whole, Scaled):
+        return None
     own = arranged(whole, where.providers)
-    if own is not None:
-        return own
+    return own or (whole if online else _in_integers(whole, where) or whole)
+
+
+def _read_by(member: Sized, where: Place) -> Sized:
+    """A member as the first of the providers that reads it stores it, or itself."""
+    own: Storage | None = None
+    if isinstance(member, Scaled):
+        own = arranged(member, where.providers) or _in_integers(member, where)
+    elif isinstance(member, Blocks):
+        own = unfolded(member, where.providers)
+    elif isinstance(member, Plain):
+        own = offered(_wanted(member, where, None), where.providers)
+    return own if isinstance(own, Sized) else member
+
+
+def _in_integers(whole: Scaled, where: Place) -> Storage | None:
+    """A kernel's own packing of 8-bit integers with a scale a row, if it holds the same values exactly."""
     form = whole.form
-    special = form.zeros or form.shifted or form.ordered or form.columns
-    plain = not (special or form.row_block > 1 or whole.offset)
-    bits: Bits | None = None
-    if plain and form.element in EIGHT_BITS and form.group is None:
-        bits = 8
-    if plain and form.element in FOUR_BITS and form.group is not None:
-        bits = 4
-    if bits is None:
-        return whole
-    group = 128 if bits == 8 else form.group or whole.inputs
-    wanted = Wanted(whole.outputs, whole.inputs, bits, group, where.dtype, where.device, where.matrices)
-    return offered(wanted, where.providers) or whole
+    special = form.zeros or form.shifted or form.ordered or form.columns or form.group is not None
+    if special or form.row_block > 1 or form.element not in EIGHT_BITS:
+        return None
+    return offered(_wanted(whole, where, 8), where.providers)
+
+
+def _wanted(whole: Sized, where: Place, bits: Literal[8] | None) -> Wanted:
+    return Wanted(whole.outputs, whole.inputs, bits, 128, where.dtype, where.device, where.matrices)
 
 
 def jobs(part: Part, held: Held, data: Tensor, quantized: Quantized, cut: list[Span]) -> list[Job]:
@@ -215,7 +223,8 @@ def jobs(part: Part, held: Held, data: Tensor, quantized: Quantized, cut: list[S
 
 def _note(quantized: Quantized, held: Held, form: Form | BlockForm, cut: list[Span]) -> None:
     """Tell how much larger than the file's a weight is."""
-    if isinstance(form, BlockForm) and isinstance(held.storage, Scaled):
+    if isinstance(form, BlockForm) and not isinstance(held.storage, Blocks):
+        assert isinstance(held.storage, Sized)
         read, kept = quantized.unfolded
         rows, blocks = cut[0].length, -(-cut[1].length // form.per)
         share = held.storage.nbytes * rows // held.storage.outputs
@@ -251,7 +260,7 @@ def _permuted(block: Block, order: Tensor) -> Block:
 def _keep(storage: Storage, data: Tensor, first: int, block: Block, form: Form | BlockForm) -> None:
     if isinstance(storage, Scaled) and isinstance(form, BlockForm):
         block = scaled(form, block.codes, storage.inputs)
-    if isinstance(storage, Scaled | Blocks):
+    if isinstance(storage, TakesBlocks):
         storage.put_block(data[: storage.nbytes], first, block)
         return
     assert isinstance(form, Form)
@@ -259,8 +268,5 @@ def _keep(storage: Storage, data: Tensor, first: int, block: Block, form: Form |
     if block.factors is not None:
         factors = block.factors[:, None]
         scales = scales / factors if form.factor == "divide" else scales * factors
-    if form.bits == 8:
-        codes = block.codes ^ EIGHT_BITS[form.element]
-        storage.put_quantized(data, first, codes.view(torch.int8), scales.reshape(-1))
-    else:
-        storage.put_quantized(data, first, block.codes ^ FOUR_BITS[form.element], scales)
+    codes = block.codes ^ EIGHT_BITS[form.element]
+    storage.put_quantized(data, first, codes.view(torch.int8), scales.reshape(-1))

@@ -6,7 +6,7 @@ of everything that reads it. The references turn the weight back into rows of va
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from quire.ops.registry import op
 from quire.ops.samples import FLOATS, normal
+from quire.quantization.blocks import Blocks
 from quire.quantization.canonical import Canonical
 from quire.quantization.scaled import Form, Scaled
 from quire.quantization.stacked import Stacked
@@ -42,45 +43,36 @@ class Wanted:
     matrices: int = 1
 
 
-OFFERS: dict[str, Callable[[Wanted], Storage | None]] = {}
-"""Provider to its way of storing a weight, or None for a weight that it leaves to others."""
+Asked = TypeVar("Asked")
 
 
-def offer(name: str) -> Callable[[Callable[[Wanted], Storage | None]], Callable[[Wanted], Storage | None]]:
-    """Make the decorated function provider `name`'s way of storing weights."""
+class Ways(dict[str, Callable[[Asked], Storage | None]]):
+    """Provider to its way of storing a weight that is asked for, or None for one that it leaves to others."""
 
-    def add(function: Callable[[Wanted], Storage | None]) -> Callable[[Wanted], Storage | None]:
-        OFFERS[name] = function
-        return function
+    def by(self, name: str) -> Callable[[Callable[[Asked], Storage | None]], Callable[[Asked], Storage | None]]:
+        """Make the decorated function provider `name`'s way."""
 
-    return add
+        def add(function: Callable[[Asked], Storage | None]) -> Callable[[Asked], Storage | None]:
+            self[name] = function
+            return function
 
+        return add
 
-def offered(wanted: Wanted, providers: Sequence[str]) -> Storage | None:
-    """The way of the first provider that has one."""
-    found = (OFFERS[name](wanted) for name in providers if name in OFFERS)
-    return next((storage for storage in found if storage is not None), None)
-
-
-ARRANGES: dict[str, Callable[[Scaled], Storage | None]] = {}
-"""Provider to its own arrangement of a weight in the form with scales, which keeps the form: the weight itself where it
-is read as it is, None where it is not read."""
+    def first(self, asked: Asked, providers: Sequence[str]) -> Storage | None:
+        """The way of the first provider that has one."""
+        found = (self[name](asked) for name in providers if name in self)
+        return next((storage for storage in found if storage is not None), None)
 
 
-def arrange(name: str) -> Callable[[Callable[[Scaled], Storage | None]], Callable[[Scaled], Storage | None]]:
-    """Make the decorated function provider `name`'s arrangement."""
-
-    def add(function: Callable[[Scaled], Storage | None]) -> Callable[[Scaled], Storage | None]:
-        ARRANGES[name] = function
-        return function
-
-    return add
-
-
-def arranged(weight: Scaled, providers: Sequence[str]) -> Storage | None:
-    """The arrangement of the first provider that reads the weight."""
-    found = (ARRANGES[name](weight) for name in providers if name in ARRANGES)
-    return next((storage for storage in found if storage is not None), None)
+OFFERS: Ways[Wanted] = Ways()
+"""Own packings of weights of full precision, or of integers."""
+ARRANGES: Ways[Scaled] = Ways()
+"""Own arrangements of weights with scales; the weight itself where it is read as it is."""
+UNFOLDS: Ways[Blocks] = Ways()
+"""The same for weights in ggml's blocks."""
+offer, offered = OFFERS.by, OFFERS.first
+arrange, arranged = ARRANGES.by, ARRANGES.first
+unfold, unfolded = UNFOLDS.by, UNFOLDS.first
 
 
 def storage_for(wanted: Wanted, providers: Sequence[str]) -> Storage | None:
@@ -151,7 +143,7 @@ def _linear_samples() -> Iterator[tuple[StoredSpec, dict[str, Any]]]:
     for dtype in FLOATS:
         for storage, weight in scaled_samples(40, 256, dtype):
             spec = StoredSpec(storage, True, dtype)
-            tensors = {"x": normal(dtype, 3, 256), "weight": weight, "bias": normal(dtype, 40, seed=2)}
+            tensors = {"x": normal(dtype, 3, 256) / 2, "weight": weight, "bias": normal(dtype, 40, seed=2)}
             yield spec, {**tensors, "spec": spec}
     for rows, inputs, outputs, bias, group in ((1, 16, 24, False, 32), (5, 70, 40, True, 32), (0, 8, 8, False, 128)):
         for storage, weight in _weights(outputs, inputs, group):

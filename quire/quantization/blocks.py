@@ -81,16 +81,29 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Blocks taken apart: values are codes (of a form's type) times scales, plus shifts.
+    """Blocks taken apart: values are codes (of a form's type) times scales, plus shifts; types of 256 count these.
 
     Attributes:
         codes: (blocks, values) uint8.
-        scales, shifts: (blocks, groups) float32.
+        unit, shift_unit: (blocks, 1) float32, values of float16; of types of 32 values scale and shift themselves.
+        steps, shift_steps: (blocks, groups) int8: how many units a scale, or a shift, is.
     """
 
     codes: Tensor
-    scales: Tensor
-    shifts: Tensor | None = None
+    unit: Tensor
+    steps: Tensor | None = None
+    shift_unit: Tensor | None = None
+    shift_steps: Tensor | None = None
+
+    @property
+    def scales(self) -> Tensor:
+        """(blocks, groups) float32."""
+        return self.unit if self.steps is None else self.unit * self.steps
+
+    @property
+    def shifts(self) -> Tensor | None:
+        """(blocks, groups) float32."""
+        return self.shift_unit if self.shift_steps is None else self.shift_unit * self.shift_steps
 
 
 def _half(raw: Tensor) -> Tensor:
@@ -110,11 +123,11 @@ def _fifth(raw: Tensor) -> Tensor:
 
 
 def _q4_1(raw: Tensor) -> Split:
-    return Split(_nibbles(raw[:, 4:]), _half(raw[:, :2]), _half(raw[:, 2:4]))
+    return Split(_nibbles(raw[:, 4:]), _half(raw[:, :2]), shift_unit=_half(raw[:, 2:4]))
 
 
 def _q5_1(raw: Tensor) -> Split:
-    return Split(_nibbles(raw[:, 8:]) | _fifth(raw[:, 4:8]), _half(raw[:, :2]), _half(raw[:, 2:4]))
+    return Split(_nibbles(raw[:, 8:]) | _fifth(raw[:, 4:8]), _half(raw[:, :2]), shift_unit=_half(raw[:, 2:4]))
 
 
 def _two_bits(raw: Tensor) -> Tensor:
@@ -131,7 +144,7 @@ def _shifts(raw: Tensor, bits: int) -> Tensor:
 def _q2_k(raw: Tensor) -> Split:
     scales, codes = raw[:, :16], _two_bits(raw[:, 16:80].contiguous())
     both = _half(raw[:, 80:84])
-    return Split(codes, both[:, :1] * (scales & 15), -both[:, 1:] * (scales >> 4))
+    return Split(codes, both[:, :1], (scales & 15).char(), -both[:, 1:], (scales >> 4).char())
 
 
 def _q3_k(raw: Tensor) -> Split:
@@ -140,7 +153,7 @@ def _q3_k(raw: Tensor) -> Split:
     packed = raw[:, 96:108]
     fours = torch.cat((packed[:, :8] & 15, packed[:, :8] >> 4), 1)
     twos = (packed[:, None, 8:12] >> _shifts(raw, 2) & 3).flatten(1)
-    return Split(low | high << 2, _half(raw[:, 108:110]) * ((fours | twos << 4).int() - 32))
+    return Split(low | high << 2, _half(raw[:, 108:110]), (fours | twos << 4).char() - 32)
 
 
 def _six_bit_scales(raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +167,7 @@ def _six_bit_scales(raw: Tensor) -> tuple[Tensor, Tensor]:
 def _eighths(raw: Tensor, codes: Tensor) -> Split:
     """256 codes whose 8 parts have scales and minima; `raw` begins with the two numbers that these count."""
     both, (scales, minima) = _half(raw[:, :4]), _six_bit_scales(raw[:, 4:16])
-    return Split(codes, both[:, :1] * scales, -both[:, 1:] * minima)
+    return Split(codes, both[:, :1], scales.char(), -both[:, 1:], minima.char())
 
 
 def _quarters(raw: Tensor) -> Tensor:
@@ -173,8 +186,8 @@ def _q5_k(raw: Tensor) -> Split:
 
 def _q6_k(raw: Tensor) -> Split:
     low = (raw[:, :128].reshape(-1, 2, 1, 64) >> _shifts(raw, 4) & 15).flatten(1)
-    steps = _half(raw[:, 208:210]) * raw[:, 192:208].contiguous().view(torch.int8)
-    return Split(low | _two_bits(raw[:, 128:192].contiguous()) << 4, steps)
+    codes = low | _two_bits(raw[:, 128:192].contiguous()) << 4
+    return Split(codes, _half(raw[:, 208:210]), raw[:, 192:208].contiguous().view(torch.int8))
 
 
 SPLITS: dict[str, tuple[Form, Callable[[Tensor], Split]]] = {

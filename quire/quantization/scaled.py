@@ -5,15 +5,16 @@ bytes: codes row by row, then scales, zero points, factors of rows and the group
 Storage of `ops/stored.py`; `loading/` fills it from a checkpoint, or quantizes values into it while they stream in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from quire.quantization.elements import ELEMENTS, Element, pack, packed_bytes, unpack
 from quire.quantization.online import quantize_int4, quantize_int8
+from quire.quantization.storage import Sized
 
 ALIGNMENT = 16
 """Bytes that each part begins at a multiple of."""
@@ -78,6 +79,25 @@ class Block:
     order: Tensor | None = None
     columns: Tensor | None = None
     shifts: Tensor | None = None
+
+    def rows(self, first: int, last: int) -> "Block":
+        """Those from `first` to `last`, of a block whose rows share no scales."""
+
+        def cut(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part[first:last]
+
+        zeros, factors, shifts = map(cut, (self.zeros, self.factors, self.shifts))
+        cuts = {"zeros": zeros, "factors": factors, "shifts": shifts}
+        return replace(self, codes=self.codes[first:last], scales=self.scales[first:last], **cuts)
+
+
+@runtime_checkable
+class TakesBlocks(Sized, Protocol):
+    """A storage that takes rows as a format reads them."""
+
+    def put_block(self, data: Tensor, first: int, block: Block) -> None:
+        """Store the rows of `block` from row `first` on."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Forms of this folder and kernels' own packings are storages; `ops/stored.py` says who offers which.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -43,6 +43,7 @@ class Storage(Protocol):
         ...
 
 
+@runtime_checkable
 class Sized(Storage, Protocol):
     """A storage that knows its size."""
 

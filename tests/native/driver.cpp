@@ -1,6 +1,6 @@
 // Checks the compiled kernels without Python: against loops that say the same in the plainest way, for every set of
 // instructions that the processor has, on shapes drawn at random. Runs under sanitizers and under qemu-user. Products
-// are checked here, the rest of a step in step_checks.cpp, draws and experts in files of theirs.
+// are checked here, the rest of a step in step_checks.cpp, weights with groups, draws and experts in files of theirs.
 //
 //     driver [rounds] [seed]      prints a line for each set and returns 1 where anything differs
 #include <math.h>
@@ -9,10 +9,8 @@
 #include <stdlib.h>
 
 #include <thread>
-#include <vector>
 
-#include "linear.h"
-#include "values.h"
+#include "products.h"
 
 using namespace qcpu;
 
@@ -21,15 +19,16 @@ const char* qcpu_set_isa(const char*);
 int qcpu_set_threads(int);
 long qcpu_packed_bytes(const Matrix*);
 void qcpu_put(const Matrix*, long, long, const void*, long, int);
-void qcpu_put_quantized(const Matrix*, long, long, const uint8_t*, const float*);
 void qcpu_get(const Matrix*, const int64_t*, long, void*, int);
-void qcpu_linear(const Matrix*, const void*, long, long, const void*, void*, int);
+void qcpu_linear(const Matrix*, const Operands*, const void*);
 }
 
 namespace {
 
 const char* const SETS[] = {"avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_dotprod"};
-const char* const FORMATS[] = {"float32", "bfloat16", "int8", "int4"};
+const char* const FORMATS[] = {"float32", "bfloat16", "int8", "int4", "int6", "codes"};
+
+}  // namespace
 
 void fail(const char* set, const Matrix& m, long rows, const char* what, double got, double want) {
     if (failures++ < 20)
@@ -37,7 +36,6 @@ void fail(const char* set, const Matrix& m, long rows, const char* what, double 
                m.group, rows, what, got, want);
 }
 
-// What a row of x is after quantization: with one scale, or one for each group.
 std::vector<double> rounded(const Matrix& m, const Values& values, long at) {
     std::vector<float> x;
     for (long k = 0; k < m.inputs; k++) x.push_back(values.at(at + k));
@@ -53,14 +51,41 @@ std::vector<double> rounded(const Matrix& m, const Values& values, long at) {
     return made;
 }
 
+// The product of `m`, whose values are `kept`, against sums in double.
+void check_product(const char* set, const Matrix& m, const std::vector<float>& kept, int dtype) {
+    const long rows = next() % 3 ? between(1, 14) : between(1, 60), stride = m.inputs + between(0, 5);
+    const long out_stride = m.outputs + between(0, 3);
+    const Values x(dtype, rows * stride), bias(dtype, m.outputs);
+    Values out(dtype, rows * out_stride);
+    const bool biased = next() % 2;
+    const Operands operands{x.data, stride, rows, out.data, out_stride, dtype};
+    qcpu_linear(&m, &operands, biased ? bias.data : nullptr);
+    for (long r = 0; r < rows; r++) {
+        const std::vector<double> row = rounded(m, x, r * stride);
+        for (long n = 0; n < m.outputs; n++) {
+            double sum = biased ? bias.at(n) : 0, size = fabs(sum);
+            for (long k = 0; k < m.inputs; k++) {
+                const double product = row[size_t(k)] * kept[size_t(n * m.inputs + k)];
+                sum += product;
+                size += fabs(product);
+            }
+            const double got = out.at(r * out_stride + n);
+            // Quantized values may fall to either side of a tie.
+            const double slack = (m.format < INT8 ? 1e-5 : 2e-3) * size + (dtype ? fabs(sum) / 128 : 0) + 1e-6;
+            if (!(fabs(got - sum) <= slack)) fail(set, m, rows, "an output", got, sum);
+        }
+    }
+}
+
+namespace {
+
 void check(const char* set, int format) {
     const int groups[] = {32, 64, 128};
-    Matrix m{nullptr, between(1, 150), between(1, 300), format, groups[next() % 3]};
+    Matrix m{nullptr, between(1, 150), between(1, 300), format, groups[next() % 3], FLOATS, 0, 8};
     const int dtype = format == BFLOAT16 ? 1 : format == FLOAT32 ? 0 : int(next() % 2);
-    const long rows = next() % 3 ? between(1, 14) : between(1, 60), stride = m.inputs + between(0, 5);
     std::vector<uint8_t> memory(size_t(qcpu_packed_bytes(&m)) + 64);
     m.data = memory.data() + (64 - uintptr_t(memory.data()) % 64) % 64;
-    const Values weight(dtype, m.outputs * m.inputs), x(dtype, rows * stride), bias(dtype, m.outputs);
+    const Values weight(dtype, m.outputs * m.inputs);
     // In two goes, the second half first.
     const long half = between(0, m.outputs - 1);
     qcpu_put(&m, half, m.outputs - half, weight.from(half * m.inputs), m.inputs, dtype);
@@ -77,28 +102,10 @@ void check(const char* set, int format) {
         for (long k = 0; k < m.inputs; k++) {
             const long i = n * m.inputs + k;
             const float got = kept[size_t(i)], want = weight.at(i);
-            if (!(fabsf(got - want) <= slack)) fail(set, m, rows, "a kept value", got, want);
+            if (!(fabsf(got - want) <= slack)) fail(set, m, 0, "a kept value", got, want);
         }
     }
-
-    Values out(dtype, rows * m.outputs);
-    const bool biased = next() % 2;
-    qcpu_linear(&m, x.data, stride, rows, biased ? bias.data : nullptr, out.data, dtype);
-    for (long r = 0; r < rows; r++) {
-        const std::vector<double> row = rounded(m, x, r * stride);
-        for (long n = 0; n < m.outputs; n++) {
-            double sum = biased ? bias.at(n) : 0, size = fabs(sum);
-            for (long k = 0; k < m.inputs; k++) {
-                const double product = row[size_t(k)] * kept[size_t(n * m.inputs + k)];
-                sum += product;
-                size += fabs(product);
-            }
-            const double got = out.at(r * m.outputs + n);
-            // Quantized values may fall to either side of a tie.
-            const double slack = (format < INT8 ? 1e-5 : 2e-3) * size + (dtype ? fabs(sum) / 128 : 0) + 1e-6;
-            if (!(fabs(got - sum) <= slack)) fail(set, m, rows, "an output", got, sum);
-        }
-    }
+    check_product(set, m, kept, dtype);
 }
 
 // Two threads call at once while the pool grows and shrinks.
@@ -113,6 +120,7 @@ void race() {
 }  // namespace
 
 // In files of their own.
+void check_groups(const char* set, int format);
 void check_step(const char* set, long rounds);
 void check_draws(const char* set, long rounds);
 void check_experts(const char* set, long rounds);
@@ -128,6 +136,7 @@ int main(int count, char** words) {
         for (int i = 0; i < rounds; i++) {
             qcpu_set_threads(1 + i % 3);
             for (int format = FLOAT32; format <= INT4; format++) check(set, format);
+            for (int format = INT4; format <= CODES; format++) check_groups(set, format);
         }
         qcpu_set_threads(3);
         check_step(set, 1 + rounds / 4);

@@ -33,7 +33,7 @@ struct Packed {
     Matrix matrix;
     std::vector<float> kept;
 
-    Packed(long outputs, long inputs, int format, int dtype) : matrix{nullptr, outputs, inputs, format, 32} {
+    Packed(long outputs, long inputs, int format, int dtype) : matrix{nullptr, outputs, inputs, format, 32, FLOATS, 0, 8} {
         memory.resize(size_t(qcpu_packed_bytes(&matrix)) + 64);
         matrix.data = memory.data() + (64 - uintptr_t(memory.data()) % 64) % 64;
         Values values(dtype, outputs * inputs);

@@ -70,13 +70,16 @@ def test_values_of_blocks_need_nothing_of_the_host(kind: str, monkeypatch: pytes
 
 
 def write(
-    folder: Path, kind: str, family: str = "llama", ends: bool = False, **sizes: Any
+    folder: Path, kind: str, family: str = "llama", ends: bool = False, split: int = 0, **sizes: Any
 ) -> tuple[Path, Path, dict[str, Tensor]]:
-    """A file, the same values in full precision, and the values of its matrices; `ends` quantizes the vocabulary's."""
+    """A file, the same values in full precision, and the values of its matrices; `ends` quantizes the vocabulary's.
+
+    With `split`, no file has more tensors than that, and there are several.
+    """
     plain = make(family, folder / "plain", **{**BIG, **sizes})
     tensors = taken(plain)
     config = json.loads((plain / "config.json").read_text())
-    writer = gguf.GGUFWriter(folder / "model.gguf", family)
+    writer = gguf.GGUFWriter(folder / "model.gguf", family, split_max_tensors=split)
     describe(writer, config)
     writer.add_rope_freq_base(10000.0)
     describe_words(writer, config)

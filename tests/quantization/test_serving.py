@@ -42,7 +42,7 @@ def test_integers_use_the_compiled_packing(tmp_path: Path) -> None:
         if theirs.stored is None:
             continue
         ids = torch.arange(theirs.stored.outputs)
-        assert ours.stored is not None and type(ours.stored).__name__ == "Packed"
+        assert ours.stored is not None and type(ours.stored).__name__ == "Grouped"
         assert torch.equal(ours.stored.rows(ours.data, ids), theirs.stored.rows(theirs.data, ids))
 
 

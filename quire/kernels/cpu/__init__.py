@@ -2,10 +2,10 @@
 
 import torch
 
-from quire.kernels.cpu import attention, draw, experts, layer, linear, rows
+from quire.kernels.cpu import attention, draw, experts, groups, layer, linear, rows
 from quire.platforms import native
 
 # The engine's runner sets it again, once it knows how many threads the user wants.
 native.set_threads(torch.get_num_threads())
 
-__all__ = ["attention", "draw", "experts", "layer", "linear", "rows"]
+__all__ = ["attention", "draw", "experts", "groups", "layer", "linear", "rows"]

@@ -5,7 +5,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from quire.kernels.cpu.linear import PANEL, Matrix, Packed, cpu_linear
+from quire.kernels.cpu.linear import PANEL, Matrix, Panels, cpu_linear
 from quire.ops.moe import MoeBiases, MoeSpec, RouteSpec, gated, route
 from quire.ops.registry import provide
 from quire.ops.stored import StoredSpec
@@ -55,7 +55,7 @@ def cpu_route(logits: Tensor, spec: RouteSpec, bias: Tensor | None = None) -> tu
 
 
 def _refuses(spec: StoredMoeSpec) -> str | None:
-    if not isinstance(spec.gate_up, Packed) or not isinstance(spec.down, Packed):
+    if not isinstance(spec.gate_up, Panels) or not isinstance(spec.down, Panels):
         return "reads weights that it packed itself"
     if spec.moe.hidden % PANEL or spec.moe.inner % PANEL:
         return f"hidden={spec.moe.hidden} or inner={spec.moe.inner} is no multiple of {PANEL}"
@@ -72,7 +72,7 @@ def cpu_stored_moe(
     weights, ids = chooses(logits, spec.moe.route, biases.choice)
     if spec.moe.gate != "silu" or spec.moe.bias or spec.moe.weigh_input:
         return _one_by_one(x, (weights, ids), (gate_up, down), spec, biases)
-    assert isinstance(spec.gate_up, Packed) and isinstance(spec.down, Packed)
+    assert isinstance(spec.gate_up, Panels) and isinstance(spec.down, Panels)
     x, out = x.contiguous(), torch.empty_like(x)
     made = _Experts(
         spec.gate_up.matrix(gate_up),
@@ -105,9 +105,9 @@ def _one_by_one(
 
 def _product(x: Tensor, storage: object, data: Tensor, expert: int, of: tuple[MoeSpec, Tensor | None]) -> Tensor:
     moe, bias = of
-    assert isinstance(storage, Packed)
+    assert isinstance(storage, Panels)
     count = moe.route.experts
-    one = Packed(storage.outputs // count, storage.inputs, storage.bits, storage.group, storage.dtype)
+    one = storage.part(count)
     share = len(data) // count
     spec = StoredSpec(one, bias is not None, moe.dtype)
     made: Tensor = cpu_linear(x, data[expert * share : (expert + 1) * share], bias, spec)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from quire.kernels.cpu.attention import Shape as AttentionShape
 from quire.kernels.cpu.attention import refuses, shape_of, step_of
-from quire.kernels.cpu.linear import Matrix, Packed
+from quire.kernels.cpu.linear import Matrix, Panels
 from quire.ops.attention import KVPages
 from quire.ops.layer import LayerSpec, LayerWeights, pre_norm_layer
 from quire.ops.norm import NormSpec
@@ -14,12 +14,17 @@ from quire.ops.registry import provide
 from quire.ops.step import StepInputs
 from quire.ops.stored import StoredSpec
 from quire.platforms import native
+from quire.quantization.stacked import Stacked
 
 
 class _Product(ctypes.Structure):
     """`LayerProduct` of native/layer.cpp."""
 
-    _fields_ = (("weight", Matrix), ("bias", ctypes.c_void_p))
+    _fields_ = (
+        ("weights", ctypes.POINTER(Matrix)),
+        *((name, ctypes.c_long) for name in ("count", "inputs", "outputs")),
+        ("bias", ctypes.c_void_p),
+    )
 
 
 class _Norm(ctypes.Structure):
@@ -47,8 +52,10 @@ _run.argtypes = [*[ctypes.c_void_p] * 8, ctypes.c_int]
 
 
 def _refuses(spec: LayerSpec) -> str | None:
-    if not all(isinstance(product.storage, Packed) for product in spec.products):
-        return "reads weights that it packed itself"
+    for product in spec.products:
+        members = product.storage.members if isinstance(product.storage, Stacked) else (product.storage,)
+        if not all(isinstance(member, Panels) for member in members):
+            return "reads weights that it packed itself"
     return refuses(spec.attention)
 
 
@@ -92,8 +99,10 @@ def _layer(weights: LayerWeights, spec: LayerSpec) -> tuple[object, _Layer]:
 
 
 def _product(spec: StoredSpec, weight: Tensor, bias: Tensor | None) -> _Product:
-    assert isinstance(spec.storage, Packed)
-    return _Product(spec.storage.matrix(weight), _address(bias))
+    whole = spec.storage
+    parts = [part[1:] for part in whole.each(weight)] if isinstance(whole, Stacked) else [(whole, weight)]
+    found = [storage.matrix(data) for storage, data in parts if isinstance(storage, Panels)]
+    return _Product((Matrix * len(found))(*found), len(found), whole.inputs, whole.outputs, _address(bias))
 
 
 def _norm(spec: NormSpec, weight: Tensor) -> _Norm:

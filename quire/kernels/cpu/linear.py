@@ -5,7 +5,8 @@ token, or with 4-bit weights per token and group.
 """
 
 import ctypes
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from quire.ops.registry import provide
 from quire.ops.stored import StoredSpec, Wanted, offer, stored_linear
 from quire.platforms import native
 from quire.platforms.ahead import HUGE_PAGE, ahead
+from quire.quantization.storage import Storage
 
 FORMATS = {None: native.NUMBERS, 8: dict.fromkeys(native.NUMBERS, 2), 4: dict.fromkeys(native.NUMBERS, 3)}
 GROUPS = (32, 64, 128, 256)
@@ -28,8 +30,20 @@ class Matrix(ctypes.Structure):
         ("data", ctypes.c_void_p),
         ("outputs", ctypes.c_long),
         ("inputs", ctypes.c_long),
-        ("format", ctypes.c_int),
-        ("group", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("format", "group", "scales", "shifted", "zero")),
+    )
+
+
+class _Operands(ctypes.Structure):
+    """`Operands` of native/linear.h."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("x_stride", ctypes.c_long),
+        ("rows", ctypes.c_long),
+        ("out", ctypes.c_void_p),
+        ("out_stride", ctypes.c_long),
+        ("dtype", ctypes.c_int),
     )
 
 
@@ -41,36 +55,37 @@ _library.qcpu_packed_bytes.argtypes = [_matrix]
 _library.qcpu_put.argtypes = [_matrix, _long, _long, _pointer, _long, _int]
 _library.qcpu_put_quantized.argtypes = [_matrix, _long, _long, _pointer, _pointer]
 _library.qcpu_get.argtypes = [_matrix, _pointer, _long, _pointer, _int]
-_library.qcpu_linear.argtypes = [_matrix, _pointer, _long, _long, _pointer, _pointer, _int]
+_library.qcpu_linear.argtypes = [_matrix, ctypes.POINTER(_Operands), _pointer]
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Panels of neighbouring outputs. See `Storage`; `bits` and `group` as in `Wanted`."""
+class Panels(ABC):
+    """A weight in panels of neighbouring outputs, as the library's products read it. See `Storage`."""
 
+    __slots__ = ()
     outputs: int
     inputs: int
-    bits: int | None
-    group: int
     dtype: str
+
+    @abstractmethod
+    def matrix(self, data: Tensor | None) -> Matrix:
+        """The weight as the library sees it."""
+
+    @abstractmethod
+    def part(self, count: int) -> Storage:
+        """One of `count` equal weights, whose rows follow each other in whole panels."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weight."""
+        size: int = _library.qcpu_packed_bytes(self.matrix(None))
+        return size
 
     def allocate(self) -> Tensor:
         """Zeroed bytes; large ones on huge pages, without which each core waits for its page table."""
-        size: int = _library.qcpu_packed_bytes(self.matrix(None))
+        size = self.nbytes
         if size < HUGE_PAGE:
             return torch.zeros(size, dtype=torch.uint8)
         return torch.frombuffer(ahead().take(size), dtype=torch.uint8)
-
-    def put(self, data: Tensor, first: int, values: Tensor) -> None:
-        """See `Storage`."""
-        values = values.contiguous()
-        dtype = native.number(values.dtype)
-        _library.qcpu_put(self.matrix(data), first, len(values), values.data_ptr(), self.inputs, dtype)
-
-    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
-        """See `Storage`."""
-        values, scales = values.contiguous(), scales.float().contiguous()
-        _library.qcpu_put_quantized(self.matrix(data), first, len(values), values.data_ptr(), scales.data_ptr())
 
     def rows(self, data: Tensor, ids: Tensor) -> Tensor:
         """See `Storage`."""
@@ -79,10 +94,37 @@ class Packed:
         _library.qcpu_get(self.matrix(data), ids.data_ptr(), len(ids), out.data_ptr(), native.NUMBERS[self.dtype])
         return out
 
+
+@dataclass(frozen=True, slots=True)
+class Packed(Panels):
+    """Values, or integers with a scale a row (8 bits) or a group (4); `bits` and `group` as in `Wanted`."""
+
+    outputs: int
+    inputs: int
+    bits: int | None
+    group: int
+    dtype: str
+
+    def put(self, data: Tensor, first: int, values: Tensor) -> None:
+        """See `Storage`."""
+        values = values.contiguous()
+        dtype = native.number(values.dtype)
+        _library.qcpu_put(self.matrix(data), first, len(values), values.data_ptr(), self.inputs, dtype)
+
+    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
+        """See `Storage`; of 8 bits alone. What has groups is read into `Grouped`."""
+        assert self.bits == 8
+        values, scales = values.contiguous(), scales.float().contiguous()
+        _library.qcpu_put_quantized(self.matrix(data), first, len(values), values.data_ptr(), scales.data_ptr())
+
+    def part(self, count: int) -> "Packed":
+        """See `Panels`."""
+        return replace(self, outputs=self.outputs // count)
+
     def matrix(self, data: Tensor | None) -> Matrix:
-        """The weight as the library sees it."""
+        """See `Panels`."""
         address = None if data is None else data.data_ptr()
-        return Matrix(address, self.outputs, self.inputs, FORMATS[self.bits][self.dtype], self.group)
+        return Matrix(address, self.outputs, self.inputs, FORMATS[self.bits][self.dtype], self.group, zero=8)
 
 
 @offer("cpu")
@@ -95,25 +137,17 @@ def _packed(wanted: Wanted) -> Packed | None:
 
 
 def _refuses(spec: StoredSpec) -> str | None:
-    return None if isinstance(spec.storage, Packed) else "reads weights that it packed itself"
+    return None if isinstance(spec.storage, Panels) else "reads weights that it packed itself"
 
 
 @provide("cpu", stored_linear, _refuses, batch_invariant=True)
 def cpu_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: StoredSpec) -> Tensor:
     """See `stored_linear`. Each output is one sum in the order of the inputs, whatever the number of rows."""
     storage = spec.storage
-    assert isinstance(storage, Packed)
+    assert isinstance(storage, Panels)
     if x.stride(1) != 1:
         x = x.contiguous()
-    rows = x.shape[0]
-    out = torch.empty(rows, storage.outputs, dtype=x.dtype)
-    _library.qcpu_linear(
-        storage.matrix(weight),
-        x.data_ptr(),
-        x.stride(0),
-        rows,
-        None if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        native.NUMBERS[spec.dtype],
-    )
+    out = torch.empty(len(x), storage.outputs, dtype=x.dtype)
+    rows = _Operands(x.data_ptr(), x.stride(0), len(x), out.data_ptr(), storage.outputs, native.NUMBERS[spec.dtype])
+    _library.qcpu_linear(storage.matrix(weight), rows, None if bias is None else bias.data_ptr())
     return out

@@ -1,5 +1,5 @@
-"""GGUF's types: q4_0, q5_0 and q8_0 become groups of 32 with a scale; the others stay in ggml's blocks, but on GPUs all
-except q2_k become codes with float32 scales, of 6 or 10 bits a weight.
+"""GGUF's types: q4_0, q5_0 and q8_0 become groups of 32 with a scale; of the others CPUs keep codes of 4 or 6 bits and
+ggml's own scales, and GPUs, of all but q2_k, codes with float32 scales, of 6 or 10 bits a weight.
 
 Queries and keys of files that hold them in neighbouring pairs are put in the order of other checkpoints. Matrices that
 others hold as (inputs, outputs) are never read as such, whatever their type.
