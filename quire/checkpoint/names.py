@@ -1,7 +1,7 @@
 """From what the user calls a model to a local folder: the shipped model, a folder, or a name on the Hugging Face hub.
 
 The only file that downloads. It fetches safetensors, configuration and tokenizer files and nothing else; no code of a
-repository is ever fetched or run. `engine.launch` calls it once, before anything else is read.
+repository is ever fetched or run. It comes before anything else is read.
 """
 
 import re

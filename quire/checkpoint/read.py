@@ -1,7 +1,7 @@
 """config.json and its companions, read into `ModelFacts`.
 
 Owns the spelling of a checkpoint's metadata: nested text configs, old and new names of a field, where the chat template
-and the end-of-sequence tokens lie. Knows no tensor. `engine.launch` reads once and hands the facts to everyone.
+and the end-of-sequence tokens lie. Knows no tensor. Read once; everyone is handed the facts.
 """
 
 import json
@@ -74,7 +74,7 @@ def read_facts(
         vocab_size=core.vocab_size,
         eos_token_ids=_eos_token_ids(folder, generation, config),
         generation_config=generation,
-        chat_template=_chat_template(folder),
+        chat_template=chat_template(folder),
         quantization=_quantization(folder, config),
         pooling=pooler,
     )
@@ -210,7 +210,8 @@ def _quantization(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {"quant_method": "gptq", **own} if own else {}
 
 
-def _chat_template(folder: Path) -> str | None:
+def chat_template(folder: Path) -> str | None:
+    """The source of the template for plain chat that lies in `folder`, if there is one."""
     file = folder / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")

@@ -2,7 +2,7 @@
 
 The first touch of fresh memory, for which the system clears each page, is most of what loading costs on a CPU, and
 importing torch keeps one core busy for seconds while the others idle. So a thread touches huge pages meanwhile, and
-weights take theirs from there. Begun and dropped by `engine/core.py`, taken from by `kernels/cpu`; it needs no torch.
+weights take theirs from there. Begun and dropped by `engine/begin.py`, taken from by `kernels/cpu`; it needs no torch.
 """
 
 import contextlib

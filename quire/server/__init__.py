@@ -1,1 +1,4 @@
-"""The HTTP server: OpenAI's API over an `AsyncLLM`. One file per endpoint, routes as data in `app.py`; no torch."""
+"""The HTTP server: the APIs of OpenAI and Anthropic, and of models that pool, over an `AsyncLLM`; its processes.
+
+One file per endpoint, routes as data in `app.py`; `supervisor.py` begins and watches the processes. No torch.
+"""

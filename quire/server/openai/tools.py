@@ -1,6 +1,6 @@
 """The tools of a chat request, checked: `tools`, `tool_choice`, `parallel_tool_calls`.
 
-What a client may rely on is in docs/conformance.md. Called by chat.py; how calls are written is `quire/chat/formats`.
+What a client may rely on is in docs/conformance.md. How calls are written is `quire/chat/formats`.
 """
 
 import re
