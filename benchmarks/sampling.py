@@ -27,6 +27,7 @@ from quire.messages.params import SamplingParams
 from quire.messages.plan import NewRow
 from quire.ops.draw import RowTable, draw_tokens, sample_table
 from quire.ops.registry import load_providers
+from quire.platforms import native
 from quire.sampling.kernels import choose_kernels
 from quire.sampling.sampler import Sampler
 
@@ -55,7 +56,8 @@ def main() -> None:
     parser.add_argument("--ledger", type=Path, default=ledger.LEDGER / "sampling.jsonl")
     args = parser.parse_args()
     device = torch.device(args.device)
-    providers = ["torch_native"] if device.type == "cpu" else ["triton", "torch_native"]
+    own = "triton" if device.type != "cpu" else "cpu" if native.is_built() else None
+    providers = [own, "torch_native"] if own else ["torch_native"]
     load_providers(providers)
     with torch.inference_mode():
         if "check" in args.what:
@@ -107,25 +109,27 @@ def measure(provider: str, batch: int, device: torch.device, file: Path) -> None
                 continue
             if provider == "torch_native" and device.type != "cpu" and (name == "top_p") and batch > 64:
                 continue  # sorting 256 rows takes memory that nobody has to spare
-            step = stepper(provider, batch, device, SamplingParams(**setting), logits)
-            time_step(step, f"{name}, {scale_name} logits, batch {batch} x {VOCAB}", provider, device, file)
+            known, step = stepper(provider, batch, device, SamplingParams(**setting), logits)
+            time_step(known, step, f"{name}, {scale_name} logits, batch {batch} x {VOCAB}", provider, device, file)
 
 
 def stepper(
     provider: str, batch: int, device: torch.device, params: SamplingParams, logits: Tensor
-) -> Callable[[], object]:
-    """What launches one step of the sampler."""
+) -> tuple[Tensor, Callable[[], object]]:
+    """How many tokens each row has, and what launches one step of the sampler."""
     sampler = Sampler(batch, VOCAB, 64, device, kernels=choose_kernels([provider]))
     for row in range(batch):
         sampler.begin(NewRow(row, [1, 2, 3], 3, 0, [], params, row, [], [], 64))
     rows, history = list(range(batch)), torch.zeros(batch, 64, dtype=torch.int32, device=device)
     known = torch.full((batch,), 3, dtype=torch.int32, device=device)
     at = torch.arange(batch, device=device)
-    return lambda: sampler.sample(logits, rows, at, history, known)
+    return known, lambda: sampler.sample(logits, rows, at, history, known)
 
 
-def time_step(step: Callable[[], object], what: str, provider: str, device: torch.device, file: Path) -> None:
-    """Device time and host time of a step, and its launches."""
+def time_step(
+    known: Tensor, step: Callable[[], object], what: str, provider: str, device: torch.device, file: Path
+) -> None:
+    """Device time and host time of a step, which draws for another position each time."""
     line = {"machine": machine(device), "engine": f"quire, kernels {provider} (torch {torch.__version__})"}
     line |= {"commit": ledger.commit(), "model": None, "quantization": None, "kv_cache_dtype": None, "workload": what}
     step()
@@ -133,6 +137,7 @@ def time_step(step: Callable[[], object], what: str, provider: str, device: torc
     runs = 10
     host, whole = [], []
     for _ in range(runs):
+        known += 1
         synchronize(device)
         start = time.perf_counter()
         step()
