@@ -8,7 +8,7 @@ import torch
 
 from quire import LLM, SamplingParams
 from quire.base.registry import load
-from quire.config.resolve import graph_rows
+from quire.config.step_sizes import graph_rows
 from quire.engine import begin
 from quire.messages.structured import StructuredOutputsParams
 from quire.runner import graphs, loaded
