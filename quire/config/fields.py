@@ -37,7 +37,9 @@ class ModelConfig:
     model: str = setting(
         "default", "Folder, .gguf file or hub name of the checkpoint; 'default' is the model that ships with quire."
     )
-    tokenizer: str | None = setting(None, "Folder or hub name of the tokenizer, if it is not the model's own.")
+    tokenizer: str | None = setting(
+        None, "Folder or hub name of the tokenizer (and chat template), if it is not the model's own."
+    )
     revision: str | None = setting(None, "Branch, tag or commit on the hub.")
     dtype: Dtype = setting("auto", "Type of weights and activations; auto takes the checkpoint's, if the device can.")
     quantization: Quantization | None = setting(

@@ -6,6 +6,7 @@ It owns no request and starts nothing. It needs no torch.
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 from quire.base.errors import CheckpointError, RequestError
@@ -13,6 +14,7 @@ from quire.chat.messages import parse_messages
 from quire.chat.template import ChatTemplate
 from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.names import resolve
+from quire.checkpoint.read import chat_template
 from quire.config.fields import EngineConfig
 from quire.config.model import facts_of
 from quire.messages.params import SamplingParams
@@ -71,11 +73,11 @@ class FrontEnd:
 
     @cached_property
     def chat_template(self) -> ChatTemplate | None:
-        """The checkpoint's; None for a model that cannot chat. Raises CheckpointError for one that is damaged.
+        """The tokenizer's, else the model's; None where neither has one. Raises CheckpointError for a damaged one.
 
         Read where it is wanted: whoever brings another does not need it.
         """
-        template = self.model.chat_template
+        template = chat_template(Path(self.tokenizer_path)) or self.model.chat_template
         return None if template is None else ChatTemplate(template, self.tokenizer)
 
     def new_id(self) -> str:

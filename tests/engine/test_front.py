@@ -47,6 +47,13 @@ def test_another_template_and_what_it_knows_count(front: FrontEnd) -> None:
         front.encode_chat(HI)
 
 
+def test_a_tokenizer_of_its_own_brings_its_template(front: FrontEnd, tmp_path: Path) -> None:
+    tokenizer = make_toy(tmp_path)
+    (tokenizer / "chat_template.jinja").write_text("its own")
+    found = FrontEnd(engine_config(model=front.model.path, tokenizer=tokenizer)).chat_template
+    assert found is not None and found.source == "its own"
+
+
 def test_what_a_prompt_holds_besides_is_not_passed_over(front: FrontEnd) -> None:
     assert front._read({"prompt": "a", "multi_modal_data": None})[0] == "a"
     with pytest.raises(RequestError, match="'multi_modal_data' is not served"):
