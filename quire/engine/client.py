@@ -1,11 +1,12 @@
 """`CoreClient`: the front end's side of the conversation with a core process. It moves messages and owns no request."""
 
 import asyncio
-from typing import Any, Protocol
+from typing import Protocol
 
 import zmq
 import zmq.asyncio
 
+from quire.base.tasks import Tasks
 from quire.messages.codec import Codec
 from quire.messages.wire import FromClient, Hello, ToClient
 from quire.version import __version__
@@ -42,15 +43,12 @@ class CoreClient:
         self._socket.linger = 0
         self._socket.connect(address)
         self._codec: Codec[ToClient] = Codec(ToClient)
-        self._sending: set[asyncio.Future[Any]] = set()
+        self._sending = Tasks()
         self.send(Hello(__version__, name, secret))
 
     def send(self, message: FromClient) -> None:
         """Send without waiting: the queue is unbounded, and what it holds is bounded by admission."""
-        sending = asyncio.ensure_future(self._socket.send(self._codec.encode(message)))
-        # The loop itself keeps only a weak reference.
-        self._sending.add(sending)
-        sending.add_done_callback(self._sending.discard)
+        self._sending.keep(asyncio.ensure_future(self._socket.send(self._codec.encode(message))))
 
     async def receive(self) -> ToClient:
         """The next message. Raises TransportError if it is none of this version."""

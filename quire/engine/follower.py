@@ -3,8 +3,11 @@
 import asyncio
 from collections.abc import Callable
 
+from quire.base.logging import get_logger
 from quire.engine.async_llm import AsyncLLM
 from quire.messages.control import EngineDown, EngineUp, Strike
+
+log = get_logger(__name__)
 
 
 class Follower:
@@ -40,6 +43,11 @@ class Follower:
             await asyncio.gather(self._joining, return_exceptions=True)
 
     async def _join(self, address: str) -> None:
-        await self._engine.join(address)
+        try:
+            await self._engine.join(address)
+        except Exception:
+            # Without the core's first words nothing can be asked of it.
+            log.exception("the engine cannot be joined")
+            self._engine.on_lost()
         if self._engine.dead is None:
             self._on_joined()

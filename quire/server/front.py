@@ -21,6 +21,7 @@ from quire.base.errors import ConfigError, QuireError
 from quire.base.event_loop import loop_factory
 from quire.base.lifeline import die_with_parent
 from quire.base.logging import get_logger, setup, write_aside
+from quire.base.tasks import Tasks
 from quire.chat.template import ChatTemplate
 from quire.config.fields import ServerConfig
 from quire.engine.async_llm import AsyncLLM
@@ -38,6 +39,9 @@ from quire.messages.control import (
     Count,
     EngineDown,
     EngineUp,
+    Nothing,
+    Question,
+    Reply,
     Serving,
     Stop,
     Strike,
@@ -84,6 +88,7 @@ class Front:
         self._pool = TextPool(Setup(front.tokenizer_path, source, said.log_level, said.log_format))
         self._engine.on_death = lambda reason: log.error("requests are refused until there is an engine: %s", reason)
         self._family = Family(channel, born.count)
+        self._answering = Tasks()
         self._known, self._lost = asyncio.Event(), asyncio.Event()
         self._engine.on_lost = self._lost.set
         # Where an engine was ready before, this front end replaces one: clients wait for it, so it answers them in any
@@ -143,7 +148,7 @@ class Front:
                     self._channel.send(strike)
             elif isinstance(message, Asked):
                 # In a task: what is asked may take a while.
-                asyncio.create_task(self._answer(message)).add_done_callback(lambda task: task.exception())
+                self._answering.keep(asyncio.create_task(self._answer(message)))
             elif isinstance(message, Answers):
                 self._family.hear(message)
             elif isinstance(message, Stop):
@@ -152,13 +157,17 @@ class Front:
                 self._server.stop()
 
     async def _answer(self, asked: Asked) -> None:
+        try:
+            reply = await self._reply(asked.question)
+        except Exception:
+            log.exception("what another front end has asked finds no answer")
+            reply = Nothing()
+        self._channel.send(Answered(asked.number, reply))
+
+    async def _reply(self, question: Question) -> Reply:
         service = self._service
         assert service is not None, "only those that serve are asked"
-        question = asked.question
-        if isinstance(question, Count):
-            self._channel.send(Answered(asked.number, service.counted()))
-        else:
-            self._channel.send(Answered(asked.number, await service.responses.fetch(question)))
+        return service.counted() if isinstance(question, Count) else await service.responses.fetch(question)
 
 
 def _template_source(config: ServerConfig) -> str | None:

@@ -2,12 +2,15 @@
 
 import asyncio
 import socket
+from typing import Any
 from unittest import mock
 
 import pytest
 
 from quire.base.errors import EngineDeadError, TransportError
 from quire.engine.async_llm import AsyncLLM
+from quire.engine.follower import Follower
+from quire.messages.control import Answered, Asked, Count, EngineUp, Nothing
 from quire.messages.params import SamplingParams
 from quire.messages.request import Request
 from quire.server import front as module
@@ -33,6 +36,14 @@ class Garbled:
         """Nothing to drop."""
 
 
+def new_front() -> tuple[Any, mock.Mock]:
+    """A front end whose engine is a mock, and its channel to the supervisor."""
+    config, channel = mock.Mock(server=mock.Mock(chat_template=None)), mock.Mock()
+    born = mock.Mock(config=config, listener=socket.socket().detach(), facts=None)
+    with mock.patch.multiple(module, FrontEnd=mock.DEFAULT, AsyncLLM=mock.DEFAULT, Pulse=mock.DEFAULT):
+        return module.Front(channel, born), channel
+
+
 def test_what_is_lost_ends_requests_and_is_told() -> None:
     async def play() -> None:
         lost, connection = asyncio.Event(), Garbled()
@@ -53,13 +64,40 @@ def test_what_is_lost_ends_requests_and_is_told() -> None:
     asyncio.run(play())
 
 
+def test_an_engine_that_cannot_be_joined_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def play() -> None:
+        lost, joined, connection = asyncio.Event(), mock.Mock(), Garbled()
+        engine = AsyncLLM(mock.Mock(), connect=lambda address: connection)
+        engine.on_lost = lost.set
+        await Follower(engine, joined).hear(EngineUp("ipc:///there"))
+        connection.spoils.set()
+        await asyncio.wait_for(lost.wait(), 10)
+        joined.assert_not_called()
+
+    asyncio.run(play())
+    assert "cannot be joined" in caplog.text and "no message of this version" in caplog.text
+
+
+def test_a_question_that_fails_is_logged_and_answered(caplog: pytest.LogCaptureFixture) -> None:
+    async def play() -> None:
+        front, channel = new_front()
+        front._service = mock.Mock(**{"counted.side_effect": KeyError("no such count")})
+        channel.receive = mock.AsyncMock(side_effect=[Asked(7, Count()), None])
+        answered = asyncio.Event()
+        channel.send.side_effect = lambda message: answered.set()
+        with front._listener:
+            await front._hear()
+            await asyncio.wait_for(answered.wait(), 10)
+        channel.send.assert_called_once_with(Answered(7, Nothing()))
+
+    asyncio.run(play())
+    assert "no such count" in caplog.text
+
+
 def test_its_front_end_ends() -> None:
     async def play() -> None:
-        config = mock.Mock(server=mock.Mock(chat_template=None))
-        born = mock.Mock(config=config, listener=socket.socket().detach(), facts=None)
-        with mock.patch.multiple(module, FrontEnd=mock.DEFAULT, AsyncLLM=mock.DEFAULT, Pulse=mock.DEFAULT) as made:
-            front = module.Front(mock.Mock(), born)
-        engine = made["AsyncLLM"].return_value
+        front, _ = new_front()
+        engine = front._engine
         engine.close = mock.AsyncMock()
         front._hear = front._serve = front._live = asyncio.Event().wait
         running = asyncio.create_task(front.run())

@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 from quire.base.errors import EngineError, TransportError
 from quire.base.interpreter import python
 from quire.base.logging import get_logger
+from quire.base.tasks import Tasks
 from quire.config import environ
 from quire.messages.frames import pair_for_child
 from quire.messages.text import (
@@ -118,7 +119,7 @@ class TextPool:
         # The one that was idle last is the warmest.
         self._idle: asyncio.LifoQueue[Worker] = asyncio.LifoQueue()
         self._long = asyncio.Semaphore(WORKERS - 1)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
 
     async def __aenter__(self) -> Self:
         """Workers begin to load; jobs wait for the first that is ready."""
@@ -128,9 +129,7 @@ class TextPool:
 
     async def __aexit__(self, *how: object) -> None:
         """End all workers."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *(worker.end() for worker in self._workers), return_exceptions=True)
+        await asyncio.gather(self._tasks.cancel(), *(worker.end() for worker in self._workers), return_exceptions=True)
 
     async def run(self, job: Job) -> Answer | Refused | Failed:
         """Do a job. Raises ApiError 503 if no worker has time for it."""
@@ -197,10 +196,7 @@ class TextPool:
                 return
 
     def _spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return self._tasks.keep(asyncio.create_task(work))
 
 
 def _full() -> ApiError:
