@@ -10,6 +10,7 @@ from quire.scheduler.scheduler import Scheduler
 def make(spec: RunSpec, layout: Layout) -> Scheduler:
     """The scheduler of an engine; with `event_log` set, one that writes down everything that happens to it."""
     pooling = spec.facts.pooling
+    recorded = [size for size in spec.graph_tokens if size < layout.max_model_len and pooling is None]
     limits = Limits(
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=spec.max_num_batched_tokens,
@@ -19,6 +20,7 @@ def make(spec: RunSpec, layout: Layout) -> Scheduler:
         itl_target_s=spec.itl_target_s,
         prefix_caching=spec.enable_prefix_caching,
         whole=pooling is not None and pooling.whole,
+        recorded_tokens=max(recorded, default=0),
     )
     if spec.event_log is not None:
         return RecordedScheduler(limits, layout, spec.event_log, seed=spec.seed)

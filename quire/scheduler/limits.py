@@ -21,6 +21,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         max_passed: how often a waiting sequence may be overtaken because it did not fit; then it blocks the others.
         checkpoint_tokens: recurrent state is kept every so many tokens, and at the ends of prompts and turns.
         itl_target_s: seconds that a step may take while sequences stream: prompts get no more tokens than that allows.
+        recorded_tokens: of prompts, in the largest step that ranks have recorded; 0 where they record none.
         shared_rows, shared_tokens: ranks are told of so many rows that begin with so many tokens alike; reading fewer
             once for all costs more than it saves.
     """
@@ -37,5 +38,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_passed: int = 64
     checkpoint_tokens: int = 2048
     itl_target_s: float | None = None
+    recorded_tokens: int = 0
     shared_rows: int = 4
     shared_tokens: int = 256

@@ -17,6 +17,7 @@ from quire.scheduler.resource import Resource
 from quire.scheduler.resources.checkpoints import Checkpoints
 from quire.scheduler.resources.grammar import Grammars
 from quire.scheduler.resources.pages import Pages
+from quire.scheduler.resources.recorded import Recorded
 from quire.scheduler.resources.rows import Rows
 from quire.scheduler.resources.tokens import Tokens
 from quire.scheduler.resources.whole import Whole
@@ -85,6 +86,8 @@ class Roster:
         self.order = ORDERS[limits.policy]()
         self.waiting = Queue(self.order.rank)
         self.running = Queue(self.seniority)
+        if limits.recorded_tokens:
+            self.resources = (*self.resources, Recorded(limits.recorded_tokens, self.waiting))
         self.leaving: set[Sequence] = set()
         self.alive: dict[str, list[Sequence]] = {}
         self.failures: list[Delta] = []

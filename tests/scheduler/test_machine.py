@@ -68,6 +68,7 @@ def limits(chain):
         shared_rows=st.integers(2, 4),
         shared_tokens=st.sampled_from([1, 4, 9]),
         checkpoint_tokens=st.sampled_from([2048, 6]),
+        recorded_tokens=st.sampled_from([0, 0, 6]),
     )
 
 

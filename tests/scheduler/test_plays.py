@@ -33,6 +33,26 @@ def test_long_prompts_share_the_budget_with_those_that_run():
     check_all(engine)
 
 
+def test_few_prompts_go_one_after_the_other_where_no_larger_step_is_recorded():
+    engine = Engine(max_num_batched_tokens=32, recorded_tokens=8)
+    for prompt in (3, 5, 6, 2):
+        engine.add(prompt=prompt)
+    # Eight tokens are recorded, and no more than twice as many wait.
+    assert [engine.step() for _ in range(2)] == ["A3 B5", "A1 B1 C6 D2"]
+    check_all(engine)
+
+
+def test_many_prompts_share_a_step_though_it_is_not_recorded():
+    engine = Engine(max_num_batched_tokens=32, recorded_tokens=8)
+    for prompt in (6, 6, 5):
+        engine.add(prompt=prompt)
+    assert engine.step() == "A6 B6 C5"
+    engine.add(prompt=12)
+    engine.add(prompt=2)
+    assert [engine.step() for _ in range(2)] == ["A1 B1 C1 D12", "A1 B1 C1 D1 E2"]
+    check_all(engine)
+
+
 def test_overlap_plans_a_token_that_only_the_device_knows():
     engine = Engine(depth=2)
     engine.add(prompt=3, max_tokens=3)

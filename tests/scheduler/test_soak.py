@@ -50,6 +50,7 @@ def crowded_limits(rng, chain):
         policy=rng.choice(["fcfs", "priority", "lpm"]),
         prefix_caching=rng.random() < 0.7,
         checkpoint_tokens=rng.choice([4, 2048]),
+        recorded_tokens=rng.choice([0, 0, 8]),
         chain=chain,
     )
 
