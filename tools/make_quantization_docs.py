@@ -64,7 +64,7 @@ it cost a pass, since rounding reads each row anyway.
 
 ## Formats of checkpoints
 
-| format | `quant_method` and `--quantization` | what it holds |
+| format | `quant_method` (the first, or vLLM's name, also for `--quantization`) | what it holds |
 |---|---|---|
 """
 ONLINE_HEAD = """

@@ -8,7 +8,7 @@ import torch
 from quire.layers.blocks import Block, PreNorm
 from quire.ops.samples import step_over
 from quire.ops.step import StepInputs
-from quire.platforms import native
+from tests.marks import needs_native
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
 
@@ -58,7 +58,7 @@ def test_states_of_last_tokens_are_the_same(family, providers, tmp_path):
     assert model.left_out > 10
 
 
-@pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler")
+@needs_native
 def test_a_layer_in_one_call_leaves_out_what_nobody_wants(tmp_path, monkeypatch):
     driver = Driver(make("llama", tmp_path), 4, ["cpu", "torch_native"])
     driver.model = model = Twice(driver)
@@ -115,6 +115,7 @@ def test_few_tokens_of_a_long_sequence_are_computed_as_ever(seen, tmp_path):
     assert seen == [18] * 2 + [1 + SPARE] + [18] * 3 + [2] * 6
 
 
+@needs_native
 def test_a_block_of_a_better_provider_is_not_cut_in_halves(seen, tmp_path):
     driver = plain(tmp_path, ["cpu", "torch_native"])
     driver.step([(driver.begin(text), len(text)) for text in TEXTS])
