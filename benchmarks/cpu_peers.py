@@ -2,6 +2,7 @@
 
     python benchmarks/cpu_peers.py --environments DIR --install      # once: an environment for each peer, and its files
     python benchmarks/cpu_peers.py --environments DIR [--minutes 25] [--classes 16 8 4] [--labels A B C1 C2 D E]
+    python benchmarks/cpu_peers.py --environments DIR --classes 4 --labels A --only quire:q4_k_m llama.cpp:q4_k_m
 
 Every engine is a process that stays loaded; all of a class (weights of 16, 8 or 4 bits) take turns at each workload
 (benchmarks/lib/cpu_workloads.py), and a probe of the read bandwidth stands beside each figure, because machines change

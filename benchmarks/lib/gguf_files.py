@@ -1,6 +1,6 @@
 """A checkpoint in llama.cpp's format: `python gguf_files.py FOLDER`, with llama-cpp-python, gguf and numpy there.
 
-Writes bf16.gguf, f16.gguf, q8_0.gguf and q4_0.gguf beside `model.safetensors`, once. Started by
+Writes bf16.gguf and files of FILE_TYPES beside `model.safetensors`, once. Started by
 `benchmarks/cpu_peers.py --install` in llama.cpp's environment; llama.cpp and OpenVINO read them.
 """
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-FILE_TYPES = {"f16": 1, "q8_0": 7, "q4_0": 2}
+FILE_TYPES = {"f16": 1, "q8_0": 7, "q4_0": 2, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
 """LLAMA_FTYPE_MOSTLY_*, made from bf16.gguf by llama.cpp itself."""
 
 
@@ -42,7 +42,8 @@ def write_gguf(folder: Path, target: Path, gguf: Any, numpy: Any) -> None:
     out.add_eos_token_id(config["eos_token_id"])
     out.add_pad_token_id(config["eos_token_id"])
     out.add_chat_template("{{ messages[0].content }}")
-    out.add_token_list([f"t{i}" for i in range(config["vocab_size"])])
+    # The merge that there is makes the third token of the first two.
+    out.add_token_list(["t", "1", "t1", *(f"t{i}" for i in range(3, config["vocab_size"]))])
     special = {config["bos_token_id"], config["eos_token_id"]}
     out.add_token_types([3 if i in special else 1 for i in range(config["vocab_size"])])
     out.add_token_merges(["t 1"])

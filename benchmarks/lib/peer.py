@@ -23,20 +23,21 @@ GIB = 2
 
 
 def quire(folder: str, precision: str, threads: int) -> Generate:
-    """This project. Precisions: bf16, int8, int4."""
+    """This project. Precisions: bf16, int8, int4, or that of a file of llama.cpp's."""
     from quire.config.environ import become_computing
 
     become_computing()
     import quire as engine
 
+    own = precision in ("bf16", "int8", "int4")
     llm = engine.LLM(
-        folder,
+        folder if own else f"{folder}/{precision}.gguf",
         device="cpu",
         dtype="bfloat16",
         threads=threads,
         max_model_len=CONTEXT,
         kv_cache_memory_bytes=GIB << 30,
-        quantization=None if precision == "bf16" else precision,
+        quantization=precision if precision in ("int8", "int4") else None,
         log_level="warning",
     )
     return _offline(engine, llm)
@@ -88,7 +89,7 @@ def transformers(folder: str, precision: str, threads: int) -> Generate:
 def llama(folder: str, precision: str, threads: int) -> Generate:
     """llama.cpp by its plain interface: all sequences in one batch a step, a shared prefix computed once.
 
-    Precisions: bf16, q8_0, q4_0.
+    Precisions: bf16, q8_0, q6_k, q5_k_m, q4_k_m, q4_0.
     """
     import llama_cpp as c
 
