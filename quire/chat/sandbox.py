@@ -1,7 +1,8 @@
 """Where chat templates run: a Jinja sandbox with the names that transformers gives them, and limits on what they take.
 
 A template comes with the checkpoint, so it is code of strangers: it sees plain values only, and time, output and
-repetition are bounded. Called by `ChatTemplate`; knows no tokens.
+repetition are bounded between its operations. What a single one allocates (`"x".ljust(n)`) is not: the server runs
+templates in text workers, which the system limits. Called by `ChatTemplate`; knows no tokens.
 """
 
 import json
@@ -85,9 +86,16 @@ class _Generation(Extension):
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The sandbox, with multiplication bounded: `"x" * 10**9` would take the memory before any output is counted."""
+    """The sandbox, with limits where loops have none: a macro may call itself, and multiply the calls.
+
+    Multiplication is bounded, too: `"x" * 10**9` would take the memory before any output is counted.
+    """
 
     intercepted_binops = frozenset({"*", "**"})
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 (as jinja names it)
+        __context[_LIMITER].check_time()
+        return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         limit = context[_LIMITER].chars

@@ -46,6 +46,11 @@ def test_bad_source_is_refused_at_the_start(tokenizer: Tokenizer) -> None:
         ("{% for m in none %}{% endfor %}", "template_error", "failed on these messages; the log"),
         ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "template_error", "failed on these messages; the log"),
         ("{% for i in range(10**9) %}x{% endfor %}", "template_timeout", "Range"),
+        (
+            "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+            "template_timeout",
+            "longer",
+        ),
         ("{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "template_timeout", "longer"),
         (
             "{% set ns = namespace(x='a') %}{% for i in range(99999) %}{{ 'abcdefgh' }}{% endfor %}",
