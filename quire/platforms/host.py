@@ -19,6 +19,14 @@ from quire.platforms import native
 
 VISIBILITY = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
+MEMORY_LIMITS = {
+    "": ("sys/fs/cgroup", "memory.max"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+}
+"""By the name that /proc/self/cgroup gives a hierarchy (the second version's has none): its mount, its limit's file."""
+
+NO_LIMIT = 1 << 62
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
@@ -53,7 +61,7 @@ def look(root: Path = Path("/")) -> Host:
     return Host(
         cpu=cpuinfo.get("model name") or platform.processor() or platform.machine() or "unknown CPU",
         cpu_flags=frozenset((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split()),
-        memory_bytes=_memory_bytes(root),
+        memory_bytes=min(psutil.virtual_memory().total, group_limit_bytes(root)),
         gpu_vendors=tuple(_gpu_vendors(root)),
         gpus_hidden=any(environ.read(name) in ("", "-1") for name in VISIBILITY),
         has_triton=importlib.util.find_spec("triton") is not None,
@@ -71,15 +79,28 @@ def _cpuinfo(root: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _memory_bytes(root: Path) -> int:
-    """The machine's memory, or less where a control group (a container) sets a limit."""
-    total = psutil.virtual_memory().total
-    for name in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        path = root / name
-        limit = path.read_text().strip() if path.exists() else ""
-        if limit.isdigit():
-            total = min(total, int(limit))
-    return total
+def group_limit_bytes(root: Path = Path("/")) -> int:
+    """The least limit on memory of this process's control group and those around it; NO_LIMIT without one.
+
+    A container sees its own group as the root; a service of systemd lies deeper, and so do groups within containers.
+    """
+    lines = _text(root / "proc/self/cgroup").splitlines()
+    paths = {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
+    limits = [NO_LIMIT]
+    for controller, (mount, file) in MEMORY_LIMITS.items():
+        base = root / mount
+        own = base / paths.get(controller, "").lstrip("/")
+        around = [place for place in (own, *own.parents) if place.is_relative_to(base)]
+        limits += [int(said) for place in around if (said := _text(place / file).strip()).isdigit()]
+    return min(limits)
+
+
+def _text(file: Path) -> str:
+    """What a file of the system says; nothing where it is not there."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def _gpu_vendors(root: Path) -> Iterator[str]:

@@ -12,6 +12,8 @@ from typing import Protocol
 import psutil
 import torch
 
+from quire.platforms.host import group_limit_bytes
+
 
 class Memory(Protocol):
     """Memory of the device that a rank computes on."""
@@ -39,7 +41,7 @@ class HostMemory:
     def free_bytes(self) -> int:
         """Memory that could be taken without swapping."""
         used = psutil.Process().memory_info().rss
-        return min(psutil.virtual_memory().available, max(0, _cgroup_limit() - used))
+        return min(psutil.virtual_memory().available, max(0, group_limit_bytes() - used))
 
     def kept_bytes(self) -> int:
         """Nothing: steps are recorded on accelerators alone."""
@@ -115,10 +117,3 @@ def _high_water_bytes() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) << 10
     return int(psutil.Process().memory_info().rss)
-
-
-def _cgroup_limit() -> int:
-    limit = Path("/sys/fs/cgroup/memory.max")
-    with contextlib.suppress(OSError, ValueError):
-        return int(limit.read_text())
-    return 1 << 62

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from quire.platforms.host import Host, look
+from quire.platforms.host import Host, group_limit_bytes, look
 
 pytestmark = pytest.mark.plain
 
@@ -50,6 +50,22 @@ def test_processor(tmp_path: Path) -> None:
 def test_the_limit_of_a_container_is_the_memory(tmp_path: Path) -> None:
     assert lay(tmp_path, {"sys/fs/cgroup/memory.max": f"{1 << 29}\n"}).memory_bytes == 1 << 29
     assert lay(tmp_path, {"sys/fs/cgroup/memory.max": "max\n"}).memory_bytes > 1 << 29
+
+
+@pytest.mark.parametrize(
+    ("group", "file"),
+    [
+        ("0::/system.slice/quire.service", "system.slice/quire.service/memory.max"),
+        ("0::/system.slice/quire.service/deeper", "system.slice/memory.max"),
+        ("9:cpu:/other\n4:memory:/own", "memory/own/memory.limit_in_bytes"),
+        # A container without a namespace for groups is told the host's path, and sees its own group as the root.
+        ("4:memory:/docker/abc", "memory/memory.limit_in_bytes"),
+    ],
+)
+def test_the_limit_of_a_service_and_of_what_is_around_it(group: str, file: str, tmp_path: Path) -> None:
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    files = {"proc/self/cgroup": f"{group}\n", f"sys/fs/cgroup/{file}": f"{1 << 29}\n"}
+    assert lay(tmp_path, files).memory_bytes == group_limit_bytes(tmp_path) == 1 << 29
 
 
 def test_an_empty_machine_is_a_machine(tmp_path: Path) -> None:

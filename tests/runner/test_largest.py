@@ -1,6 +1,7 @@
 """The largest step, which runs before an engine is ready."""
 
 import msgspec
+import psutil
 import pytest
 import torch
 
@@ -8,7 +9,7 @@ from quire import LLM
 from quire.base.errors import ConfigError
 from quire.base.registry import load
 from quire.engine import begin
-from quire.runner import loaded, warm
+from quire.runner import loaded, memory, warm
 from quire.runner.warm import largest_step
 from quire.sampling.kernels import Kernels
 from quire.sampling.sampler import Sampler
@@ -24,6 +25,12 @@ def test_the_largest_step_keeps_hidden_states_and_describes_no_prompt(tmp_path):
         assert [new.params.prompt_logprobs for new in plan.new] == [None, None, 0]
         assert [grant.tokens for grant in plan.grants[1:]] == [1, 1]
         assert own.launch(plan).result().prompt_logprobs == {}
+
+
+def test_memory_beyond_the_process_s_group_is_not_free(monkeypatch):
+    taken = psutil.Process().memory_info().rss
+    monkeypatch.setattr(memory, "group_limit_bytes", lambda: taken + (8 << 20))
+    assert memory.HostMemory().free_bytes() < 16 << 20
 
 
 @pytest.mark.parametrize("what", [(warm, "largest_step"), (Sampler, "stay")], ids=["step", "tables"])
