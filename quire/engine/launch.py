@@ -122,9 +122,10 @@ class CoreProcess:
     async def ended(self) -> str:
         """Wait for the end of the process; a sentence that says how it ended."""
         code = await self._process.wait()
-        return (
-            f"the engine process was ended by signal {-code}" if code < 0 else f"the engine process ended with {code}"
-        )
+        if code >= 0:
+            return f"the engine process ended with {code}"
+        why = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
+        return f"the engine process was ended by signal {-code}{why}"
 
     async def stop(self, timeout_s: float) -> None:
         """Ask the process to end, by closing its standard input; kill it after `timeout_s` seconds."""
