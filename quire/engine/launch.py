@@ -124,7 +124,7 @@ class CoreProcess:
         code = await self._process.wait()
         if code >= 0:
             return f"the engine process ended with {code}"
-        why = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
+        why = " (as the system does where memory runs out)" if code == -signal.SIGKILL else ""
         return f"the engine process was ended by signal {-code}{why}"
 
     async def stop(self, timeout_s: float) -> None:

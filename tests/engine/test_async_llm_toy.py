@@ -120,7 +120,7 @@ def test_death_of_the_core_is_an_error_and_not_a_hang(toy):
         for result in await asyncio.gather(*streams, return_exceptions=True):
             assert isinstance(result, EngineDeadError) or len(result) == 200
         assert any(isinstance(s.exception(), EngineDeadError) for s in streams)
-        assert engine.dead is not None and "signal 9, as the system does where memory" in engine.dead
+        assert engine.dead is not None and "signal 9 (as the system does where memory" in engine.dead
         with pytest.raises(EngineDeadError):
             await tokens_of(engine, [1], 1)
         await engine.close()
