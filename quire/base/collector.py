@@ -21,7 +21,7 @@ def keep_what_lives() -> None:
 
 @contextlib.contextmanager
 def what_lives_spared() -> Iterator[None]:
-    """The collector looks only at what is made within the block (or the function, as a decorator).
+    """The collector looks only at what is made within the block (or the function, as a decorator), and seldom.
 
     Going through a process that has imported torch takes 100 ms and more, in which no step is launched. Nothing is done
     where something is frozen already: only who has frozen may let go of it.
@@ -29,10 +29,13 @@ def what_lives_spared() -> Iterator[None]:
     if gc.get_freeze_count():
         yield
         return
+    young, *older = gc.get_threshold()
     gc.freeze()
+    gc.set_threshold(young and max(young, MOST_YOUNG), *older)
     try:
         yield
     finally:
+        gc.set_threshold(young, *older)
         gc.unfreeze()
 
 

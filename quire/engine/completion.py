@@ -23,9 +23,9 @@ UNREAD_TOKENS = 16
 
 def readable(entry: TokenLogprobs, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
     """Log-probabilities of one position for people: the chosen token first, then the most probable ones in order."""
-    first = entry.ids[0]
-    named = {first: Logprob(entry.logprobs[0], entry.rank, tokenizer.token_text(first) if tokenizer else None)}
-    for rank, (token_id, logprob) in enumerate(zip(entry.ids[1:], entry.logprobs[1:], strict=True), 1):
+    (first, *ids), (chosen, *logprobs) = entry.ids, entry.logprobs
+    named = {first: Logprob(chosen, entry.rank, tokenizer.token_text(first) if tokenizer else None)}
+    for rank, (token_id, logprob) in enumerate(zip(ids, logprobs, strict=True), 1):
         if token_id != first:
             named[token_id] = Logprob(logprob, rank, tokenizer.token_text(token_id) if tokenizer else None)
     return named
@@ -158,8 +158,10 @@ class Completion:
 
     def _describe(self, entry: TokenLogprobs) -> None:
         if self._logprobs is not None:
-            self._logprobs.append(readable(entry, self._tokenizer))
-            self._sum += entry.logprobs[0]
+            named = readable(entry, self._tokenizer)
+            self._logprobs.append(named)
+            # The chosen token comes first.
+            self._sum += next(iter(named.values())).logprob
 
     def _end(self, reason: FinishReason, stop_reason: int | None) -> None:
         """The core ended it. After an abort or an error held text stays held: it might have been cut."""

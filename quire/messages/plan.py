@@ -4,6 +4,10 @@ A plan is a diff. Every rank mirrors the rows (one per running sequence); the pl
 how many tokens each one computes now. Positions are never in a plan: with plans in flight only the rows know them.
 """
 
+from array import array
+from collections.abc import Sequence
+from typing import Self
+
 import msgspec
 
 from quire.messages.params import SamplingParams
@@ -90,15 +94,30 @@ class StepPlan(msgspec.Struct, array_like=True):
 class TokenLogprobs(msgspec.Struct, array_like=True, gc=False):
     """Log-probabilities at one position: the chosen token first, then the most probable ones in order.
 
+    A step makes one for each row that asked. They stay packed until somebody reads them, in another process if need be.
+
     Attributes:
-        ids: token ids; ids[0] is the chosen (or prompt) token.
-        logprobs: natural logarithms, the raw model's (before penalties, temperature and masks), in the order of ids.
+        packed: `ids` as int32, then `logprobs` as float32, in the machine's order.
         rank: rank of the chosen token, 1 is the most probable.
     """
 
-    ids: list[int]
-    logprobs: list[float]
+    packed: bytes
     rank: int
+
+    @classmethod
+    def of(cls, ids: Sequence[int], logprobs: Sequence[float], rank: int) -> Self:
+        """Packed; there are as many of both."""
+        return cls(array("i", ids).tobytes() + array("f", logprobs).tobytes(), rank)
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids; the first is the chosen (or prompt) token."""
+        return array("i", self.packed[: len(self.packed) // 2]).tolist()
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Natural logarithms, the raw model's (before penalties, temperature and masks), in the order of ids."""
+        return array("f", self.packed[len(self.packed) // 2 :]).tolist()
 
 
 class StepResult(msgspec.Struct, array_like=True):

@@ -77,7 +77,10 @@ class Batch:
         self._size = slice_rows(vocab)
         self._device = device
         self._asking = [i for i, h in enumerate(hosts) if h.logprobs is not None]
-        self.asked = Asked(self._asking, [hosts[i].logprobs or 0 for i in self._asking]) if self._asking else None
+        wanted: dict[int, list[int]] = {}
+        for i in self._asking:
+            wanted.setdefault(hosts[i].logprobs or 0, []).append(i)
+        self.asked = Asked(wanted) if wanted else None
         self.way = self._find_way()
 
     @cached_property

@@ -3,13 +3,16 @@
 Called by the sampler for generated tokens and by the runner for prompts, in slices of rows that bound memory.
 """
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quire.messages.plan import TokenLogprobs
 from quire.ops.logprobs import Logprobs
 from quire.sampling.kernels import Kernels
 
-__all__ = ["Logprobs", "prompt_logprobs", "to_list"]
+__all__ = ["Logprobs", "prompt_logprobs", "told"]
 
 _REFERENCE = Kernels()
 
@@ -24,9 +27,13 @@ def prompt_logprobs(logits: Tensor, targets: Tensor, top: int, kernels: Kernels 
         kernels: who computes it.
     """
     found = kernels.describe(logits, targets.long(), top)
-    return to_list(found.ids.tolist(), found.values.tolist(), found.ranks.tolist())
+    bits = found.values.view(torch.int32)
+    return told(found.ids.T.cpu().numpy(), bits.T.cpu().numpy(), found.ranks.cpu().numpy())
 
 
-def to_list(ids: list[list[int]], values: list[list[float]], ranks: list[int]) -> list[TokenLogprobs]:
-    """One message per row."""
-    return list(map(TokenLogprobs, ids, values, ranks))
+def told(ids: NDArray[np.integer], bits: NDArray[np.integer], ranks: NDArray[np.integer]) -> list[TokenLogprobs]:
+    """One message per row, of n. ids, and the bits of float32 values: (1 + top, n); ranks: (n,)."""
+    table = np.ascontiguousarray(np.concatenate([ids, bits]).T, dtype=np.int32)
+    # Each line as one object: the messages of a step are made while the device may have nothing to do.
+    lines: list[bytes] = table.view(f"V{table.shape[1] * table.itemsize}").ravel().tolist()
+    return list(map(TokenLogprobs, lines, ranks.tolist()))

@@ -5,7 +5,7 @@ the step that was launched meanwhile.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quire.messages.plan import TokenLogprobs
 from quire.ops.logprobs import Logprobs
-from quire.sampling.logprobs import to_list
+from quire.sampling.logprobs import told
 
 OK, BAD, EXHAUSTED = 0, 1, 2
 """Status of a row: a token was drawn; its logits were not finite; no token was left to draw."""
@@ -31,15 +31,14 @@ class _Event(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Samples whose log-probabilities are reported: their places among the samples, and how many each wants."""
+    """Samples whose log-probabilities are reported: by how many they want, their places among the samples."""
 
-    lines: list[int]
-    counts: list[int]
+    lines: dict[int, list[int]]
 
     @property
     def top(self) -> int:
         """The most that any wants: so many numbers of every row travel to the host."""
-        return max(self.counts)
+        return max(self.lines)
 
 
 def packed(found: Logprobs) -> Tensor:
@@ -113,18 +112,12 @@ class Samples:
         return found[0].tolist(), bad, logprobs, errors
 
     def _reported(self, found: NDArray[np.int64], asked: Asked) -> dict[int, TokenLogprobs]:
-        width, half = 1 + asked.top, 3 + (len(found) - 3) // 2
-        if len(asked.lines) < len(self.rows):
-            found = found[:, asked.lines]
-        values = found[half : half + width].astype(np.int32).view(np.float32)
-        ids = _columns(found[3 : min(half, 3 + width)], asked.counts)
-        entries = to_list(ids, _columns(values, asked.counts), found[2].tolist())
-        return dict(zip([self.rows[line] for line in asked.lines], entries, strict=True))
-
-
-def _columns(table: NDArray[Any], counts: list[int]) -> list[list[Any]]:
-    """Each column of (1 + the most of `counts`, n), as long as its row wants: nobody pays for another's."""
-    if min(counts) == max(counts):
-        found: list[list[Any]] = table.T.tolist()
-        return found
-    return [column[: count + 1].tolist() for column, count in zip(table.T, counts, strict=True)]
+        half = 3 + (len(found) - 3) // 2
+        reported: dict[int, TokenLogprobs] = {}
+        for count, lines in asked.lines.items():
+            rows, mine, width = self.rows, found, 1 + count
+            if len(lines) < len(rows):
+                rows, mine = [rows[line] for line in lines], found[:, lines]
+            entries = told(mine[3 : min(half, 3 + width)], mine[half : half + width], mine[2])
+            reported |= zip(rows, entries, strict=True)
+        return reported

@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 
-from quire.base.collector import collector_paused, what_lives_spared
+from quire.base.collector import MOST_YOUNG, collector_paused, what_lives_spared
 
 pytestmark = pytest.mark.plain
 
@@ -33,13 +33,15 @@ class Cycle:
 
 
 def test_what_lived_before_is_not_looked_at() -> None:
-    older, younger = Cycle(), None
+    older, younger, often = Cycle(), None, gc.get_threshold()
     with pytest.raises(KeyError), what_lives_spared():
+        assert gc.get_threshold()[0] >= MOST_YOUNG
         younger = Cycle()
         looked_at = {id(one) for one in gc.get_objects()}
         assert id(younger) in looked_at and id(older) not in looked_at
         raise KeyError
     assert gc.get_freeze_count() == 0
+    assert gc.get_threshold() == often
 
 
 def test_garbage_is_found_afterwards_also_where_a_caller_has_frozen_what_he_needs() -> None:

@@ -41,7 +41,7 @@ def begin(processor: OutputProcessor, request_id: str = "r", prompt: list[int] |
 
 
 def logprobs_of(ids: Iterable[int]) -> list[TokenLogprobs]:
-    return [TokenLogprobs([i, i, i + 1], [-1.0, -1.0, -2.0], 1) for i in ids]
+    return [TokenLogprobs.of([i, i, i + 1], [-1.0, -1.0, -2.0], 1) for i in ids]
 
 
 def feed(
@@ -235,7 +235,7 @@ def test_prompt_facts(tokenizer: Tokenizer) -> None:
 def test_logprobs_for_people(tokenizer: Tokenizer) -> None:
     processor = OutputProcessor(tokenizer)
     begin(processor, logprobs=2)
-    entry = TokenLogprobs([300, 301, 302], [-3.0, -0.5, -1.0], 9)
+    entry = TokenLogprobs.of([300, 301, 302], [-3.0, -0.5, -1.0], 9)
     [output], _ = processor.process([Delta("r", 0, [300], [entry])])
     [named] = output.outputs[0].logprobs or []
     assert [(i, p.logprob, p.rank, p.decoded_token) for i, p in named.items()] == [

@@ -166,4 +166,4 @@ class Device:
 
 
 def _describe(state: State, token: int) -> TokenLogprobs:
-    return TokenLogprobs([token], [0.0 if isinstance(state, Poison) else logprob(state, token)], 1)
+    return TokenLogprobs.of([token], [0.0 if isinstance(state, Poison) else logprob(state, token)], 1)

@@ -244,4 +244,4 @@ def scores(token: int, top: int) -> TokenLogprobs:
     logprobs = [-0.25, *[-2.0 - i for i in range(1, top)]][:top]
     if top > 2:
         logprobs[-1] = float("-inf")
-    return TokenLogprobs([token, *others], [-1.0, *logprobs], 2)
+    return TokenLogprobs.of([token, *others], [-1.0, *logprobs], 2)
