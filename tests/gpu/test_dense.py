@@ -11,10 +11,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 if torch.cuda.is_available():
     from quire.kernels.triton.dense import gemv, norm, skinny
+    from quire.kernels.triton.dense.activation import MANY, triton_gated_activation
     from quire.kernels.triton.dense.linear import triton_linear, triton_norm_gate_up, triton_norm_linear
     from quire.kernels.triton.dense.norm import triton_add_rms_norm
     from quire.kernels.triton.launch import device_of
-    from quire.ops.activation import GateSpec
+    from quire.ops.activation import GateSpec, gated_activation
     from quire.ops.block import NormGateSpec, NormLinearSpec
     from quire.ops.linear import LinearSpec
     from quire.ops.norm import NormSpec
@@ -43,6 +44,14 @@ def test_products_equal_float64_in_every_run(rows, inputs, outputs):
     exact = x.double() @ weight.double().T + bias.double()
     assert (out.double() - exact).norm() / exact.norm() < 4e-3
     assert all(torch.equal(triton_linear(x, weight, bias, spec), out) for _ in range(5))
+
+
+def test_gates_of_long_rows():
+    spec = GateSpec(9000, "silu", "bfloat16", "cuda")
+    for rows in (MANY - 1, MANY):
+        gate_up = normal(rows, 2 * spec.inner)
+        expected = gated_activation.reference(gate_up, spec)
+        torch.testing.assert_close(triton_gated_activation(gate_up, spec), expected, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("rows", ROWS)
