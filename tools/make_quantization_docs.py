@@ -49,6 +49,7 @@ lists modules by their names in the whole. Stacks of experts (Llama 4) may be ta
 
 One GGUF file is enough to start, of the architectures that `quire/checkpoint/gguf_families.py` lists:
 {families}.
+Of a file that was split (`-00001-of-00003.gguf`) name the first part; the others lie beside it.
 Texts are cut as the file's `tokenizer.ggml.pre` says; one that is not known is refused, as i-quants are, by name. An
 answer ends with the tokens that the file names (`eos`, `eot`, `eom`) and with those of its own whose text says so.
 
@@ -117,8 +118,8 @@ Experts in the same forms are multiplied by one kernel (`quire/kernels/triton/mo
 biases and choice: tokens are sorted by expert, and weights become values on their way to the matrix units.
 
 Codes of types that kernels do not read are stored as those of one that has the same values (int2 and int3 as 4 bits,
-int5 to int7 and fp6 as 8), and take the memory of that: on GPUs int3 in groups of 128 is 0.258 of bfloat16, as int4 is,
-and not 0.195 as below. nf4 and bitsandbytes' fp4 are looked up in a register, for 8 instructions a weight of one row
+int5 to int7 and fp6 as 8), and take the memory of that: on GPUs int3 in groups of 128 is 0.258 of bfloat16, as int4 is.
+nf4 and bitsandbytes' fp4 are looked up in a register, for 8 instructions a weight of one row
 where int4 takes 2; not where activations are float32, since what is looked up is float16.
 
 ggml's k-quants, q4_1 and q5_1 become codes with a float32 scale, and a shift, for 16 or 32 inputs as they are loaded on

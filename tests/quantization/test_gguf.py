@@ -20,13 +20,14 @@ from quire.checkpoint.gguf_tokenizer import ends, tokenizer_files
 from quire.checkpoint.names import resolve
 from quire.checkpoint.read import read_facts
 from quire.checkpoint.rope import rope_facts
+from quire.platforms import native
 from quire.quantization.blocks import SPLITS, values
 from quire.quantization.scaled import Scaled
 from quire.quantization.words import Words
 from quire.tokenizer.tokenizer import Tokenizer
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
-from tests.quantization.checkpoints import SIZES, check, compare, stored_bytes, taken
+from tests.quantization.checkpoints import PROMPTS, SIZES, check, compare, stored_bytes, taken
 
 gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.torch
@@ -69,12 +70,21 @@ def test_values_of_blocks_need_nothing_of_the_host(kind: str, monkeypatch: pytes
     assert torch.equal(values(kind, raw), want)
 
 
+Kinds = dict[str, str] | None
+
+
 def write(
-    folder: Path, kind: str, family: str = "llama", ends: bool = False, split: int = 0, **sizes: Any
+    folder: Path,
+    kind: str,
+    family: str = "llama",
+    ends: bool = False,
+    split: int = 0,
+    others: Kinds = None,
+    **sizes: Any,
 ) -> tuple[Path, Path, dict[str, Tensor]]:
     """A file, the same values in full precision, and the values of its matrices; `ends` quantizes the vocabulary's.
 
-    With `split`, no file has more tensors than that, and there are several.
+    With `split`, no file has more tensors than that, and there are several. `others` are types of single matrices.
     """
     plain = make(family, folder / "plain", **{**BIG, **sizes})
     tensors = taken(plain)
@@ -91,8 +101,9 @@ def write(
         if not module.endswith("_proj") and not (ends and module in ("model.embed_tokens", "lm_head")):
             writer.add_tensor(renamed(name), array)
             continue
-        number = gguf.GGMLQuantizationType[kind]
-        raw = blocks_of(kind, array)
+        own = (others or {}).get(module.rsplit(".", 1)[-1], kind)
+        number = gguf.GGMLQuantizationType[own]
+        raw = blocks_of(own, array)
         writer.add_tensor(renamed(name), raw, raw_dtype=number)
         back = torch.from_numpy(gguf.quants.dequantize(raw, number).reshape(tensor.shape).copy())
         if heads:
@@ -130,6 +141,17 @@ def test_every_type(kind: str, tmp_path: Path) -> None:
     file, plain, values = write(tmp_path, kind)
     # Rows of 256 are one block of the larger types, of which two ranks have a half each.
     check(unfold(file, tmp_path / "cache"), plain, values)
+
+
+@pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler")
+def test_unlike_parts_of_a_matrix_are_one_call_of_a_layer(tmp_path: Path) -> None:
+    """As in llama.cpp's q4_k_m, whose values are of more bits than queries and keys."""
+    file, plain, values = write(tmp_path, "Q4_K", "llama", others={"v_proj": "Q6_K", "up_proj": "F16"})
+    ran, want = Driver(unfold(file, tmp_path / "cache"), 4, ["cpu"]), Driver(plain, 4)
+    assert compare(ran, values)
+    assert ran.build.provider_names()["pre_norm_layer"] == "cpu"
+    for ours, theirs in zip(ran.generate(PROMPTS, 1), want.generate(PROMPTS, 1), strict=True):
+        assert (ours.all_logits() - theirs.all_logits()).abs().max() < 0.05 * theirs.all_logits().abs().max()
 
 
 @pytest.mark.parametrize("tied", [False, True])

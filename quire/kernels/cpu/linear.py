@@ -107,7 +107,7 @@ class Packed(Panels):
 
     def put(self, data: Tensor, first: int, values: Tensor) -> None:
         """See `Storage`."""
-        values = values.contiguous()
+        values = (values if native.number(values.dtype) is not None else values.float()).contiguous()
         dtype = native.number(values.dtype)
         _library.qcpu_put(self.matrix(data), first, len(values), values.data_ptr(), self.inputs, dtype)
 
