@@ -103,7 +103,9 @@ class Split:
     @property
     def shifts(self) -> Tensor | None:
         """(blocks, groups) float32."""
-        return self.shift_unit if self.shift_steps is None else self.shift_unit * self.shift_steps
+        if self.shift_unit is None or self.shift_steps is None:
+            return self.shift_unit
+        return self.shift_unit * self.shift_steps
 
 
 def _half(raw: Tensor) -> Tensor:
