@@ -10,8 +10,8 @@ The load is the peer's to the token (`lib/peer_load.py`): prompts of 256 to 768 
 in the order of their rates on one server. Its figures were reported to us; no log of theirs is here. Its rows at a rate
 begin with the same prompts, so half of those at 16 requests a second and four fifths of those at 24 are in the prefix
 cache. That vLLM's were in its own shows in its first tokens, which come sooner at 24 a second than at 8. How many
-requests its rows had is not on record; at the moments that its generator draws, those below give the throughputs that it
-reports within 0.3 % at 8, 16 and 24 a second. With --new-prompts each row
+requests its rows had is not on record; at the moments that its generator draws, those below give the throughputs that
+it reports within 0.3 % at 8, 16 and 24 a second. With --new-prompts each row
 has prompts of its own, and only that at 8 a second compares. Pages for 600 such prompts take 48 GiB of an 8B model
 (--pages-gib), or the cache forgets them.
 """

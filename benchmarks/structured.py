@@ -4,8 +4,8 @@
 
 Runs the shipped model, or one of a known shape with random weights and a vocabulary of bytes and letters. Prints
 medians per step and appends them to benchmarks/ledger/structured.jsonl. Masks are filled while the device computes, so
-what they take of the host's time is told beside what a step becomes longer. Texts are made in one step of sixteen, which
-a median leaves out.
+what they take of the host's time is told beside what a step becomes longer. Texts are made in one step of sixteen,
+which a median leaves out.
 """
 
 import argparse
