@@ -11,7 +11,6 @@ import threading
 import traceback
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from quire.base.errors import RequestError
 from quire.base.logging import get_logger
@@ -22,16 +21,16 @@ from quire.messages.wire import FAILED, Refused
 from quire.scheduler.scheduler import Scheduler
 from quire.structured.court import Court
 from quire.structured.matcher import Vocabulary
-from quire.structured.store import KEPT
 
 log = get_logger(__name__)
+
+KEPT = 64
+"""Compiled grammars that are kept for the next request, unless more are in use."""
 
 REMEMBERED = 256
 """Refusals that are remembered, so that the same bad grammar costs nothing a second time."""
 
 JOIN_S = 5.0
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -64,6 +63,7 @@ class GrammarDesk:
         self._vocabulary = vocabulary
         self._cases: dict[str, Case] = {}
         self._ready: OrderedDict[str, None] = OrderedDict()
+        self._unused: deque[str] = deque()
         self._refused: OrderedDict[str, RequestError] = OrderedDict()
         self._todo: queue.SimpleQueue[Case | None] = queue.SimpleQueue()
         self._done: deque[Case] = deque()
@@ -145,14 +145,25 @@ class GrammarDesk:
         refused = []
         if error is not None:
             if error.code != FAILED:
-                _remember(self._refused, case.key, error, REMEMBERED)
+                self._refused[case.key] = error
+                if len(self._refused) > REMEMBERED:
+                    self._refused.popitem(last=False)
             for request_id in sorted(case.users):
                 self._scheduler.abort(request_id)
                 refused.append(Refused(request_id, error.message, error.param, error.code))
         elif not case.skipped:
-            _remember(self._ready, case.key, None, KEPT)
+            self._keep(case.key)
         self._scheduler.ready(case.key)
         return refused
+
+    def _keep(self, key: str) -> None:
+        """A grammar is ready; those used longest ago may go, but none that a sequence could still begin with."""
+        self._ready[key] = None
+        if len(self._ready) > KEPT:
+            used = self._scheduler.grammars()
+            for old in [each for each in self._ready if each not in used][: len(self._ready) - KEPT]:
+                del self._ready[old]
+                self._unused.append(old)
 
     def _submit(self, case: Case) -> None:
         if self._thread is None:
@@ -175,16 +186,12 @@ class GrammarDesk:
     def _compile(self, wanted: StructuredOutputsParams) -> RequestError | None:
         try:
             self._court.check(wanted)
-            self._executor.prepare(wanted, self._vocabulary)
+            # A grammar that is wanted again after it was dropped is prepared after this.
+            unused = [self._unused.popleft() for _ in range(len(self._unused))]
+            self._executor.prepare(wanted, self._vocabulary, unused)
         except RequestError as error:
             return error
         except Exception:  # a fault of ours, which may pass (no process, no memory), and of nobody else's request
             log.error("%s", traceback.format_exc())
             return RequestError("The grammar could not be compiled: the engine failed.", FIELD, FAILED)
         return None
-
-
-def _remember(kept: "OrderedDict[str, T]", key: str, value: T, most: int) -> None:
-    kept[key] = value
-    while len(kept) > most:
-        kept.popitem(last=False)

@@ -44,9 +44,9 @@ class InlineExecutor:
         """Launch the plan."""
         return self.runner.launch(plan)
 
-    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary) -> None:
+    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary, unused: list[str]) -> None:
         """Compile a grammar, in the caller's thread."""
-        self.runner.grammars.prepare(wanted, vocabulary)
+        self.runner.grammars.prepare(wanted, vocabulary, unused)
 
     def stop(self) -> None:
         """Drop the model and its pages."""

@@ -118,10 +118,10 @@ class ProcessExecutor:
             self._tell(rank, Run(plan))
         return _Awaited(self)
 
-    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary) -> None:
+    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary, unused: list[str]) -> None:
         """Let rank 0 compile a grammar, beside its steps."""
         rank = self._ranks[0]
-        question = Prepare(wanted, vocabulary.tokenizer, vocabulary.size, vocabulary.eos)
+        question = Prepare(wanted, vocabulary.tokenizer, vocabulary.size, vocabulary.eos, unused)
         try:
             send(rank.side, msgspec.msgpack.encode(question))
             frame = receive(rank.side)

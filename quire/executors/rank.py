@@ -85,7 +85,7 @@ class RankProcess:
         assert self.runner is not None, "Begin comes first"
         try:
             vocabulary = Vocabulary(question.tokenizer, question.vocab_size, question.eos)
-            self.runner.grammars.prepare(question.wanted, vocabulary)
+            self.runner.grammars.prepare(question.wanted, vocabulary, question.unused)
         except RequestError as error:
             return Prepared(error.message, error.code)
         except Exception as error:  # a fault of ours, which may pass: the next grammar is asked for all the same

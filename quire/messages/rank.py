@@ -75,12 +75,17 @@ class Broken(msgspec.Struct, tag=True):
 
 
 class Prepare(msgspec.Struct, tag=True):
-    """Compile a grammar. Goes to rank 0 on a channel of its own, beside steps; answered there by Prepared."""
+    """Compile a grammar. Goes to rank 0 on a channel of its own, beside steps; answered there by Prepared.
+
+    Attributes:
+        unused: keys of grammars that are dropped before.
+    """
 
     wanted: StructuredOutputsParams
     tokenizer: str
     vocab_size: int
     eos: tuple[int, ...]
+    unused: list[str] = []
 
 
 class Prepared(msgspec.Struct, tag=True):

@@ -159,6 +159,11 @@ class Scheduler:
         """The grammar is compiled on every rank that needs it."""
         self.roster.grammars.pending.discard(grammar)
 
+    def grammars(self) -> set[str]:
+        """Those of sequences that have not ended."""
+        alive = (seq.grammar for sequences in self.roster.alive.values() for seq in sequences)
+        return {grammar for grammar in alive if grammar is not None}
+
     def reset_prefix_cache(self) -> None:
         """Forget every cached page that no sequence uses."""
         self.roster.pages.reset()

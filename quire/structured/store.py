@@ -1,25 +1,22 @@
-"""`GrammarStore`: the compiled grammars of one rank, a bounded number of them.
+"""`GrammarStore`: the compiled grammars of one rank. The engine says which of them may go (`engine/grammars.py`).
 
 `prepare` compiles and is called from a thread of its own; `start` is called by the step loop and finds what is ready.
 """
 
 import threading
-from collections import OrderedDict
+from collections.abc import Collection
 
 from quire.messages.structured import StructuredOutputsParams, grammar_key
 from quire.structured.llguidance import LLBackend
 from quire.structured.matcher import Backend, Grammar, Matcher, Vocabulary
 
-KEPT = 64
-"""Grammars kept for the next request; those in use live on with their sequences."""
-
 
 class GrammarStore:
-    """Grammars by key, the one used longest ago leaves first."""
+    """Grammars by key."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._grammars: OrderedDict[str, Grammar] = OrderedDict()
+        self._grammars: dict[str, Grammar] = {}
         self._backend: Backend | None = None
 
     def __len__(self) -> int:
@@ -31,8 +28,11 @@ class GrammarStore:
         assert self._backend is not None, "a grammar is used before any was prepared"
         return self._backend
 
-    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary) -> None:
-        """Compile a grammar, unless it is there. Raises RequestError."""
+    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary, unused: Collection[str] = ()) -> None:
+        """Drop what nobody uses any more, by key, and compile a grammar, unless it is there. Raises RequestError."""
+        with self._lock:
+            for key in unused:
+                self._grammars.pop(key, None)
         if self._backend is None:
             self._backend = LLBackend(vocabulary)
         self._find(wanted)
@@ -40,8 +40,8 @@ class GrammarStore:
     def start(self, wanted: StructuredOutputsParams) -> Matcher:
         """A matcher at the start of the grammar.
 
-        A sequence that comes back after `KEPT` other grammars finds its own gone and has it compiled again, here: the
-        judge has found that to be quick.
+        It is there as long as a sequence that has not ended uses it. A plan on its way to a rank may begin one that has
+        ended since, whose grammar is gone; that alone is compiled again, here.
         """
         return self._find(wanted).start()
 
@@ -50,12 +50,9 @@ class GrammarStore:
         assert key is not None
         with self._lock:
             found = self._grammars.get(key)
-            if found is not None:
-                self._grammars.move_to_end(key)
-                return found
+        if found is not None:
+            return found
         made = self.backend.compile(wanted)
         with self._lock:
             self._grammars[key] = made
-            while len(self._grammars) > KEPT:
-                self._grammars.popitem(last=False)
         return made

@@ -91,4 +91,4 @@ def test_a_fault_of_a_rank_is_not_held_against_a_grammar() -> None:
     with ours, theirs, executor._ranks[0].socket:
         send(theirs, msgspec.msgpack.encode(Prepared("no room", FAILED)))
         with pytest.raises(EngineError, match="rank 0: no room"):
-            executor.prepare(StructuredOutputsParams(regex="a"), Vocabulary("tokenizer.json", 10, (0,)))
+            executor.prepare(StructuredOutputsParams(regex="a"), Vocabulary("tokenizer.json", 10, (0,)), [])

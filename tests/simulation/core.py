@@ -129,7 +129,7 @@ class Ranks:
                 raise Hung("a request has hung it")
         return Made(self._points, device.run(plan, poisoned))
 
-    def prepare(self, wanted: object, vocabulary: object) -> None:
+    def prepare(self, wanted: object, vocabulary: object, unused: object) -> None:
         """No grammars here."""
 
     def stop(self) -> None:

@@ -2,14 +2,16 @@
 
 import json
 import re
+import threading
 
 import jsonschema
 import pytest
 
 from quire import LLM, SamplingParams
 from quire.base.errors import RequestError
+from quire.engine.grammars import KEPT
 from quire.messages.structured import StructuredOutputsParams
-from quire.structured.store import KEPT
+from quire.structured.llguidance import LLBackend
 
 pytestmark = pytest.mark.torch
 
@@ -138,7 +140,15 @@ def test_a_bad_grammar_is_refused_before_anything_runs(shipped):
     assert not shipped._core.scheduler.has_work
 
 
-def test_many_schemas_keep_few(shipped):
+def test_many_schemas_wait_compiled_and_few_are_kept_after_them(shipped, monkeypatch):
+    store, steps, compiled = shipped._core.executor.runner.grammars, threading.current_thread(), []
+    compile = LLBackend.compile
+
+    def noted(self, wanted):
+        compiled.append(threading.current_thread())
+        return compile(self, wanted)
+
+    monkeypatch.setattr(LLBackend, "compile", noted)
     count = KEPT + 10
     params = [
         SamplingParams(max_tokens=40, structured_outputs=StructuredOutputsParams(json={"const": f"c{number}"}))
@@ -146,5 +156,9 @@ def test_many_schemas_keep_few(shipped):
     ]
     texts = [output.outputs[0].text for output in shipped.generate(["x"] * count, params)]
     assert texts == [f'"c{number}"' for number in range(count)]
-    assert len(shipped._core.executor.runner.grammars) <= KEPT
+    assert len(compiled) == count and steps not in compiled  # none while others wait for their next token
+    for number in range(2):  # the first to be ready finds the others unused, the second has them dropped
+        last = SamplingParams(max_tokens=4, structured_outputs=StructuredOutputsParams(json={"const": number}))
+        shipped.generate("x", last)
+    assert len(store) <= KEPT + 1
     assert not shipped._core.scheduler.roster.grammars.pending and not shipped._core.grammars.busy
