@@ -74,15 +74,6 @@ def shrunk(spec: RunSpec, layout: Layout) -> str | None:
     )
 
 
-def longest_sequence(layout: Layout) -> int:
-    """Tokens of the longest sequence that the pages hold when it runs alone, at most `max_model_len`."""
-
-    def fits(tokens: int) -> bool:
-        return all(most_held(g.spec.retention, tokens, g.page_size) < g.pages for g in layout.groups)
-
-    return _longest(fits, layout.max_model_len)
-
-
 def _groups(states: list[StateSpec], page_size: int) -> list[Group]:
     return [Group(spec, states.count(spec), page_size) for spec in dict.fromkeys(states)]
 

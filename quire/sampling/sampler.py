@@ -17,14 +17,13 @@ from quire.sampling import batch as batches
 from quire.sampling import processors
 from quire.sampling.batch import Batch, Slice, Way, slice_rows
 from quire.sampling.kernels import Kernels
-from quire.sampling.logprobs import prompt_logprobs
 from quire.sampling.masks import Masks
 from quire.sampling.processors import History
 from quire.sampling.rows import Feature, HostRow, RowState
 from quire.sampling.samples import BAD, EXHAUSTED, Samples, packed
 from quire.structured.store import GrammarStore
 
-__all__ = ["Sampler", "Samples", "prompt_logprobs"]
+__all__ = ["Sampler", "Samples"]
 
 
 class Sampler:
