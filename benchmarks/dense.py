@@ -28,10 +28,10 @@ from quire.kernels.triton.dense import gemv, skinny
 from quire.kernels.triton.dense.linear import triton_linear, triton_norm_gate_up, triton_norm_linear
 from quire.kernels.triton.dense.norm import triton_add_rms_norm
 from quire.layers.build import Build
-from quire.layers.joint import Joint
 from quire.layers.linear import Matrix, column, row
 from quire.layers.mlp import GatedMLP
 from quire.layers.norm import RMSNorm
+from quire.layers.norm_linear import NormLinear
 from quire.ops.activation import GateSpec
 from quire.ops.block import NormGateSpec, NormLinearSpec
 from quire.ops.linear import LinearSpec
@@ -232,7 +232,7 @@ class Layer:
         self.o = row(b / "o", o.inputs, o.outputs)
         self.mlp = GatedMLP(b / "mlp", hidden, gate_up.outputs)
         norms = [RMSNorm(b / name, hidden, 1e-6) for name in ("first", "second")]
-        self.joints = Joint(b, norms[0], self.qkv), Joint(b, norms[1], self.mlp.gate_up, self.mlp)
+        self.joints = NormLinear(b, norms[0], self.qkv), NormLinear(b, norms[1], self.mlp.gate_up, self.mlp)
         for weight in [w for m in (self.qkv, self.o, self.mlp) for w in m.parameters()]:
             weight.data.copy_(normal(*weight.shape, scale=weight.shape[1] ** -0.5))
         for norm in norms:

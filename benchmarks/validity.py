@@ -76,11 +76,11 @@ def calls_hold(name: str) -> Valid:
 
     def holds(text: str) -> bool:
         splitter = StreamSplitter(tool_format(name, ""), None, {"weather": TOOL_SCHEMA})
-        speech = fold([*splitter.push(text), *splitter.finish()])
-        for call in speech.calls:
+        parsed = fold([*splitter.push(text), *splitter.finish()])
+        for call in parsed.calls:
             assert call.name == "weather"
             jsonschema.validate(json.loads(call.arguments), TOOL_SCHEMA)
-        return bool(speech.calls) and not speech.content
+        return bool(parsed.calls) and not parsed.content
 
     return holds
 

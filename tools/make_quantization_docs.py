@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quire.checkpoint.gguf_families import FAMILIES
-from quire.ops.stored import StoredSpec, Wanted, arranged, offered, stored_linear
+from quire.ops.stored import StoredSpec, WeightSpec, arranged, offered, stored_linear
 from quire.platforms import native
 from quire.quantization import formats
 from quire.quantization.checkpoint import ONLINE
@@ -233,7 +233,7 @@ def _packed(provider: str, form: Form, device: str) -> Storage | None:
     """A provider's own packing of a form that it can hold exactly."""
     if form != Form("int8", None):
         return None
-    return offered(Wanted(256, 512, 8, 128, "bfloat16", device), [provider])
+    return offered(WeightSpec(256, 512, 8, 128, "bfloat16", device), [provider])
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class Call:
 
 
 @dataclass(slots=True)
-class Speech:
+class ParsedAnswer:
     """A whole answer."""
 
     content: str = ""
@@ -68,7 +68,7 @@ class Speech:
     calls: list[Call] = field(default_factory=list)
 
 
-def fold(events: Iterable[Event]) -> Speech:
+def fold(events: Iterable[Event]) -> ParsedAnswer:
     """All events of an answer as one message. A broken call is content."""
     content: list[str] = []
     reasoning: list[str] = []
@@ -87,7 +87,7 @@ def fold(events: Iterable[Event]) -> Speech:
                 del calls[index]
                 content.append(text)
     made = [Call(name, "".join(parts)) for name, parts in calls.values()]
-    return Speech("".join(content), "".join(reasoning), made)
+    return ParsedAnswer("".join(content), "".join(reasoning), made)
 
 
 def merge(events: Iterable[Event]) -> list[Event]:

@@ -10,7 +10,7 @@ import msgspec
 
 from quire.base.errors import CheckpointError, RequestError
 from quire.checkpoint.headers import read_headers
-from quire.checkpoint.late import Late, read_late, vocabulary
+from quire.checkpoint.late_interaction import LateInteraction, read_late, vocabulary
 from quire.checkpoint.sentences import (
     Method,
     Projection,
@@ -92,7 +92,7 @@ class PoolerFacts(msgspec.Struct, frozen=True, kw_only=True):
     default_prompt: str | None = None
     max_tokens: int | None = None
     projections: list[Projection] = []
-    late: Late | None = None
+    late: LateInteraction | None = None
     tokens: list[int] = []
     frame: Frame | None = None
 

@@ -47,7 +47,7 @@ class _Pooling(msgspec.Struct, frozen=True):
     pooling_mode: str | None = None
 
 
-class Sides(msgspec.Struct, frozen=True):
+class PromptPrefixes(msgspec.Struct, frozen=True):
     """config_sentence_transformers.json: what goes before texts.
 
     Attributes:
@@ -83,9 +83,9 @@ class _Lengths(msgspec.Struct, frozen=True):
     max_seq_length: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
-def read_sides(folder: Path) -> Sides:
+def read_sides(folder: Path) -> PromptPrefixes:
     """What goes before texts. Raises CheckpointError."""
-    return read_as(folder / "config_sentence_transformers.json", Sides)
+    return read_as(folder / "config_sentence_transformers.json", PromptPrefixes)
 
 
 def read_max_tokens(folder: Path) -> int | None:

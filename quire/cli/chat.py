@@ -23,7 +23,7 @@ GREETING = "Chatting with {name}. /reset forgets, /exit or Ctrl-D leaves, Ctrl-C
 PROMPT = "> "
 
 
-class Partner(Protocol):
+class ChatBackend(Protocol):
     """Somebody who answers."""
 
     name: str
@@ -46,7 +46,7 @@ class LocalChat:
         self._params = params
 
     def answer(self, messages: Sequence[Message]) -> Iterator[str]:
-        """See `Partner`."""
+        """See `ChatBackend`."""
         outputs = self._model.stream_chat(messages, self._params)
         try:
             for output in outputs:
@@ -93,7 +93,7 @@ def run(args: Namespace, make: Make = make_llm, terminal: Terminal | None = None
         return converse(partner, terminal, args.system)
 
 
-def converse(partner: Partner, terminal: Terminal, system: str | None) -> int:
+def converse(partner: ChatBackend, terminal: Terminal, system: str | None) -> int:
     """Read, answer, repeat. Returns 0 when the user leaves."""
     beginning: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     messages = list(beginning)
@@ -110,7 +110,7 @@ def converse(partner: Partner, terminal: Terminal, system: str | None) -> int:
     return 0
 
 
-def _turn(partner: Partner, terminal: Terminal, messages: list[Message]) -> list[Message]:
+def _turn(partner: ChatBackend, terminal: Terminal, messages: list[Message]) -> list[Message]:
     """Print the answer to `messages`. Returns the conversation with it, or without its last line if that failed."""
     said: list[str] = []
     pieces = partner.answer(messages)
@@ -151,7 +151,7 @@ def _read(terminal: Terminal) -> str | None:
         return None
 
 
-def _partner(args: Namespace, make: Make) -> Partner:
+def _partner(args: Namespace, make: Make) -> ChatBackend:
     config, provenance = flags.load(args, quiet=True)
     if args.url is not None:
         name = config.engine.model.model if provenance["model"] != "default" else None

@@ -33,7 +33,7 @@ class Streams:
 
 
 @dataclass(slots=True)
-class Figures:
+class AnswerStats:
     """What an answer cost: tokens, and seconds since it was asked for."""
 
     tokens: int = 0
@@ -86,9 +86,9 @@ def answer(model: TextModel, prompt: str, system: str | None, params: SamplingPa
         return model.stream(prompt, params)
 
 
-def show(outputs: Iterator[RequestOutput], out: TextIO) -> Figures:
+def show(outputs: Iterator[RequestOutput], out: TextIO) -> AnswerStats:
     """Write the text of `outputs` as it comes, and a line end. Returns what it cost."""
-    figures = Figures()
+    figures = AnswerStats()
     started = time.perf_counter()
     for output in outputs:
         news = completion(output)

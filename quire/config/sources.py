@@ -21,7 +21,7 @@ Provenance = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class Setting:
     """What was written for the field `name`, the `place` it was written in, and how errors call the two together."""
 
     name: str
@@ -42,9 +42,9 @@ def load(
 
     Raises ConfigError that names the place, the field and the remedy, also for values that a later place overrides.
     """
-    given: list[Given] = []
+    given: list[Setting] = []
     if file is not None:
-        given += [Given(name, value, f"file {file}", f"{file}: {name}") for name, value in files.read(file).items()]
+        given += [Setting(name, value, f"file {file}", f"{file}: {name}") for name, value in files.read(file).items()]
     given += _from_environment(environ)
     given += [_given(name, value, f"flag {flag(name)}") for name, value in argv_values.items()]
     return _build(given)
@@ -79,18 +79,18 @@ def flag(name: str) -> str:
 ENGINE_FIELDS = tuple(flatten(EngineConfig()))
 
 
-def _given(name: str, written: object, place: str) -> Given:
-    return Given(name, written, place, place)
+def _given(name: str, written: object, place: str) -> Setting:
+    return Setting(name, written, place, place)
 
 
-def _from_environment(environ: Mapping[str, str] | None) -> list[Given]:
+def _from_environment(environ: Mapping[str, str] | None) -> list[Setting]:
     texts = environment.settings() if environ is None else environ
     return [
         _given(name, text, f"environment {environment.variable(_find(name)[0], name)}") for name, text in texts.items()
     ]
 
 
-def _build(given: Iterable[Given]) -> tuple[Config, Provenance]:
+def _build(given: Iterable[Setting]) -> tuple[Config, Provenance]:
     sections: dict[str, dict[str, Value]] = {section: {} for section in SECTIONS}
     provenance = dict.fromkeys(_all_names(), "default")
     for one in given:

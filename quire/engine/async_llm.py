@@ -26,7 +26,7 @@ from quire.engine.own_core import STOP_TIMEOUT_S, start_core
 from quire.engine.pulse import Pulse
 from quire.engine.streams import Stream
 from quire.engine.suspects import Suspects
-from quire.messages.control import Strike
+from quire.messages.control import CrashReport
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
 from quire.messages.pooling import PoolingParams
@@ -251,7 +251,7 @@ class AsyncLLM:
         else:
             client.close()
 
-    def leave(self, reason: str, retry_after_s: int, culprit: str = "") -> list[Strike]:
+    def leave(self, reason: str, retry_after_s: int, culprit: str = "") -> list[CrashReport]:
         """The core is gone, another one will come. Requests of which something was read end with an error.
 
         Args:

@@ -17,7 +17,7 @@ from quire.config.fields import EngineConfig
 from quire.config.resolve import resolve
 from quire.config.spec import RunSpec
 from quire.engine.core import EngineCore
-from quire.engine.grammars import GrammarDesk
+from quire.engine.grammars import GrammarService
 from quire.executors.base import PATIENCE, Executor, Progress
 from quire.kvcache.layout import fit, shrunk
 from quire.messages.pooling import GENERATE
@@ -108,7 +108,7 @@ def begin(
         layout, patience_s = _settle_in(executor, spec, progress, timeline)
         scheduler = make(spec, layout)
         facts, vocabulary = _facts(spec, layout, timeline.seconds), _vocabulary(config, model)
-        grammars = GrammarDesk(executor, scheduler, vocabulary)
+        grammars = GrammarService(executor, scheduler, vocabulary)
         core = EngineCore(executor, scheduler, grammars, facts, spec.depth, timeline.clock)
     except BaseException:
         ahead().drop()

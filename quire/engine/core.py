@@ -9,8 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from quire.engine.grammars import GrammarDesk
-from quire.engine.slack import Slack
+from quire.engine.grammars import GrammarService
+from quire.engine.launch_delay import LaunchDelay
 from quire.executors.base import Executor, Pending
 from quire.messages.plan import StepPlan
 from quire.messages.request import Request
@@ -37,7 +37,7 @@ class EngineCore:
         self,
         executor: Executor,
         scheduler: Scheduler,
-        grammars: GrammarDesk,
+        grammars: GrammarService,
         facts: EngineFacts,
         depth: int,
         clock: Callable[[], float] = time.monotonic,
@@ -51,7 +51,7 @@ class EngineCore:
         self.in_flight: deque[tuple[StepPlan, Pending, float]] = deque()
         self._clock = clock
         self._ended_at = 0.0
-        self._slack = Slack()
+        self._launch_delay = LaunchDelay()
 
     @property
     def busy(self) -> bool:
@@ -75,8 +75,10 @@ class EngineCore:
         self._ended_at = self._clock()
         result = pending.result()
         seconds = self._ended_at - began
-        if plan is not None and not self.scheduler.led:
-            self._slack.observe(self.scheduler.flights[0].size, seconds - (asked - planned), self._ended_at - asked)
+        if plan is not None and not self.scheduler.has_grammars:
+            self._launch_delay.observe(
+                self.scheduler.flights[0].size, seconds - (asked - planned), self._ended_at - asked
+            )
         return self.scheduler.commit(result, seconds)
 
     @property
@@ -84,7 +86,7 @@ class EngineCore:
         """Whole milliseconds for which the next plan can wait for requests, as the device computes until then."""
         if len(self.in_flight) != 1 or self.depth == 1 or not self.scheduler.open:
             return 0
-        until = self._began + self._slack.of(self.scheduler.flights[0].size)
+        until = self._began + self._launch_delay.of(self.scheduler.flights[0].size)
         return max(0, int(1000 * (until - self._clock())))
 
     @property

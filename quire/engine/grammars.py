@@ -1,4 +1,4 @@
-"""`GrammarDesk`: has grammars judged and compiled beside the step loop, and tells the scheduler when they are ready.
+"""`GrammarService`: has grammars judged and compiled beside the step loop, and tells the scheduler when they are ready.
 
 A thread of its own does the waiting: the court's judge first, then the rank that samples. What it has done shows in a
 descriptor of the loop's selector. Owned by `EngineCore`; it knows request ids and grammars, never tokens.
@@ -19,7 +19,7 @@ from quire.messages.request import Request
 from quire.messages.structured import FIELD, StructuredOutputsParams, grammar_key
 from quire.messages.wire import FAILED, Refused
 from quire.scheduler.scheduler import Scheduler
-from quire.structured.court import Court
+from quire.structured.checker import GrammarChecker
 from quire.structured.matcher import Vocabulary
 
 log = get_logger(__name__)
@@ -34,7 +34,7 @@ JOIN_S = 5.0
 
 
 @dataclass(slots=True)
-class Case:
+class PendingGrammar:
     """A grammar on its way. `users`: requests that wait for it; without any it need not be compiled."""
 
     key: str
@@ -44,7 +44,7 @@ class Case:
     skipped: bool = False
 
 
-class GrammarDesk:
+class GrammarService:
     """Grammars of one engine.
 
     Args:
@@ -59,14 +59,14 @@ class GrammarDesk:
     def __init__(self, executor: Executor, scheduler: Scheduler, vocabulary: Vocabulary) -> None:
         self._executor = executor
         self._scheduler = scheduler
-        self._court = Court(vocabulary)
+        self._checker = GrammarChecker(vocabulary)
         self._vocabulary = vocabulary
-        self._cases: dict[str, Case] = {}
+        self._cases: dict[str, PendingGrammar] = {}
         self._ready: OrderedDict[str, None] = OrderedDict()
         self._unused: deque[str] = deque()
         self._refused: OrderedDict[str, RequestError] = OrderedDict()
-        self._todo: queue.SimpleQueue[Case | None] = queue.SimpleQueue()
-        self._done: deque[Case] = deque()
+        self._todo: queue.SimpleQueue[PendingGrammar | None] = queue.SimpleQueue()
+        self._done: deque[PendingGrammar] = deque()
         self._news, self._bell = socket.socketpair()
         self._news.setblocking(False)
         self._thread: threading.Thread | None = None
@@ -94,7 +94,7 @@ class GrammarDesk:
             return
         case = self._cases.get(key)
         if case is None:
-            case = self._cases[key] = Case(key, wanted, {request.id})
+            case = self._cases[key] = PendingGrammar(key, wanted, {request.id})
             self._scheduler.hold(key)
             self._submit(case)
         case.users.add(request.id)
@@ -115,7 +115,7 @@ class GrammarDesk:
             refused += self._settle(self._done.popleft())
         return refused
 
-    def settle(self) -> list[Refused]:
+    def wait_for_all(self) -> list[Refused]:
         """Wait until no grammar is on its way; for `LLM`."""
         refused: list[Refused] = []
         while self.busy:
@@ -129,13 +129,13 @@ class GrammarDesk:
             for case in self._cases.values():
                 case.users.clear()
             self._todo.put(None)
-            self._court.interrupt()
+            self._checker.interrupt()
             self._thread.join(JOIN_S)
             self._thread = None
         self._news.close()
         self._bell.close()
 
-    def _settle(self, case: Case) -> list[Refused]:
+    def _settle(self, case: PendingGrammar) -> list[Refused]:
         if case.skipped and case.users:  # somebody has asked for it again meanwhile
             case.skipped = False
             self._submit(case)
@@ -165,7 +165,7 @@ class GrammarDesk:
                 del self._ready[old]
                 self._unused.append(old)
 
-    def _submit(self, case: Case) -> None:
+    def _submit(self, case: PendingGrammar) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="grammars", daemon=True)
             self._thread.start()
@@ -181,11 +181,11 @@ class GrammarDesk:
                 self._bell.send(b"\0")
             except OSError:  # the desk was closed
                 break
-        self._court.close()
+        self._checker.close()
 
     def _compile(self, wanted: StructuredOutputsParams) -> RequestError | None:
         try:
-            self._court.check(wanted)
+            self._checker.check(wanted)
             # A grammar that is wanted again after it was dropped is prepared after this.
             unused = [self._unused.popleft() for _ in range(len(self._unused))]
             self._executor.prepare(wanted, self._vocabulary, unused)

@@ -48,7 +48,7 @@ class Launch(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
+class CoreSetup:
     """What a launcher has ready for a core.
 
     Attributes:
@@ -83,14 +83,14 @@ class CoreProcess:
 
     @classmethod
     async def start(
-        cls, config: EngineConfig, model: ModelFacts, core: Sequence[str] = CORE, home: Home | None = None
+        cls, config: EngineConfig, model: ModelFacts, core: Sequence[str] = CORE, setup: CoreSetup | None = None
     ) -> "CoreProcess":
         """Start a core; it listens at `address` before it loads anything. Another `core` must speak as ours does."""
-        if home is None:
-            home = Home(private_folder(), ".")
+        if setup is None:
+            setup = CoreSetup(private_folder(), ".")
         else:
-            (home.folder / home.name).mkdir()
-        folder = home.folder / home.name
+            (setup.folder / setup.name).mkdir()
+        folder = setup.folder / setup.name
         # Short: a socket's path has 107 bytes at most, and that of the temporary folder may be long.
         address = f"ipc://{folder}/s"
         try:
@@ -99,7 +99,7 @@ class CoreProcess:
                 *core,
                 stdin=asyncio.subprocess.PIPE,
                 env=environ.snapshot() | environ.computing() | {"TMPDIR": str(folder)},
-                pass_fds=[] if home.pulse < 0 else [home.pulse],
+                pass_fds=[] if setup.pulse < 0 else [setup.pulse],
                 # Ctrl-C in a terminal is for the launcher, which ends the core in its own way.
                 start_new_session=True,
             )
@@ -107,7 +107,7 @@ class CoreProcess:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         assert process.stdin is not None
-        frame = msgspec.json.encode(Launch(config, model, address, home.pulse, home.secret))
+        frame = msgspec.json.encode(Launch(config, model, address, setup.pulse, setup.secret))
         # One that has ended already is found by whoever waits for its end.
         with contextlib.suppress(ConnectionError):
             process.stdin.write(len(frame).to_bytes(LENGTH_BYTES) + frame)

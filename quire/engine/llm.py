@@ -204,7 +204,7 @@ class LLM(PoolingCalls):
                 core.add(request)
                 self._processor.add(request, text, p)
                 self._ready[request.id] = deque()
-            for refused in core.grammars.settle():
+            for refused in core.grammars.wait_for_all():
                 raise refused.error
         except BaseException:
             self._drop(ids)

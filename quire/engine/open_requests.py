@@ -10,7 +10,7 @@ from quire.base.logging import get_logger
 from quire.engine.outputs import OutputProcessor
 from quire.engine.streams import Stream
 from quire.engine.suspects import Suspects, fingerprint
-from quire.messages.control import Strike
+from quire.messages.control import CrashReport
 from quire.messages.wire import Abort, Delta, FromClient, Refused
 from quire.tokenizer.tokenizer import Tokenizer
 
@@ -98,29 +98,29 @@ class OpenRequests:
         if stream is not None:
             stream.fail(refused.error)
 
-    def lose_core(self, reason: str, retry_after_s: int, culprit: str) -> list[Strike]:
+    def lose_core(self, reason: str, retry_after_s: int, culprit: str) -> list[CrashReport]:
         """The core died of `culprit`, or of nobody knows whom: what was read ends, all else waits for the next core.
 
         Returns:
             What is held against which request from now on.
         """
-        strikes = []
+        reports = []
         for request_id, stream in self._streams.items():
             if stream.failed:
                 continue
             made = self._processor.made(request_id)
             self._processor.abort(request_id)
-            strike = Strike(fingerprint(stream.request), made, condemned=request_id == culprit)
-            self.suspects.learn(strike)
-            strikes.append(strike)
-            if strike.condemned:
+            report = CrashReport(fingerprint(stream.request), made, quarantined=request_id == culprit)
+            self.suspects.learn(report)
+            reports.append(report)
+            if report.quarantined:
                 log.error("request %s was being served when two engines died; it is refused from now on", request_id)
                 stream.fail(EngineError("The engine failed twice on this request; it is not tried again."))
             elif stream.taken:
                 stream.fail(EngineDeadError(reason, retry_after_s))
             else:
                 stream.restart()
-        return strikes
+        return reports
 
     def fail(self, reason: str) -> None:
         """No core will come any more: all end with an error."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from quire.base.errors import RequestError
-from quire.messages.control import Strike
+from quire.messages.control import CrashReport
 from quire.messages.request import Request
 from quire.messages.wire import Submit
 
@@ -41,7 +41,7 @@ class _Known:
     since: float = 0.0
     deaths: int = 0
     tokens: int = 0
-    condemned: bool = False
+    quarantined: bool = False
 
 
 class Suspects:
@@ -59,15 +59,15 @@ class Suspects:
         """How many are remembered."""
         return len(self._known)
 
-    def learn(self, strike: Strike) -> None:
+    def learn(self, report: CrashReport) -> None:
         """Take news of a death in; what is condemned stays so."""
         now = self._clock()
-        known = self._known.pop(strike.print, None) or _Known(since=-math.inf)
+        known = self._known.pop(report.print, None) or _Known(since=-math.inf)
         known.deaths += now - known.since >= APART_S
         known.since = now
-        known.tokens = max(known.tokens, strike.tokens)
-        known.condemned |= strike.condemned
-        self._known[strike.print] = known
+        known.tokens = max(known.tokens, report.tokens)
+        known.quarantined |= report.quarantined
+        self._known[report.print] = known
         while len(self._known) > MOST:
             self._known.popitem(last=False)
 
@@ -81,7 +81,7 @@ class Suspects:
         known = self._known.get(fingerprint(request)) if self._known else None
         if known is None:
             return Submit(request)
-        if known.condemned:
+        if known.quarantined:
             raise RequestError(
                 "the engine failed twice while it served this request, so it is refused for ten minutes; change it",
                 code="poison_request",

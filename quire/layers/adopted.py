@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from quire.base.errors import CheckpointError
-from quire.layers.adopted_experts import AdoptedExperts, DealtExperts
+from quire.layers.adopted_experts import AdoptedExperts, ShardedExperts
 from quire.layers.build import Build
 from quire.layers.linear import Linear
 from quire.loading.recipe import Part, Recipe, Weight
@@ -179,7 +179,7 @@ def adopt(
     places = _places(module, source)
     found = _adopt_linears(module, b, source, places, heads)
     found += _adopt_experts(module, b, source, places, experts.usual)
-    dealt = {name: _Deal(module.get_submodule(name), b) for name in experts.others if b.mesh.size > 1}
+    dealt = {name: _ExpertShard(module.get_submodule(name), b) for name in experts.others if b.mesh.size > 1}
     for place in places.values():
         holder = place.name.rpartition(".")[0]
         parts = source.parts(place.name, place.tensor)
@@ -275,7 +275,7 @@ def _put(module: nn.Module, place: Place, values: Tensor) -> None:
             at.register_parameter(own, parameter)
 
 
-class _Deal:
+class _ExpertShard:
     """How the experts of one module are dealt out: each rank gets as many, in order.
 
     Attributes:
@@ -296,7 +296,7 @@ class _Deal:
             mine = index // each // self.count == self._mesh.rank
             yield part if mine else replace(part, rows=0)
 
-    def settled(self) -> DealtExperts:
+    def settled(self) -> ShardedExperts:
         """The module, now that it holds its share."""
         vars(self._experts)["num_experts"] = self.count
-        return DealtExperts(self._experts, self._all, self._mesh)
+        return ShardedExperts(self._experts, self._all, self._mesh)

@@ -149,7 +149,7 @@ def _alone(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return value * (1 + query.mean(-1, keepdim=True) - key.mean(-1, keepdim=True))
 
 
-class Seam:
+class AttentionHook:
     """What stands in for attention and for masks in one model, with the arguments that transformers gives them.
 
     Args:
@@ -174,7 +174,7 @@ class Seam:
         """Another run."""
         self.step, self._next = step, 0
 
-    def settle(self, b: Build) -> None:
+    def finish_first_run(self, b: Build) -> None:
         """The first run is over: make what computes attention."""
         self._masks.clear()
         self.sites = [AdoptedAttention(b, call) for call in self.calls]

@@ -22,7 +22,7 @@ NOBODY = -1e30
 """The logit of an expert that is not chosen."""
 
 
-class DealtExperts(nn.Module):
+class ShardedExperts(nn.Module):
     """Experts of which this rank has its share, in order; the others' add theirs."""
 
     def __init__(self, experts: nn.Module, count: int, mesh: Mesh) -> None:

@@ -15,8 +15,8 @@ from quire.checkpoint.rope import RopeFacts
 from quire.layers.apart import apart
 from quire.layers.build import Build
 from quire.layers.cache_scales import cache_scales
-from quire.layers.heads import Growth, HeadChanges, HeadLayerNorms, WideNorms
-from quire.layers.linear import Matrix, Weave, column, row
+from quire.layers.heads import HeadChanges, HeadLayerNorms, LogScaling, WideNorms
+from quire.layers.linear import Interleave, Matrix, column, row
 from quire.layers.rope import rope_table, rotary_dim
 from quire.loading.recipe import Part
 from quire.ops.attention import (
@@ -76,13 +76,13 @@ class AttentionPlan:
     wide_norm_eps: float | None = None
     head_layer_norm_eps: float | None = None
     bound: float | None = None
-    growth: Growth | None = None
+    growth: LogScaling | None = None
     qkv_bias: bool = False
     out_bias: bool = False
     names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")
     out_name: str = "o_proj"
     gated: bool = False
-    woven: bool = False
+    interleaved: bool = False
     transposed: bool = False
 
     @property
@@ -165,10 +165,16 @@ def _matrices(plan: AttentionPlan, copies: int) -> list[Matrix]:
     """The matrices of queries, keys and values."""
     per, size = plan.heads // plan.kv_heads, plan.head_dim
     every = (per + 2) * size
-    weaves = Weave(every, 0, per, size), Weave(every, per * size, 1, size), Weave(every, (per + 1) * size, 1, size)
+    weaves = (
+        Interleave(every, 0, per, size),
+        Interleave(every, per * size, 1, size),
+        Interleave(every, (per + 1) * size, 1, size),
+    )
     heads, halves = (plan.heads, plan.kv_heads, plan.kv_heads), (plan.halves, plan.halves, None)
     if plan.gated:
-        query, gate = (Matrix(plan.names[0], heads[0] * size, weave=Weave(2 * size, at, 1, size)) for at in (0, size))
+        query, gate = (
+            Matrix(plan.names[0], heads[0] * size, interleave=Interleave(2 * size, at, 1, size)) for at in (0, size)
+        )
         others = [Matrix(name, plan.kv_heads * size, copies) for name in plan.names[1:]]
         return [query, *others, gate]
     return [
@@ -176,7 +182,7 @@ def _matrices(plan: AttentionPlan, copies: int) -> list[Matrix]:
             plan.names[i],
             heads[i] * size,
             copies if i else 1,
-            weave=weaves[i] if plan.woven else None,
+            interleave=weaves[i] if plan.interleaved else None,
             halves=halves[i],
             transposed=plan.transposed,
         )

@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from quire.layers.attention import Attention
 from quire.layers.build import Build
 from quire.layers.delta_net import GatedDeltaNet
-from quire.layers.joint import Joint, Stream
 from quire.layers.last import LastTokens, last_tokens
 from quire.layers.latent import LatentAttention
 from quire.layers.mamba import Mamba
 from quire.layers.mlp import MLP, GatedMLP
-from quire.layers.moe import MoE, Together
+from quire.layers.moe import MoE, ParallelSum
 from quire.layers.norm import Norm, RMSNorm
+from quire.layers.norm_linear import NormLinear, Stream
 from quire.layers.whole import Whole, whole_layer
 from quire.ops.step import StepInputs
 
-FeedForward = GatedMLP | MLP | MoE | Together
+FeedForward = GatedMLP | MLP | MoE | ParallelSum
 Mixer = Attention | LatentAttention | GatedDeltaNet | Mamba
 """Where tokens of a sequence learn of each other: `qkv` is the first product, `mix` the rest."""
 
@@ -54,8 +54,8 @@ class PreNorm(Block):
         self.mesh, self.scale = b.mesh, scale
         self.before_attention, self.before_mlp = norms
         self.attention, self.mlp = attention, mlp
-        self._qkv = Joint(b, self.before_attention, attention.qkv)
-        self._gated = Joint(b, self.before_mlp, mlp.gate_up, mlp) if isinstance(mlp, GatedMLP) else None
+        self._qkv = NormLinear(b, self.before_attention, attention.qkv)
+        self._gated = NormLinear(b, self.before_mlp, mlp.gate_up, mlp) if isinstance(mlp, GatedMLP) else None
         self._whole: Whole | None = None
         if isinstance(mlp, GatedMLP) and isinstance(attention, Attention) and scale == 1.0:
             first, second = norms
@@ -101,7 +101,7 @@ class Single(Block):
     def __init__(self, b: Build, norm: Norm, part: Mixer | FeedForward) -> None:
         super().__init__()
         self.mesh, self.norm, self.part = b.mesh, norm, part
-        self._qkv = None if isinstance(part, FeedForward) else Joint(b, norm, part.qkv)
+        self._qkv = None if isinstance(part, FeedForward) else NormLinear(b, norm, part.qkv)
 
     def forward(self, stream: Stream, step: StepInputs) -> Stream:
         """The stream after the layer."""
@@ -123,8 +123,8 @@ class Sandwich(Block):
         self.mesh = b.mesh
         self.before_attention, self.after_attention, self.before_mlp, self.after_mlp = norms
         self.attention, self.mlp = attention, mlp
-        self._qkv = Joint(b, self.before_attention, attention.qkv)
-        self._gated = Joint(b, self.before_mlp, mlp.gate_up, mlp)
+        self._qkv = NormLinear(b, self.before_attention, attention.qkv)
+        self._gated = NormLinear(b, self.before_mlp, mlp.gate_up, mlp)
 
     def forward(self, stream: Stream, step: StepInputs) -> Stream:
         """The stream after both blocks."""

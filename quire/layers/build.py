@@ -20,8 +20,8 @@ from quire.loading.quantized import Place, place
 from quire.loading.recipe import Part, Recipe, Weight
 from quire.messages.state import Retention
 from quire.ops.linear import LinearSpec, linear
-from quire.ops.registry import Choice, Op, Provider, choose, settle
-from quire.ops.stored import Bits, StoredSpec, Wanted, arranged, offered, storage_for, stored_linear
+from quire.ops.registry import Choice, Op, Provider, check_choices, choose
+from quire.ops.stored import Bits, StoredSpec, WeightSpec, arranged, offered, storage_for, stored_linear
 from quire.parallel.mesh import Mesh
 from quire.quantization.checkpoint import ONLINE, Quantized
 from quire.quantization.scaled import Form, Scaled
@@ -170,8 +170,8 @@ class Build:
         """Of a matrix of full precision while it loads, where its form is not one with scales."""
         return None if self.quantization is None else 8 if head or self.quantization == "int8" else 4
 
-    def _wanted(self, outputs: int, inputs: int, bits: Bits | None, matrices: int = 1) -> Wanted:
-        return Wanted(outputs, inputs, bits, INT4_GROUP, self.dtype_name, str(self.device), matrices)
+    def _wanted(self, outputs: int, inputs: int, bits: Bits | None, matrices: int = 1) -> WeightSpec:
+        return WeightSpec(outputs, inputs, bits, INT4_GROUP, self.dtype_name, str(self.device), matrices)
 
     def product(self, weight: Weight, bias: bool) -> tuple[LinearSpec | StoredSpec, Callable[..., Any]]:
         """The op that multiplies with a `matrix`, called with (x, weight, bias or None, spec): `(spec, function)`."""
@@ -223,7 +223,7 @@ class Build:
         """
         last = None if instead is None else Provider(COMPOSED, instead, lambda spec: None, batch_invariant=True)
         choice = self.choose(op, spec, last)
-        settle([choice], self.deterministic)
+        check_choices([choice], self.deterministic)
         self.choices.append(choice)
         return choice.function
 

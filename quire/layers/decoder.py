@@ -16,9 +16,9 @@ from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.blocks import Block, FeedForward, PreNorm
 from quire.layers.build import Build
 from quire.layers.embedding import Embedding, Head, vocabulary_part
-from quire.layers.joint import Stream
 from quire.layers.mlp import GatedMLP
 from quire.layers.norm import Norm, RMSNorm
+from quire.layers.norm_linear import Stream
 from quire.layers.scores import decoder_scores
 from quire.ops.step import StepInputs
 

@@ -42,7 +42,7 @@ class DeltaDecoder(Decoder):
     """A family says how projections are stored and what the feed-forward parts are."""
 
     norm_offset = 1.0
-    woven: ClassVar[bool]
+    interleaved: ClassVar[bool]
     """As of `DeltaPlan`."""
     config: DeltaConfig
 
@@ -84,7 +84,7 @@ class DeltaDecoder(Decoder):
             value_dim=c.linear_value_head_dim,
             width=c.linear_conv_kernel_dim,
             eps=c.rms_norm_eps,
-            woven=self.woven,
+            interleaved=self.interleaved,
         )
 
     def feed_forward(self, b: Build, index: int) -> FeedForward:

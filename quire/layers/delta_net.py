@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quire.layers.apart import apart
 from quire.layers.build import Build
-from quire.layers.linear import Matrix, Weave, column, row
+from quire.layers.linear import Interleave, Matrix, column, row
 from quire.layers.recurrent import Convolution
 from quire.loading.recipe import Part
 from quire.ops.delta import DeltaSpec, DeltaWeights, gated_delta_rule
@@ -37,7 +37,7 @@ class DeltaPlan:
     value_dim: int
     width: int
     eps: float
-    woven: bool
+    interleaved: bool
 
 
 class GatedDeltaNet(nn.Module):
@@ -79,15 +79,15 @@ def _matrices(plan: DeltaPlan) -> list[Matrix]:
     """Of queries, keys, values, the norm's gates, learning rates, decays."""
     heads, key, value = plan.value_heads, plan.key_dim, plan.value_dim
     keys, values, each = plan.key_heads * key, heads * value, heads // plan.key_heads
-    if not plan.woven:
+    if not plan.interleaved:
         sizes = {"in_proj_qkv": [keys, keys, values], "in_proj_z": [values], "in_proj_b": [heads], "in_proj_a": [heads]}
         return [Matrix(name, size) for name, several in sizes.items() for size in several]
     group = 2 * key + 2 * each * value
     weaves = [
-        (keys, Weave(group, 0, 1, key)),
-        (keys, Weave(group, key, 1, key)),
-        (values, Weave(group, 2 * key, each, value)),
-        (values, Weave(group, 2 * key + each * value, each, value)),
+        (keys, Interleave(group, 0, 1, key)),
+        (keys, Interleave(group, key, 1, key)),
+        (values, Interleave(group, 2 * key, each, value)),
+        (values, Interleave(group, 2 * key + each * value, each, value)),
     ]
-    made = [Matrix("in_proj_qkvz", size, weave=weave) for size, weave in weaves]
-    return made + [Matrix("in_proj_ba", heads, weave=Weave(2 * each, at, each, 1)) for at in (0, each)]
+    made = [Matrix("in_proj_qkvz", size, interleave=interleave) for size, interleave in weaves]
+    return made + [Matrix("in_proj_ba", heads, interleave=Interleave(2 * each, at, each, 1)) for at in (0, each)]

@@ -13,7 +13,7 @@ from quire.loading.recipe import Part
 
 
 @dataclass(frozen=True, slots=True)
-class Growth:
+class LogScaling:
     """Queries are multiplied by 1 + beta * log(1 + (position + ahead) // original), so that scores keep their sharpness
     far out (Llama 4, Ministral 3).
     """
@@ -86,7 +86,7 @@ class HeadChanges(nn.Module):
         widths: tuple[int, int, int],
         bound: float | None,
         norms: WideNorms | HeadLayerNorms | None,
-        growth: Growth | None,
+        growth: LogScaling | None,
     ) -> None:
         super().__init__()
         self.widths, self.bound, self.growth = list(widths), bound, growth

@@ -15,7 +15,7 @@ from quire.parallel.mesh import Mesh
 
 
 @dataclass(frozen=True, slots=True)
-class Weave:
+class Interleave:
     """Where the heads of a matrix lie in a checkpoint's tensor that mixes them with those of other matrices.
 
     The tensor is a row of equal groups; each has `per` heads of this matrix one after another.
@@ -58,7 +58,7 @@ class Matrix:
     name: str
     outputs: int
     copies: int = 1
-    weave: Weave | None = None
+    interleave: Interleave | None = None
     halves: tuple[int, int] | None = None
     transposed: bool = False
 
@@ -105,11 +105,11 @@ def _parts(matrices: Sequence[Matrix], kind: str, inner: tuple[int, ...], mesh: 
         part = Part(
             f"{m.name}.{kind}", (totals[m.name], *inner), halves=m.halves, transposed=m.transposed and kind == "weight"
         )
-        if m.weave is None:
+        if m.interleave is None:
             parts.append(replace(part, cut=0, first=seen[m.name], rows=m.outputs, copies=m.copies))
         else:
-            mine = m.outputs // m.weave.size * m.copies // mesh.size
-            runs = m.weave.runs(mesh.rank // m.copies * mine, mine)
+            mine = m.outputs // m.interleave.size * m.copies // mesh.size
+            runs = m.interleave.runs(mesh.rank // m.copies * mine, mine)
             parts += [replace(part, first=first, rows=rows) for first, rows in runs]
         seen[m.name] += m.outputs
     return parts

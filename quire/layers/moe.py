@@ -160,7 +160,7 @@ class Shared(nn.Module):
         return made if self.weight is None else made * sigmoid(self.weight.forward(x))
 
 
-class Together(nn.Module):
+class ParallelSum(nn.Module):
     """Two feed-forward parts that read the same, added up."""
 
     def __init__(self, first: MoE, second: GatedMLP) -> None:

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from quire.layers.attention import Attention
 from quire.layers.build import Build
-from quire.layers.joint import Stream
 from quire.layers.mlp import GatedMLP
 from quire.layers.norm import RMSNorm
+from quire.layers.norm_linear import Stream
 from quire.ops.layer import LayerSpec, LayerWeights, pre_norm_layer
 from quire.ops.registry import REFERENCE
 from quire.ops.step import StepInputs

@@ -12,7 +12,7 @@ from quire.checkpoint.facts import ModelFacts
 from quire.checkpoint.headers import TensorEntry, read_headers
 from quire.loading.names import language_model
 from quire.loading.source import FileSource
-from quire.quantization.checkpoint import Quantized, settle
+from quire.quantization.checkpoint import Quantized, resolve_method
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ def opened(
     """
     headers = {} if dummy else read_headers(facts.path)
     alone = language_model(headers)
-    quantized, online = settle(facts.quantization, FileSource(alone, device or torch.device("cpu")), quantization)
+    quantized, online = resolve_method(
+        facts.quantization, FileSource(alone, device or torch.device("cpu")), quantization
+    )
     entries = headers if quantized is None else alone
     return Checkpoint(facts, {} if dummy else named(entries, facts), quantized, online)

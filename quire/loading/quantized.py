@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from quire.base.errors import CheckpointError
-from quire.loading.held import Held
+from quire.loading.part_storage import PartStorage
 from quire.loading.recipe import Part, Span
-from quire.ops.stored import Wanted, arranged, offered, unfolded
+from quire.ops.stored import WeightSpec, arranged, offered, unfolded
 from quire.quantization.blocks import BlockForm, Blocks, scaled
 from quire.quantization.checkpoint import Quantized
 from quire.quantization.scaled import Block, Form, Scaled, TakesBlocks
@@ -59,7 +59,7 @@ class Job:
     run: Callable[[], None]
 
 
-def place(parts: Sequence[Part], quantized: Quantized, where: Place) -> tuple[Storage, tuple[Held, ...]] | None:
+def place(parts: Sequence[Part], quantized: Quantized, where: Place) -> tuple[Storage, tuple[PartStorage, ...]] | None:
     """The storage of the stacked `parts`, and how each gets into it; None where all are of full precision.
 
     Raises CheckpointError.
@@ -83,11 +83,13 @@ def place(parts: Sequence[Part], quantized: Quantized, where: Place) -> tuple[St
             members.append(member)
     online = any(scheme is None or scheme.online for scheme in schemes)
     if len(members) == 1 and (storage := _single(members[0], where, online)) is not None:
-        return storage, tuple(Held(storage, 0, row, scheme) for scheme, (_, row) in zip(schemes, places, strict=True))
+        return storage, tuple(
+            PartStorage(storage, 0, row, scheme) for scheme, (_, row) in zip(schemes, places, strict=True)
+        )
     stack = Stacked(tuple(_read_by(member, where) for member in members))
     starts = stack.starts()
     return stack, tuple(
-        Held(cast(Storage, stack.members[number]), starts[number], row, scheme)
+        PartStorage(cast(Storage, stack.members[number]), starts[number], row, scheme)
         for scheme, (number, row) in zip(schemes, places, strict=True)
     )
 
@@ -198,11 +200,11 @@ def _in_integers(whole: Scaled, where: Place) -> Storage | None:
     return offered(_wanted(whole, where, 8), where.providers)
 
 
-def _wanted(whole: Sized, where: Place, bits: Literal[8] | None) -> Wanted:
-    return Wanted(whole.outputs, whole.inputs, bits, 128, where.dtype, where.device, where.matrices)
+def _wanted(whole: Sized, where: Place, bits: Literal[8] | None) -> WeightSpec:
+    return WeightSpec(whole.outputs, whole.inputs, bits, 128, where.dtype, where.device, where.matrices)
 
 
-def jobs(part: Part, held: Held, data: Tensor, quantized: Quantized, cut: list[Span]) -> list[Job]:
+def jobs(part: Part, held: PartStorage, data: Tensor, quantized: Quantized, cut: list[Span]) -> list[Job]:
     """What must be done to fill `data`, the weight's bytes, with one part."""
     scheme = held.scheme
     assert scheme is not None and not scheme.online
@@ -221,7 +223,7 @@ def jobs(part: Part, held: Held, data: Tensor, quantized: Quantized, cut: list[S
     return found
 
 
-def _note(quantized: Quantized, held: Held, form: Form | BlockForm, cut: list[Span]) -> None:
+def _note(quantized: Quantized, held: PartStorage, form: Form | BlockForm, cut: list[Span]) -> None:
     """Tell how much larger than the file's a weight is."""
     if isinstance(form, BlockForm) and not isinstance(held.storage, Blocks):
         assert isinstance(held.storage, Sized)
@@ -232,7 +234,7 @@ def _note(quantized: Quantized, held: Held, form: Form | BlockForm, cut: list[Sp
 
 
 def _runner(
-    part: Part, held: Held, data: Tensor, quantized: Quantized, where: tuple[Range, Range, int]
+    part: Part, held: PartStorage, data: Tensor, quantized: Quantized, where: tuple[Range, Range, int]
 ) -> Callable[[], None]:
     rows, columns, first = where
 

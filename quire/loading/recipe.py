@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from quire.loading.held import Held
+from quire.loading.part_storage import PartStorage
 from quire.quantization.storage import Storage
 
 
@@ -138,10 +138,10 @@ class Weight(nn.Parameter):
 
     recipe: Recipe
     stored: Storage | None
-    held: tuple[Held, ...]
+    held: tuple[PartStorage, ...]
 
     def __new__(
-        cls, data: Tensor, recipe: Recipe, stored: Storage | None = None, held: tuple[Held, ...] = ()
+        cls, data: Tensor, recipe: Recipe, stored: Storage | None = None, held: tuple[PartStorage, ...] = ()
     ) -> "Weight":
         """Wrap `data`, which is filled later by its `recipe`."""
         weight = torch.Tensor._make_subclass(cls, data, False)

@@ -7,7 +7,7 @@ from quire.config.fields import Config
 from quire.messages.wire import EngineFacts
 
 
-class Born(msgspec.Struct, tag=True, kw_only=True):
+class FrontEndInit(msgspec.Struct, tag=True, kw_only=True):
     """The first thing that a front end hears.
 
     Attributes:
@@ -64,7 +64,7 @@ class Stop(msgspec.Struct, tag=True):
     """Drain; the second time, end at once."""
 
 
-class Strike(msgspec.Struct, tag=True):
+class CrashReport(msgspec.Struct, tag=True):
     """News of a request that was being served when a core died.
 
     Attributes:
@@ -75,7 +75,7 @@ class Strike(msgspec.Struct, tag=True):
 
     print: bytes
     tokens: int
-    condemned: bool = False
+    quarantined: bool = False
 
 
 class Tally(msgspec.Struct):
@@ -173,5 +173,5 @@ class Alive(msgspec.Struct, tag=True):
     """The event loop of a front end goes round."""
 
 
-ToFront = Born | EngineUp | EngineDown | Stop | Strike | Asked | Answers
-FromFront = Alive | Serving | CannotServe | Strike | Ask | Answered
+ToFront = FrontEndInit | EngineUp | EngineDown | Stop | CrashReport | Asked | Answers
+FromFront = Alive | Serving | CannotServe | CrashReport | Ask | Answered

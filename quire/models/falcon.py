@@ -71,7 +71,7 @@ class Falcon(ClassicDecoder):
             out_bias=self.config.bias,
             names=("query_key_value", "query_key_value", "query_key_value"),
             out_name="dense",
-            woven=self.config.woven_heads,
+            interleaved=self.config.woven_heads,
         )
 
     def mlp(self, b: Build) -> MLP:

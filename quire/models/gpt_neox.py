@@ -42,7 +42,7 @@ class GptNeox(ClassicDecoder):
             out_bias=bias,
             names=("query_key_value", "query_key_value", "query_key_value"),
             out_name="dense",
-            woven=True,
+            interleaved=True,
         )
 
     def mlp(self, b: Build) -> MLP:

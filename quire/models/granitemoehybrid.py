@@ -14,7 +14,7 @@ from quire.layers.decoder import Count
 from quire.layers.granite import MultipliedConfig, MultipliedDecoder
 from quire.layers.mamba import Bound, Mamba, MambaPlan, step_bounds
 from quire.layers.mlp import GatedMLP
-from quire.layers.moe import MoE, MoePlan, Together
+from quire.layers.moe import MoE, MoePlan, ParallelSum
 
 
 class GraniteHybridConfig(MultipliedConfig, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ class GraniteHybrid(MultipliedDecoder):
             module=None,
             fused=("input_linear.weight", "output_linear.weight"),
         )
-        return Together(MoE(b / "block_sparse_moe", plan), shared)
+        return ParallelSum(MoE(b / "block_sparse_moe", plan), shared)
 
 
 def build(facts: ModelFacts, build: Build) -> GraniteHybrid:

@@ -11,7 +11,7 @@ from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.blocks import PreNorm
 from quire.layers.build import Build
 from quire.layers.decoder import Count, Decoder, DecoderConfig, Epsilon
-from quire.layers.heads import Growth
+from quire.layers.heads import LogScaling
 from quire.layers.mlp import GatedMLP
 from quire.layers.moe import MoE, MoePlan, SharedPlan
 
@@ -84,7 +84,7 @@ class Llama4(Decoder):
             super().attention(index), chunk=c.chunk(index), qkv_bias=c.attention_bias, out_bias=c.attention_bias
         )
         if not turns:
-            growth = Growth(c.attn_scale, c.floor_scale, ahead=1) if c.attn_temperature_tuning else None
+            growth = LogScaling(c.attn_scale, c.floor_scale, ahead=1) if c.attn_temperature_tuning else None
             return replace(plan, rope=None, growth=growth)
         if c.use_qk_norm and self.rope.kind in ("yarn", "longrope"):
             raise CheckpointError(f"config.json: rope of the kind {self.rope.kind} and use_qk_norm are not supported")

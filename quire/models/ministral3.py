@@ -9,7 +9,7 @@ from quire.checkpoint.read import typed
 from quire.layers.attention import AttentionPlan
 from quire.layers.build import Build
 from quire.layers.decoder import Count, Decoder, DecoderConfig, Epsilon
-from quire.layers.heads import Growth
+from quire.layers.heads import LogScaling
 
 
 class Ministral3Config(DecoderConfig, frozen=True, kw_only=True):
@@ -24,7 +24,7 @@ class Ministral3Config(DecoderConfig, frozen=True, kw_only=True):
     rope_scaling: dict[str, object] | None = None
 
     @property
-    def growth(self) -> Growth:
+    def growth(self) -> LogScaling:
         """How queries grow. Raises CheckpointError where the config does not say it."""
         said = self.rope_parameters or self.rope_scaling or {}
         beta, original = said.get("llama_4_scaling_beta"), said.get("original_max_position_embeddings")
@@ -32,7 +32,7 @@ class Ministral3Config(DecoderConfig, frozen=True, kw_only=True):
             raise CheckpointError(
                 "config.json: rope_parameters needs llama_4_scaling_beta and original_max_position_embeddings"
             )
-        return Growth(float(beta), original)
+        return LogScaling(float(beta), original)
 
 
 class Ministral3(Decoder):

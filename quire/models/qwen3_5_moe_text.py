@@ -24,7 +24,7 @@ class Qwen35MoeConfig(DeltaConfig, frozen=True, kw_only=True):
 class Qwen35Moe(DeltaDecoder):
     """Projections of delta nets apart; experts."""
 
-    woven = False
+    interleaved = False
     config: Qwen35MoeConfig
 
     def feed_forward(self, b: Build, index: int) -> FeedForward:

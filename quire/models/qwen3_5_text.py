@@ -9,7 +9,7 @@ from quire.layers.delta_decoder import DeltaConfig, DeltaDecoder
 class Qwen35(DeltaDecoder):
     """Projections of delta nets apart."""
 
-    woven = False
+    interleaved = False
 
 
 def build(facts: ModelFacts, build: Build) -> Qwen35:

@@ -26,7 +26,7 @@ class Qwen3NextConfig(DeltaConfig, frozen=True, kw_only=True):
 class Qwen3Next(DeltaDecoder):
     """Projections of delta nets woven by key head; experts."""
 
-    woven = True
+    interleaved = True
     config: Qwen3NextConfig
 
     def feed_forward(self, b: Build, index: int) -> FeedForward:

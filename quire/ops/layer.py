@@ -18,7 +18,7 @@ from quire.ops.norm import NormSpec
 from quire.ops.registry import op
 from quire.ops.samples import normal
 from quire.ops.step import StepInputs
-from quire.ops.stored import OFFERS, StoredSpec, Wanted, storage_for, stored_linear
+from quire.ops.stored import OFFERS, StoredSpec, WeightSpec, storage_for, stored_linear
 from quire.quantization.storage import Storage
 
 Made = TypeVar("Made")
@@ -92,7 +92,7 @@ def _over(attention: AttentionSpec, inputs: dict[str, Any], bits: Any) -> Iterat
         (hidden, inner),
     )
     for way in ("", *OFFERS):
-        found = [_stored(Wanted(*shape, bits, 32, dtype, "cpu"), way, seed) for seed, shape in enumerate(shapes)]
+        found = [_stored(WeightSpec(*shape, bits, 32, dtype, "cpu"), way, seed) for seed, shape in enumerate(shapes)]
         stored = [one for one in found if one is not None]
         if len(stored) < len(shapes):
             continue
@@ -123,7 +123,7 @@ def _over(attention: AttentionSpec, inputs: dict[str, Any], bits: Any) -> Iterat
             )
 
 
-def _stored(wanted: Wanted, way: str, seed: int) -> tuple[Storage, Tensor] | None:
+def _stored(wanted: WeightSpec, way: str, seed: int) -> tuple[Storage, Tensor] | None:
     storage = OFFERS[way](wanted) if way else storage_for(replace(wanted, bits=8), [])
     if storage is None:
         return None

@@ -221,7 +221,7 @@ def choose(
     )
 
 
-def settle(choices: Iterable[Choice], deterministic: bool) -> None:
+def check_choices(choices: Iterable[Choice], deterministic: bool) -> None:
     """Raise ConfigError where `deterministic` is asked for and a choice is not."""
     for choice in choices:
         if deterministic and not choice.batch_invariant:

@@ -25,7 +25,7 @@ BITS: tuple[Bits | None, ...] = (None, 8, 4)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WeightSpec:
     """A weight to be stored: this rank's share of a matrix.
 
     Attributes:
@@ -64,7 +64,7 @@ class Ways(dict[str, Callable[[Asked], Storage | None]]):
         return next((storage for storage in found if storage is not None), None)
 
 
-OFFERS: Ways[Wanted] = Ways()
+OFFERS: Ways[WeightSpec] = Ways()
 """Own packings of weights of full precision, or of integers."""
 ARRANGES: Ways[Scaled] = Ways()
 """Own arrangements of weights with scales; the weight itself where it is read as it is."""
@@ -75,7 +75,7 @@ arrange, arranged = ARRANGES.by, ARRANGES.first
 unfold, unfolded = UNFOLDS.by, UNFOLDS.first
 
 
-def storage_for(wanted: Wanted, providers: Sequence[str]) -> Storage | None:
+def storage_for(wanted: WeightSpec, providers: Sequence[str]) -> Storage | None:
     """The way of the first provider that has one; None is row by row in its dtype, for the op `linear`."""
     found = offered(wanted, providers)
     if found is not None:
@@ -110,7 +110,7 @@ def _weights(outputs: int, inputs: int, group: int) -> Iterator[tuple[Storage, T
     """A weight in every way that there is."""
     for dtype in FLOATS:
         for bits in BITS:
-            wanted = Wanted(outputs, inputs, bits, group, dtype, "cpu")
+            wanted = WeightSpec(outputs, inputs, bits, group, dtype, "cpu")
             ways = [storage_for(wanted, []), *(made(wanted) for made in OFFERS.values())]
             for storage in (way for way in ways if way is not None):
                 data = storage.allocate()

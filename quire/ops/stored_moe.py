@@ -15,7 +15,7 @@ from torch import Tensor
 from quire.ops.moe import MoeBiases, MoeSpec, RouteSpec, gated, route, sample_biases
 from quire.ops.registry import op
 from quire.ops.samples import FLOATS, normal
-from quire.ops.stored import ARRANGES, BITS, FORMS, OFFERS, Wanted
+from quire.ops.stored import ARRANGES, BITS, FORMS, OFFERS, WeightSpec
 from quire.quantization.scaled import Form, Scaled
 from quire.quantization.storage import Storage
 
@@ -48,8 +48,8 @@ def _samples() -> Iterator[tuple[StoredMoeSpec, dict[str, Any]]]:
             shapes = (experts * 2 * inner, hidden), (experts * hidden, inner)
             yield from _scaled(moe, FORMS[i % 3], tokens)
             for bits, way in product(BITS, OFFERS.values()):
-                first = way(Wanted(*shapes[0], bits, 32, dtype, "cpu", 2 * experts))
-                second = way(Wanted(*shapes[1], bits, 32, dtype, "cpu", experts))
+                first = way(WeightSpec(*shapes[0], bits, 32, dtype, "cpu", 2 * experts))
+                second = way(WeightSpec(*shapes[1], bits, 32, dtype, "cpu", experts))
                 if first is not None and second is not None:
                     yield _sample(StoredMoeSpec(moe, first, second), tokens)
 

@@ -15,7 +15,7 @@ SPELLINGS = "auto, cpu, cuda, cuda:N, rocm, rocm:N, xpu, xpu:N, a GPU's number o
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DeviceRequest:
     """What `--device` asks for: a kind of GPU or any, and which of them by number or by the start of its UUID."""
 
     platforms: tuple[str, ...] = tuple(name for name in get_args(PlatformName) if name != "cpu")
@@ -32,20 +32,20 @@ class Wish:
         )
 
 
-def parse(device: str) -> Wish:
+def parse(device: str) -> DeviceRequest:
     """Read a GPU's name. Raises ConfigError for one that means nothing."""
     text = device.strip().lower()
     if match := re.fullmatch(r"(cuda|rocm|xpu)(?::(\d+))?", text):
         kind, number = match.groups()
-        return Wish(KINDS[kind], int(number) if number else None)
+        return DeviceRequest(KINDS[kind], int(number) if number else None)
     if re.fullmatch(r"\d{1,3}", text):
-        return Wish(index=int(text))
+        return DeviceRequest(index=int(text))
     if match := re.fullmatch(r"(?:gpu-|mig-)?([0-9a-f]{6}[0-9a-f-]*)", text):
-        return Wish(uuid=match.group(1))
+        return DeviceRequest(uuid=match.group(1))
     raise ConfigError(f"device={device!r} is not the name of a device; use {SPELLINGS}")
 
 
-def pick(device: str, wish: Wish, found: Sequence[Found], obstacles: Sequence[Obstacle]) -> Found:
+def pick(device: str, wish: DeviceRequest, found: Sequence[Found], obstacles: Sequence[Obstacle]) -> Found:
     """The GPU that was asked for, one that torch can compute on before others.
 
     Raises PlatformError if it is not there, or if the start of a UUID fits several.

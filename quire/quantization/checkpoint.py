@@ -91,7 +91,7 @@ class Quantized:
         return said
 
 
-def settle(config: dict[str, Any], source: Source, asked: str | None) -> tuple[Quantized | None, str | None]:
+def resolve_method(config: dict[str, Any], source: Source, asked: str | None) -> tuple[Quantized | None, str | None]:
     """The quantized checkpoint behind `source`, if it is one, and what matrices of full precision become, if anything.
 
     Arguments and errors as of `find`; also raises CheckpointError where nothing can be quantized as was asked.

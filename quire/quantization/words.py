@@ -85,7 +85,7 @@ class Words(Scaled):
             order = self._sorted(block.order)
             codes, block = codes[:, order], replace(block, order=order)
         codes = torch.nn.functional.pad(codes, (0, self.width - self.inputs))
-        self.part(data, "codes")[first : first + len(codes)] = woven(codes, self.form.bits)
+        self.part(data, "codes")[first : first + len(codes)] = interleaved(codes, self.form.bits)
         self.put_scales(data, first, block)
 
     def quantize(self, values: Tensor) -> Block:
@@ -150,7 +150,7 @@ def _whole(inputs: int, bits: int) -> int:
     return -(-inputs // span(bits)) * span(bits)
 
 
-def woven(codes: Tensor, bits: int) -> Tensor:
+def interleaved(codes: Tensor, bits: int) -> Tensor:
     """(rows, inputs) codes as (rows, bytes) in the order of `Words`."""
     runs = codes.view(len(codes), -1, 16 // bits, RUN).transpose(2, 3).reshape(len(codes), -1)
     return runs if bits == 8 else runs[:, 0::2] | runs[:, 1::2] << 4

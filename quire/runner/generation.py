@@ -15,10 +15,10 @@ from quire.runner.in_flight import Draw, InFlight
 from quire.runner.loaded import Loaded
 from quire.runner.passes import Kind, Passes
 from quire.runner.prompt_logprobs import describe_prompts, wants_prompt_logprobs
-from quire.runner.ragged import RaggedGraphs, Room
+from quire.runner.ragged import GraphShape, RaggedGraphs
 from quire.runner.rows import Rows
 from quire.runner.upload import upload
-from quire.sampling.batch import Way
+from quire.sampling.batch import DrawMode
 from quire.sampling.sampler import Sampler, Samples
 from quire.structured.store import GrammarStore
 
@@ -52,11 +52,11 @@ class GenerationSteps:
             # One row more than sequences have, for the dummy.
             self.sampler = Sampler(rows.dummy + 1, spec.facts.vocab_size, rows.max_len, rows.device, grammars, kernels)
         self.passes = passes = Passes(loaded, rows, mesh, self.sampler)
-        draws = {Way.GREEDY: passes.greedy}
+        draws = {DrawMode.GREEDY: passes.greedy}
         both = recordable and kernels.recordable
         if both and mesh.size == 1 and self.sampler is not None and spec.graph_rows:
             self.sampler.stay()
-            draws |= {Way.RANDOM: passes.random, Way.EDITED: passes.edited}
+            draws |= {DrawMode.RANDOM: passes.random, DrawMode.EDITED: passes.edited}
         work = DecodeWork(passes.decode, draws, any(rows.lasting))
         self.graphs = DecodeGraphs(spec.graph_rows, work, rows.dummy, rows.device)
         tokens = [size for size in spec.graph_tokens if size < rows.max_len]
@@ -99,18 +99,18 @@ class GenerationSteps:
         if rows != self._decoding:
             self._decoding, self._order = rows, upload(rows, self._device)
         hidden = self.graphs.forward(self._order, self.rows.sharing)
-        way = None if self.sampler is None else self.sampler.way(rows)
-        if self.sampler is not None and way is not None and self.graphs.draws(way, len(rows)):
-            draw: Draw = partial(self._play, self.sampler, way, rows)
+        draw_mode = None if self.sampler is None else self.sampler.draw_mode(rows)
+        if self.sampler is not None and draw_mode is not None and self.graphs.draws(draw_mode, len(rows)):
+            draw: Draw = partial(self._play, self.sampler, draw_mode, rows)
         else:
             draw = partial(self.passes.sample, rows, self._order, hidden)
         return self._drawn(InFlight(plan.step, rows, sampler=self.sampler), draw)
 
-    def _play(self, sampler: Sampler, way: Way, rows: list[int]) -> Samples:
+    def _play(self, sampler: Sampler, draw_mode: DrawMode, rows: list[int]) -> Samples:
         """Tokens of the rows that `graphs.forward` was called for last."""
         errors: dict[int, str] = {}
         sampler.send_masks(rows, errors)
-        return sampler.samples(rows, self.graphs.draw(way, len(rows)), errors)
+        return sampler.samples(rows, self.graphs.draw(draw_mode, len(rows)), errors)
 
     def _launch_eager(self, plan: StepPlan) -> InFlight:
         # Those that compute one token come first, so that kernels can tell them from the others.
@@ -137,7 +137,7 @@ class GenerationSteps:
             return self._drawn(step, partial(self.passes.sample, step.rows, order[sampling[: len(lines)]], hidden[at]))
         return step
 
-    def _launch_ragged(self, step: int, room: Room, grants: list[Grant]) -> InFlight:
+    def _launch_ragged(self, step: int, room: GraphShape, grants: list[Grant]) -> InFlight:
         """A recorded step with prompts; tokens are drawn outside of the recording."""
         hidden, ends = self.ragged.forward(room, grants)
         lines = [i for i, g in enumerate(grants) if g.samples]

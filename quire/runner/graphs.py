@@ -14,7 +14,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from quire.sampling.batch import Way
+from quire.sampling.batch import DrawMode
 
 Play = Callable[[], None]
 
@@ -84,7 +84,7 @@ class DecodeWork:
     """
 
     forward: Callable[[Tensor, bool], Tensor]
-    draws: Mapping[Way, Callable[[Tensor, Tensor], Tensor]]
+    draws: Mapping[DrawMode, Callable[[Tensor, Tensor], Tensor]]
     shares: bool
 
 
@@ -134,7 +134,7 @@ class DecodeGraphs:
         self._work = work
         self._dummy_row = dummy_row
         self._order = torch.full((max(sizes, default=0),), dummy_row, dtype=torch.int64, device=device)
-        self._drawn: dict[Way, Tensor] = {}
+        self._drawn: dict[DrawMode, Tensor] = {}
         self._hidden = torch.empty(0, 0, device=device)
         self._playing: Tensor | None = None
         self.forget()
@@ -146,14 +146,16 @@ class DecodeGraphs:
             if sparse and self._work.shares and size >= SHARING_LEAST:
                 self._sharing.put(size, recorder.record("sharing", partial(self._forward, size, True)))
             self._forwards.put(size, recorder.record("decode", partial(self._forward, size, False)))
-            for way in self._work.draws:
-                if sparse or way is not Way.EDITED:
-                    self._draws[way].put(size, recorder.record(way.name, partial(self._draw, way, size)))
+            for draw_mode in self._work.draws:
+                if sparse or draw_mode is not DrawMode.EDITED:
+                    self._draws[draw_mode].put(
+                        size, recorder.record(draw_mode.name, partial(self._draw, draw_mode, size))
+                    )
 
     def forget(self) -> None:
         """Drop what was recorded; where nothing is, recordings are functions that hold this object."""
         self._forwards, self._sharing = _Recorded(), _Recorded()
-        self._draws = {way: _Recorded() for way in Way}
+        self._draws = {draw_mode: _Recorded() for draw_mode in DrawMode}
 
     def covers(self, rows: int) -> bool:
         """Whether a batch of so many rows can be played."""
@@ -167,9 +169,9 @@ class DecodeGraphs:
         """
         return self._forwards.room(rows) if self.covers(rows) else rows
 
-    def draws(self, way: Way, rows: int) -> bool:
+    def draws(self, draw_mode: DrawMode, rows: int) -> bool:
         """Whether so many rows can be drawn for in this way."""
-        return 0 < rows <= self._draws[way].most
+        return 0 < rows <= self._draws[draw_mode].most
 
     def forward(self, order: Tensor, sharing: bool) -> Tensor:
         """Compute one token of each row in `order`, (n,) int64: hidden states (n, hidden), valid until the next call.
@@ -185,12 +187,12 @@ class DecodeGraphs:
         (self._sharing if shared else self._forwards).play(count)
         return self._hidden[:count]
 
-    def draw(self, way: Way, count: int) -> Tensor:
+    def draw(self, draw_mode: DrawMode, count: int) -> Tensor:
         """What is drawn for the `count` rows of the last `forward`, and for those that pad them.
 
         Returns: (m, count or more) int64, in one piece, valid until the next call.
         """
-        return self._room(way, self._draws[way].play(count))
+        return self._room(draw_mode, self._draws[draw_mode].play(count))
 
     def _forward(self, size: int, sharing: bool) -> None:
         hidden = self._work.forward(self._order[:size], sharing)
@@ -198,13 +200,13 @@ class DecodeGraphs:
             self._hidden = torch.empty(len(self._order), hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
         self._hidden[:size].copy_(hidden)
 
-    def _draw(self, way: Way, size: int) -> None:
-        drawn = self._work.draws[way](self._order[:size], self._hidden[:size])
-        if way not in self._drawn:
-            self._drawn[way] = drawn.new_zeros(len(drawn), len(self._order))
-        self._room(way, size).copy_(drawn)
+    def _draw(self, draw_mode: DrawMode, size: int) -> None:
+        drawn = self._work.draws[draw_mode](self._order[:size], self._hidden[:size])
+        if draw_mode not in self._drawn:
+            self._drawn[draw_mode] = drawn.new_zeros(len(drawn), len(self._order))
+        self._room(draw_mode, size).copy_(drawn)
 
-    def _room(self, way: Way, size: int) -> Tensor:
+    def _room(self, draw_mode: DrawMode, size: int) -> Tensor:
         """Where a recording for `size` rows puts what it draws, (m, size)."""
-        room = self._drawn[way]
+        room = self._drawn[draw_mode]
         return room.view(-1)[: len(room) * size].view(-1, size)

@@ -75,12 +75,12 @@ class DeviceMemory:
 
     def free_bytes(self) -> int:
         """Free on the device, once torch has given back what it caches."""
-        self._settle()
+        self._release_cached()
         return int(self.module.mem_get_info(self.device)[0])
 
     def kept_bytes(self) -> int:
         """What torch has of the device once it has given back what it caches."""
-        self._settle()
+        self._release_cached()
         return int(self.module.memory_reserved(self.device))
 
     def budget(self, free: int, fraction: float, needed: int) -> int:
@@ -93,14 +93,14 @@ class DeviceMemory:
         """Peak of torch's allocations within the block, beyond those before it."""
         measured: list[int] = []
         # What torch caches of earlier steps is found again in pieces larger than asked for, which count whole.
-        self._settle()
+        self._release_cached()
         self.module.reset_peak_memory_stats(self.device)
         before = int(self.module.memory_allocated(self.device))
         yield measured
         self.module.synchronize(self.device)
         measured.append(int(self.module.max_memory_allocated(self.device)) - before)
 
-    def _settle(self) -> None:
+    def _release_cached(self) -> None:
         self.module.synchronize(self.device)
         self.module.empty_cache()
 

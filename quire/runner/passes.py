@@ -11,7 +11,7 @@ from quire.ops.inputs import Bounds
 from quire.ops.step import StepInputs
 from quire.parallel.mesh import Mesh
 from quire.runner.loaded import Loaded
-from quire.runner.ragged import Room
+from quire.runner.ragged import GraphShape
 from quire.runner.rows import Rows
 from quire.sampling.sampler import Sampler, Samples
 
@@ -82,7 +82,7 @@ class Passes:
         rows.computed[rows.dummy].zero_()
         return hidden
 
-    def read(self, order: Tensor, counts: Tensor, room: Room) -> Tensor:
+    def read(self, order: Tensor, counts: Tensor, room: GraphShape) -> Tensor:
         """Tokens of prompts, and one token of other rows: what is recorded. The dummy row forgets them at once."""
         rows = self._rows
         bounds = Bounds(room.singles + room.tokens, room.tokens, rows.max_len)

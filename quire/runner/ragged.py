@@ -21,14 +21,14 @@ PROMPTS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class GraphShape:
     """What a recording has room for: sequences with one token, and tokens of up to PROMPTS other sequences."""
 
     singles: int
     tokens: int
 
 
-Forward = Callable[[Tensor, Tensor, Room], Tensor]
+Forward = Callable[[Tensor, Tensor, GraphShape], Tensor]
 """Computes `counts`, (n,) int64, tokens of the rows `order`, (n,) int64, the singles first: hidden states of the last
 token of each, (n, hidden)."""
 
@@ -55,55 +55,57 @@ class RaggedGraphs:
         self._numbers = torch.zeros(2, most, dtype=torch.int64, device=device)
         self._numbers[0].fill_(dummy_row)
         self._hidden = torch.empty(0, 0, device=device)
-        self._plays: dict[Room, Play] = {}
+        self._plays: dict[GraphShape, Play] = {}
 
     @property
-    def rooms(self) -> list[Room]:
+    def graph_shapes(self) -> list[GraphShape]:
         """What is recorded, the largest last."""
-        return [Room(singles, tokens) for singles in self._singles for tokens in self._tokens]
+        return [GraphShape(singles, tokens) for singles in self._singles for tokens in self._tokens]
 
-    def record(self, recorder: Recorder, rooms: Sequence[Room] | None = None) -> None:
+    def record(self, recorder: Recorder, graph_shapes: Sequence[GraphShape] | None = None) -> None:
         """Record every room, the largest first, or only `rooms`."""
-        for room in reversed(self.rooms if rooms is None else rooms):
-            self._fill(room, [])
-            self._plays[room] = recorder.record("prompts", partial(self._compute, room))
+        for graph_shape in reversed(self.graph_shapes if graph_shapes is None else graph_shapes):
+            self._fill(graph_shape, [])
+            self._plays[graph_shape] = recorder.record("prompts", partial(self._compute, graph_shape))
 
     def forget(self) -> None:
         """Drop what was recorded, like `DecodeGraphs.forget`."""
         self._plays.clear()
 
-    def find(self, grants: Sequence[Grant]) -> Room | None:
+    def find(self, grants: Sequence[Grant]) -> GraphShape | None:
         """The smallest recording with room for these grants, if there is one."""
         singles = sum(grant.tokens == 1 for grant in grants)
         tokens = sum(grant.tokens for grant in grants) - singles
         fits = self._plays and 0 < len(grants) - singles < PROMPTS
         if not fits or singles > self._singles[-1] or tokens > self._tokens[-1]:
             return None
-        return Room(*(sizes[bisect_left(sizes, n)] for sizes, n in ((self._singles, singles), (self._tokens, tokens))))
+        return GraphShape(
+            *(sizes[bisect_left(sizes, n)] for sizes, n in ((self._singles, singles), (self._tokens, tokens)))
+        )
 
-    def forward(self, room: Room, grants: Sequence[Grant]) -> tuple[Tensor, list[int]]:
+    def forward(self, graph_shape: GraphShape, grants: Sequence[Grant]) -> tuple[Tensor, list[int]]:
         """Compute the tokens of `grants`, those with one token first.
 
         Returns: hidden states, valid until the next call, and where in them that of each grant's last token is.
         """
-        self._fill(room, grants)
-        self._plays[room]()
+        self._fill(graph_shape, grants)
+        self._plays[graph_shape]()
         singles = sum(grant.tokens == 1 for grant in grants)
-        return self._hidden, [*range(singles), *range(room.singles, room.singles + len(grants) - singles)]
+        return self._hidden, [*range(singles), *range(graph_shape.singles, graph_shape.singles + len(grants) - singles)]
 
-    def _fill(self, room: Room, grants: Sequence[Grant]) -> None:
+    def _fill(self, graph_shape: GraphShape, grants: Sequence[Grant]) -> None:
         singles = [grant for grant in grants if grant.tokens == 1]
         others = grants[len(singles) :]
-        left = room.tokens - sum(grant.tokens for grant in others)
-        spare, empty = room.singles - len(singles), PROMPTS - 1 - len(others)
+        left = graph_shape.tokens - sum(grant.tokens for grant in others)
+        spare, empty = graph_shape.singles - len(singles), PROMPTS - 1 - len(others)
         dummy = self._dummy_row
         order = [g.row for g in singles] + [dummy] * spare + [g.row for g in others] + [dummy] * (empty + 1)
-        counts = [1] * room.singles + [g.tokens for g in others] + [0] * empty + [left]
+        counts = [1] * graph_shape.singles + [g.tokens for g in others] + [0] * empty + [left]
         self._numbers[:, : len(order)].copy_(upload(order + counts, self._device).view(2, -1))
 
-    def _compute(self, room: Room) -> None:
-        rows = room.singles + PROMPTS
-        hidden = self._forward(self._numbers[0, :rows], self._numbers[1, :rows], room)
+    def _compute(self, graph_shape: GraphShape) -> None:
+        rows = graph_shape.singles + PROMPTS
+        hidden = self._forward(self._numbers[0, :rows], self._numbers[1, :rows], graph_shape)
         if not self._hidden.numel():
             most = self._singles[-1] + PROMPTS
             self._hidden = torch.empty(most, hidden.shape[1], dtype=hidden.dtype, device=hidden.device)

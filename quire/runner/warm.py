@@ -203,9 +203,9 @@ class GenerationWarmUp:
         if not recorder.records or not self._steps.recordable:
             return 0
         before = self._memory.kept_bytes()
-        ragged.record(recorder, ragged.rooms[-1:])
+        ragged.record(recorder, ragged.graph_shapes[-1:])
         graphs.record(recorder, graphs.sizes[-1:])
-        count = len(ragged.rooms) + len(graphs.sizes)
+        count = len(ragged.graph_shapes) + len(graphs.sizes)
         return self._memory.kept_bytes() - before + count * RECORDING_BYTES
 
     def _make_logits(self) -> None:

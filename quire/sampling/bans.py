@@ -88,7 +88,7 @@ class Bans:
             self._lasting = BanTable(first, row, token, until, length, prefix)
         return self._lasting
 
-    def settle(self) -> bool:
+    def refresh(self) -> bool:
         """Bring the lasting table up to date, if it has room for all bans; whether it has."""
         new, lasting = self.table(), self.lasting()
         entries, width = new.prefix.shape

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from quire.ops.draw import Group, Kind
-from quire.sampling.rows import PENALTIES, Feature, HostRow
-from quire.sampling.samples import Asked
+from quire.sampling.rows import PENALTIES, Feature, SamplingRow
+from quire.sampling.samples import LogprobRequests
 from quire.sampling.sent import sent
 
 SLICE_ROWS = 256
@@ -28,7 +28,7 @@ RECORDED_TOP = 20
 """Most log-probabilities beside the chosen token's that a recorded draw reports."""
 
 
-class Way(Enum):
+class DrawMode(Enum):
     """How a batch can be drawn by its rows' tables alone, without a word from the host: what can be recorded."""
 
     GREEDY = auto()
@@ -71,7 +71,7 @@ class Batch:
         device: where these come from.
     """
 
-    def __init__(self, rows: list[int], hosts: list[HostRow], vocab: int, device: torch.device) -> None:
+    def __init__(self, rows: list[int], hosts: list[SamplingRow], vocab: int, device: torch.device) -> None:
         self.rows = list(rows)
         self._hosts = hosts
         self._size = slice_rows(vocab)
@@ -80,8 +80,8 @@ class Batch:
         wanted: dict[int, list[int]] = {}
         for i in self._asking:
             wanted.setdefault(hosts[i].logprobs or 0, []).append(i)
-        self.asked = Asked(wanted) if wanted else None
-        self.way = self._find_way()
+        self.asked = LogprobRequests(wanted) if wanted else None
+        self.draw_mode = self._find_way()
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -106,12 +106,12 @@ class Batch:
         """Whether penalty counts of any row grow with its token."""
         return any(part.features & PENALTIES for part in self.edited)
 
-    def _find_way(self) -> Way | None:
+    def _find_way(self) -> DrawMode | None:
         if any(h.processors for h in self._hosts) or (self.asked and self.asked.top > RECORDED_TOP):
             return None
         if self.asked or any(h.edited for h in self._hosts):
-            return Way.EDITED
-        return Way.GREEDY if all(h.kind is None for h in self._hosts) else Way.RANDOM
+            return DrawMode.EDITED
+        return DrawMode.GREEDY if all(h.kind is None for h in self._hosts) else DrawMode.RANDOM
 
 
 def slice_rows(vocab: int) -> int:
@@ -128,7 +128,7 @@ def _on(lines: list[int], total: int, device: torch.device) -> Tensor | None:
     return None if len(lines) == total else sent(torch.tensor(lines), device)
 
 
-def _make_slice(lines: list[int], hosts: list[HostRow], device: torch.device) -> Slice:
+def _make_slice(lines: list[int], hosts: list[SamplingRow], device: torch.device) -> Slice:
     mine = [hosts[i] for i in lines]
     features = Feature(0)
     for distinct in {host.features.value: host.features for host in mine}.values():
@@ -141,9 +141,9 @@ def _make_slice(lines: list[int], hosts: list[HostRow], device: torch.device) ->
     )
 
 
-def _groups(hosts: list[tuple[int, HostRow]], total: int, size: int, device: torch.device) -> tuple[Group, ...]:
+def _groups(hosts: list[tuple[int, SamplingRow]], total: int, size: int, device: torch.device) -> tuple[Group, ...]:
     """Those of `hosts`, with their lines, that draw at random, `size` at a time; None as lines are all `total`."""
-    by_kind: dict[Kind, list[tuple[int, HostRow]]] = {}
+    by_kind: dict[Kind, list[tuple[int, SamplingRow]]] = {}
     for line, host in hosts:
         if host.kind is not None:
             by_kind.setdefault(_kind(host.kind, device), []).append((line, host))

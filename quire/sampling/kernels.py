@@ -12,7 +12,7 @@ from quire.ops.draw import draw_tokens
 from quire.ops.edit import edit_logits
 from quire.ops.greedy import greedy_sample
 from quire.ops.logprobs import Logprobs, token_logprobs
-from quire.ops.registry import Choice, choose, settle
+from quire.ops.registry import Choice, check_choices, choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,6 @@ def choose_kernels(providers: Sequence[str], deterministic: bool = False) -> Ker
     """The best of `providers`, which are imported already, for each op; `deterministic` as of `choose`."""
     ops = (greedy_sample, draw_tokens, edit_logits, token_logprobs)
     greedy, draw, edit, describe = choices = tuple(choose(op, None, providers, None, deterministic) for op in ops)
-    settle(choices, deterministic)
+    check_choices(choices, deterministic)
     recordable = all(choice.capturable for choice in choices)
     return Kernels(greedy.function, draw.function, edit.function, describe.function, recordable, choices)

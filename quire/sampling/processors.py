@@ -10,7 +10,7 @@ from types import FunctionType
 import torch
 from torch import Tensor
 
-from quire.sampling.rows import HostRow
+from quire.sampling.rows import SamplingRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class History:
     known: Tensor
 
 
-def run_callables(x: Tensor, row: int, host: HostRow, history: History) -> str | None:
+def run_callables(x: Tensor, row: int, host: SamplingRow, history: History) -> str | None:
     """Run the callables of one row, in place. Reads the row's history back from the device.
 
     Args:

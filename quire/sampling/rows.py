@@ -54,7 +54,7 @@ class Processor:
 
 
 @dataclass(frozen=True, slots=True)
-class HostRow:
+class SamplingRow:
     """What the host knows of a row.
 
     Attributes:
@@ -96,7 +96,7 @@ class RowState:
     def __init__(self, max_rows: int, vocab: int, device: torch.device) -> None:
         self.vocab = vocab
         self.device = device
-        self.host: list[HostRow | None] = [None] * max_rows
+        self.host: list[SamplingRow | None] = [None] * max_rows
         self.generation = 0
         self.counts = SlotTable(max_rows, vocab, torch.int32, device)
         self.offsets = SlotTable(max_rows, vocab, torch.float32, device)
@@ -132,7 +132,7 @@ class RowState:
             features |= Feature.CALLABLES
         if params.structured_outputs is not None:
             features |= Feature.GRAMMAR
-        self.host[new.row] = HostRow(
+        self.host[new.row] = SamplingRow(
             features=features,
             edited=bool(features),
             kind=_kind(params, self.vocab),

@@ -15,11 +15,11 @@ from quire.ops.draw import Group
 from quire.ops.edit import IN_PROMPT, EditTables
 from quire.sampling import batch as batches
 from quire.sampling import processors
-from quire.sampling.batch import Batch, Slice, Way, slice_rows
+from quire.sampling.batch import Batch, DrawMode, Slice, slice_rows
 from quire.sampling.kernels import Kernels
 from quire.sampling.masks import Masks
 from quire.sampling.processors import History
-from quire.sampling.rows import Feature, HostRow, RowState
+from quire.sampling.rows import Feature, RowState, SamplingRow
 from quire.sampling.samples import BAD, EXHAUSTED, Samples, packed
 from quire.structured.store import GrammarStore
 
@@ -153,10 +153,10 @@ class Sampler:
         """Whether `rows` can be drawn for only when it is known what a step with the rows `before` has drawn."""
         return self._masks.follow(rows, before)
 
-    def way(self, rows: list[int]) -> Way | None:
+    def draw_mode(self, rows: list[int]) -> DrawMode | None:
         """Which recorded draw is all that these rows need: the op `greedy_sample`, `draw_all` or `draw_edited`."""
-        way = self._plan(rows).way
-        return None if way is Way.EDITED and not self._state.bans.settle() else way
+        draw_mode = self._plan(rows).draw_mode
+        return None if draw_mode is DrawMode.EDITED and not self._state.bans.refresh() else draw_mode
 
     def _plan(self, rows: list[int]) -> Batch:
         """The plan of this composition of rows; made anew only when it or a row has changed."""
@@ -165,7 +165,7 @@ class Sampler:
             self._generation = self._state.generation
         return self._batch
 
-    def _host(self, row: int) -> HostRow:
+    def _host(self, row: int) -> SamplingRow:
         host = self._state.host[row]
         assert host is not None, f"row {row} samples before it has begun"
         return host

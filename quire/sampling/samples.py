@@ -30,7 +30,7 @@ class _Event(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class LogprobRequests:
     """Samples whose log-probabilities are reported: by how many they want, their places among the samples."""
 
     lines: dict[int, list[int]]
@@ -65,7 +65,7 @@ class Samples:
 
     rows: list[int]
     drawn: Tensor
-    asked: Asked | None = None
+    asked: LogprobRequests | None = None
     errors: dict[int, str] = field(default_factory=dict)
     _host: Tensor = field(init=False)
     _arrived: _Event | None = field(init=False, default=None)
@@ -111,7 +111,7 @@ class Samples:
             logprobs.pop(row, None)
         return found[0].tolist(), bad, logprobs, errors
 
-    def _reported(self, found: NDArray[np.int64], asked: Asked) -> dict[int, TokenLogprobs]:
+    def _reported(self, found: NDArray[np.int64], asked: LogprobRequests) -> dict[int, TokenLogprobs]:
         half = 3 + (len(found) - 3) // 2
         reported: dict[int, TokenLogprobs] = {}
         for count, lines in asked.lines.items():

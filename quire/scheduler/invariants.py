@@ -5,12 +5,12 @@ Run after every step in tests and on idle in production; nothing here changes an
 
 from collections import Counter
 
-from quire.scheduler.draft import Draft
+from quire.scheduler.pending_plan import PendingPlan
 from quire.scheduler.roster import Roster
 from quire.scheduler.sequence import Sequence, State
 
 
-def check(roster: Roster, flights: list[Draft]) -> None:
+def check(roster: Roster, flights: list[PendingPlan]) -> None:
     """Assert all of it. Raises AssertionError with what is wrong."""
     _check_places(roster)
     _check_rows(roster)
@@ -74,7 +74,7 @@ def _check_shared(roster: Roster) -> None:
             assert len(tables) == 1 and 0 not in next(iter(tables)), "sequences do not begin alike"
 
 
-def _check_flights(roster: Roster, flights: list[Draft]) -> None:
+def _check_flights(roster: Roster, flights: list[PendingPlan]) -> None:
     held = Counter(seq for flight in flights for seq in (*flight.chunks, *flight.sampling, *flight.pooled))
     expected = Counter(seq for flight in flights for seq in flight.sampling)
     for seq in (*roster.waiting, *roster.running, *roster.leaving):

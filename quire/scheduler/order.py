@@ -27,7 +27,7 @@ class Order(Protocol):
 
 
 class FirstCome:
-    """In order of arrival, where several owners ask in turns (see `Turns`)."""
+    """In order of arrival, where several owners ask in turns (see `FairShare`)."""
 
     def rank(self, seq: Sequence) -> tuple[int, ...]:
         """By turn, then arrival."""

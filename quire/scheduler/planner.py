@@ -5,7 +5,7 @@ behind; resources offer; nothing else decides. Called by `Scheduler.plan` only.
 """
 
 from quire.messages.plan import Grant
-from quire.scheduler.draft import Draft
+from quire.scheduler.pending_plan import PendingPlan
 from quire.scheduler.roster import Roster
 from quire.scheduler.sequence import Sequence, State
 
@@ -18,18 +18,18 @@ class Planner:
         # Not planned now, so that they can be preempted once plans in flight are in.
         self._yielding: list[Sequence] = []
 
-    def fill(self, draft: Draft, now: float) -> None:
+    def fill(self, pending_plan: PendingPlan, now: float) -> None:
         """Grant what can be granted now. `now` in seconds, as in `Scheduler.plan`."""
         roster = self._roster
         for resource in roster.resources:
             resource.new_step()
-        self._continue_running(draft)
+        self._continue_running(pending_plan)
         if roster.waiting and roster.rows.free and roster.tokens.left:
-            self._admit_waiting(draft, now)
+            self._admit_waiting(pending_plan, now)
 
-    def _continue_running(self, draft: Draft) -> None:
+    def _continue_running(self, pending_plan: PendingPlan) -> None:
         budget = self._roster.tokens
-        advance = draft.advance
+        advance = pending_plan.advance
         for seq in tuple(self._roster.running):
             if seq.computed < seq.steady_until:
                 if (seq.chain or not seq.expected) and budget.left and not seq.yielding:
@@ -37,20 +37,20 @@ class Planner:
                     advance(seq)
             elif seq.state is State.RUNNING and not seq.yielding and seq.may_advance():
                 try:
-                    self._advance(seq, draft)
+                    self._advance(seq, pending_plan)
                 except Exception:
                     self._roster.fail(seq)
         for seq in self._yielding:
             seq.yielding = False
         self._yielding.clear()
 
-    def _advance(self, seq: Sequence, draft: Draft) -> None:
+    def _advance(self, seq: Sequence, pending_plan: PendingPlan) -> None:
         """Grant what all resources offer, making room where pages are missing."""
         self._roster.pages.trim(seq)
         while not (tokens := self._offer(seq)):
             if not self._make_room(seq):
                 return
-        self._take(seq, tokens, draft)
+        self._take(seq, tokens, pending_plan)
 
     def _offer(self, seq: Sequence) -> int:
         tokens = seq.pending
@@ -60,12 +60,12 @@ class Planner:
                 return 0
         return tokens
 
-    def _take(self, seq: Sequence, tokens: int, draft: Draft) -> None:
+    def _take(self, seq: Sequence, tokens: int, pending_plan: PendingPlan) -> None:
         for resource in self._roster.resources:
             resource.take(seq, tokens)
         if seq.state is State.WAITING:
-            draft.begin(seq)
-        draft.grant(seq, tokens)
+            pending_plan.begin(seq)
+        pending_plan.grant(seq, tokens)
         if seq.pending == 1 and not seq.pooled:
             # It advances token by token from here; the token at max_len - 1 is sampled and never computed.
             seq.steady_until = min(self._roster.pages.room(seq), seq.max_len - 1)
@@ -91,7 +91,7 @@ class Planner:
         roster.preempt(victim)
         return victim is not seq
 
-    def _admit_waiting(self, draft: Draft, now: float) -> None:
+    def _admit_waiting(self, pending_plan: PendingPlan, now: float) -> None:
         """Start waiting sequences, looking a little past one that does not fit, but not past it for ever."""
         roster, limits = self._roster, self._roster.limits
         refused: list[Sequence] = []
@@ -99,20 +99,20 @@ class Planner:
             if roster.grammars.holds(seq):
                 continue  # nothing that others give back would help it, so it stands in nobody's way
             try:
-                admitted = self._admit(seq, draft)
+                admitted = self._admit(seq, pending_plan)
             except Exception:
-                roster.fail(seq, told=any(new.row == seq.row for new in draft.new))
+                roster.fail(seq, told=any(new.row == seq.row for new in pending_plan.new))
                 continue
             if admitted:
                 for other in refused:
-                    other.passed += 1
+                    other.times_skipped += 1
             else:
                 refused.append(seq)
             full = not (roster.rows.free and roster.tokens.left)
-            if full or len(refused) > limits.look_past or any(s.passed >= limits.max_passed for s in refused):
+            if full or len(refused) > limits.look_past or any(s.times_skipped >= limits.max_passed for s in refused):
                 return
 
-    def _admit(self, seq: Sequence, draft: Draft) -> bool:
+    def _admit(self, seq: Sequence, pending_plan: PendingPlan) -> bool:
         roster = self._roster
         if seq.pinned and any(other.pinned for other in roster.running):
             return False  # two of them could wait for each other's pages for ever
@@ -124,7 +124,7 @@ class Planner:
             return False
         if seq.cached_tokens is None:
             self._count_hit(seq)
-        self._take(seq, tokens, draft)
+        self._take(seq, tokens, pending_plan)
         roster.start(seq)
         return True
 

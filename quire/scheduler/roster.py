@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from quire.base.logging import get_logger
 from quire.messages.state import Layout
 from quire.messages.wire import Delta
+from quire.scheduler.fair_share import FairShare
 from quire.scheduler.limits import Limits
 from quire.scheduler.order import ORDERS
-from quire.scheduler.pace import Pace
 from quire.scheduler.queue import Queue
 from quire.scheduler.resource import Resource
 from quire.scheduler.resources.checkpoints import Checkpoints
@@ -22,7 +22,7 @@ from quire.scheduler.resources.rows import Rows
 from quire.scheduler.resources.tokens import Tokens
 from quire.scheduler.resources.whole import Whole
 from quire.scheduler.sequence import Sequence, State
-from quire.scheduler.turns import Turns
+from quire.scheduler.step_time import StepTimeModel
 
 log = get_logger(__name__)
 
@@ -72,8 +72,8 @@ class Roster:
         self.limits = limits
         self.grammars = Grammars()
         self.rows = Rows(limits.max_num_seqs)
-        self.pace = None if limits.itl_target_s is None else Pace(limits.itl_target_s)
-        self.tokens = Tokens(limits.max_num_batched_tokens, self.pace)
+        self.step_times = None if limits.itl_target_s is None else StepTimeModel(limits.itl_target_s)
+        self.tokens = Tokens(limits.max_num_batched_tokens, self.step_times)
         self.pages = Pages(layout, limits, hash_key)
         self.resources: tuple[Resource, ...] = (self.grammars, self.rows, self.tokens, self.pages)
         if self.pages.state_sizes:
@@ -92,7 +92,7 @@ class Roster:
         self.alive: dict[str, list[Sequence]] = {}
         self.failures: list[Delta] = []
         self.counters = Counters()
-        self.turns = Turns()
+        self.fair_share = FairShare()
 
     def seniority(self, seq: Sequence) -> tuple[int, ...]:
         """Rank among the running: served first, preempted last. A pinned sequence stands above all."""
@@ -107,16 +107,16 @@ class Roster:
     def start(self, seq: Sequence) -> None:
         """From the queue to the running; resources have been taken."""
         self.waiting.remove(seq)
-        self.turns.serve(seq.turn)
+        self.fair_share.serve(seq.turn)
         seq.state = State.RUNNING
         self.running.add(seq)
 
     def register(self, seq: Sequence, step: int) -> None:
         """Let others find the pages that are full by now; `step` is the last plan that fills any of them."""
-        if seq.computed < seq.alarm or len(seq.tokens) < seq.alarm:
+        if seq.computed < seq.next_check or len(seq.tokens) < seq.next_check:
             return
         self.pages.register(seq, step)
-        seq.alarm = min(seq.max_len, self.pages.next_full(seq))
+        seq.next_check = min(seq.max_len, self.pages.next_full(seq))
         seq.plain = False
         if seq.followers and self.pages.followers_may_start(seq):
             self._start_followers(seq)
@@ -187,7 +187,7 @@ class Roster:
     def _requeue(self, seq: Sequence) -> None:
         self._release(seq)
         seq.state = State.WAITING
-        seq.computed = seq.steady_until = seq.alarm = 0
+        seq.computed = seq.steady_until = seq.next_check = 0
         seq.plain = False
         if not seq.generated:
             seq.prompt_logprobs = None

@@ -15,13 +15,13 @@ from quire.messages.plan import StepPlan, StepResult
 from quire.messages.request import Request
 from quire.messages.state import Layout
 from quire.messages.wire import Delta, Stats
-from quire.scheduler.draft import Draft
 from quire.scheduler.intake import Entry, cost_of, make_sequences, max_len_of, seed_of
 from quire.scheduler.invariants import check
 from quire.scheduler.limits import Limits
+from quire.scheduler.pending_plan import PendingPlan
 from quire.scheduler.planner import Planner
+from quire.scheduler.results import apply_result
 from quire.scheduler.roster import Counters, Roster
-from quire.scheduler.settle import settle
 
 
 class Scheduler:
@@ -37,7 +37,7 @@ class Scheduler:
     def __init__(self, limits: Limits, layout: Layout, *, hash_key: bytes | None = None, seed: int = 0) -> None:
         self.limits = limits
         self.layout = layout
-        self.flights: deque[Draft] = deque()
+        self.flights: deque[PendingPlan] = deque()
         self.roster = Roster(limits, layout, secrets.token_bytes(32) if hash_key is None else hash_key)
         self._planner = Planner(self.roster)
         self._steps = 0
@@ -52,14 +52,14 @@ class Scheduler:
         return bool(self.roster.alive or self.flights)
 
     @property
-    def led(self) -> bool:
+    def has_grammars(self) -> bool:
         """Whether a sequence that runs keeps to a grammar: its steps end once their masks are there."""
         return bool(self.roster.grammars.bound)
 
     @property
     def open(self) -> bool:
         """Whether to wait with the next plan for whoever may come: nobody else waits, not even a grammar's mask."""
-        return bool(self.roster.rows.free) and not self.roster.waiting and not self.led
+        return bool(self.roster.rows.free) and not self.roster.waiting and not self.has_grammars
 
     @property
     def counters(self) -> Counters:
@@ -82,29 +82,29 @@ class Scheduler:
                 code="kv_capacity",
             )
         seed = seed_of(request, self._draw)
-        turn = self.roster.turns.take(request.owner, cost_of(request, max_len))
+        turn = self.roster.fair_share.take(request.owner, cost_of(request, max_len))
         entry = Entry(now, turn, self._arrivals)
         self.roster.enter(request.id, make_sequences(request, self.limits, max_len, seed, entry))
 
     def plan(self, now: float) -> StepPlan | None:
         """Who computes how many tokens next; None when there is nothing to do before a result or a request comes in."""
-        draft = Draft(self._steps + 1)
+        pending_plan = PendingPlan(self._steps + 1)
         self.roster.tokens.streaming = self._streams
-        self._planner.fill(draft, now)
-        if not draft.grants:
+        self._planner.fill(pending_plan, now)
+        if not pending_plan.grants:
             return None
-        self._streams = bool(draft.sampling)
+        self._streams = bool(pending_plan.sampling)
         self._steps += 1
-        draft.tokens = self.roster.tokens.used
-        self.flights.append(draft)
+        pending_plan.tokens = self.roster.tokens.used
+        self.flights.append(pending_plan)
         # Ranks run plans in order: from here on, later plans may read the pages that this one fills. Those that a
         # steady sequence fills are registered at commit, when its sample is known.
-        for seq in draft.caught_up:
+        for seq in pending_plan.caught_up:
             try:
-                self.roster.register(seq, draft.step)
+                self.roster.register(seq, pending_plan.step)
             except Exception:
                 self.roster.fail(seq)
-        return draft.plan(self.roster.rows.drain(), self.roster.pages.shared())
+        return pending_plan.plan(self.roster.rows.drain(), self.roster.pages.shared())
 
     def commit(self, result: StepResult, seconds: float | None = None) -> list[Delta]:
         """Take in the result of the oldest plan in flight; a result of any other is only counted. Returns the news.
@@ -117,9 +117,9 @@ class Scheduler:
         flight = self.flights.popleft()
         self.counters.steps += 1
         self._step_tokens = flight.tokens
-        if self.roster.pace is not None and seconds is not None:
-            self.roster.pace.observe(flight.prompt_tokens, flight.prompt_pairs, seconds)
-        deltas = settle(self.roster, flight, result, self._steps)
+        if self.roster.step_times is not None and seconds is not None:
+            self.roster.step_times.observe(flight.prompt_tokens, flight.prompt_pairs, seconds)
+        deltas = apply_result(self.roster, flight, result, self._steps)
         return [*self.failures(), *deltas] if self.roster.failures else deltas
 
     def failures(self) -> list[Delta]:

@@ -38,7 +38,7 @@ class Sequence:
 
     Attributes:
         arrival: unique, in order of arrival; siblings count up from the leader.
-        turn: when its owner is served, see `Turns`; the same for all sequences of a request.
+        turn: when its owner is served, see `FairShare`; the same for all sequences of a request.
         params: as the ranks get them (prompt_logprobs only while the leader still owes them).
         max_len: tokens (prompt and generated) at which it ends.
         stops: every token that may end it.
@@ -75,12 +75,12 @@ class Sequence:
     row: int = -1
     steady_until: int = 0
     steady_grant: Grant = NO_GRANT
-    alarm: int = 0
+    next_check: int = 0
     plain: bool = False
     preemptions: int = 0
     pinned: bool = False
     yielding: bool = False
-    passed: int = 0
+    times_skipped: int = 0
     pooled: bool = False
     hit: Hit | None = None
     cached_tokens: int | None = None

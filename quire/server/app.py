@@ -30,13 +30,13 @@ from quire.server.auth import KeyGuard
 from quire.server.errors import ApiError, Refuse, as_api_error
 from quire.server.keys import keys_of
 from quire.server.metrics import Metrics
-from quire.server.middleware import Entrance
+from quire.server.middleware import RequestMiddleware
 from quire.server.openai import chat, completions, models, responses, tokens
 from quire.server.openai.responses_schema import ResponsesRequest
 from quire.server.openai.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from quire.server.openapi import describe
 from quire.server.page import page
-from quire.server.peers import Alone, Peers
+from quire.server.peers import NoPeers, Peers
 from quire.server.pooling import scores, vectors
 from quire.server.pooling.schema import (
     ClassificationRequest,
@@ -47,7 +47,7 @@ from quire.server.pooling.schema import (
 )
 from quire.server.service import Engine, Service, service_of
 from quire.server.store import Store
-from quire.server.text.desk import Desk, Template
+from quire.server.text.handler import JobHandler, Template
 from quire.server.text.texts import Run, Texts, in_threads
 from quire.server.tracing import tracer_for
 
@@ -140,7 +140,7 @@ def create_app(
     """
     name = config.served_model_name or engine.model.name
     metrics = Metrics(engine, name, [route.path for route in ROUTES])
-    peers = peers or Alone()
+    peers = peers or NoPeers()
     # Each front end has its share: none of them knows what the others hold.
     sequences = engine.facts.max_num_seqs + config.max_queued_requests
     limits = Limits(-(-sequences // peers.count), -(-config.max_queued_tokens // peers.count))
@@ -158,7 +158,7 @@ def create_app(
         metrics=metrics,
         admission=Admission(limits),
         template=template,
-        texts=Texts(run_texts or in_threads(Desk(engine.tokenizer, template)), engine.tokenizer),
+        texts=Texts(run_texts or in_threads(JobHandler(engine.tokenizer, template)), engine.tokenizer),
         model_name=name,
         responses=Store(config.response_store_bytes),
         tool_format=tool_format(config.tool_call_parser, source),
@@ -176,7 +176,7 @@ def _middleware(config: ServerConfig, metrics: Metrics) -> list[Middleware]:
     return [
         *_cross_origin(config.allowed_origins),
         Middleware(
-            Entrance,
+            RequestMiddleware,
             metrics=metrics,
             access_log=not config.disable_access_log,
             dialects=dialects,

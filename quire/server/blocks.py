@@ -8,7 +8,7 @@ from typing import Literal
 
 from quire.chat.events import Arguments, CallBroken, CallStart, Content, Event, Reasoning
 from quire.messages.outputs import CompletionOutput
-from quire.server.openai.speech import Ear
+from quire.server.openai.answer_parser import AnswerParser
 
 Kind = Literal["thoughts", "text", "call"]
 
@@ -53,9 +53,9 @@ class Blocks:
         ear: what understands the answer; None if it is text and nothing else.
     """
 
-    def __init__(self, ear: Ear | None) -> None:
+    def __init__(self, parser: AnswerParser | None) -> None:
         self.all: list[Block] = []
-        self._voice = ear.voice() if ear else None
+        self._choice_parser = parser.choice_parser() if parser else None
         self._open: Block | None = None
 
     def take(self, completion: CompletionOutput) -> list[Change]:
@@ -69,15 +69,15 @@ class Blocks:
             self._close(changes)
         return changes
 
-    def thoughts(self, completion: CompletionOutput) -> int:
+    def reasoning_tokens(self, completion: CompletionOutput) -> int:
         """How many of the new tokens are thoughts. To be called once per piece."""
-        return self._voice.thoughts(completion) if self._voice else 0
+        return self._choice_parser.reasoning_tokens(completion) if self._choice_parser else 0
 
     def called(self) -> bool:
         """Whether the answer holds a call."""
         return any(block.kind == "call" and not block.broken for block in self.all)
 
-    def settle(self) -> None:
+    def end_block(self) -> None:
         """The answer is told in one piece: calls that turned out to be none are the text that was written."""
         kept: list[Block] = []
         for block in self.all:
@@ -92,8 +92,8 @@ class Blocks:
         self.all = kept
 
     def _events(self, completion: CompletionOutput) -> list[Event]:
-        if self._voice is not None:
-            return self._voice.events(completion)
+        if self._choice_parser is not None:
+            return self._choice_parser.events(completion)
         return [Content(completion.text)] if completion.text else []
 
     def _event(self, event: Event, changes: list[Change]) -> None:
@@ -120,7 +120,7 @@ class Blocks:
 
     def _new(self, kind: Kind, changes: list[Change], name: str = "") -> Block:
         self._close(changes)
-        id = self._voice.call_id() if kind == "call" and self._voice else ""
+        id = self._choice_parser.call_id() if kind == "call" and self._choice_parser else ""
         block = self._open = Block(len(self.all), kind, name, id)
         self.all.append(block)
         changes.append(Change("open", block))

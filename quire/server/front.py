@@ -26,7 +26,7 @@ from quire.chat.template import ChatTemplate
 from quire.config.fields import ServerConfig
 from quire.engine.async_llm import AsyncLLM
 from quire.engine.client import CoreClient
-from quire.engine.follower import Follower
+from quire.engine.connector import EngineConnector
 from quire.engine.front import FrontEnd
 from quire.engine.pulse import Pulse
 from quire.messages.control import (
@@ -34,17 +34,17 @@ from quire.messages.control import (
     Answered,
     Answers,
     Asked,
-    Born,
     CannotServe,
     Count,
+    CrashReport,
     EngineDown,
     EngineUp,
+    FrontEndInit,
     Nothing,
     Question,
     Reply,
     Serving,
     Stop,
-    Strike,
     ToFront,
 )
 from quire.messages.text import Setup
@@ -52,7 +52,7 @@ from quire.server.app import create_app
 from quire.server.channel import Channel
 from quire.server.greeting import greeting
 from quire.server.listen import ApiServer
-from quire.server.peers import Family
+from quire.server.peers import SupervisedPeers
 from quire.server.service import Service
 from quire.server.text.pool import TextPool
 
@@ -74,7 +74,7 @@ class Front:
         born: what it has said first.
     """
 
-    def __init__(self, channel: Channel[ToFront], born: Born) -> None:
+    def __init__(self, channel: Channel[ToFront], born: FrontEndInit) -> None:
         self._channel = channel
         self._config = born.config.server
         self._listener = socket.socket(fileno=born.listener)
@@ -87,14 +87,14 @@ class Front:
         said = born.config.engine.log
         self._pool = TextPool(Setup(front.tokenizer_path, source, said.log_level, said.log_format))
         self._engine.on_death = lambda reason: log.error("requests are refused until there is an engine: %s", reason)
-        self._family = Family(channel, born.count)
+        self._family = SupervisedPeers(channel, born.count)
         self._answering = Tasks()
         self._known, self._lost = asyncio.Event(), asyncio.Event()
         self._engine.on_lost = self._lost.set
         # Where an engine was ready before, this front end replaces one: clients wait for it, so it answers them in any
         # case, if only to say that there is no engine now.
         self._wait_s = None if born.facts is None else JOIN_S
-        self._follower = Follower(self._engine, self._known.set)
+        self._follower = EngineConnector(self._engine, self._known.set)
         self._server: ApiServer | None = None
         self._service: Service | None = None
 
@@ -143,9 +143,9 @@ class Front:
 
     async def _hear(self) -> None:
         while (message := await self._channel.receive()) is not None:
-            if isinstance(message, EngineUp | EngineDown | Strike):
-                for strike in await self._follower.hear(message):
-                    self._channel.send(strike)
+            if isinstance(message, EngineUp | EngineDown | CrashReport):
+                for report in await self._follower.hear(message):
+                    self._channel.send(report)
             elif isinstance(message, Asked):
                 # In a task: what is asked may take a while.
                 self._answering.keep(asyncio.create_task(self._answer(message)))
@@ -191,7 +191,7 @@ def _end_with_supervisor(folders: list[str]) -> None:
 async def _main(descriptor: int, folders: list[str]) -> int:
     channel: Channel[ToFront] = await Channel.open(socket.socket(fileno=descriptor), ToFront)
     born = await channel.receive()
-    if not isinstance(born, Born):
+    if not isinstance(born, FrontEndInit):
         return 1
     folders.append(born.folder)
     setup(born.config.engine.log.log_level, born.config.engine.log.log_format)

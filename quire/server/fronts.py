@@ -28,10 +28,10 @@ from quire.messages.control import (
     CannotServe,
     Count,
     Counted,
+    CrashReport,
     FromFront,
     Reply,
     Serving,
-    Strike,
     Tally,
     ToFront,
 )
@@ -146,7 +146,7 @@ class Fronts:
         self._children: dict[int, Child] = {}
         self._exchanges: dict[int, _Exchange] = {}
         self._numbers = itertools.count()
-        self._strikes: deque[Strike] = deque(maxlen=STRIKES)
+        self._strikes: deque[CrashReport] = deque(maxlen=STRIKES)
         self._past: list[Tally] = []
         self._cannot: str | None = None
         self.restarts = 0
@@ -269,7 +269,7 @@ class Fronts:
             self._owner.serving(index, message)
         elif isinstance(message, CannotServe):
             self._cannot = message.message
-        elif isinstance(message, Strike):
+        elif isinstance(message, CrashReport):
             self._strikes.append(message)
             for other in list(self._children):
                 if other != index:

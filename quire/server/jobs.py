@@ -17,7 +17,7 @@ from quire.server.errors import ApiError
 from quire.server.generation import Job
 
 
-class Standing(Protocol):
+class SchedulingFields(Protocol):
     """The fields by which a request says how it stands among others."""
 
     @property
@@ -29,7 +29,7 @@ class Standing(Protocol):
         """Cached prefixes are shared with the same salt only."""
 
 
-def job_of(request: Request, asked: Standing, prompts: list[list[int]], params: SamplingParams) -> Job:
+def job_of(request: Request, asked: SchedulingFields, prompts: list[list[int]], params: SamplingParams) -> Job:
     """What is asked of the engine. Its id is a key for the engine, never chosen by a client.
 
     Raises:

@@ -27,7 +27,7 @@ CLIENT_GONE = 499
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-class Entrance:
+class RequestMiddleware:
     """ASGI middleware around everything else.
 
     Args:
@@ -53,29 +53,29 @@ class Entrance:
             return
         if self._root and scope["path"].startswith(f"{self._root}/"):
             scope = {**scope, "path": scope["path"].removeprefix(self._root)}
-        visit = Visit(scope, send)
+        record = RequestRecord(scope, send)
         try:
             _check_sizes(scope)
-            await self._app(scope, receive, visit.send)
+            await self._app(scope, receive, record.send)
         except (ClientDisconnect, ClientGoneError):
-            visit.status = visit.status or CLIENT_GONE
+            record.status = record.status or CLIENT_GONE
         except Exception as error:
-            await self._answer(error, visit, scope, receive)
+            await self._answer(error, record, scope, receive)
         finally:
-            self._metrics.answered(scope["path"], scope["method"], visit.status)
+            self._metrics.answered(scope["path"], scope["method"], record.status)
             if self._access_log:
-                access.info("%s", visit.line(), extra={"fields": visit.fields()})
+                access.info("%s", record.line(), extra={"fields": record.fields()})
 
-    async def _answer(self, error: Exception, visit: "Visit", scope: Scope, receive: Receive) -> None:
+    async def _answer(self, error: Exception, record: "RequestRecord", scope: Scope, receive: Receive) -> None:
         answer = as_api_error(error)
         if answer.code == "internal_error":
-            log.error("request %s failed", visit.id, exc_info=error, extra={"fields": {"request_id": visit.id}})
-        if visit.status:
+            log.error("request %s failed", record.id, exc_info=error, extra={"fields": {"request_id": record.id}})
+        if record.status:
             raise error
-        await self._dialects.get(scope["path"], ApiError.response)(answer)(scope, receive, visit.send)
+        await self._dialects.get(scope["path"], ApiError.response)(answer)(scope, receive, record.send)
 
 
-class Visit:
+class RequestRecord:
     """One request on its way: its id, and the status it got (0 until then)."""
 
     def __init__(self, scope: Scope, send: Send) -> None:

@@ -27,7 +27,7 @@ class Peers(Protocol):
         """A response that another front end keeps; with `cancel`, once it has ended."""
 
 
-class Alone:
+class NoPeers:
     """No other front ends, and nobody who knew any."""
 
     count = 1
@@ -41,14 +41,14 @@ class Alone:
         return None
 
 
-class Telling(Protocol):
+class SupervisorChannel(Protocol):
     """Whatever takes messages for the supervisor."""
 
     def send(self, message: FromFront) -> None:
         """Send without waiting."""
 
 
-class Family:
+class SupervisedPeers:
     """Asks the others through the supervisor.
 
     Args:
@@ -56,7 +56,7 @@ class Family:
         count: of front ends.
     """
 
-    def __init__(self, channel: Telling, count: int) -> None:
+    def __init__(self, channel: SupervisorChannel, count: int) -> None:
         self._channel = channel
         self.count = count
         self._numbers = itertools.count()

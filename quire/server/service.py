@@ -24,9 +24,9 @@ from quire.messages.prompts import PairPrompt, TokensPrompt
 from quire.messages.wire import EngineFacts, Stats
 from quire.server.admission import Admission
 from quire.server.metrics import Metrics
-from quire.server.peers import Alone, Peers
+from quire.server.peers import NoPeers, Peers
 from quire.server.store import Store
-from quire.server.text import desk
+from quire.server.text import handler
 from quire.server.text.texts import Texts
 from quire.server.tracing import NoTracer, Tracer
 from quire.server.watch import Watch
@@ -36,7 +36,7 @@ log = get_logger(__name__)
 MAX_WARNED_FIELDS = 100
 
 
-class Tokenizer(desk.Tokenizer, Protocol):
+class Tokenizer(handler.Tokenizer, Protocol):
     """What the server needs of a tokenizer."""
 
     @property
@@ -136,14 +136,14 @@ class Service:
     config: ServerConfig
     metrics: Metrics
     admission: Admission
-    template: desk.Template | None
+    template: handler.Template | None
     texts: Texts
     model_name: str
     responses: Store
     tool_format: ToolFormat | None = None
     reasoning_format: ReasoningFormat | None = None
     tracer: Tracer = field(default_factory=NoTracer)
-    peers: Peers = field(default_factory=Alone)
+    peers: Peers = field(default_factory=NoPeers)
     created: int = field(default_factory=lambda: int(time.time()))
     open_watches: set[Watch] = field(default_factory=set)
     _steps: int = -1

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 from quire.checkpoint.facts import ModelFacts
 from quire.config.fields import Config
-from quire.engine.launch import CORE, CoreProcess, Home, private_folder
+from quire.engine.launch import CORE, CoreProcess, CoreSetup, private_folder
 from quire.engine.pulse import Pulse, shared_page
-from quire.messages.control import Born, FrontGone, Serving, Stop, Tally, ToFront
+from quire.messages.control import FrontEndInit, FrontGone, Serving, Stop, Tally, ToFront
 from quire.messages.wire import EngineFacts
+from quire.server.core_supervisor import CoreSupervisor, StallLimits
 from quire.server.fronts import Fronts, close_all
-from quire.server.keeper import Keeper, Patience
 from quire.server.notify import notify
-from quire.server.porter import Porter
+from quire.server.startup import StartupResponder
 
 ABORT_S = 2.5
 """What is left after a second signal is killed."""
@@ -74,9 +74,9 @@ class Supervisor:
         self._listeners = listeners
         self._fronts = Fronts(self, listeners, self._descriptor, commands.front, config.server.stall_timeout_s)
         server = config.server
-        self._porter = Porter(server.root_path, tls)
-        patience = Patience(server.stall_timeout_s, server.load_timeout_s)
-        self._keeper = Keeper(self._start_core, self._pulse, patience, self._fronts.tell_all)
+        self._startup_responder = StartupResponder(server.root_path, tls)
+        stall_limits = StallLimits(server.stall_timeout_s, server.load_timeout_s)
+        self._core_supervisor = CoreSupervisor(self._start_core, self._pulse, stall_limits, self._fronts.tell_all)
         self._facts: EngineFacts | None = None
         self._secret = secrets.token_hex(16)
         self._greeted = False
@@ -93,8 +93,8 @@ class Supervisor:
             loop.add_signal_handler(number, self.stop)
         kept: list[asyncio.Task[None]] = []
         try:
-            await self._porter.open(self._listeners)
-            kept += [asyncio.create_task(self._keeper.keep()), asyncio.create_task(self._keep_fronts())]
+            await self._startup_responder.open(self._listeners)
+            kept += [asyncio.create_task(self._core_supervisor.keep()), asyncio.create_task(self._keep_fronts())]
             engine, fronts = kept
             await asyncio.wait([engine, fronts], return_when=asyncio.FIRST_COMPLETED)
             if engine.done():
@@ -102,23 +102,23 @@ class Supervisor:
                 engine.result()
             await fronts
         finally:
-            self._keeper.stopping = self._fronts.stopping = True
-            self._porter.close()
+            self._core_supervisor.stopping = self._fronts.stopping = True
+            self._startup_responder.close()
             self._fronts.kill()
             for task in kept:
                 task.cancel()
             await asyncio.gather(*kept, return_exceptions=True)
             await self._fronts.end()
-            if self._keeper.core is not None:
+            if self._core_supervisor.core is not None:
                 # One that still loads does not look up.
-                await self._keeper.core.stop(CORE_STOP_S if self._signals < 2 and self._pulse.serves else 0)
+                await self._core_supervisor.core.stop(CORE_STOP_S if self._signals < 2 and self._pulse.serves else 0)
             shutil.rmtree(self._folder, ignore_errors=True)
             close_all(self._listeners, self._descriptor)
 
     def stop(self) -> None:
         """A signal: drain, then abort."""
         self._signals += 1
-        self._keeper.stopping = self._fronts.stopping = True
+        self._core_supervisor.stopping = self._fronts.stopping = True
         loop = asyncio.get_running_loop()
         if self._fronts.serving == 0:
             self._fronts.kill()
@@ -134,17 +134,17 @@ class Supervisor:
         await asyncio.gather(*(self._fronts.keep(index) for index in range(len(self._listeners))))
 
     async def _start_core(self, number: int) -> CoreProcess:
-        home = Home(self._folder, f"c{number}", self._descriptor, self._secret)
-        return await CoreProcess.start(self._config.engine, self._model, self._commands.core, home)
+        setup = CoreSetup(self._folder, f"c{number}", self._descriptor, self._secret)
+        return await CoreProcess.start(self._config.engine, self._model, self._commands.core, setup)
 
     def gone(self, name: str) -> None:
         """A front end has died: the core must forget what it asked."""
-        if self._keeper.core is not None:
-            self._keeper.core.tell(FrontGone(name))
+        if self._core_supervisor.core is not None:
+            self._core_supervisor.core.tell(FrontGone(name))
 
     def born(self, listener: int, name: str) -> list[ToFront]:
         """What a front end is told first."""
-        born = Born(
+        born = FrontEndInit(
             config=self._config,
             model=self._model,
             count=len(self._listeners),
@@ -155,12 +155,12 @@ class Supervisor:
             folder=str(self._folder),
             facts=self._facts,
         )
-        return [born] if self._keeper.news is None else [born, self._keeper.news]
+        return [born] if self._core_supervisor.news is None else [born, self._core_supervisor.news]
 
     def serving(self, index: int, serving: Serving) -> None:
         """A front end begins to answer."""
         self._facts = serving.facts
-        self._porter.leave(self._listeners[index])
+        self._startup_responder.leave(self._listeners[index])
         if not self._greeted and self._fronts.serving == len(self._listeners):
             self._greeted = True
             self._on_ready(serving.greeting)
@@ -168,7 +168,7 @@ class Supervisor:
     def tallies(self) -> list[Tally]:
         """What the supervisor itself counts."""
         return [
-            _counter("quire:engine_restarts", "Engines begun after the first one.", self._keeper.cores - 1),
+            _counter("quire:engine_restarts", "Engines begun after the first one.", self._core_supervisor.cores - 1),
             _counter("quire:front_end_restarts", "Front ends begun after one has died.", self._fronts.restarts),
         ]
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from quire.base.errors import ConfigError
 from quire.chat import formats
-from quire.chat.events import Arguments, CallBroken, CallStart, Event, Speech, fold, merge
+from quire.chat.events import Arguments, CallBroken, CallStart, Event, ParsedAnswer, fold, merge
 from quire.chat.formats.base import ToolFormat
 from quire.chat.formats.recognise import TOOLS as FORMATS
 from quire.chat.formats.recognise import reasoning_format, tool_format
@@ -34,8 +34,8 @@ def split(made: StreamSplitter, pieces: list[str], *, cut: bool = False) -> list
     return merge([*found, *made.finish(cut=cut)])
 
 
-def calls(speech: Speech) -> list[tuple[str, dict[str, Any]]]:
-    return [(call.name, json.loads(call.arguments)) for call in speech.calls]
+def calls(parsed: ParsedAnswer) -> list[tuple[str, dict[str, Any]]]:
+    return [(call.name, json.loads(call.arguments)) for call in parsed.calls]
 
 
 def name(answer: Answer) -> str:
@@ -51,17 +51,17 @@ def test_every_format_is_in_the_tables() -> None:
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=name)
 def test_calls(answer: Answer) -> None:
-    speech = fold(split(splitter(answer.format), [answer.text]))
-    assert calls(speech) == answer.calls
-    assert speech.content == answer.content
-    assert speech.reasoning == ""
+    parsed = fold(split(splitter(answer.format), [answer.text]))
+    assert calls(parsed) == answer.calls
+    assert parsed.content == answer.content
+    assert parsed.reasoning == ""
 
 
 @pytest.mark.parametrize("answer", CONTENT, ids=name)
 def test_what_is_no_call_is_content(answer: Answer) -> None:
-    speech = fold(split(splitter(answer.format), [answer.text]))
-    assert speech.calls == []
-    assert speech.content == answer.text
+    parsed = fold(split(splitter(answer.format), [answer.text]))
+    assert parsed.calls == []
+    assert parsed.content == answer.text
 
 
 @pytest.mark.parametrize("answer", [*ANSWERS, *CONTENT], ids=name)
@@ -148,8 +148,8 @@ def test_a_call_that_breaks_after_it_began() -> None:
 )
 def test_reasoning(text: str, thinking: bool, reasoning: str, content: str) -> None:
     for pieces in ([text], list(text)):
-        speech = fold(split(splitter("hermes", thinking=thinking), pieces))
-        assert (speech.reasoning, speech.content) == (reasoning, content)
+        parsed = fold(split(splitter("hermes", thinking=thinking), pieces))
+        assert (parsed.reasoning, parsed.content) == (reasoning, content)
 
 
 def test_harmony_tells_thoughts_from_words_all_through() -> None:
@@ -161,8 +161,8 @@ def test_harmony_tells_thoughts_from_words_all_through() -> None:
     made = tool_format("harmony", "")
     for pieces in ([text], list(text), [text[:40], text[40:]]):
         found = split(StreamSplitter(made, None, {}), pieces)
-        speech = fold(found)
-        assert (speech.reasoning, speech.content) == ("Let me <|see. More.", "A plan.Yes. <b> \n")
+        parsed = fold(found)
+        assert (parsed.reasoning, parsed.content) == ("Let me <|see. More.", "A plan.Yes. <b> \n")
 
 
 FLOODS = [

@@ -6,7 +6,7 @@ import pytest
 
 from quire.base.errors import ConfigError, EngineError, RequestError
 from quire.cli import run as command
-from quire.cli.run import Figures, Streams, run
+from quire.cli.run import AnswerStats, Streams, run
 from tests.cli.fakes import FakeModel, parsed, streams
 
 pytestmark = pytest.mark.plain
@@ -105,4 +105,4 @@ def test_a_failure_is_told_and_the_model_closed() -> None:
 
 
 def test_figures_of_nothing() -> None:
-    assert str(Figures()) == "0 tokens in 0.00 s, 0.0 tokens/s, the first after 0.00 s"
+    assert str(AnswerStats()) == "0 tokens in 0.00 s, 0.0 tokens/s, the first after 0.00 s"

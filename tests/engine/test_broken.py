@@ -13,7 +13,7 @@ from quire.base.collector import collector_paused
 from quire.base.errors import EngineDeadError, EngineError
 from quire.engine.core import EngineCore
 from quire.messages.structured import StructuredOutputsParams
-from quire.structured import court
+from quire.structured import checker
 from tests.engine.toy import make_toy
 
 pytestmark = pytest.mark.torch
@@ -95,7 +95,7 @@ def test_a_plan_in_flight_that_fails_keeps_no_rank_from_its_end(llm: LLM) -> Non
 def test_a_judge_of_grammars_that_cannot_be_begun_is_the_engines_fault(llm: LLM) -> None:
     params = SamplingParams(max_tokens=4, structured_outputs=StructuredOutputsParams(regex="a+"))
     with (
-        mock.patch.object(court.subprocess, "Popen", side_effect=OSError("no more processes")),
+        mock.patch.object(checker.subprocess, "Popen", side_effect=OSError("no more processes")),
         pytest.raises(EngineError, match="the engine failed"),
     ):
         llm.generate([[1, 2]], params)

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 
 from quire.config.sources import engine_config
-from quire.engine.launch import CoreProcess, Home
+from quire.engine.launch import CoreProcess, CoreSetup
 from quire.engine.own_core import start_core
 from tests.config import facts
 
@@ -36,7 +36,7 @@ WRITES = "import os, signal, tempfile; tempfile.mkstemp(); os.kill(os.getpid(), 
 def test_what_a_core_leaves_is_removed_with_it(tmp_path: Path) -> None:
     async def live() -> int:
         config, model = engine_config(model="toy"), facts.model()
-        core = await CoreProcess.start(config, model, ("-c", WRITES), Home(tmp_path, "core-1"))
+        core = await CoreProcess.start(config, model, ("-c", WRITES), CoreSetup(tmp_path, "core-1"))
         await core.ended()
         left = len(list(tmp_path.glob("core-1/tmp*")))
         await core.stop(0)
@@ -50,5 +50,5 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "c1").mkdir()
     config, model = engine_config(model="toy"), facts.model()
     with pytest.raises(FileExistsError):
-        asyncio.run(CoreProcess.start(config, model, ("-c", WRITES), Home(tmp_path, "c1")))
+        asyncio.run(CoreProcess.start(config, model, ("-c", WRITES), CoreSetup(tmp_path, "c1")))
     assert (tmp_path / "c1").is_dir()

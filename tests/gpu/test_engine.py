@@ -11,7 +11,7 @@ from quire.messages.structured import StructuredOutputsParams
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
-from quire.sampling.batch import Way  # noqa: E402
+from quire.sampling.batch import DrawMode  # noqa: E402
 from tests.runner.test_graphs import ways_of  # noqa: E402
 
 VOCAB = 4096
@@ -108,7 +108,7 @@ def test_seeds_fix_samples_recorded_or_not(monkeypatch):
             outputs = llm.generate(prompts(len(params)), params, use_tqdm=False)
             outputs += llm.generate(prompts(8), params[0], use_tqdm=False)
             found.append([c for output in outputs for c in output.outputs])
-    assert min(drawn[0].count(Way.EDITED), drawn[0].count(Way.RANDOM)) > 8
+    assert min(drawn[0].count(DrawMode.EDITED), drawn[0].count(DrawMode.RANDOM)) > 8
     assert not drawn[1]
     assert [c.token_ids for c in found[0]] == [c.token_ids for c in found[1]]
     for one, other in zip(*found, strict=True):
@@ -129,7 +129,7 @@ def test_grammars_are_kept_to_recorded_or_not(monkeypatch):
             drawn.append(ways_of(llm, monkeypatch))
             found.append([output.outputs[0] for output in llm.generate(prompts(32), params, use_tqdm=False)])
     assert not drawn[0]
-    assert drawn[1].count(Way.EDITED) > 4
+    assert drawn[1].count(DrawMode.EDITED) > 4
     texts = [[answer.text for answer in answers] for answers in found]
     assert texts[0] == texts[1]
     both = zip(forms * 8, found[1], strict=True)

@@ -66,7 +66,7 @@ def write(folder: Path, family: str, base, table) -> Path:
     return folder
 
 
-class Follower(Driver):
+class EngineConnector(Driver):
     """Continues as another driver did, whatever its own logits say."""
 
     def greedy(self, sequence):
@@ -81,7 +81,7 @@ def texts(lengths):
 
 def run(path, device, dtype, providers, said=()):
     """Tokens and logits of each sequence."""
-    kind = Follower if said else Driver
+    kind = EngineConnector if said else Driver
     driver = kind(path, PAGE, providers, device=device, dtype=dtype, seed=SEED)
     driver.said = said
     found = driver.generate(texts((45, 23, 70)), NEW)

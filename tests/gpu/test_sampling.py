@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 from quire import SamplingParams  # noqa: E402
 from quire.messages.plan import NewRow  # noqa: E402
-from quire.sampling.batch import Way  # noqa: E402
+from quire.sampling.batch import DrawMode  # noqa: E402
 from tests.sampling.grammar import WANTED, FoldStore  # noqa: E402
 from tests.sampling.rig import Rig, assert_drawn_from, exact  # noqa: E402
 from tests.sampling.test_distribution import ADVANCING, COUNTING, LOGITS, OUTPUT, VOCAB  # noqa: E402
@@ -70,7 +70,7 @@ def test_no_change_of_a_batch_waits_for_the_device():
                 rig.sampler.begin(new)
             rig.sampler.sample(lines, list(rows), at, rig.history, rig.known)
             # What is recorded, and what goes before it and behind it each step.
-            if rig.sampler.way(list(rows)) is Way.EDITED:
+            if rig.sampler.way(list(rows)) is DrawMode.EDITED:
                 rig.sampler.send_masks(list(rows), {})
                 drawn = rig.sampler.draw_edited(lines, at, rig.history, rig.known)
                 rig.sampler.samples(list(rows), drawn, {})

@@ -18,15 +18,15 @@ from quire.checkpoint.read import read_facts
 from quire.layers.build import Build
 from quire.loading import fill_dummy
 from quire.loading.source import FileSource
-from quire.models.transformers.apart import PagedLayer, sharing
 from quire.models.transformers.config import read_config
+from quire.models.transformers.forward_pass import convolves, exact, refusing
 from quire.models.transformers.making import make_model
 from quire.models.transformers.model import Adopted
 from quire.models.transformers.packed import _waits_for_nothing
-from quire.models.transformers.way import convolves, exact, refusing
+from quire.models.transformers.per_sequence import PagedLayer, sharing
 from quire.ops.samples import step_over
 from quire.parallel.mesh import Mesh
-from quire.quantization.checkpoint import settle
+from quire.quantization.checkpoint import resolve_method
 from tests.marks import needs_native
 from tests.models import checkpoints
 from tests.models.driver import Driver
@@ -328,7 +328,7 @@ def test_experts_that_cannot_be_quantized(online: bool, made: Callable[[str], Pa
     if not online:
         path = changed(path, tmp_path / "quantized", quantization_config=given)
     facts = read_facts("tiny", path)
-    quantized, quantization = settle(facts.quantization, FileSource({}, CPU), "int8" if online else None)
+    quantized, quantization = resolve_method(facts.quantization, FileSource({}, CPU), "int8" if online else None)
     packed = Build(mesh=Mesh(), dtype=torch.float32, device=CPU, quantization=quantization, checkpoint=quantized)
     assert (quantized is None) is online
     assert "experts that cannot be served quantized" in refused(path, packed)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quire.ops.moe import MoeBiases, MoeSpec, RouteSpec, route
 from quire.ops.registry import choose, load_providers
 from quire.ops.samples import normal
-from quire.ops.stored import OFFERS, Bits, Wanted
+from quire.ops.stored import OFFERS, Bits, WeightSpec
 from quire.ops.stored_moe import StoredMoeSpec, stored_moe
 from tests.marks import needs_native
 
@@ -25,7 +25,7 @@ def packed(moe: MoeSpec, bits: Bits | None) -> tuple[StoredMoeSpec, tuple[torch.
     """Experts as the kernels want them."""
     count, made, data = moe.route.experts, [], []
     for seed, (rows, inputs, parts) in enumerate(((2 * moe.inner, moe.hidden, 2), (moe.hidden, moe.inner, 1))):
-        storage = OFFERS["cpu"](Wanted(count * rows, inputs, bits, 32, moe.dtype, "cpu", count * parts))
+        storage = OFFERS["cpu"](WeightSpec(count * rows, inputs, bits, 32, moe.dtype, "cpu", count * parts))
         assert storage is not None
         made.append(storage)
         data.append(storage.allocate())
@@ -100,8 +100,8 @@ def test_the_choice_of_experts(
 
 def test_experts_that_are_no_whole_panels_are_left_to_others() -> None:
     load_providers(["cpu"])
-    assert OFFERS["cpu"](Wanted(4 * 48, 64, None, 32, "float32", "cpu", 4)) is None
-    assert OFFERS["cpu"](Wanted(4 * 64, 48, None, 32, "float32", "cpu", 4)) is None
+    assert OFFERS["cpu"](WeightSpec(4 * 48, 64, None, 32, "float32", "cpu", 4)) is None
+    assert OFFERS["cpu"](WeightSpec(4 * 64, 48, None, 32, "float32", "cpu", 4)) is None
     spec, _ = packed(MoeSpec(RouteSpec(4, 2, True), 64, 32), None)
     assert choose(stored_moe, spec, ["cpu"]).provider == "cpu"
     narrow = StoredMoeSpec(replace(spec.moe, inner=16), spec.gate_up, spec.down)

@@ -9,7 +9,7 @@ from torch import Tensor
 from quire.base.errors import PlatformError
 from quire.ops.registry import choose, load_providers
 from quire.ops.samples import dtypes, normal
-from quire.ops.stored import Bits, StoredSpec, Wanted, storage_for, stored_linear
+from quire.ops.stored import Bits, StoredSpec, WeightSpec, storage_for, stored_linear
 from quire.platforms import native
 from quire.quantization.canonical import Canonical
 from quire.quantization.storage import Storage
@@ -24,7 +24,7 @@ pytestmark = [
 def stored(weight: Tensor, bits: Bits | None = None, group: int = 32) -> tuple[Storage, Tensor]:
     """The weight as the kernels want it."""
     dtype = str(weight.dtype).removeprefix("torch.")
-    storage = storage_for(Wanted(*weight.shape, bits, group, dtype, "cpu"), ["cpu"])
+    storage = storage_for(WeightSpec(*weight.shape, bits, group, dtype, "cpu"), ["cpu"])
     assert storage is not None
     data = storage.allocate()
     storage.put(data, 0, weight)
@@ -171,9 +171,9 @@ def test_what_others_packed_is_left_to_the_reference() -> None:
     load_providers(["cpu"])
     theirs = StoredSpec(Canonical(8, 8, 8, 32, "float32", "cpu"))
     assert choose(stored_linear, theirs, ["cpu"]).provider == "reference"
-    for wanted in (Wanted(8, 8, 8, 32, "float32", "cuda:0"), Wanted(8, 8, 4, 20, "float32", "cpu")):
+    for wanted in (WeightSpec(8, 8, 8, 32, "float32", "cuda:0"), WeightSpec(8, 8, 4, 20, "float32", "cpu")):
         assert isinstance(storage_for(wanted, ["cpu"]), Canonical)
-    assert storage_for(Wanted(8, 8, None, 32, "float16", "cpu"), ["cpu"]) is None
+    assert storage_for(WeightSpec(8, 8, None, 32, "float16", "cpu"), ["cpu"]) is None
 
 
 def test_instructions_that_there_are_not_are_refused_by_name() -> None:

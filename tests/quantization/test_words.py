@@ -10,7 +10,7 @@ from quire.ops.samples import normal
 from quire.ops.stored import StoredSpec, stored_linear
 from quire.quantization.elements import ELEMENTS
 from quire.quantization.scaled import Block, Form, Scaled
-from quire.quantization.words import Words, span, woven
+from quire.quantization.words import Words, interleaved, span
 from tests.ops.triton import INTERPRETER, needs_interpreter
 from tests.quantization.forms import FORMS
 
@@ -93,7 +93,7 @@ def test_groups_of_unequal_size_are_refused() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_parts_of_a_word_are_inputs_a_run_apart(bits: int) -> None:
     codes = torch.arange(2 * span(bits)).view(1, -1) % (1 << bits)
-    words = woven(codes.to(torch.uint8), bits).view(torch.int16)[0].int() & 0xFFFF
+    words = interleaved(codes.to(torch.uint8), bits).view(torch.int16)[0].int() & 0xFFFF
     for word in range(64):
         first = word // 32 * span(bits) + word % 32
         parts = [(int(words[word]) >> (bits * i)) & ((1 << bits) - 1) for i in range(16 // bits)]

@@ -12,7 +12,7 @@ from quire.config.step_sizes import graph_rows
 from quire.engine import begin
 from quire.messages.structured import StructuredOutputsParams
 from quire.runner import graphs, loaded
-from quire.sampling.batch import Way
+from quire.sampling.batch import DrawMode
 from quire.sampling.kernels import Kernels
 from quire.sampling.sampler import Sampler
 from tests.engine.toy import make_toy, oracle
@@ -77,8 +77,10 @@ ASKING = ({"logits_processors": [lambda ids, logits: -logits]}, {"logprobs": 21}
 """Those that need the host."""
 
 
-@pytest.mark.parametrize("kinds, way", [(DRAWN, Way.RANDOM), (DRAWN + EDITED, Way.EDITED), (EDITED + ASKING, None)])
-def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monkeypatch, kinds, way):
+@pytest.mark.parametrize(
+    "kinds, draw_mode", [(DRAWN, DrawMode.RANDOM), (DRAWN + EDITED, DrawMode.EDITED), (EDITED + ASKING, None)]
+)
+def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monkeypatch, kinds, draw_mode):
     """Rows come and go meanwhile, since there are more requests than rows."""
     params = [
         SamplingParams(max_tokens=9 + 2 * i, ignore_eos=True, seed=i, **kinds[i % len(kinds)])
@@ -92,19 +94,21 @@ def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monke
             return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
 
     folder = make_toy(tmp_path)
-    drawn: list[list[Way]] = []
+    drawn: list[list[DrawMode]] = []
     monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
     plain = generated()
     monkeypatch.setattr(begin, "resolve", recorded([1, 4, 12]))
     assert generated() == plain
     assert not drawn[0]
-    assert way is None or drawn[1].count(way) > 8
+    assert draw_mode is None or drawn[1].count(draw_mode) > 8
 
 
-def ways_of(llm: LLM, monkeypatch) -> list[Way]:
+def ways_of(llm: LLM, monkeypatch) -> list[DrawMode]:
     """The ways in which recordings have drawn, which grows from now on."""
     graphs, ways = llm._running().executor.runner.allocated.steps.graphs, []
-    monkeypatch.setattr(graphs, "draw", lambda way, count: ways.append(way) or type(graphs).draw(graphs, way, count))
+    monkeypatch.setattr(
+        graphs, "draw", lambda draw_mode, count: ways.append(draw_mode) or type(graphs).draw(graphs, draw_mode, count)
+    )
     return ways
 
 
@@ -123,13 +127,13 @@ def test_grammars_are_drawn_for_in_recordings(monkeypatch, overlapped):
             drawn.append(ways_of(llm, monkeypatch))
             return [output.outputs[0].text for output in llm.generate(["Once"] * len(forms), params)]
 
-    drawn: list[list[Way]] = []
+    drawn: list[list[DrawMode]] = []
     plain = texts()
     assert not drawn[0]
     monkeypatch.setattr(begin, "resolve", recorded([1, 3, 6, 8]))
     monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
     assert texts() == plain
-    assert drawn[1].count(Way.EDITED) > 8
+    assert drawn[1].count(DrawMode.EDITED) > 8
 
 
 def test_a_kernel_that_asks_the_host_is_not_recorded(monkeypatch):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quire.messages.params import SamplingParams
 from quire.ops.logprobs import Logprobs, token_logprobs
 from quire.sampling import bans, batch
-from quire.sampling.batch import Way
+from quire.sampling.batch import DrawMode
 from tests.sampling.grammar import WANTED, FoldStore
 from tests.sampling.rig import Rig
 from tests.sampling.strategies import LOGITS, SEQUENCE, VOCAB
@@ -35,7 +35,7 @@ def barely(logits, chosen, top, wanted=None):
 
 def recorded(rig, logits, rows):
     """One step of `rig` as a recording draws it: padded with a row that nobody uses."""
-    assert rig.sampler.way(rows) is not None
+    assert rig.sampler.draw_mode(rows) is not None
     errors = {}
     rig.sampler.send_masks(rows, errors)
     at = torch.tensor([*rows, DUMMY, DUMMY])
@@ -90,14 +90,14 @@ def test_what_a_recording_has_no_room_for_is_not_drawn_by_it(monkeypatch):
     rig = Rig(VOCAB, ROWS)
     rig.sampler.stay()
     rig.begin(0, SamplingParams(), bad_words=((1, 2), (3,)))
-    assert rig.sampler.way([0]) is Way.EDITED
+    assert rig.sampler.draw_mode([0]) is DrawMode.EDITED
     rig.begin(1, SamplingParams(), bad_words=((4,), (5,)))
-    assert rig.sampler.way([0]) is None
+    assert rig.sampler.draw_mode([0]) is None
     rig.sampler.end(1)
-    assert rig.sampler.way([0]) is Way.EDITED
+    assert rig.sampler.draw_mode([0]) is DrawMode.EDITED
     rig.begin(1, SamplingParams(logprobs=batch.RECORDED_TOP + 1))
     rig.begin(2, SamplingParams(logits_processors=[lambda ids, logits: logits]))
-    assert (rig.sampler.way([1]), rig.sampler.way([2])) == (None, None)
+    assert (rig.sampler.draw_mode([1]), rig.sampler.draw_mode([2])) == (None, None)
 
 
 def test_a_row_that_has_ended_leaves_no_mask():

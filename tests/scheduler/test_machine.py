@@ -121,10 +121,10 @@ class Machine(RuleBasedStateMachine):
             with suppress(RequestError):
                 self.engine.submit(msgspec.structs.replace(request, id=f"r{len(self.engine.requests)}"))
 
-    @rule(turns=st.integers(1, 8))
-    def turn(self, turns):
+    @rule(fair_share=st.integers(1, 8))
+    def turn(self, fair_share):
         """The loop goes round."""
-        for _ in range(turns):
+        for _ in range(fair_share):
             self.engine.turn()
 
     @precondition(lambda self: self.engine.requests)

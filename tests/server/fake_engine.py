@@ -73,7 +73,7 @@ def text_of(content: Any) -> str:
 
 
 class FakeEngine:
-    """See the module.
+    """`AsyncLLM` without a core.
 
     Args:
         script: what is generated; by default ANSWER and the end of the text.

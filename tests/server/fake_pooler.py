@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from quire.checkpoint.late import Late
+from quire.checkpoint.late_interaction import LateInteraction
 from quire.checkpoint.pooling import PoolerFacts
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.pooling import PoolingParams
@@ -40,13 +40,13 @@ LATE = PoolerFacts(
     method="mean",
     normalize=False,
     dimension=2,
-    late=Late(prefixes=("q", "doc")),
+    late=LateInteraction(prefixes=("q", "doc")),
 )
 FRAMED = msgspec.structs.replace(LABELS, frame=("<s>", "A", "B", "</s>"))
 
 
 class FakePooler(FakeEngine):
-    """See the module. `asked` are the requests as the engine would get them."""
+    """A fake engine that pools. `asked` are the requests as the engine would get them."""
 
     def __init__(self, facts: PoolerFacts = VECTORS) -> None:
         super().__init__()

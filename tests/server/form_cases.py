@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.server.cases import chat
-from tests.structured.test_court import BOMB
+from tests.structured.test_checker import BOMB
 
 FORMAT = "response_format"
 OUTPUTS = "structured_outputs"

@@ -25,7 +25,7 @@ from tests.server.fake_engine import EMBEDDING_ROWS, byte_tokens
 CONTEXT = 256
 CANARY_TOKENS = 120
 SETTLE_S = 20.0
-HELPERS = {"quire.structured.judge", "quire.server.text.worker"}
+HELPERS = {"quire.structured.checker_process", "quire.server.text.worker"}
 """Whoever is stopped for what it is given, and begun again."""
 
 TEMPLATE = (

@@ -20,7 +20,7 @@ HERE = Path(__file__)
 MODEL = "default"
 
 
-class Family:
+class SupervisedPeers:
     """A running server.
 
     Attributes:
@@ -97,7 +97,7 @@ class Reader(threading.Thread):
         begun: set with the first event.
     """
 
-    def __init__(self, family: Family, prompt: list[int], tokens: int) -> None:
+    def __init__(self, family: SupervisedPeers, prompt: list[int], tokens: int) -> None:
         super().__init__(daemon=True)
         self.family, self.json = family, body(prompt, tokens, stream=True, return_token_ids=True)
         self.events: list[dict] = []
@@ -143,14 +143,14 @@ def body(prompt: list[int], tokens: int, **more: object) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def server(*flags: str, step_ms: float = 5.0, wait: bool = True) -> Iterator[Family]:
+def server(*flags: str, step_ms: float = 5.0, wait: bool = True) -> Iterator[SupervisedPeers]:
     """Run `quire serve` over a mortal core with these flags; whatever is left of it is killed."""
     words = [sys.executable, str(HERE), str(step_ms), *flags]
     # A folder is left where nobody is left to remove it.
     scratch = tempfile.TemporaryDirectory(prefix="mortal-", ignore_cleanup_errors=True)
     environ = {**os.environ, "PYTHONPATH": str(HERE.parents[2]), "TMPDIR": scratch.name}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
-    family = Family(process)
+    family = SupervisedPeers(process)
     known: list[psutil.Process] = []
     try:
         if wait:
@@ -193,11 +193,11 @@ def gone(processes: list[psutil.Process]) -> bool:
 if __name__ == "__main__":
     from quire.base.logging import setup
     from quire.config.sources import load
-    from quire.server import keeper
+    from quire.server import core_supervisor
     from quire.server.run import Commands, serve
 
     # `test_supervision.py` has the waits; here every death would cost seconds.
-    keeper.FIRST_WAIT_S = 0.2
+    core_supervisor.FIRST_WAIT_S = 0.2
 
     given = dict(word.split("=", 1) for word in sys.argv[2:])
     config, _ = load({"port": "0", "max_num_seqs": "64", **given}, None)

@@ -13,9 +13,9 @@ import pytest
 
 from quire.base.errors import ConfigError
 from quire.config.fields import Config, ServerConfig
-from quire.server.porter import Porter
 from quire.server.run import greet, serve
 from quire.server.sockets import bind, check_guard, tls_of
+from quire.server.startup import StartupResponder
 from tests.server.serving import Serving
 
 pytestmark = pytest.mark.plain
@@ -72,9 +72,9 @@ def test_tls_while_no_front_end_answers(certificate: tuple[str, str]) -> None:
     async def scenario() -> None:
         tls = tls_of(ServerConfig(ssl_certfile=cert, ssl_keyfile=key))
         known = ssl.create_default_context(cafile=cert)
-        with bind(ServerConfig(port=0)) as listener, mock.patch("quire.server.porter.PATIENCE_S", 0.3):
-            porter = Porter("", tls)
-            await porter.open([listener])
+        with bind(ServerConfig(port=0)) as listener, mock.patch("quire.server.startup.PATIENCE_S", 0.3):
+            responder = StartupResponder("", tls)
+            await responder.open([listener])
             silent, kept = await asyncio.open_connection(*listener.getsockname())
             reader, writer = await asyncio.open_connection(*listener.getsockname(), ssl=known)
             writer.write(b"GET /live HTTP/1.1\r\n\r\n")
@@ -83,7 +83,7 @@ def test_tls_while_no_front_end_answers(certificate: tuple[str, str]) -> None:
             assert not await asyncio.wait_for(silent.read(), 2)
             for each in (writer, kept):
                 each.close()
-            porter.close()
+            responder.close()
 
     asyncio.run(scenario())
 

@@ -9,7 +9,7 @@ import pytest
 
 from quire.base.errors import EngineDeadError, TransportError
 from quire.engine.async_llm import AsyncLLM
-from quire.engine.follower import Follower
+from quire.engine.connector import EngineConnector
 from quire.messages.control import Answered, Asked, Count, EngineUp, Nothing
 from quire.messages.params import SamplingParams
 from quire.messages.request import Request
@@ -69,7 +69,7 @@ def test_an_engine_that_cannot_be_joined_is_told(caplog: pytest.LogCaptureFixtur
         lost, joined, connection = asyncio.Event(), mock.Mock(), Garbled()
         engine = AsyncLLM(mock.Mock(), connect=lambda address: connection)
         engine.on_lost = lost.set
-        await Follower(engine, joined).hear(EngineUp("ipc:///there"))
+        await EngineConnector(engine, joined).hear(EngineUp("ipc:///there"))
         connection.spoils.set()
         await asyncio.wait_for(lost.wait(), 10)
         joined.assert_not_called()

@@ -12,7 +12,7 @@ from quire.engine.pulse import Pulse, shared_page
 from quire.engine.streams import Stream
 from quire.engine.suspects import APART_S, MARGIN, MEMORY_S, MOST, Suspects, fingerprint
 from quire.engine.trials import Trials
-from quire.messages.control import Strike, Tally
+from quire.messages.control import CrashReport, Tally
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import RequestOutputKind, SamplingParams
 from quire.messages.request import Request
@@ -70,16 +70,16 @@ def test_a_suspect_is_known_by_what_it_asks() -> None:
     clock = Clock()
     suspects = Suspects(clock)
     assert asked(suspects, 1) == (0, False)
-    suspects.learn(Strike(fingerprint(request(1)), 7))
+    suspects.learn(CrashReport(fingerprint(request(1)), 7))
     assert asked(suspects, 1, id="another") == (7 + MARGIN, False)
     assert asked(suspects, 2) == (0, False)
-    suspects.learn(Strike(fingerprint(request(1)), 3))
+    suspects.learn(CrashReport(fingerprint(request(1)), 3))
     assert asked(suspects, 1) == (7 + MARGIN, False), "two that ask the same, one death"
     clock.now += APART_S
-    suspects.learn(Strike(fingerprint(request(1)), 3))
+    suspects.learn(CrashReport(fingerprint(request(1)), 3))
     assert asked(suspects, 1) == (7 + MARGIN, True), "two cores have died"
-    suspects.learn(Strike(fingerprint(request(1)), 0, condemned=True))
-    suspects.learn(Strike(fingerprint(request(1)), 0))
+    suspects.learn(CrashReport(fingerprint(request(1)), 0, quarantined=True))
+    suspects.learn(CrashReport(fingerprint(request(1)), 0))
     with pytest.raises(RequestError) as refused:
         suspects.submit(request(1))
     assert refused.value.code == "poison_request"
@@ -90,7 +90,7 @@ def test_a_suspect_is_known_by_what_it_asks() -> None:
 
 def test_who_is_served_is_no_suspect_any_more() -> None:
     suspects = Suspects()
-    suspects.learn(Strike(fingerprint(request(1)), 7))
+    suspects.learn(CrashReport(fingerprint(request(1)), 7))
     suspects.clear(request(1))
     assert asked(suspects, 1) == (0, False)
 
@@ -98,7 +98,7 @@ def test_who_is_served_is_no_suspect_any_more() -> None:
 def test_suspects_are_bounded() -> None:
     suspects = Suspects()
     for number in range(2 * MOST):
-        suspects.learn(Strike(number.to_bytes(4, "big"), 0))
+        suspects.learn(CrashReport(number.to_bytes(4, "big"), 0))
     assert len(suspects) == MOST
 
 

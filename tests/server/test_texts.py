@@ -20,7 +20,7 @@ from quire.messages.text import Encode, Setup, ToWorker
 from quire.server.errors import ApiError
 from quire.server.text import pool as pool_module
 from quire.server.text import texts as texts_module
-from quire.server.text.desk import MANY_IDS, Desk
+from quire.server.text.handler import MANY_IDS, JobHandler
 from quire.server.text.pool import WORKERS, TextPool
 from quire.server.text.texts import Run, Texts, in_threads
 from quire.tokenizer.tokenizer import Tokenizer
@@ -101,7 +101,7 @@ def test_a_worker_whose_front_end_has_gone_ends_without_a_word(memory_kib: str, 
 @pytest.mark.plain
 def test_what_does_not_fit_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, seen = byte_tokenizer(), []
-    texts = Texts(in_threads(Desk(tokenizer, None)), tokenizer)
+    texts = Texts(in_threads(JobHandler(tokenizer, None)), tokenizer)
 
     def fits(tokens: int) -> None:
         seen.append(tokens)
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.plain
 def test_threads_answer_as_workers_do() -> None:
     tokenizer = byte_tokenizer()
-    run: Run = in_threads(Desk(tokenizer, None))
+    run: Run = in_threads(JobHandler(tokenizer, None))
     asyncio.run(check_answers(Texts(run, tokenizer)))
 
 

@@ -5,10 +5,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from quire.engine.async_llm import AsyncLLM
-from quire.engine.follower import Follower
+from quire.engine.connector import EngineConnector
 from quire.engine.front import FrontEnd
 from quire.engine.suspects import Suspects
-from quire.messages.control import EngineDown, EngineUp, Strike
+from quire.messages.control import CrashReport, EngineDown, EngineUp
 from tests.simulation.core import SECRET, config, model
 from tests.simulation.scenario import Scenario
 
@@ -32,14 +32,14 @@ class SimulatedFront:
         self._links: list[Any] = []
         self.engine = AsyncLLM(text_side(), world.facts, world.pulse, self._connect)
         self.engine._open.suspects = Suspects(world.loop.time)
-        self.follower = Follower(self.engine, self._joined)
+        self.follower = EngineConnector(self.engine, self._joined)
         self.known = asyncio.Event()
         if world.facts is not None:
             self.known.set()
-        self._news: asyncio.Queue[EngineUp | EngineDown | Strike] = asyncio.Queue()
+        self._news: asyncio.Queue[EngineUp | EngineDown | CrashReport] = asyncio.Queue()
         self._hearing = world.loop.create_task(self._hear())
 
-    def tell(self, news: EngineUp | EngineDown | Strike) -> None:
+    def tell(self, news: EngineUp | EngineDown | CrashReport) -> None:
         """The supervisor says something."""
         self._world.loop.call_later(self._world.scenario.delay_s, self._news.put_nowait, news)
 

@@ -16,7 +16,7 @@ class StuckError(AssertionError):
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
-    """See the module. It is its own selector."""
+    """An event loop, its own selector, whose clock stands still while code runs and jumps to whatever is due next."""
 
     def __init__(self) -> None:
         super().__init__()

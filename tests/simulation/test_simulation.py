@@ -20,7 +20,7 @@ from quire.engine.streams import Stream
 from quire.scheduler.planner import Planner
 from quire.scheduler.resources.pages import Pages
 from quire.scheduler.roster import Roster
-from quire.server.keeper import Keeper
+from quire.server.core_supervisor import CoreSupervisor
 from tests.simulation.scenario import FORK, POINTS, SEAMS, Ask, Fault, Scenario, generate
 from tests.simulation.shrink import failure, shrunk, story
 from tests.simulation.world import live
@@ -138,7 +138,7 @@ DEFECTS = {
     ),
     "what was read is made again": (Stream, "taken", False),
     "a fault of one is everybody's": (Roster, "fail", lambda self, seq, told=True: exec("raise")),
-    "a hung engine is left alone": (Keeper, "_end_hung", None),
+    "a hung engine is left alone": (CoreSupervisor, "_end_hung", None),
     "a page is lost": (Pages, "release", lost_page(Pages.release)),
     "nobody is preempted": (Planner, "_make_room", lambda self, seq: False),
 }

@@ -9,10 +9,10 @@ from unittest import mock
 from quire.base.errors import EngineDeadError, EngineError, RequestError
 from quire.engine.completion import Completion
 from quire.engine.pulse import Pulse
-from quire.messages.control import EngineDown, EngineUp, FrontGone, Strike
+from quire.messages.control import CrashReport, EngineDown, EngineUp, FrontGone
 from quire.messages.params import RequestOutputKind
 from quire.messages.wire import Delta, EngineFacts, ResetPrefixCache
-from quire.server.keeper import Keeper, Patience
+from quire.server.core_supervisor import CoreSupervisor, StallLimits
 from tests.simulation import history
 from tests.simulation.core import SimulatedCore
 from tests.simulation.faults import BrokeError, Died, Points
@@ -21,7 +21,7 @@ from tests.simulation.history import SERVED, Seen
 from tests.simulation.network import Network
 from tests.simulation.scenario import FORK, SEAMS, Ask, Fault, Scenario
 
-PATIENCE = Patience(serving_s=5.0, loading_s=30.0)
+PATIENCE = StallLimits(serving_s=5.0, loading_s=30.0)
 RESPAWN_S = 0.2
 LONGEST_S = 2000.0
 """Nobody waits longer than this for an outcome, whatever happens: back-off after ten deaths is nine minutes."""
@@ -45,7 +45,7 @@ class World:
         self.network = Network(self.rng, scenario.delay_s)
         self.points = Points()
         self.pulse = Pulse(clock=self.loop.time)
-        self.keeper = Keeper(self._start_core, self.pulse, PATIENCE, self._tell_all)
+        self.core_supervisor = CoreSupervisor(self._start_core, self.pulse, PATIENCE, self._tell_all)
         self.fronts: list[SimulatedFront | None] = []
         self.seen: dict[str, Seen] = {}
         self.log: list[str] = []
@@ -53,7 +53,7 @@ class World:
         self._first = asyncio.Event()
         self._moves_since = 0.0
         self._unlucky: set[str] = set()
-        self._strikes: list[Strike] = []
+        self._strikes: list[CrashReport] = []
         self._born = 0
         self._cores: list[SimulatedCore] = []
         self._unready_since: dict[str, float] = {}
@@ -62,7 +62,7 @@ class World:
         """All that the scenario says, until nothing is left to happen; then see whether anything is left over."""
         loop = self.loop
         self.fronts = [self._bear() for _ in range(self.scenario.fronts)]
-        keeping = loop.create_task(self.keeper.keep())
+        keeping = loop.create_task(self.core_supervisor.keep())
         looking = loop.create_task(self._look())
         clients = [loop.create_task(self._happen(event)) for event in self.scenario.events]
         try:
@@ -99,11 +99,11 @@ class World:
         """What clients have seen is what they may see."""
         failed = [seen for seen in self.seen.values() if "error" in seen.ends.values() or seen.outcome == "failed"]
         hurt = [seen for seen in failed if not history.explained(seen) and seen.ask.id not in self._unlucky]
-        assert len(hurt) <= sum(self.points.broken.get(seam, 0) for seam in SEAMS), "one fault has hurt two requests"
+        assert len(hurt) <= sum(self.points.broken.get(hook, 0) for hook in SEAMS), "one fault has hurt two requests"
         for seen in self.seen.values():
             history.check(self.scenario, seen, excused=seen in hurt or seen.ask.id in self._unlucky)
 
-    def strike(self, origin: SimulatedFront, strike: Strike) -> None:
+    def strike(self, origin: SimulatedFront, strike: CrashReport) -> None:
         """A front end knows something of a request; the others learn it."""
         self.note(origin.name, "strikes", strike)
         self._strikes.append(strike)
@@ -140,8 +140,8 @@ class World:
     def _bear(self) -> SimulatedFront:
         front = SimulatedFront(self, f"front-{self._born}")
         self._born += 1
-        if self.keeper.news is not None:
-            front.tell(self.keeper.news)
+        if self.core_supervisor.news is not None:
+            front.tell(self.core_supervisor.news)
         for strike in self._strikes:
             front.tell(strike)
         return front
@@ -233,8 +233,8 @@ class World:
             return
         self.fronts[index] = None
         front.die()
-        if self.keeper.core is not None:
-            self.keeper.core.tell(FrontGone(front.name))
+        if self.core_supervisor.core is not None:
+            self.core_supervisor.core.tell(FrontGone(front.name))
         await asyncio.sleep(RESPAWN_S)
         self.fronts[index] = self._bear()
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from tests.acceptance.serving import serve
-from tests.structured.test_court import BOMB
+from tests.structured.test_checker import BOMB
 
 pytestmark = pytest.mark.multi
 

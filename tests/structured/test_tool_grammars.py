@@ -15,10 +15,10 @@ from quire.chat.formats.recognise import TOOLS as FORMATS
 from quire.config.fields import ServerConfig
 from quire.messages.structured import StructuredOutputsParams
 from quire.server.app import create_app
+from quire.server.openai.answer_parser import AnswerParser, markers_of
 from quire.server.openai.frame import framed
-from quire.server.openai.speech import Ear, markers_of
-from quire.server.openai.thoughts import Thinking
-from quire.server.openai.tools import Offer
+from quire.server.openai.reasoning import ReasoningState
+from quire.server.openai.tools import ToolSet
 from quire.server.service import Service
 from quire.structured.llguidance import LLBackend
 from quire.structured.matcher import Vocabulary
@@ -56,7 +56,7 @@ TEMPLATES = {"mistral": ["", "[ARGS]"], "deepseek": ["", "```json"]}
 CASES = [(name, source) for name in ENFORCED for source in TEMPLATES.get(name, [""])]
 
 
-class Desk:
+class JobHandler:
     """A service of one format, and the grammar library with the same tokens, so that texts can be sampled."""
 
     def __init__(self, path: Path, format: str, source: str = "", *, specials: bool = True) -> None:
@@ -66,7 +66,7 @@ class Desk:
         template = FakeTemplate(engine.tokenizer, source)
         service: Service = create_app(engine, config, template).state.service
         if specials:
-            engine.tokenizer = byte_tokenizer(*dict.fromkeys(markers_of(service, Offer(LISTED, SCHEMAS))))
+            engine.tokenizer = byte_tokenizer(*dict.fromkeys(markers_of(service, ToolSet(LISTED, SCHEMAS))))
         self.service = service
         self.tokenizer = engine.tokenizer
         file = path / "tokenizer.json"
@@ -96,14 +96,14 @@ class Desk:
             ids.append(id)
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
-    def hear(self, offer: Offer, thinking: Thinking, text: str) -> Any:
+    def hear(self, offer: ToolSet, thinking: ReasoningState, text: str) -> Any:
         """What the server makes of a text."""
-        splitter = Ear(self.service, offer, thinking).voice()._splitter
+        splitter = AnswerParser(self.service, offer, thinking).choice_parser()._splitter
         return fold([*splitter.push(text), *splitter.finish()])
 
 
-def check(speech: Any) -> None:
-    for call in speech.calls:
+def check(parsed: Any) -> None:
+    for call in parsed.calls:
         jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
 
 
@@ -112,68 +112,70 @@ def check(speech: Any) -> None:
 def test_required_calls_are_calls(tmp_path: Path, format: str, source: str, specials: bool) -> None:
     if format == "harmony" and not specials:
         pytest.skip("its channels are tokens in every tokenizer")
-    desk = Desk(tmp_path, format, source, specials=specials)
+    desk = JobHandler(tmp_path, format, source, specials=specials)
     counts = set()
     for parallel in (True, False):
-        offer = Offer(LISTED, SCHEMAS, parallel=parallel, required=True, strict=frozenset(SCHEMAS))
+        offer = ToolSet(LISTED, SCHEMAS, parallel=parallel, required=True, strict=frozenset(SCHEMAS))
         # Some texts are too long for several calls by chance; an answer by harmony ends with its call.
         aim = (parallel, parallel and format not in ("qwen3_coder", "glm45", "minimax_m2", "harmony"))
         for seed in range(60):
             if seed >= 5 and aim in counts:
                 break
-            thinking = [Thinking.NONE, Thinking.MAY][seed % 2]
+            thinking = [ReasoningState.NONE, ReasoningState.MAY][seed % 2]
             wanted = framed(desk.service, offer, None, thinking, None)
             assert wanted is not None
             text = desk.sample(wanted, seed)
             if text is None:
                 continue
-            speech = desk.hear(offer, thinking, text)
-            assert speech.calls, text
-            assert speech.content == "", text
-            check(speech)
-            counts.add((parallel, len(speech.calls) > 1))
+            parsed = desk.hear(offer, thinking, text)
+            assert parsed.calls, text
+            assert parsed.content == "", text
+            check(parsed)
+            counts.add((parallel, len(parsed.calls) > 1))
         assert aim in counts
     assert (False, True) not in counts
 
 
 @pytest.mark.parametrize(("format", "source"), CASES)
 def test_strict_tools_hold_among_words(tmp_path: Path, format: str, source: str) -> None:
-    desk = Desk(tmp_path, format, source)
-    offer = Offer(LISTED, SCHEMAS, strict=frozenset(SCHEMAS))
+    desk = JobHandler(tmp_path, format, source)
+    offer = ToolSet(LISTED, SCHEMAS, strict=frozenset(SCHEMAS))
     called = 0
     for seed in range(80):
         if seed >= 6 and called:
             break
-        wanted = framed(desk.service, offer, None, Thinking.OPEN if format != "harmony" else Thinking.MAY, None)
+        wanted = framed(
+            desk.service, offer, None, ReasoningState.OPEN if format != "harmony" else ReasoningState.MAY, None
+        )
         assert wanted is not None
         text = desk.sample(wanted, seed)
         if text is None:
             continue
-        speech = desk.hear(offer, Thinking.OPEN if format != "harmony" else Thinking.MAY, text)
-        check(speech)
-        called += bool(speech.calls)
+        parsed = desk.hear(offer, ReasoningState.OPEN if format != "harmony" else ReasoningState.MAY, text)
+        check(parsed)
+        called += bool(parsed.calls)
     assert called
 
 
 @pytest.mark.parametrize(("format", "source"), CASES)
 def test_a_call_or_content_of_a_form(tmp_path: Path, format: str, source: str) -> None:
-    desk = Desk(tmp_path, format, source)
-    offer = Offer(LISTED, SCHEMAS)
+    desk = JobHandler(tmp_path, format, source)
+    offer = ToolSet(LISTED, SCHEMAS)
     seen = set()
     for seed in range(60):
         if seed >= 6 and True in seen:
             break
-        wanted = framed(desk.service, offer, StructuredOutputsParams(json=FORM), Thinking.MAY, None)
+        wanted = framed(desk.service, offer, StructuredOutputsParams(json=FORM), ReasoningState.MAY, None)
         assert wanted is not None
         text = desk.sample(wanted, seed)
         if text is None:
             continue
-        speech = desk.hear(offer, Thinking.MAY, text)
-        check(speech)
-        assert bool(speech.calls) != bool(speech.content), text
-        if speech.content:
-            jsonschema.validate(json.loads(speech.content), FORM)
-        seen.add(bool(speech.calls))
+        parsed = desk.hear(offer, ReasoningState.MAY, text)
+        check(parsed)
+        assert bool(parsed.calls) != bool(parsed.content), text
+        if parsed.content:
+            jsonschema.validate(json.loads(parsed.content), FORM)
+        seen.add(bool(parsed.calls))
     assert True in seen, "calls remain possible"
 
 
@@ -187,38 +189,38 @@ OWN = (
 
 @pytest.mark.parametrize(("format", "source"), CASES)
 def test_a_call_or_content_of_a_grammar_of_ones_own(tmp_path: Path, format: str, source: str) -> None:
-    desk = Desk(tmp_path, format, source)
-    offer = Offer(LISTED, SCHEMAS)
+    desk = JobHandler(tmp_path, format, source)
+    offer = ToolSet(LISTED, SCHEMAS)
     for form, pattern in OWN:
         seen = set()
         for seed in range(80):
             if seed >= 6 and len(seen) == 2:
                 break
-            wanted = framed(desk.service, offer, form, Thinking.MAY, None)
+            wanted = framed(desk.service, offer, form, ReasoningState.MAY, None)
             assert wanted is not None
             text = desk.sample(wanted, seed)
             if text is None:
                 continue
-            speech = desk.hear(offer, Thinking.MAY, text)
-            check(speech)
-            if speech.content:
-                assert re.fullmatch(pattern, speech.content.strip()), text
-            seen.add(bool(speech.calls))
+            parsed = desk.hear(offer, ReasoningState.MAY, text)
+            check(parsed)
+            if parsed.content:
+                assert re.fullmatch(pattern, parsed.content.strip()), text
+            seen.add(bool(parsed.calls))
         assert True in seen or form.structural_tag is not None, "calls remain possible"
 
 
 def test_a_named_function_is_called_once(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, "hermes")
-    offer = Offer(LISTED, {"now": NOW}, parallel=False, required=True, named=True)
-    wanted = framed(desk.service, offer, None, Thinking.NONE, None)
+    desk = JobHandler(tmp_path, "hermes")
+    offer = ToolSet(LISTED, {"now": NOW}, parallel=False, required=True, named=True)
+    wanted = framed(desk.service, offer, None, ReasoningState.NONE, None)
     assert wanted is not None
-    speech = desk.hear(offer, Thinking.NONE, desk.sample(wanted, 0) or "")
-    assert [(call.name, json.loads(call.arguments)) for call in speech.calls] == [("now", {})]
+    parsed = desk.hear(offer, ReasoningState.NONE, desk.sample(wanted, 0) or "")
+    assert [(call.name, json.loads(call.arguments)) for call in parsed.calls] == [("now", {})]
 
 
 def test_the_form_follows_the_thoughts_and_a_budget_ends_them(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, "hermes")
-    none = Offer()
+    desk = JobHandler(tmp_path, "hermes")
+    none = ToolSet()
     for form in (
         StructuredOutputsParams(choice=["yes", "no"]),
         StructuredOutputsParams(regex="yes|no"),
@@ -226,7 +228,7 @@ def test_the_form_follows_the_thoughts_and_a_budget_ends_them(tmp_path: Path) ->
         StructuredOutputsParams(json={"enum": ["yes", "no"]}),
     ):
         for seed in range(4):
-            wanted = framed(desk.service, none, form, Thinking.OPEN, 5)
+            wanted = framed(desk.service, none, form, ReasoningState.OPEN, 5)
             assert wanted is not None
             text = desk.sample(wanted, seed)
             assert text is not None
@@ -234,37 +236,37 @@ def test_the_form_follows_the_thoughts_and_a_budget_ends_them(tmp_path: Path) ->
             assert end
             assert len(desk.tokenizer.encode(thoughts)) <= 5
             assert rest.strip(' \n"') in ("yes", "no")
-        assert framed(desk.service, none, form, Thinking.CLOSED, None) is form
-    free = framed(desk.service, none, None, Thinking.OPEN, 3)
+        assert framed(desk.service, none, form, ReasoningState.CLOSED, None) is form
+    free = framed(desk.service, none, None, ReasoningState.OPEN, 3)
     assert free is not None
     text = desk.sample(free, 1)
     assert text is not None
     assert len(text.partition("</think>")[0]) <= 3
-    assert framed(desk.service, none, None, Thinking.OPEN, None) is None
+    assert framed(desk.service, none, None, ReasoningState.OPEN, None) is None
 
 
 def test_what_cannot_be_enforced_is_refused(tmp_path: Path) -> None:
-    coder = Desk(tmp_path, "qwen3_coder")
+    coder = JobHandler(tmp_path, "qwen3_coder")
     for schema in ({"anyOf": [NOW]}, {"properties": {"a": {"type": "string", "pattern": "x"}}}):
-        offer = Offer(LISTED, {"now": schema}, required=True, strict=frozenset({"now"}))
+        offer = ToolSet(LISTED, {"now": schema}, required=True, strict=frozenset({"now"}))
         with pytest.raises(RequestError, match="strict"):
-            framed(coder.service, offer, None, Thinking.NONE, None)
-        loose = Offer(LISTED, {"now": schema}, required=True)
-        assert framed(coder.service, loose, None, Thinking.NONE, None) is not None
-    plain = Desk(tmp_path, "hermes", specials=False)
+            framed(coder.service, offer, None, ReasoningState.NONE, None)
+        loose = ToolSet(LISTED, {"now": schema}, required=True)
+        assert framed(coder.service, loose, None, ReasoningState.NONE, None) is not None
+    plain = JobHandler(tmp_path, "hermes", specials=False)
     with pytest.raises(RequestError, match="no token of its own"):
-        framed(plain.service, Offer(), None, Thinking.OPEN, 5)
+        framed(plain.service, ToolSet(), None, ReasoningState.OPEN, 5)
 
 
 def test_a_loose_schema_keeps_what_can_be_said(tmp_path: Path) -> None:
-    desk = Desk(tmp_path, "hermes")
+    desk = JobHandler(tmp_path, "hermes")
     schema = {
         "properties": {"a": {"type": "string", "pattern": "(?=x)y"}, "b": {"$ref": "http://x/y"}, "c": {"const": 3}},
         "required": ["a", "c"],
         "not": {"required": ["z"]},
     }
-    offer = Offer(LISTED, {"now": schema}, required=True, parallel=False)
-    wanted = framed(desk.service, offer, None, Thinking.NONE, None)
+    offer = ToolSet(LISTED, {"now": schema}, required=True, parallel=False)
+    wanted = framed(desk.service, offer, None, ReasoningState.NONE, None)
     assert wanted is not None
     text = next(text for seed in range(20) if (text := desk.sample(wanted, seed)))
-    assert json.loads(desk.hear(offer, Thinking.NONE, text).calls[0].arguments)["c"] == 3
+    assert json.loads(desk.hear(offer, ReasoningState.NONE, text).calls[0].arguments)["c"] == 3

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quire.ops.registry import provide
-from quire.ops.stored import StoredSpec, Wanted, offer, stored_linear
+from quire.ops.stored import StoredSpec, WeightSpec, offer, stored_linear
 from quire.platforms import native
 from quire.platforms.ahead import HUGE_PAGE, ahead
 from quire.quantization.storage import Storage
@@ -97,7 +97,7 @@ class Panels(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Packed(Panels):
-    """Values, or integers with a scale a row (8 bits) or a group (4); `bits` and `group` as in `Wanted`."""
+    """Values, or integers with a scale a row (8 bits) or a group (4); `bits` and `group` as in `WeightSpec`."""
 
     outputs: int
     inputs: int
@@ -128,7 +128,7 @@ class Packed(Panels):
 
 
 @offer("cpu")
-def _packed(wanted: Wanted) -> Packed | None:
+def _packed(wanted: WeightSpec) -> Packed | None:
     if wanted.device != "cpu" or wanted.dtype not in native.NUMBERS or wanted.group not in GROUPS:
         return None
     if wanted.matrices > 1 and (wanted.outputs // wanted.matrices % PANEL or wanted.inputs % PANEL):

@@ -16,12 +16,12 @@ from quire.checkpoint.facts import ModelFacts
 from quire.layers.build import Build
 
 try:
-    from quire.models.transformers.apart import Apart
     from quire.models.transformers.config import check_config, read_config
+    from quire.models.transformers.forward_pass import UnfitError
     from quire.models.transformers.making import may_attend
     from quire.models.transformers.model import Adopted
     from quire.models.transformers.packed import Packed
-    from quire.models.transformers.way import UnfitError
+    from quire.models.transformers.per_sequence import PerSequence
 except ImportError as missing:
     raise CheckpointError(
         f"models without a file of quire's need the library transformers ({missing}): pip install 'quire[transformers]'"
@@ -50,7 +50,7 @@ def build(facts: ModelFacts, build: Build, trust_remote_code: bool = False) -> A
         # Modules may hold one another, and with them the memory of all weights.
         gc.collect()
     try:
-        made = Adopted(facts, build, config, Apart(facts, config), trust_remote_code)
+        made = Adopted(facts, build, config, PerSequence(facts, config), trust_remote_code)
     except UnfitError as error:
         before = "" if refused is None else f"{refused}; text by text: "
         raise CheckpointError(f"{facts.path}: {before}{error}") from None

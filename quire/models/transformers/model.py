@@ -15,9 +15,9 @@ from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
 from quire.layers.adopted import Experts, Heads, adopt
 from quire.layers.build import Build
+from quire.models.transformers.forward_pass import ForwardPass, alike, convolves, exact, name_of, probe, refusing
 from quire.models.transformers.making import make_model
 from quire.models.transformers.names import source
-from quire.models.transformers.way import Way, alike, convolves, exact, name_of, probe, refusing
 from quire.ops.registry import Choice
 from quire.ops.step import StepInputs
 
@@ -59,19 +59,21 @@ class Adopted(nn.Module):
         weights: all parameters, in the same memory, as the loader wants them.
     """
 
-    def __init__(self, facts: ModelFacts, b: Build, config: Any, way: Way, trust_remote_code: bool) -> None:
+    def __init__(
+        self, facts: ModelFacts, b: Build, config: Any, forward_pass: ForwardPass, trust_remote_code: bool
+    ) -> None:
         super().__init__()
-        self._way, self._pooling = way, facts.pooling
+        self._forward_pass, self._pooling = forward_pass, facts.pooling
         self._probe = probe(b.device)
-        self.outer = make_model(facts, b, config, way.attention, trust_remote_code)
+        self.outer = make_model(facts, b, config, forward_pass.attention, trust_remote_code)
         self._precision: Precision = exact if convolves(self.outer, b.device) else nullcontext
         self._place = _place_of_inner(self.outer, facts)
         heads, experts = _heads(self.outer, facts, self._place), _experts(self.outer, b)
         self.weights = nn.ParameterList(adopt(self.outer, b, source(self.outer, facts), heads, experts))
         self.inner: nn.Module = self.outer if self._place is None else self.outer.get_submodule(self._place)
         with torch.inference_mode():
-            made = way.learn(self.inner, b)
-        b.choices.append(Choice("model", way.name, self.forward, {}, capturable=way.capturable))
+            made = forward_pass.learn(self.inner, b)
+        b.choices.append(Choice("model", forward_pass.name, self.forward, {}, capturable=forward_pass.capturable))
         self._checked = False
         if self._place is not None:
             self.given = Given(type(made), self.inner)
@@ -82,7 +84,7 @@ class Adopted(nn.Module):
         with self._precision():
             if not self._checked:
                 self._checked = self._check()
-            hidden = self._way.run(self.inner, step)
+            hidden = self._forward_pass.run(self.inner, step)
         return hidden[step.last_tokens] if step.ends else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -106,14 +108,14 @@ class Adopted(nn.Module):
 
         And the head must follow from single states. Returns False for a rehearsal, in which kernels leave zeros.
         """
-        states = self._way.text(self.inner, self._probe)[0][0]
+        states = self._forward_pass.text(self.inner, self._probe)[0][0]
         if not states.any():
             return False
-        self._way.check(self.inner, self._probe)
+        self._forward_pass.check(self.inner, self._probe)
         if self._place is None:
             return True
         setattr(self.outer, self._place, self.inner)
-        own = self._way.text(self.outer, self._probe).logits[0]
+        own = self._forward_pass.text(self.outer, self._probe).logits[0]
         setattr(self.outer, self._place, self.given)
         with refusing(self.outer):
             found = self._judged(states)

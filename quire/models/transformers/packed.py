@@ -17,9 +17,9 @@ from transformers.utils import ModelOutput
 
 from quire.base.errors import CheckpointError
 from quire.checkpoint.facts import ModelFacts
-from quire.layers.adopted_attention import Seam
+from quire.layers.adopted_attention import AttentionHook
 from quire.layers.build import Build
-from quire.models.transformers.way import UnfitError, Way, alike, name_of, probe, refusing, takes
+from quire.models.transformers.forward_pass import ForwardPass, UnfitError, alike, name_of, probe, refusing, takes
 from quire.ops.step import StepInputs
 
 WINDOWS = ("sliding_window", "local_attention")
@@ -27,7 +27,7 @@ WINDOWS = ("sliding_window", "local_attention")
 _numbers = itertools.count()
 
 
-class Packed(Way):
+class Packed(ForwardPass):
     """All texts of a step side by side in one run, with our attention."""
 
     name = "packed"
@@ -36,36 +36,36 @@ class Packed(Way):
         super().__init__(facts, config)
         fields = self.config.to_dict()
         sizes = [fields[name] for name in WINDOWS if fields.get(name) is not None]
-        self._seam = Seam(sizes, fields.get("attention_chunk_size"))
-        self.attention = _register(self._seam)
+        self._hook = AttentionHook(sizes, fields.get("attention_chunk_size"))
+        self.attention = _register(self._hook)
 
     def text(self, inner: nn.Module, ids: Tensor) -> ModelOutput:
         """One text whose tokens see themselves alone."""
         return self._side_by_side(inner, ids, torch.arange(len(ids), device=ids.device), None, {})
 
     def learn(self, inner: nn.Module, b: Build) -> ModelOutput:
-        """See `Way`."""
+        """See `ForwardPass`."""
         if not takes(inner, "position_ids"):
             raise UnfitError(f"{name_of(inner)} takes no positions, so texts cannot share a batch")
         with refusing(inner):
             made = self.text(inner, probe(b.device))
-        calls, layers = self._seam.calls, int(self.config.num_hidden_layers)
+        calls, layers = self._hook.calls, int(self.config.num_hidden_layers)
         if len(calls) < layers:
             raise UnfitError(
                 f"{name_of(inner)} has {layers} layers, of which {len(calls)} attend in a way that can be served; "
                 "others keep state of another kind or have attention of their own"
             )
         if any(call.causal is self.whole for call in calls):
-            way = "from left to right" if self.whole else "both ways"
-            raise CheckpointError(f"{name_of(inner)} reads {way}, which is not how its task reads")
-        self._seam.settle(b)
+            forward_pass = "from left to right" if self.whole else "both ways"
+            raise CheckpointError(f"{name_of(inner)} reads {forward_pass}, which is not how its task reads")
+        self._hook.finish_first_run(b)
         with refusing(inner):
             self._masked(inner, probe(b.device))
         self.capturable = b.device.type == "cuda" and _waits_for_nothing(lambda: self._masked(inner, probe(b.device)))
         return made
 
     def run(self, inner: nn.Module, step: StepInputs) -> Tensor:
-        """See `Way`."""
+        """See `ForwardPass`."""
         given = _ready(step.token_ids)
         if step.kinds is not None and takes(inner, "token_type_ids"):
             given["token_type_ids"] = step.kinds[None]
@@ -92,7 +92,7 @@ class Packed(Way):
     def _side_by_side(
         self, inner: nn.Module, ids: Tensor, positions: Tensor, step: StepInputs | None, given: dict[str, Tensor]
     ) -> ModelOutput:
-        self._seam.begin(step)
+        self._hook.begin(step)
         made: ModelOutput = inner(input_ids=ids[None], position_ids=positions[None] + self.offset, **given)
         return made
 
@@ -119,11 +119,11 @@ def _waits_for_nothing(run: Callable[[], object]) -> bool:
     return True
 
 
-def _register(seam: Seam) -> str:
+def _register(hook: AttentionHook) -> str:
     """Let transformers call `seam`; returns the name by which it does. Nothing there keeps the seam alive."""
     name = f"quire-{next(_numbers)}"
-    transformers.AttentionInterface.register(name, _weakly(seam.attend))
-    AttentionMaskInterface.register(name, _weakly(seam.mask))
+    transformers.AttentionInterface.register(name, _weakly(hook.attend))
+    AttentionMaskInterface.register(name, _weakly(hook.mask))
     return name
 
 

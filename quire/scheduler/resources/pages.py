@@ -154,13 +154,15 @@ class Pages:
 
         Returns those, as (group, page), that it has filled or taken over since its last finite sample.
         """
-        doubtful = {(number, page) for _, number, page in seq.unconfirmed}
+        unconfirmed_pages = {(number, page) for _, number, page in seq.unconfirmed}
         if seq.hit:
-            doubtful |= {(number, page) for number, pages in enumerate(seq.hit.pages) for page in pages if page}
+            unconfirmed_pages |= {
+                (number, page) for number, pages in enumerate(seq.hit.pages) for page in pages if page
+            }
         for number, (group, table) in enumerate(zip(self.groups, seq.tables, strict=True)):
-            group.withdraw([*table.held(), *(page for owner, page in doubtful if owner == number)])
+            group.withdraw([*table.held(), *(page for owner, page in unconfirmed_pages if owner == number)])
         seq.unconfirmed.clear()
-        return doubtful
+        return unconfirmed_pages
 
     def disown(self, seq: Sequence) -> None:
         """Nobody may find what it has filled since its last finite sample: it will fill that again."""

@@ -1,7 +1,7 @@
 """The token budget of a step: so many at most, and while sequences stream no more than their latency allows."""
 
-from quire.scheduler.pace import Pace
 from quire.scheduler.sequence import Sequence
+from quire.scheduler.step_time import StepTimeModel
 
 
 class Tokens:
@@ -16,11 +16,11 @@ class Tokens:
         streaming: whether sequences generate beside the prompts of this step; the planner knows.
     """
 
-    def __init__(self, per_step: int, pace: Pace | None = None) -> None:
+    def __init__(self, per_step: int, step_times: StepTimeModel | None = None) -> None:
         self.per_step = per_step
         self.left = per_step
         self.streaming = False
-        self._pace = pace
+        self._pace = step_times
         self._room_s = 0.0
 
     @property

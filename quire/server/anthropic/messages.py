@@ -18,11 +18,11 @@ from quire.server.anthropic.writer import Writer
 from quire.server.auth import caller_of
 from quire.server.blocks import Blocks
 from quire.server.generation import admitted, collect
+from quire.server.openai.answer_parser import answer_parser_for
 from quire.server.openai.chat import chat_job
 from quire.server.openai.prompts import render_chat
+from quire.server.openai.reasoning import template_words
 from quire.server.openai.schema import read
-from quire.server.openai.speech import ear_for
-from quire.server.openai.thoughts import template_words
 from quire.server.openai.tools import read_offer
 from quire.server.service import service_of
 from quire.server.sse import KEEP_ALIVE_S, Ending, EventStream
@@ -39,9 +39,9 @@ async def messages(request: Request) -> Response:
     async with Watch(request.receive, service.open_watches):
         try:
             chat = chat_of(asked, service, asked.max_tokens)
-            offer = read_offer(chat, service)
-            job = await chat_job(request, chat, offer)
-            writer = Writer(service.model_name, asked.max_tokens, Blocks(ear_for(service, offer, job)))
+            tool_set = read_offer(chat, service)
+            job = await chat_job(request, chat, tool_set)
+            writer = Writer(service.model_name, asked.max_tokens, Blocks(answer_parser_for(service, tool_set, job)))
             if asked.stream:
                 items = await admitted(service, job, KEEP_ALIVE_S)
                 return EventStream(writer.events(items), service.open_watches, ENDING)

@@ -35,7 +35,7 @@ class Writer:
         self._usage.add_prompt(output)
         self._usage.completion_tokens = len(completion.token_ids)
         self.blocks.take(completion)
-        self.blocks.settle()
+        self.blocks.end_block()
         return self._message([_block(block, block.text) for block in self.blocks.all], self._ended(completion))
 
     async def events(self, items: Items) -> AsyncGenerator[bytes, None]:

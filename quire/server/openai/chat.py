@@ -14,16 +14,16 @@ from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
 from quire.server.generation import Items, Job, Usage, admitted, collect
 from quire.server.jobs import job_of
+from quire.server.openai.answer_parser import AnswerParser, ChoiceParser, Delta, answer_parser_for, shown_token_ids
 from quire.server.openai.chunks import Chunks
 from quire.server.openai.frame import framed
 from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
 from quire.server.openai.prompts import fits_of, render_chat
+from quire.server.openai.reasoning import budget_of, reasoning_state_of, template_words
 from quire.server.openai.sampling import answer_id, model_max_tokens, sampling_params
 from quire.server.openai.schema import ChatRequest, read_generating
-from quire.server.openai.speech import Delta, Ear, Voice, ear_for, shown_token_ids
 from quire.server.openai.structured import own_field
-from quire.server.openai.thoughts import budget_of, template_words, thinking_of
-from quire.server.openai.tools import Offer, read_offer
+from quire.server.openai.tools import ToolSet, read_offer
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame
 from quire.server.watch import Watch
@@ -33,11 +33,11 @@ async def chat_completions(request: Request) -> Response:
     """Serve one request; see the module."""
     service = service_of(request)
     asked = await read_generating(request, ChatRequest)
-    offer = read_offer(asked, service)
+    tool_set = read_offer(asked, service)
     async with Watch(request.receive, service.open_watches):
-        job = await chat_job(request, asked, offer)
+        job = await chat_job(request, asked, tool_set)
         tell = asked.include_reasoning is not False
-        chat = Chat(answer_id("chatcmpl", asked), service, asked, ear_for(service, offer, job, tell=tell))
+        chat = Chat(answer_id("chatcmpl", asked), service, asked, answer_parser_for(service, tool_set, job, tell=tell))
         try:
             if asked.stream:
                 items = await admitted(service, job, KEEP_ALIVE_S)
@@ -48,22 +48,22 @@ async def chat_completions(request: Request) -> Response:
     return Response(msgspec.json.encode(chat.whole(output)), media_type="application/json")
 
 
-async def chat_job(request: Request, asked: ChatRequest, offer: Offer) -> Job:
+async def chat_job(request: Request, asked: ChatRequest, tool_set: ToolSet) -> Job:
     """What a conversation asks of the engine; the other chat endpoints are translated into this.
 
-    The markers of calls and thoughts stay in the text, for an `Ear` to find.
+    The markers of calls and thoughts stay in the text, for an `AnswerParser` to find.
     """
     service = service_of(request)
     params = _params(asked, service)
     budget = budget_of(asked, service)
     asked = msgspec.structs.replace(asked, chat_template_kwargs=template_words(asked, service))
     try:
-        prompt = await render_chat(asked, service, offer.listed, fits_of(asked, service))
+        prompt = await render_chat(asked, service, tool_set.listed, fits_of(asked, service))
     except RequestError as error:
         raise _about_messages(error) from None
-    form = framed(service, offer, params.structured_outputs, thinking_of(service, prompt), budget)
+    form = framed(service, tool_set, params.structured_outputs, reasoning_state_of(service, prompt), budget)
     params = msgspec.structs.replace(
-        params, structured_outputs=form, shown_token_ids=shown_token_ids(service, offer) or params.shown_token_ids
+        params, structured_outputs=form, shown_token_ids=shown_token_ids(service, tool_set) or params.shown_token_ids
     )
     return job_of(request, asked, [prompt], params)
 
@@ -95,7 +95,7 @@ class Chat:
     id: str
     service: Service
     asked: ChatRequest
-    ear: Ear | None = None
+    parser: AnswerParser | None = None
 
     def whole(self, output: RequestOutput) -> dict[str, object]:
         """The answer in one piece."""
@@ -111,7 +111,7 @@ class Chat:
 
     async def chunks(self, items: Items) -> AsyncGenerator[bytes, None]:
         """The answer as events."""
-        writer = ChunkWriter(self._head("chat.completion.chunk"), self.asked, self.service, self.ear)
+        writer = ChunkWriter(self._head("chat.completion.chunk"), self.asked, self.service, self.parser)
         async with aclosing(items):
             yield b"".join([writer.first(index) for index in range(self.asked.n or 1)])
             async for _, output in items:
@@ -131,14 +131,14 @@ class Chat:
         }
 
     def _choice(self, completion: CompletionOutput, usage: Usage) -> dict[str, object]:
-        voice = self.ear.voice() if self.ear else None
-        usage.reasoning_tokens += voice.thoughts(completion) if voice else 0
+        choice_parser = self.parser.choice_parser() if self.parser else None
+        usage.reasoning_tokens += choice_parser.reasoning_tokens(completion) if choice_parser else 0
         message: Delta = {"role": "assistant", "content": completion.text, "refusal": None}
         choice = {
             "index": completion.index,
-            "message": voice.message(completion) if voice else message,
+            "message": choice_parser.message(completion) if choice_parser else message,
             "logprobs": chat_logprobs(completion, self.asked.top_logprobs or 0, self.service.engine.tokenizer),
-            "finish_reason": voice.finish_reason(completion) if voice else completion.finish_reason,
+            "finish_reason": choice_parser.finish_reason(completion) if choice_parser else completion.finish_reason,
             "stop_reason": completion.stop_reason,
         }
         return {**choice, "token_ids": completion.token_ids} if self.asked.return_token_ids else choice
@@ -150,13 +150,15 @@ class ChunkWriter(Chunks):
     Nearly every chunk differs from the one before only in its text, so everything around the text is rendered once.
     """
 
-    def __init__(self, head: dict[str, object], asked: ChatRequest, service: Service, ear: Ear | None) -> None:
+    def __init__(
+        self, head: dict[str, object], asked: ChatRequest, service: Service, parser: AnswerParser | None
+    ) -> None:
         super().__init__(head, asked.stream_options)
         self._asked = asked
         self._tokenizer = service.engine.tokenizer
         self._prompt_seen = False
         self._plain = not (asked.logprobs or asked.return_token_ids or self.options.continuous_usage_stats)
-        self._voices = [ear.voice() for _ in range(asked.n or 1)] if ear else []
+        self._choice_parsers = [parser.choice_parser() for _ in range(asked.n or 1)] if parser else []
         self._frames = [Frame(self._chunk(index, {"content": Frame.MARK})) for index in range(asked.n or 1)]
 
     def first(self, index: int) -> bytes:
@@ -172,10 +174,10 @@ class ChunkWriter(Chunks):
 
     def _completion(self, completion: CompletionOutput) -> bytes:
         self._usage.completion_tokens += len(completion.token_ids)
-        if self._voices:
-            voice = self._voices[completion.index]
-            self._usage.reasoning_tokens += voice.thoughts(completion)
-            return self._spoken(completion, voice)
+        if self._choice_parsers:
+            choice_parser = self._choice_parsers[completion.index]
+            self._usage.reasoning_tokens += choice_parser.reasoning_tokens(completion)
+            return self._spoken(completion, choice_parser)
         rendered = b""
         if self._plain:
             if completion.text:
@@ -184,14 +186,14 @@ class ChunkWriter(Chunks):
             rendered = self._detailed(completion, {"content": completion.text})
         return rendered + self._ending(completion, completion.finish_reason)
 
-    def _spoken(self, completion: CompletionOutput, voice: Voice) -> bytes:
+    def _spoken(self, completion: CompletionOutput, choice_parser: ChoiceParser) -> bytes:
         """Chunks of content, reasoning and calls; what tells of tokens goes with the first, which may be empty."""
-        deltas = voice.deltas(completion)
+        deltas = choice_parser.deltas(completion)
         rendered: list[bytes] = []
         if not self._plain and completion.token_ids:
             rendered.append(self._detailed(completion, deltas.pop(0) if deltas else {}))
         rendered += [self._chunk(completion.index, delta) for delta in deltas]
-        return b"".join([*rendered, self._ending(completion, voice.finish_reason(completion))])
+        return b"".join([*rendered, self._ending(completion, choice_parser.finish_reason(completion))])
 
     def _ending(self, completion: CompletionOutput, reason: str | None) -> bytes:
         if reason is None:

@@ -12,9 +12,9 @@ from quire.base.errors import RequestError
 from quire.base.lark import ANY, expression, json_of
 from quire.chat.grammar import Rules, Tool
 from quire.messages.structured import FIELD, StructuredOutputsParams
-from quire.server.openai.speech import markers_of
-from quire.server.openai.thoughts import Thinking
-from quire.server.openai.tools import Offer
+from quire.server.openai.answer_parser import markers_of
+from quire.server.openai.reasoning import ReasoningState
+from quire.server.openai.tools import ToolSet
 from quire.server.service import Service
 
 BUDGET = "thinking_token_budget"
@@ -23,7 +23,11 @@ _SPACE = r"/[ \n]{0,4}/"
 
 
 def framed(
-    service: Service, offer: Offer, form: StructuredOutputsParams | None, thinking: Thinking, budget: int | None
+    service: Service,
+    tool_set: ToolSet,
+    form: StructuredOutputsParams | None,
+    thinking: ReasoningState,
+    budget: int | None,
 ) -> StructuredOutputsParams | None:
     """What an answer must be.
 
@@ -36,20 +40,20 @@ def framed(
     Raises:
         RequestError: what is asked for cannot be enforced for this model.
     """
-    thinks = thinking in (Thinking.OPEN, Thinking.MAY)
+    thinks = thinking in (ReasoningState.OPEN, ReasoningState.MAY)
     limited = budget is not None and thinks
-    held = offer.required or offer.strict
-    if not (held or limited or (form is not None and (thinks or offer.listed))):
+    held = tool_set.required or tool_set.strict
+    if not (held or limited or (form is not None and (thinks or tool_set.listed))):
         return form
     own = form is not None and (form.grammar is not None or form.structural_tag is not None)
-    if own and not (thinks or offer.listed):
+    if own and not (thinks or tool_set.listed):
         return form
-    rules = Rules(lambda text: _special(service, text), markers_of(service, offer), _source(service))
-    body = _body(rules, service, offer, form)
+    rules = Rules(lambda text: _special(service, text), markers_of(service, tool_set), _source(service))
+    body = _body(rules, service, tool_set, form)
     if thinks:
         body = f"{_thoughts(rules, service, thinking, budget)} {body}"
     source = rules.source(body)
-    if form is not None and own and not offer.required:
+    if form is not None and own and not tool_set.required:
         return msgspec.structs.replace(form, frame=source)
     return StructuredOutputsParams(grammar=source)
 
@@ -59,33 +63,33 @@ def limits_thoughts(service: Service) -> bool:
     return service.reasoning_format is not None and _special(service, service.reasoning_format.end) is not None
 
 
-def _body(rules: Rules, service: Service, offer: Offer, form: StructuredOutputsParams | None) -> str:
+def _body(rules: Rules, service: Service, tool_set: ToolSet, form: StructuredOutputsParams | None) -> str:
     """What follows the thoughts."""
     lead = service.reasoning_format.lead if service.reasoning_format else ""
     content = f"{rules.literal(lead)} {_content(rules, form)}" if form is not None else None
     format = service.tool_format
-    if not offer.listed or format is None:
-        return content or _free(rules, service, offer)
+    if not tool_set.listed or format is None:
+        return content or _free(rules, service, tool_set)
     if format.calls is None:
-        if offer.required or offer.strict:
+        if tool_set.required or tool_set.strict:
             raise _cannot(
                 "tools", "this model's way to call tools cannot be enforced; leave out strict, or say 'auto'."
             )
         raise _cannot("tools", "this model's way to call tools cannot be combined with response_format.")
-    tools = [Tool(name, schema, name in offer.strict) for name, schema in offer.schemas.items()]
-    if offer.required:
-        return format.calls(rules, tools, offer.parallel)
+    tools = [Tool(name, schema, name in tool_set.strict) for name, schema in tool_set.schemas.items()]
+    if tool_set.required:
+        return format.calls(rules, tools, tool_set.parallel)
     if content is not None:
-        return rules.one_of([rules.rule(format.calls(rules, tools, offer.parallel)), rules.rule(content)])
-    return _auto(rules, service, offer, tools) if offer.strict else _free(rules, service, offer)
+        return rules.one_of([rules.rule(format.calls(rules, tools, tool_set.parallel)), rules.rule(content)])
+    return _auto(rules, service, tool_set, tools) if tool_set.strict else _free(rules, service, tool_set)
 
 
-def _auto(rules: Rules, service: Service, offer: Offer, tools: list[Tool]) -> str:
+def _auto(rules: Rules, service: Service, tool_set: ToolSet, tools: list[Tool]) -> str:
     """Words and calls in any order; what begins as a call must become one."""
     format = service.tool_format
     assert format is not None and format.calls is not None
     if format.bare:
-        several = rules.rule(format.calls(rules, tools, offer.parallel))
+        several = rules.rule(format.calls(rules, tools, tool_set.parallel))
         plain = rules.rule(f"/([^ \\n\\{format.bare}](?s:.*))?/")
         return rules.one_of([f"{_SPACE} {several}", plain])
     one = format.calls(rules, tools, False)
@@ -109,21 +113,21 @@ def _channels(rules: Rules, call: str) -> str:
     return f"{message} ( {rules.literal('<|end|><|start|>assistant')} {message} )*"
 
 
-def _free(rules: Rules, service: Service, offer: Offer) -> str:
+def _free(rules: Rules, service: Service, tool_set: ToolSet) -> str:
     """Any text, with the markers that may stand in it."""
-    ids = sorted({id for marker in markers_of(service, offer) if (id := rules.token(marker)) is not None})
+    ids = sorted({id for marker in markers_of(service, tool_set) if (id := rules.token(marker)) is not None})
     text = rules.rule("/(?s:.+)/")
     return f"( {text} | <[{','.join(map(str, ids))}]> )*" if ids else f"{text}?"
 
 
-def _thoughts(rules: Rules, service: Service, thinking: Thinking, budget: int | None) -> str:
+def _thoughts(rules: Rules, service: Service, thinking: ReasoningState, budget: int | None) -> str:
     format = service.reasoning_format
     assert format is not None
     if budget is not None and rules.token(format.end) is None:
         raise _cannot(BUDGET, "the end of this model's thoughts is no token of its own, so they cannot be limited.")
     inner = rules.literal(format.end) if budget == 0 else rules.until(format.end, budget)
     after = rules.literal(format.after) if format.after else _SPACE
-    if thinking is Thinking.OPEN:
+    if thinking is ReasoningState.OPEN:
         return f"{inner} {after}"
     space = "" if format.after else _SPACE
     return f"{space} ( {rules.literal(format.start)} {inner} {after} )?"

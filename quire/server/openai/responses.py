@@ -16,6 +16,7 @@ from quire.server.auth import caller_of, owner_of
 from quire.server.blocks import Blocks
 from quire.server.errors import ApiError, as_api_error
 from quire.server.generation import Job, admitted, check, collect
+from quire.server.openai.answer_parser import answer_parser_for
 from quire.server.openai.chat import chat_job
 from quire.server.openai.responses_answer import Answer
 from quire.server.openai.responses_items import turns_of
@@ -28,7 +29,6 @@ from quire.server.openai.responses_schema import (
     renamed_here,
 )
 from quire.server.openai.schema import read
-from quire.server.openai.speech import ear_for
 from quire.server.openai.structured import own_field
 from quire.server.openai.tools import read_offer
 from quire.server.service import Service, service_of
@@ -86,9 +86,9 @@ async def _create(request: Request, asked: ResponsesRequest, service: Service) -
     owner = owner_of(request.scope)
     turns = [*await _before(asked.previous_response_id, owner, service), *turns_of(asked.input)]
     chat = chat_of(asked, turns)
-    offer = read_offer(chat, service)
-    job = await chat_job(request, chat, offer)
-    blocks = Blocks(ear_for(service, offer, job))
+    tool_set = read_offer(chat, service)
+    job = await chat_job(request, chat, tool_set)
+    blocks = Blocks(answer_parser_for(service, tool_set, job))
     answer = Answer(asked, turns, job.params, service.model_name, owner, service.responses, blocks)
     try:
         if asked.background:

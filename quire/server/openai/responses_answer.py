@@ -67,7 +67,7 @@ class Answer:
         (completion,) = output.outputs
         self._usage.add_prompt(output)
         self._take(completion)
-        self.blocks.settle()
+        self.blocks.end_block()
         self._close("incomplete" if completion.finish_reason == "length" else "completed")
 
     def fail(self, error: ApiError) -> None:
@@ -159,7 +159,7 @@ class Answer:
 
     def _take(self, completion: CompletionOutput) -> list[Change]:
         self._usage.completion_tokens += len(completion.token_ids)
-        self._usage.reasoning_tokens += self.blocks.thoughts(completion)
+        self._usage.reasoning_tokens += self.blocks.reasoning_tokens(completion)
         return self.blocks.take(completion)
 
     def _close(self, status: str) -> None:

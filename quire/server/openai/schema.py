@@ -171,7 +171,7 @@ OUTDATED = {
 """Fields that OpenAI, vLLM and others have replaced by fields that are served."""
 
 
-class Asked(Protocol):
+class ModelRequest(Protocol):
     """What every request has: a type of its fields, and whose model is meant."""
 
     __struct_fields__: ClassVar[tuple[str, ...]]
@@ -181,7 +181,7 @@ class Asked(Protocol):
         """The model's name; None is the one that is served."""
 
 
-A = TypeVar("A", bound=Asked)
+A = TypeVar("A", bound=ModelRequest)
 G = TypeVar("G", bound=Generating)
 
 

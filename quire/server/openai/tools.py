@@ -19,7 +19,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ToolSet:
     """The tools that a request lets the model call.
 
     Attributes:
@@ -39,13 +39,13 @@ class Offer:
     strict: frozenset[str] = frozenset()
 
 
-def read_offer(asked: ChatRequest, service: Service) -> Offer:
+def read_offer(asked: ChatRequest, service: Service) -> ToolSet:
     """The tools on offer. Raises RequestError."""
     listed = None if asked.tools is None else _tools(asked.tools)
     names = [tool["function"]["name"] for tool in listed or []]
     chosen, required = _chosen(asked.tool_choice, names)
     if listed is None or not chosen:
-        return Offer()
+        return ToolSet()
     if service.tool_format is None:
         raise RequestError(
             "tools are not supported by this model: its chat template shows no known way to call them. "
@@ -56,7 +56,7 @@ def read_offer(asked: ChatRequest, service: Service) -> Offer:
     functions = [tool["function"] for tool in listed if tool["function"]["name"] in chosen]
     schemas = {function["name"]: function.get("parameters") or {} for function in functions}
     named = required and isinstance(asked.tool_choice, dict) and asked.tool_choice.get("type") == "function"
-    return Offer(
+    return ToolSet(
         # Whoever names one function has all of them stand in the prompt, so that its cached prefix stays the same.
         listed if named else [tool for tool in listed if tool["function"]["name"] in chosen],
         schemas,

@@ -24,7 +24,7 @@ from quire.messages.text import (
     Refused,
     Render,
 )
-from quire.server.text.desk import Desk, Tokenizer, encode
+from quire.server.text.handler import JobHandler, Tokenizer, encode
 from quire.server.text.strict_json import Json
 
 LONG_TEXT_CHARS = 4_000
@@ -103,11 +103,11 @@ class Texts:
         return answer
 
 
-def in_threads(desk: Desk) -> Run:
+def in_threads(handler: JobHandler) -> Run:
     """Jobs in threads of this process, where a template that hangs cannot be stopped."""
 
     async def run(job: Job) -> Answer | Refused | Failed:
-        return await asyncio.to_thread(desk.do, job)
+        return await asyncio.to_thread(handler.do, job)
 
     return run
 

@@ -18,7 +18,7 @@ from quire.chat.template import ChatTemplate
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
 from quire.messages.text import INTEGERS, Failed, FromWorker, Job, Ready, Refused, Render, Setup, ToWorker
-from quire.server.text.desk import Desk
+from quire.server.text.handler import JobHandler
 from quire.tokenizer.tokenizer import Tokenizer
 
 RENDER_CPU_S = 4.0
@@ -38,31 +38,31 @@ def main() -> int:
         while (frame := receive(channel)) is not None:
             job = codec.decode(frame)
             if isinstance(job, Setup):
-                desk = _furnished(job)
+                handler = _furnished(job)
                 send(channel, codec.encode(Ready()))
             else:
-                send(channel, _encoded(codec, _done(desk, job)))
+                send(channel, _encoded(codec, _done(handler, job)))
     return 0
 
 
-def _furnished(setup: Setup) -> Desk:
+def _furnished(setup: Setup) -> JobHandler:
     logging.setup(setup.log_level, setup.log_format)
     tokenizer = Tokenizer.load(setup.tokenizer)
-    desk = Desk(tokenizer, None if setup.template is None else ChatTemplate(setup.template, tokenizer))
+    handler = JobHandler(tokenizer, None if setup.template is None else ChatTemplate(setup.template, tokenizer))
     most = psutil.Process().memory_info().vms + MEMORY_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or most < hard:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    return desk
+    return handler
 
 
-def _done(desk: Desk, job: Job) -> FromWorker:
+def _done(handler: JobHandler, job: Job) -> FromWorker:
     if not isinstance(job, Render):
-        return desk.do(job)
+        return handler.do(job)
     # The default action of this signal is to end the process: no computation can hold it up.
     signal.setitimer(signal.ITIMER_PROF, RENDER_CPU_S)
     try:
-        return desk.do(job)
+        return handler.do(job)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from quire.kernels.triton.dense.quantized.decode import BOOKS, EIGHTS, FOURS
-from quire.ops.stored import Wanted, arrange, offer
+from quire.ops.stored import WeightSpec, arrange, offer
 from quire.quantization.scaled import Form, Scaled
 from quire.quantization.storage import Storage
 from quire.quantization.words import Words, span, widened
@@ -65,7 +65,7 @@ def arranged(weight: Scaled) -> Storage | None:
 
 
 @offer("triton")
-def _offered(wanted: Wanted) -> Storage | None:
+def _offered(wanted: WeightSpec) -> Storage | None:
     if wanted.bits is None or wanted.matrices > 1:
         return None
     form = Form("int8", None) if wanted.bits == 8 else Form("uint4b8", wanted.group)

@@ -1,4 +1,4 @@
-"""`Slack`: for how long the next plan can wait while a step runs, so that requests that come meanwhile join it.
+"""`LaunchDelay`: for how long the next plan can wait while a step runs, so that requests that come meanwhile join it.
 
 Learnt from steps of the same size: what they took, less what planning and launching the next one took. The least of the
 last few counts, less a margin. A result that was there before it was asked for says only that the host was late: such
@@ -19,7 +19,7 @@ AWAITED_S = 50e-6
 """A result that was waited for takes at least so long to come."""
 
 
-class Slack:
+class LaunchDelay:
     """What is known of one engine's steps."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""`Keeper`: one engine core at a time: begun, watched by its pulse, begun again with back-off when it dies or hangs.
+"""`CoreSupervisor`: one engine core at a time, watched by its pulse, begun again with back-off when it dies or hangs.
 
 It starts no process itself and has no clock but the event loop's, so the simulator of the tests runs this very code.
 Called by the supervisor, which tells front ends what is told here.
@@ -53,7 +53,7 @@ class Core(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class StallLimits:
     """How long a core may stand still, in seconds: one that serves, and one that loads."""
 
     serving_s: float
@@ -71,13 +71,13 @@ class Patience:
         return max(self.serving_s - 2 * self.tick_s, pulse.patience_s) - pulse.still_s()
 
 
-class Keeper:
+class CoreSupervisor:
     """One engine core at a time: begun, watched, begun again with back-off when it dies or hangs.
 
     Args:
         start: starts a core, the n-th.
         pulse: the page that cores write.
-        patience: see `Patience`.
+        patience: see `StallLimits`.
         tell: takes news to all front ends.
 
     Attributes:
@@ -91,12 +91,12 @@ class Keeper:
         self,
         start: Callable[[int], Awaitable[Core]],
         pulse: Pulse,
-        patience: Patience,
+        stall_limits: StallLimits,
         tell: Callable[[EngineUp | EngineDown], None],
     ) -> None:
         self._start = start
         self._pulse = pulse
-        self._patience = patience
+        self._stall_limits = stall_limits
         self._tell_all = tell
         self._served = False
         self.core: Core | None = None
@@ -152,11 +152,11 @@ class Keeper:
         """Wait until a core has ended, or hangs; a sentence that says so."""
         ended = asyncio.ensure_future(core.ended())
         try:
-            while not (await asyncio.wait([ended], timeout=self._patience.tick_s))[0]:
+            while not (await asyncio.wait([ended], timeout=self._stall_limits.tick_s))[0]:
                 if self._pulse.serves and self.ready_at is None:
                     self.ready_at = asyncio.get_running_loop().time()
                     self._served = True
-                if self._patience.left_s(self._pulse) < 0:
+                if self._stall_limits.left_s(self._pulse) < 0:
                     return await self._end_hung(core, ended)
             self._served |= self._pulse.serves
             return ended.result()

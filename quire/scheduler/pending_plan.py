@@ -1,11 +1,11 @@
-"""`Draft`: the plan being made, and what is remembered of it until its result is in."""
+"""`PendingPlan`: the plan being made, and what is remembered of it until its result is in."""
 
 from quire.messages.plan import Grant, NewRow, SharedPages, StepPlan
-from quire.scheduler.pace import size_class
 from quire.scheduler.sequence import Sequence
+from quire.scheduler.step_time import size_class
 
 
-class Draft:
+class PendingPlan:
     """Collects grants; afterwards the scheduler's record of a plan in flight.
 
     Attributes:

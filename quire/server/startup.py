@@ -1,4 +1,4 @@
-"""`Porter`: answers clients while the first engine loads and no front end does.
+"""`StartupResponder`: answers clients while the first engine loads and no front end does.
 
 `/live` gets 200, for the supervisor lives; all else gets 503 with Retry-After. Owned by the supervisor, which it must
 not harm: a connection gets one answer, little memory and little time, and there are few at a time.
@@ -33,7 +33,7 @@ _LOADING = {
 }
 
 
-class Porter:
+class StartupResponder:
     """Answers clients while the first engine loads and no front end does.
 
     Args:
@@ -45,7 +45,7 @@ class Porter:
         self._root = root.rstrip("/")
         self._tls = tls
         self._servers: dict[int, asyncio.Server] = {}
-        self._answering, self._parting = Places(PATIENCE_S), Places(LINGER_S)
+        self._answering, self._parting = ConnectionSlots(PATIENCE_S), ConnectionSlots(LINGER_S)
 
     async def open(self, listeners: list[socket.socket]) -> None:
         """Begin to answer; the sockets remain their owner's."""
@@ -105,7 +105,7 @@ class Porter:
         return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-class Places:
+class ConnectionSlots:
     """Places for connections, each for some seconds."""
 
     def __init__(self, seconds: float) -> None:

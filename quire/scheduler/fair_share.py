@@ -1,4 +1,4 @@
-"""`Turns`: whose turn it is. Requests of one owner keep their order; owners share what is served evenly.
+"""`FairShare`: whose turn it is. Requests of one owner keep their order; owners share what is served evenly.
 
 Start-time fair queueing (Goyal, Vin, Cheng 1996): a request's turn is the later of now, in virtual time, and the end of
 its owner's last request; virtual time is the turn of whoever was served last. An owner who floods the queue moves its
@@ -9,7 +9,7 @@ MOST_OWNERS = 4096
 """Owners remembered beyond this number are looked through for those that owe nothing."""
 
 
-class Turns:
+class FairShare:
     """Gives every request its turn."""
 
     def __init__(self) -> None:

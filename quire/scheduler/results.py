@@ -6,14 +6,14 @@ that has ended are dropped, and what a sequence holds is given back when its las
 
 from quire.messages.plan import StepResult
 from quire.messages.wire import Delta
-from quire.scheduler.draft import Draft
 from quire.scheduler.ending import NOT_FINITE, ending
 from quire.scheduler.intake import without_prompt_logprobs
+from quire.scheduler.pending_plan import PendingPlan
 from quire.scheduler.roster import Roster
 from quire.scheduler.sequence import Sequence, State
 
 
-def settle(roster: Roster, flight: Draft, result: StepResult, last_step: int) -> list[Delta]:
+def apply_result(roster: Roster, flight: PendingPlan, result: StepResult, last_step: int) -> list[Delta]:
     """Take in the result of `flight`; `last_step` is the newest plan handed over. News in order of the grants."""
     deltas = _fail(roster, flight, result) if result.bad or result.errors else []
     for seq in flight.chunks:
@@ -34,7 +34,7 @@ def settle(roster: Roster, flight: Draft, result: StepResult, last_step: int) ->
         token = samples[seq.row]
         tokens = seq.tokens
         tokens.append(token)
-        if seq.plain and len(tokens) < seq.alarm and token not in seq.stops:
+        if seq.plain and len(tokens) < seq.next_check and token not in seq.stops:
             delta = Delta(seq.request.id, seq.index, [token])
             if told and seq.row in told:
                 delta.logprobs = [told[seq.row]]
@@ -105,7 +105,7 @@ def _collect_prompt_logprobs(seq: Sequence, result: StepResult) -> None:
         seq.prompt_logprobs = (seq.prompt_logprobs or []) + entries
 
 
-def _fail(roster: Roster, flight: Draft, result: StepResult) -> list[Delta]:
+def _fail(roster: Roster, flight: PendingPlan, result: StepResult) -> list[Delta]:
     """End the sequences whose rows failed; what they computed must reach nobody."""
     sentences = result.errors | dict.fromkeys(result.bad, NOT_FINITE)
     failed = [
@@ -127,15 +127,17 @@ def _fail(roster: Roster, flight: Draft, result: StepResult) -> list[Delta]:
 
 def _withdraw(roster: Roster, seq: Sequence) -> None:
     """Take the pages of `seq` out of the index; whoever shares one that nothing has confirmed starts again."""
-    spoiled = [seq]
-    for each in spoiled:  # grows: what was computed on spoiled pages is spoiled too
-        doubtful = roster.pages.withdraw(each)
-        spoiled += [other for other in roster.running if other not in spoiled and _uses(other, doubtful)]
-    for other in spoiled[1:]:
+    invalidated = [seq]
+    for each in invalidated:  # grows: what was computed on spoiled pages is spoiled too
+        unconfirmed_pages = roster.pages.withdraw(each)
+        invalidated += [
+            other for other in roster.running if other not in invalidated and _uses(other, unconfirmed_pages)
+        ]
+    for other in invalidated[1:]:
         roster.counters.restarted += 1
         roster.return_later(other)
 
 
-def _uses(seq: Sequence, doubtful: set[tuple[int, int]]) -> bool:
+def _uses(seq: Sequence, unconfirmed_pages: set[tuple[int, int]]) -> bool:
     pages = seq.hit.pages if seq.hit else []
-    return any((group, page) in doubtful for group, numbers in enumerate(pages) for page in numbers)
+    return any((group, page) in unconfirmed_pages for group, numbers in enumerate(pages) for page in numbers)

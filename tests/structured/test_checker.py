@@ -11,8 +11,8 @@ import pytest
 import quire
 from quire.base.errors import EngineError, RequestError
 from quire.messages.structured import StructuredOutputsParams
-from quire.structured import court as court_module
-from quire.structured.court import Court
+from quire.structured import checker as court_module
+from quire.structured.checker import GrammarChecker
 from quire.structured.matcher import Vocabulary
 
 pytestmark = pytest.mark.multi
@@ -47,21 +47,21 @@ BAD = [
 
 
 @pytest.fixture(scope="module")
-def court():
-    made = Court(VOCABULARY)
+def checker():
+    made = GrammarChecker(VOCABULARY)
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("wanted", GOOD, ids=repr)
-def test_good_grammars_pass(court, wanted):
-    court.check(wanted)
+def test_good_grammars_pass(checker, wanted):
+    checker.check(wanted)
 
 
 @pytest.mark.parametrize("wanted", BAD, ids=repr)
-def test_bad_ones_are_refused_with_a_short_reason(court, wanted):
+def test_bad_ones_are_refused_with_a_short_reason(checker, wanted):
     with pytest.raises(RequestError) as caught:
-        court.check(wanted)
+        checker.check(wanted)
     assert caught.value.code == "invalid_schema"
     assert (
         len(caught.value.message) < 400 and "\n" not in caught.value.message and "/assets/" not in caught.value.message
@@ -71,39 +71,39 @@ def test_bad_ones_are_refused_with_a_short_reason(court, wanted):
 @pytest.mark.parametrize(
     ("end", "code"), [(signal.SIGPROF, "grammar_timeout"), (signal.SIGABRT, "grammar_too_complex")]
 )
-def test_the_end_of_the_judge_is_a_refusal_and_the_next_one_serves(court, end, code):
-    court.check(GOOD[0])
-    process = court._process
+def test_the_end_of_the_judge_is_a_refusal_and_the_next_one_serves(checker, end, code):
+    checker.check(GOOD[0])
+    process = checker._process
     process.send_signal(signal.SIGSTOP)  # as if it had much to do
     killer = threading.Timer(0.2, process.send_signal, [end])
     killer.start()
     threading.Timer(0.3, process.send_signal, [signal.SIGCONT]).start()
     with pytest.raises(RequestError) as caught:
-        court.check(GOOD[0])
+        checker.check(GOOD[0])
     assert caught.value.code == code
-    court.check(GOOD[0])
+    checker.check(GOOD[0])
 
 
 def test_a_judge_that_ends_by_itself_blames_no_grammar(monkeypatch, capfd):
     monkeypatch.setattr(court_module, "python", lambda: [sys.executable, "-c", "import no_such_module"])
     with pytest.raises(EngineError, match="has ended with 1"):
-        Court(VOCABULARY).check(GOOD[0])
+        GrammarChecker(VOCABULARY).check(GOOD[0])
     assert "no_such_module" in capfd.readouterr().err
 
 
 def test_a_tokenizer_that_cannot_be_read_is_said(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     for path in ("tokenizer.json", "missing.json"):
-        court = Court(Vocabulary(str(tmp_path / path), 100, ()))
+        checker = GrammarChecker(Vocabulary(str(tmp_path / path), 100, ()))
         with pytest.raises(RequestError) as caught:
-            court.check(GOOD[0])
+            checker.check(GOOD[0])
         assert caught.value.code == "unsupported_parameter"
-        court.close()
+        checker.close()
 
 
-def test_a_bomb_ends_within_its_limits(court):
+def test_a_bomb_ends_within_its_limits(checker):
     began = time.monotonic()
     with pytest.raises(RequestError) as caught:
-        court.check(StructuredOutputsParams(grammar=BOMB))
+        checker.check(StructuredOutputsParams(grammar=BOMB))
     assert caught.value.code in ("grammar_timeout", "grammar_too_complex")
     assert time.monotonic() - began < 12

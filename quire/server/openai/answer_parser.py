@@ -12,16 +12,16 @@ from quire.chat.events import Arguments, CallBroken, CallStart, Content, Event, 
 from quire.chat.splitter import StreamSplitter
 from quire.messages.outputs import CompletionOutput
 from quire.server.generation import Job
-from quire.server.openai.thoughts import Thinking, ThoughtCount, thinking_of
-from quire.server.openai.tools import Offer
+from quire.server.openai.reasoning import ReasoningCount, ReasoningState, reasoning_state_of
+from quire.server.openai.tools import ToolSet
 from quire.server.service import Service
 
 Delta = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
-class Ear:
-    """How to hear the answers of one request: makes a `Voice` per choice.
+class AnswerParser:
+    """How to hear the answers of one request: makes a `ChoiceParser` per choice.
 
     Attributes:
         thinking: what the prompt says of thoughts.
@@ -29,35 +29,35 @@ class Ear:
     """
 
     service: Service
-    offer: Offer
-    thinking: Thinking
+    tool_set: ToolSet
+    thinking: ReasoningState
     tell: bool = True
 
-    def voice(self) -> "Voice":
+    def choice_parser(self) -> "ChoiceParser":
         """For one choice."""
         service = self.service
         reasoning = service.reasoning_format
-        tools = service.tool_format if self.offer.listed else None
-        thinks = reasoning if self.thinking is not Thinking.CLOSED else None
+        tools = service.tool_format if self.tool_set.listed else None
+        thinks = reasoning if self.thinking is not ReasoningState.CLOSED else None
         if reasoning is not None and reasoning.channels is not None:
             tools, thinks = reasoning.channels, None
-        splitter = StreamSplitter(tools, thinks, self.offer.schemas, thinking=self.thinking is Thinking.OPEN)
-        count = ThoughtCount(reasoning, service.engine.tokenizer, self.thinking) if reasoning else None
-        return Voice(self, splitter, count, short_ids=tools is not None and tools.short_ids)
+        splitter = StreamSplitter(tools, thinks, self.tool_set.schemas, thinking=self.thinking is ReasoningState.OPEN)
+        count = ReasoningCount(reasoning, service.engine.tokenizer, self.thinking) if reasoning else None
+        return ChoiceParser(self, splitter, count, short_ids=tools is not None and tools.short_ids)
 
 
-def ear_for(service: Service, offer: Offer, job: Job, *, tell: bool = True) -> Ear | None:
+def answer_parser_for(service: Service, tool_set: ToolSet, job: Job, *, tell: bool = True) -> AnswerParser | None:
     """What is needed to understand the answer to a job; None if it is text and nothing else."""
-    if service.reasoning_format is None and not offer.listed:
+    if service.reasoning_format is None and not tool_set.listed:
         return None
-    return Ear(service, offer, thinking_of(service, job.prompts[0]), tell)
+    return AnswerParser(service, tool_set, reasoning_state_of(service, job.prompts[0]), tell)
 
 
-def markers_of(service: Service, offer: Offer) -> list[str]:
+def markers_of(service: Service, tool_set: ToolSet) -> list[str]:
     """Texts that mark calls or thoughts."""
     markers: list[str] = []
     reasoning = service.reasoning_format
-    if service.tool_format is not None and offer.listed:
+    if service.tool_format is not None and tool_set.listed:
         markers += service.tool_format.markers
     if reasoning is not None and reasoning.channels is not None:
         markers += reasoning.channels.markers
@@ -66,14 +66,14 @@ def markers_of(service: Service, offer: Offer) -> list[str]:
     return markers
 
 
-def shown_token_ids(service: Service, offer: Offer) -> list[int]:
+def shown_token_ids(service: Service, tool_set: ToolSet) -> list[int]:
     """Special tokens that must stay in the text because they mark calls or thoughts."""
     tokenizer = service.engine.tokenizer
-    found = [tokenizer.encode(marker, add_special_tokens=False) for marker in markers_of(service, offer)]
+    found = [tokenizer.encode(marker, add_special_tokens=False) for marker in markers_of(service, tool_set)]
     return sorted({ids[0] for ids in found if len(ids) == 1 and ids[0] in tokenizer.special_ids})
 
 
-class Voice:
+class ChoiceParser:
     """One choice being understood.
 
     Args:
@@ -83,8 +83,10 @@ class Voice:
         short_ids: make ids that the model's template takes.
     """
 
-    def __init__(self, ear: Ear, splitter: StreamSplitter, count: ThoughtCount | None, *, short_ids: bool) -> None:
-        self._ear = ear
+    def __init__(
+        self, parser: AnswerParser, splitter: StreamSplitter, count: ReasoningCount | None, *, short_ids: bool
+    ) -> None:
+        self._parser = parser
         self._splitter = splitter
         self._count = count
         self._short_ids = short_ids
@@ -92,15 +94,15 @@ class Voice:
 
     def message(self, completion: CompletionOutput) -> Delta:
         """The whole message of a finished completion."""
-        speech = fold(self.events(completion))
-        message: Delta = {"role": "assistant", "content": speech.content, "refusal": None}
-        if speech.reasoning:
-            message |= {"reasoning": speech.reasoning, "reasoning_content": speech.reasoning}
-        if speech.calls:
-            message["content"] = speech.content or None
+        parsed = fold(self.events(completion))
+        message: Delta = {"role": "assistant", "content": parsed.content, "refusal": None}
+        if parsed.reasoning:
+            message |= {"reasoning": parsed.reasoning, "reasoning_content": parsed.reasoning}
+        if parsed.calls:
+            message["content"] = parsed.content or None
             message["tool_calls"] = [
                 {"id": self.call_id(), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in speech.calls
+                for call in parsed.calls
             ]
         return message
 
@@ -108,13 +110,13 @@ class Voice:
         """What is new in a stream."""
         return [self._delta(event) for event in self.events(completion)]
 
-    def thoughts(self, completion: CompletionOutput) -> int:
+    def reasoning_tokens(self, completion: CompletionOutput) -> int:
         """How many of the new tokens are thoughts. To be called once per piece."""
         return 0 if self._count is None else self._count.take(completion.token_ids)
 
     def finish_reason(self, completion: CompletionOutput) -> str | None:
         """Why it ended, in OpenAI's words: `tool_calls` where it chose to call tools and was not cut."""
-        called = completion.finish_reason == "stop" and self._calls and not self._ear.offer.named
+        called = completion.finish_reason == "stop" and self._calls and not self._parser.tool_set.named
         return "tool_calls" if called else completion.finish_reason
 
     def events(self, completion: CompletionOutput) -> list[Event]:
@@ -126,9 +128,9 @@ class Voice:
 
     def _let_through(self, events: list[Event]) -> Iterator[Event]:
         for event in events:
-            if isinstance(event, Reasoning) and not self._ear.tell:
+            if isinstance(event, Reasoning) and not self._parser.tell:
                 continue
-            if isinstance(event, CallStart) and (self._ear.offer.parallel or not self._calls):
+            if isinstance(event, CallStart) and (self._parser.tool_set.parallel or not self._calls):
                 self._calls.add(event.index)
             if isinstance(event, CallStart | Arguments | CallBroken) and event.index not in self._calls:
                 continue

@@ -9,8 +9,8 @@ from unittest import mock
 import pytest
 
 from quire.config.fields import Config, ServerConfig
-from quire.server.porter import Porter
 from quire.server.sockets import bind
+from quire.server.startup import StartupResponder
 from quire.server.supervisor import OURS, Supervisor
 from tests.config import facts
 
@@ -19,17 +19,17 @@ pytestmark = pytest.mark.plain
 FEW = 4
 
 
-def attended(visit: Callable[[Porter, socket.socket], Awaitable[None]]) -> None:
+def attended(visit: Callable[[StartupResponder, socket.socket], Awaitable[None]]) -> None:
     """A visit to a porter that has few places."""
 
     async def scenario() -> None:
-        with bind(ServerConfig(port=0)) as listener, mock.patch("quire.server.porter.MOST_CONNECTIONS", FEW):
-            porter = Porter("", None)
-            await porter.open([listener])
+        with bind(ServerConfig(port=0)) as listener, mock.patch("quire.server.startup.MOST_CONNECTIONS", FEW):
+            responder = StartupResponder("", None)
+            await responder.open([listener])
             try:
-                await visit(porter, listener)
+                await visit(responder, listener)
             finally:
-                porter.close()
+                responder.close()
 
     asyncio.run(scenario())
 
@@ -45,7 +45,7 @@ async def ask(listener: socket.socket, path: bytes = b"/live") -> tuple[bytes, a
 
 
 def test_clients_that_do_not_close_keep_nobody_out() -> None:
-    async def visit(porter: Porter, listener: socket.socket) -> None:
+    async def visit(responder: StartupResponder, listener: socket.socket) -> None:
         asked = [await asyncio.wait_for(ask(listener), 2) for _ in range(3 * FEW)]
         assert {line for line, _ in asked} == {b"HTTP/1.1 200 OK\r\n"}
         for _, writer in asked:
@@ -55,7 +55,7 @@ def test_clients_that_do_not_close_keep_nobody_out() -> None:
 
 
 def test_clients_that_ask_nothing_are_few_and_have_little_time() -> None:
-    async def visit(porter: Porter, listener: socket.socket) -> None:
+    async def visit(responder: StartupResponder, listener: socket.socket) -> None:
         silent = [await asyncio.open_connection(*listener.getsockname()) for _ in range(FEW)]
         line, writer = await ask(listener)
         writer.close()
@@ -67,13 +67,13 @@ def test_clients_that_ask_nothing_are_few_and_have_little_time() -> None:
         writer.close()
         assert line == b"HTTP/1.1 503 Service Unavailable\r\n"
 
-    with mock.patch("quire.server.porter.PATIENCE_S", 0.3):
+    with mock.patch("quire.server.startup.PATIENCE_S", 0.3):
         attended(visit)
 
 
 def test_without_a_porter_nothing_is_begun_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quire.server.supervisor.private_folder", lambda: tmp_path)
-    monkeypatch.setattr(Porter, "open", mock.AsyncMock(side_effect=OSError("no descriptor")))
+    monkeypatch.setattr(StartupResponder, "open", mock.AsyncMock(side_effect=OSError("no descriptor")))
     listener = bind(ServerConfig(port=0))
     config = Config(server=ServerConfig(port=0))
 
@@ -86,10 +86,10 @@ def test_without_a_porter_nothing_is_begun_and_nothing_left(tmp_path: Path, monk
 
 
 def test_where_a_front_end_serves_nobody_else_answers() -> None:
-    async def visit(porter: Porter, listener: socket.socket) -> None:
+    async def visit(responder: StartupResponder, listener: socket.socket) -> None:
         with bind(ServerConfig(port=0)) as other:
-            await porter.open([other, other])
-            porter.leave(listener)
+            await responder.open([other, other])
+            responder.leave(listener)
             line, writer = await ask(other)
             writer.close()
             assert line == b"HTTP/1.1 200 OK\r\n"

@@ -22,7 +22,7 @@ EARLY_TOKENS = 8
 _SWITCHES = ("enable_thinking", "thinking")
 
 
-class Thinking(enum.Enum):
+class ReasoningState(enum.Enum):
     """What a prompt says of thoughts: none are known to this model, it has begun them, ended them, or left it open."""
 
     NONE = 0
@@ -31,15 +31,15 @@ class Thinking(enum.Enum):
     MAY = 3
 
 
-def thinking_of(service: Service, prompt: list[int]) -> Thinking:
+def reasoning_state_of(service: Service, prompt: list[int]) -> ReasoningState:
     """What the end of a prompt says."""
     format = service.reasoning_format
     if format is None:
-        return Thinking.NONE
+        return ReasoningState.NONE
     tail = service.engine.tokenizer.decode(prompt[-TAIL_TOKENS:], skip_special_tokens=False).rstrip()
     if format.start and tail.endswith(format.start.rstrip()):
-        return Thinking.OPEN
-    return Thinking.CLOSED if tail.endswith(format.end) and format.channels is None else Thinking.MAY
+        return ReasoningState.OPEN
+    return ReasoningState.CLOSED if tail.endswith(format.end) and format.channels is None else ReasoningState.MAY
 
 
 def has_switch(service: Service) -> bool:
@@ -80,7 +80,7 @@ def budget_of(asked: ChatRequest, service: Service) -> int | None:
     return budget
 
 
-class ThoughtCount:
+class ReasoningCount:
     """Counts the tokens between the markers of thoughts, in an answer that comes in pieces.
 
     Args:
@@ -89,12 +89,12 @@ class ThoughtCount:
         thinking: what the prompt said.
     """
 
-    def __init__(self, format: ReasoningFormat, tokenizer: Tokenizer, thinking: Thinking) -> None:
+    def __init__(self, format: ReasoningFormat, tokenizer: Tokenizer, thinking: ReasoningState) -> None:
         self._start = tokenizer.encode(format.start, add_special_tokens=False)
         self._end = tokenizer.encode(format.end, add_special_tokens=False)
-        self._inside = thinking is Thinking.OPEN
+        self._inside = thinking is ReasoningState.OPEN
         self._again = format.channels is not None
-        self._over = thinking in (Thinking.NONE, Thinking.CLOSED)
+        self._over = thinking in (ReasoningState.NONE, ReasoningState.CLOSED)
         self._held: list[int] = []
         self._seen = 0
 

@@ -39,7 +39,7 @@ class _Special(msgspec.Struct, frozen=True):
         return found if isinstance(found, str) else ""
 
 
-class Late(msgspec.Struct, frozen=True, kw_only=True):
+class LateInteraction(msgspec.Struct, frozen=True, kw_only=True):
     """How such texts are read.
 
     Attributes:
@@ -82,7 +82,7 @@ class Late(msgspec.Struct, frozen=True, kw_only=True):
         return count
 
 
-def read_late(folder: Path, masks: bool) -> Late:
+def read_late(folder: Path, masks: bool) -> LateInteraction:
     """How texts are read that are compared token by token.
 
     Args:
@@ -99,7 +99,7 @@ def read_late(folder: Path, masks: bool) -> Late:
         raise CheckpointError(
             f"{folder}: queries are filled up to {length} tokens with masks, but the tokenizer names no mask_token"
         )
-    return Late(
+    return LateInteraction(
         prefixes=(said.query_prefix, said.document_prefix),
         markers=(_marker(folder, known, own.query_token_id), _marker(folder, known, own.doc_token_id)),
         skipped=sorted({known[word] for word in words if word in known}),

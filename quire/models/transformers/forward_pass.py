@@ -26,7 +26,7 @@ class UnfitError(CheckpointError):
     """Modules cannot be run in one way; perhaps in another."""
 
 
-class Way(ABC):
+class ForwardPass(ABC):
     """How the inner model computes a step.
 
     Args:

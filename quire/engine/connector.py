@@ -1,16 +1,16 @@
-"""`Follower`: keeps an `AsyncLLM` with whichever core a supervisor has going."""
+"""`EngineConnector`: keeps an `AsyncLLM` with whichever core a supervisor has going."""
 
 import asyncio
 from collections.abc import Callable
 
 from quire.base.logging import get_logger
 from quire.engine.async_llm import AsyncLLM
-from quire.messages.control import EngineDown, EngineUp, Strike
+from quire.messages.control import CrashReport, EngineDown, EngineUp
 
 log = get_logger(__name__)
 
 
-class Follower:
+class EngineConnector:
     """Keeps an `AsyncLLM` with whichever core a supervisor has going.
 
     Args:
@@ -23,9 +23,9 @@ class Follower:
         self._on_joined = on_joined
         self._joining: asyncio.Task[None] | None = None
 
-    async def hear(self, news: EngineUp | EngineDown | Strike) -> list[Strike]:
+    async def hear(self, news: EngineUp | EngineDown | CrashReport) -> list[CrashReport]:
         """Act on what the supervisor says; what other front ends must learn of it."""
-        if isinstance(news, Strike):
+        if isinstance(news, CrashReport):
             self._engine.suspects.learn(news)
         elif isinstance(news, EngineUp):
             self._joining = asyncio.create_task(self._join(news.address))

@@ -7,7 +7,7 @@ from quire.quantization.storage import Storage
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class PartStorage:
     """A part's place.
 
     Attributes:

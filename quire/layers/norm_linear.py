@@ -36,7 +36,7 @@ class Stream:
         """Add the delta to the residual: `(normed, residual)`."""
         return norm.add(self.residual, None if self.delta is None else self.whole(mesh))
 
-    def enter(self, joint: "Joint", mesh: Mesh) -> tuple[Tensor, Tensor]:
+    def enter(self, joint: "NormLinear", mesh: Mesh) -> tuple[Tensor, Tensor]:
         """Add the delta to the residual and begin a block: `(what the joint makes, residual)`."""
         return joint.forward(self.residual, None if self.delta is None else self.whole(mesh))
 
@@ -54,7 +54,7 @@ class Stream:
         return mesh.all_reduce(self.delta) if self.partial else self.delta
 
 
-class Joint:
+class NormLinear:
     """A norm and the first product of the block behind it; with `mlp`, also its gate.
 
     Block ops norm by the root mean square and read weights row by row; another norm, or a weight that is stored

@@ -1,4 +1,4 @@
-"""`Court`: asks the judge, starts one when it is needed, and tells from its end why it ended.
+"""`GrammarChecker`: asks the judge, starts one when it is needed, and tells from its end why it ended.
 
 Calls wait for the judge, so they are made from a thread of their own (`engine/grammars.py`).
 """
@@ -14,7 +14,7 @@ from quire.base.interpreter import python
 from quire.config import environ
 from quire.messages.frames import pair_for_child, receive, send
 from quire.messages.structured import FIELD, StructuredOutputsParams
-from quire.structured.judge import OUT_OF_MEMORY, Verdict
+from quire.structured.checker_process import OUT_OF_MEMORY, Verdict
 from quire.structured.matcher import Vocabulary
 
 _ENDINGS = {
@@ -28,7 +28,7 @@ _ENDINGS = {
 """How a judge ends by the fault of a grammar; by any other end the grammar is none the worse."""
 
 
-class Court:
+class GrammarChecker:
     """One judge at a time, for one vocabulary; for one thread."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -65,7 +65,7 @@ class Court:
     def _open(self) -> socket.socket:
         with pair_for_child() as (ours, theirs):
             self._process = subprocess.Popen(
-                [*python(), "-m", "quire.structured.judge", str(theirs.fileno())],
+                [*python(), "-m", "quire.structured.checker_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environ.snapshot() | {"RAYON_NUM_THREADS": "1"},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quire.scheduler import turns
+from quire.scheduler import fair_share
 from tests.scheduler.engine import Engine
 from tests.scheduler.test_plays import check_all
 
@@ -43,8 +43,8 @@ def test_a_longer_request_costs_its_owner_more():
 
 
 def test_owners_are_forgotten_that_owe_nothing(monkeypatch):
-    monkeypatch.setattr(turns, "MOST_OWNERS", 8)
-    clock = turns.Turns()
+    monkeypatch.setattr(fair_share, "MOST_OWNERS", 8)
+    clock = fair_share.FairShare()
     for n in range(100):
         clock.serve(clock.take(f"owner {n}", 1) + 1)
     assert len(clock._ends) <= 9

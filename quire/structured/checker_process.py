@@ -1,4 +1,4 @@
-"""A helper process that compiles each grammar first, with limits: `python -m quire.structured.judge FD`.
+"""A helper process that compiles each grammar first, with limits: `python -m quire.structured.checker_process FD`.
 
 A grammar that would take too much time or memory ends this process and nothing else. `court.py` starts it and asks it.
 """

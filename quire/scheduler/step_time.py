@@ -1,4 +1,4 @@
-"""`Pace`: how long a step will take, learnt from those that were taken, so that running streams keep their latency.
+"""`StepTimeModel`: how long a step will take, learnt from those before it, so that running streams keep their latency.
 
 A step's seconds are modelled as `base + sized(P) + pair * W`: P tokens of prompts, each of which attends to those
 before it, W pairs in all; what decoding takes is in `base`. `sized` is a table with a line for each size of step (four
@@ -27,14 +27,14 @@ PAIRS = 1e7
 
 
 @dataclass(slots=True)
-class Line:
+class SizeCost:
     """What a size of step adds to the base, in seconds, and when it was last seen."""
 
     seconds: float
     seen: int
 
 
-class Pace:
+class StepTimeModel:
     """The model of one engine's steps.
 
     Args:
@@ -45,7 +45,7 @@ class Pace:
         self._target_s = target_s
         self._base = 0.0
         self._pair = 0.0
-        self._lines: dict[int, Line] = {}
+        self._lines: dict[int, SizeCost] = {}
         self._steps = 0
         self._table = self._filled()
 
@@ -59,7 +59,7 @@ class Pace:
         if number in self._lines:
             self._correct(self._lines[number], pairs / PAIRS, seconds - self.predict(tokens, pairs))
         else:
-            self._lines[number] = Line(max(0.0, seconds - self._base - self._pair * pairs / PAIRS), self._steps)
+            self._lines[number] = SizeCost(max(0.0, seconds - self._base - self._pair * pairs / PAIRS), self._steps)
         for old in [key for key, line in self._lines.items() if self._steps - line.seen > FORGOTTEN]:
             del self._lines[old]
         self._table = self._filled()
@@ -84,7 +84,7 @@ class Pace:
         """Seconds that so many tokens of a prompt add."""
         return self._table[size_class(tokens)] + self._pair * tokens * (before + tokens / 2) / PAIRS
 
-    def _correct(self, line: Line, x: float, wrong: float) -> None:
+    def _correct(self, line: SizeCost, x: float, wrong: float) -> None:
         """Normalized least mean squares (Haykin, Adaptive Filter Theory, chapter 6)."""
         step = GAIN * wrong / (1 + x * x)
         line.seconds = max(0.0, line.seconds + step)

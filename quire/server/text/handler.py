@@ -1,4 +1,4 @@
-"""`Desk`: does the jobs of `messages/text.py`, one after the other, in the thread that calls it.
+"""`JobHandler`: does the jobs of `messages/text.py`, one after the other, in the thread that calls it.
 
 A worker is a desk in a process of its own; where there are no workers (tests, applications that make their own server)
 a desk is called in threads.
@@ -63,7 +63,7 @@ class Template(Protocol):
         """A conversation as token ids. Raises RequestError."""
 
 
-class Desk:
+class JobHandler:
     """Does jobs on texts, one after the other, in the thread that calls it.
 
     Args:

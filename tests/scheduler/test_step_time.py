@@ -12,8 +12,8 @@ from quire.messages.plan import StepPlan, StepResult
 from quire.messages.request import Request
 from quire.messages.state import GroupLayout, Layout, StateSpec
 from quire.scheduler.limits import Limits
-from quire.scheduler.pace import LEAST_TOKENS, Pace
 from quire.scheduler.scheduler import Scheduler
+from quire.scheduler.step_time import LEAST_TOKENS, StepTimeModel
 
 pytestmark = pytest.mark.plain
 
@@ -22,7 +22,7 @@ LAYOUT = Layout([GroupLayout(StateSpec(16), 1, 16, 6000)], 40_000)
 
 
 class Device:
-    """Takes as long as the model of `Pace` says, with other numbers, and with noise."""
+    """Takes as long as the model of `StepTimeModel` says, with other numbers, and with noise."""
 
     def __init__(self, base: float, token: float, pair: float, noise: float = 0.0, recorded: int = 8192) -> None:
         self.base, self.token, self.pair = base, token, pair
@@ -145,9 +145,9 @@ def test_prompts_go_on_however_late_a_step_is() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 8192), st.floats(0, 1e9), st.floats(0, 10)), max_size=200))
 def test_no_history_breaks_the_model(history: list[tuple[int, float, float]]) -> None:
-    pace = Pace(0.05)
+    step_times = StepTimeModel(0.05)
     for tokens, pairs, seconds in history:
-        pace.observe(tokens, pairs, seconds)
-    assert 0 <= pace.room_s() <= 0.05
-    assert pace.tokens(1000, pace.room_s()) >= LEAST_TOKENS
-    assert pace.cost_s(100, 1000) >= 0
+        step_times.observe(tokens, pairs, seconds)
+    assert 0 <= step_times.room_s() <= 0.05
+    assert step_times.tokens(1000, step_times.room_s()) >= LEAST_TOKENS
+    assert step_times.cost_s(100, 1000) >= 0

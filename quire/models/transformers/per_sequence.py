@@ -21,7 +21,7 @@ from quire.checkpoint.facts import ModelFacts
 from quire.layers.build import Build
 from quire.layers.state import LayerState
 from quire.messages.state import Retention
-from quire.models.transformers.way import UnfitError, Way, alike, name_of, probe, refusing, takes
+from quire.models.transformers.forward_pass import ForwardPass, UnfitError, alike, name_of, probe, refusing, takes
 from quire.ops.step import GroupInputs, StepInputs
 
 
@@ -79,7 +79,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]
         return torch.cat([pool[slots].transpose(1, 2).to(new.dtype), new], dim=2)
 
 
-class Apart(Way):
+class PerSequence(ForwardPass):
     """Texts of a step by themselves, with the model's own attention."""
 
     name = "apart"
@@ -97,7 +97,7 @@ class Apart(Way):
         return self._called(inner, ids[None], torch.arange(len(ids), device=ids.device)[None], None, {})
 
     def learn(self, inner: nn.Module, b: Build) -> ModelOutput:
-        """See `Way`."""
+        """See `ForwardPass`."""
         ids, self._room = probe(b.device), b.max_model_len or self._room
         if self._hides and not takes(inner, "attention_mask"):
             raise UnfitError(
@@ -124,7 +124,7 @@ class Apart(Way):
         return made
 
     def run(self, inner: nn.Module, step: StepInputs) -> Tensor:
-        """See `Way`."""
+        """See `ForwardPass`."""
         parts = [(texts, self._hidden(inner, step, texts)) for texts in sharing(step, self._room)]
         out = parts[0][1].new_empty(len(step.token_ids), parts[0][1].shape[-1])
         for texts, hidden in parts:

@@ -8,12 +8,12 @@ import pytest
 
 from quire.base.errors import EngineError, RequestError
 from quire.engine.core import EngineCore
-from quire.engine.grammars import GrammarDesk
+from quire.engine.grammars import GrammarService
 from quire.messages.params import SamplingParams
 from quire.messages.request import Request
 from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.messages.wire import FAILED, Refused
-from quire.structured import court
+from quire.structured import checker
 from quire.structured.matcher import Vocabulary
 
 pytestmark = pytest.mark.plain
@@ -21,25 +21,25 @@ pytestmark = pytest.mark.plain
 PARAMS = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))
 
 
-def asked(desk: GrammarDesk, name: str) -> list[Refused]:
+def asked(service: GrammarService, name: str) -> list[Refused]:
     """What becomes of a request with the one grammar."""
-    desk.want(Request(id=name, token_ids=[1], params=PARAMS))
-    select.select([desk.descriptor], [], [], 10)
-    return desk.collect()
+    service.want(Request(id=name, token_ids=[1], params=PARAMS))
+    select.select([service.descriptor], [], [], 10)
+    return service.collect()
 
 
 def test_a_judge_that_cannot_be_begun_is_tried_again(tmp_path) -> None:
     scheduler = mock.Mock()
-    desk = GrammarDesk(mock.Mock(), scheduler, Vocabulary(str(tmp_path), 10, (0,)))
+    service = GrammarService(mock.Mock(), scheduler, Vocabulary(str(tmp_path), 10, (0,)))
     try:
-        with mock.patch.object(court.subprocess, "Popen", side_effect=OSError("no more processes")):
-            (refused,) = asked(desk, "first")
+        with mock.patch.object(checker.subprocess, "Popen", side_effect=OSError("no more processes")):
+            (refused,) = asked(service, "first")
         assert (refused.id, refused.code) == ("first", FAILED)
-        with mock.patch.object(desk, "_court", SimpleNamespace(check=lambda wanted: None)):
-            assert asked(desk, "second") == []
+        with mock.patch.object(service, "_checker", SimpleNamespace(check=lambda wanted: None)):
+            assert asked(service, "second") == []
         assert [call.args for call in scheduler.abort.call_args_list] == [("first",)]
     finally:
-        desk.close()
+        service.close()
 
 
 def test_a_fault_of_the_engine_is_not_told_as_the_requests() -> None:
@@ -51,21 +51,21 @@ def test_a_fault_of_the_engine_is_not_told_as_the_requests() -> None:
 
 def test_nothing_is_compiled_for_a_request_that_can_never_fit(tmp_path) -> None:
     scheduler = mock.Mock(**{"add.side_effect": RequestError("too long", "max_tokens", "kv_capacity")})
-    desk = GrammarDesk(mock.Mock(), scheduler, Vocabulary(str(tmp_path), 10, (0,)))
-    core = EngineCore(mock.Mock(), scheduler, desk, mock.Mock(), 1)
+    service = GrammarService(mock.Mock(), scheduler, Vocabulary(str(tmp_path), 10, (0,)))
+    core = EngineCore(mock.Mock(), scheduler, service, mock.Mock(), 1)
     with pytest.raises(RequestError, match="too long"):
         core.add(Request(id="long", token_ids=[1], params=PARAMS))
-    assert not desk.busy
+    assert not service.busy
     core.abandon()
 
 
 def test_a_grammar_that_is_known_to_be_bad_is_refused_at_once_and_leaves_nothing() -> None:
     scheduler = mock.Mock()
-    desk = GrammarDesk(mock.Mock(), scheduler, Vocabulary("", 10, (0,)))
-    core = EngineCore(mock.Mock(), scheduler, desk, mock.Mock(), 1)
+    service = GrammarService(mock.Mock(), scheduler, Vocabulary("", 10, (0,)))
+    core = EngineCore(mock.Mock(), scheduler, service, mock.Mock(), 1)
     bad = RequestError("no such rule", FIELD, "invalid_schema")
-    with mock.patch.object(desk, "_court", mock.Mock(**{"check.side_effect": bad})):
-        (refused,) = asked(desk, "first")
+    with mock.patch.object(service, "_checker", mock.Mock(**{"check.side_effect": bad})):
+        (refused,) = asked(service, "first")
         assert (refused.id, refused.code) == ("first", "invalid_schema")
         with pytest.raises(RequestError, match="no such rule"):
             core.add(Request(id="second", token_ids=[1], params=PARAMS))
