@@ -70,7 +70,7 @@ def test_no_change_of_a_batch_waits_for_the_device():
                 rig.sampler.begin(new)
             rig.sampler.sample(lines, list(rows), at, rig.history, rig.known)
             # What is recorded, and what goes before it and behind it each step.
-            if rig.sampler.way(list(rows)) is DrawMode.EDITED:
+            if rig.sampler.draw_mode(list(rows)) is DrawMode.EDITED:
                 rig.sampler.send_masks(list(rows), {})
                 drawn = rig.sampler.draw_edited(lines, at, rig.history, rig.known)
                 rig.sampler.samples(list(rows), drawn, {})
