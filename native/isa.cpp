@@ -65,7 +65,7 @@ int isa() { return chosen; }
 }  // namespace qcpu
 
 // Raised with every change of a signature; the caller refuses another.
-QCPU_API int qcpu_abi() { return 8; }
+QCPU_API int qcpu_abi() { return 9; }
 
 // Use the instruction set called `wanted`, or the best with a null pointer. Returns its name, or null and changes
 // nothing if the processor lacks it (or every one). Not while a kernel runs.

@@ -24,9 +24,8 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
-DRIVER = [
-    f"tests/native/{name}.cpp" for name in ("driver", "groups_checks", "step_checks", "draw_checks", "experts_checks")
-]
+CHECKS = ("groups", "step", "draw", "edit", "experts")
+DRIVER = ["tests/native/driver.cpp", *(f"tests/native/{name}_checks.cpp" for name in CHECKS)]
 DEBUG = ["-O1", "-g", "-DQCPU_EMULATE_AMX"]
 SANITIZERS = {
     "address, undefined": [*DEBUG, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],

@@ -70,24 +70,27 @@ void gate(const GateJob& job, long first, long last) {
 
 template <class T>
 Largest largest_of(const typename T::elem* p, long count) {
-    vf top = splat(-INFINITY);
-    vi where{}, spoiled{};  // in each lane: which vector its largest value came from, the first of equals
+    // Neighbouring vectors are looked at apart, so that none waits for what became of the one before.
+    const int STREAMS = 4;
+    vf top[STREAMS];
+    vi where[STREAMS] = {}, spoiled{};  // in each lane: which vector its largest value came from, the first of equals
+    for (vf& one : top) one = splat(-INFINITY);
     long i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        const vf v = T::load(p + i);
-        const vi more = v > top;
-        top = pick(more, v, top);
-        where = more ? splat_int((int32_t)i) : where;
-        spoiled |= v != v;
-    }
+    for (; i + STREAMS * LANES <= count; i += STREAMS * LANES)
+        for (int s = 0; s < STREAMS; s++) {
+            const vf v = T::load(p + i + s * LANES);
+            const vi more = v > top[s];
+            top[s] = pick(more, v, top[s]);
+            where[s] = more ? splat_int((int32_t)i + s * LANES) : where[s];
+            spoiled |= v != v;
+        }
     Largest found{-INFINITY, 0, 0};
     const auto look = [&](float v, long at) {
         if (v > found.value || (v == found.value && at < found.at)) found.value = v, found.at = at;
     };
-    for (int lane = 0; lane < LANES; lane++) {
-        look(top[lane], where[lane] + lane);
-        found.spoiled |= spoiled[lane] != 0;
-    }
+    for (int s = 0; s < STREAMS; s++)
+        for (int lane = 0; lane < LANES; lane++) look(top[s][lane], where[s][lane] + lane);
+    found.spoiled = any(spoiled);
     for (; i < count; i++) {
         const float v = T::wide(p[i]);
         look(v, i);

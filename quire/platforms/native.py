@@ -13,7 +13,7 @@ from quire.config import environ
 from quire.platforms import cores
 
 PATH = Path(__file__).parents[1] / "kernels" / "cpu" / "libquire_cpu.so"
-ABI = 8
+ABI = 9
 """Raised with every change of a signature, there and here."""
 NUMBERS = {"float32": 0, "bfloat16": 1}
 """The dtypes of its tensors."""

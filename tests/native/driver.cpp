@@ -123,6 +123,7 @@ void race() {
 void check_groups(const char* set, int format);
 void check_step(const char* set, long rounds);
 void check_draws(const char* set, long rounds);
+void check_edits(const char* set, long rounds);
 void check_experts(const char* set, long rounds);
 
 int main(int count, char** words) {
@@ -141,6 +142,7 @@ int main(int count, char** words) {
         qcpu_set_threads(3);
         check_step(set, 1 + rounds / 4);
         check_draws(set, 1 + rounds / 4);
+        check_edits(set, 1 + rounds / 4);
         check_experts(set, 1 + rounds / 4);
         printf("%s: %d shapes of each format, %d wrong\n", set, rounds, failures - before);
     }

@@ -1,4 +1,4 @@
-"""Draws of the compiled CPU kernels over vocabularies of many blocks, for each set of instructions there is here."""
+"""Draws and edits by the compiled CPU kernels over many blocks of logits, for each set of instructions there is."""
 
 from functools import cache
 
@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quire.ops.draw import RowTable, draw_tokens, sample_table
+from quire.ops.edit import edit_logits
 from quire.ops.registry import load_providers
 from quire.platforms import native
+from tests.ops.edits import random_edits
 
 pytestmark = [
     pytest.mark.torch,
@@ -102,3 +104,16 @@ def test_tokens_come_as_often_as_their_probability_says(top_k: int, top_p: float
     found = torch.stack([(tokens == place).sum() for place in places[kept]])
     assert int(found.sum()) == count
     assert chisquare(found, wanted).pvalue > 0.001
+
+
+@settings(max_examples=48)
+@given(st.integers(0, 10_000), st.sampled_from([17, 90, 20_005]), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_edits_equal_those_of_the_reference(instructions: str, seed: int, vocab: int, dtype: torch.dtype) -> None:
+    arguments = random_edits(seed, vocab, dtype)
+    logits = arguments[0]
+    logits[0, 3], logits[1, 5:9], logits[2, -1] = torch.inf, torch.nan, -torch.inf
+    before = logits.clone()
+    found = edit_logits.providers["cpu"].function(*arguments)
+    # Exactly: what top_k and top_p keep hangs on it.
+    torch.testing.assert_close(found, edit_logits(*arguments), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
