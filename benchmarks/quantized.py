@@ -123,10 +123,10 @@ def attempted(job: tuple[str, int, str, bool]) -> tuple[float, float]:
         return float("inf"), 0.0
 
 
-DrawMode = gemv.Shape | skinny.Tiling | None
+Cut = gemv.Shape | skinny.Tiling | None
 
 
-def cuts(p: Product, rows: int) -> Iterator[DrawMode]:
+def cuts(p: Product, rows: int) -> Iterator[Cut]:
     """The ways worth timing."""
     yield None
     if rows == 1:
@@ -145,7 +145,7 @@ def cuts(p: Product, rows: int) -> Iterator[DrawMode]:
         yield skinny.Tiling(tall, wide, 64, parts, stages, warps)
 
 
-def compiled(job: tuple[str, Product, int, DrawMode]) -> None:
+def compiled(job: tuple[str, Product, int, Cut]) -> None:
     """Run a product once in a process of its own, which leaves the kernel in Triton's cache."""
     name, p, rows, cut = job
     storage = arranged(Scaled.of(p.weights, p.inputs, FORMS[name], "bfloat16", "cuda"))
@@ -158,7 +158,7 @@ def compiled(job: tuple[str, Product, int, DrawMode]) -> None:
         print("FAILED", job, type(error).__name__, str(error)[-200:])
 
 
-def product(p: Product, x: Tensor, cut: DrawMode, weight: Weight) -> Tensor:
+def product(p: Product, x: Tensor, cut: Cut, weight: Weight) -> Tensor:
     if isinstance(cut, gemv.Shape) or (cut is None and len(x) == 1):
         return gemv.product(x, weight, None, p.gate, cut)
     return skinny.product(x, weight, None, p.gate, cut)
@@ -210,7 +210,7 @@ def tune(counts: tuple[int, ...] = (1, 16, 64), limit_s: float = 200.0) -> None:
                 keep(weights[0], p, next(cut for cut, _ in best if cut is not None))
 
 
-def keep(weight: Weight, p: Product, shape: DrawMode) -> None:
+def keep(weight: Weight, p: Product, shape: Cut) -> None:
     """Enter the best shape of one row's product into the data of this device."""
     assert isinstance(shape, gemv.Shape)
     file = Path(tuned.__file__).parent / (torch.cuda.get_device_name().lower().replace(" ", "-") + ".json")

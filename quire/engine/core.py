@@ -59,7 +59,7 @@ class EngineCore:
         return bool(self.in_flight) or self.scheduler.has_work
 
     def turn(self) -> list[Delta] | None:
-        """One turn of the loop: plan and launch, then settle the oldest plan. None when nothing could be done."""
+        """One turn of the loop: plan and launch, then commit the oldest plan. None when nothing could be done."""
         planned = self._clock()
         plan = self.scheduler.plan(planned) if len(self.in_flight) < self.depth else None
         if plan is not None:

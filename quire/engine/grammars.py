@@ -1,6 +1,6 @@
-"""`GrammarService`: has grammars judged and compiled beside the step loop, and tells the scheduler when they are ready.
+"""`GrammarService`: has grammars checked and compiled beside the step loop, and tells the scheduler when they are done.
 
-A thread of its own does the waiting: the court's judge first, then the rank that samples. What it has done shows in a
+A thread of its own does the waiting: the checker first, then the rank that samples. What it has done shows in a
 descriptor of the loop's selector. Owned by `EngineCore`; it knows request ids and grammars, never tokens.
 """
 
@@ -61,7 +61,7 @@ class GrammarService:
         self._scheduler = scheduler
         self._checker = GrammarChecker(vocabulary)
         self._vocabulary = vocabulary
-        self._cases: dict[str, PendingGrammar] = {}
+        self._pending: dict[str, PendingGrammar] = {}
         self._ready: OrderedDict[str, None] = OrderedDict()
         self._unused: deque[str] = deque()
         self._refused: OrderedDict[str, RequestError] = OrderedDict()
@@ -75,7 +75,7 @@ class GrammarService:
     @property
     def busy(self) -> bool:
         """Whether a grammar is on its way."""
-        return bool(self._cases)
+        return bool(self._pending)
 
     def refuse_bad(self, request: Request) -> None:
         """Raise RequestError if a request's grammar is known to be bad."""
@@ -92,17 +92,17 @@ class GrammarService:
         if key in self._ready:
             self._ready.move_to_end(key)
             return
-        case = self._cases.get(key)
-        if case is None:
-            case = self._cases[key] = PendingGrammar(key, wanted, {request.id})
+        pending = self._pending.get(key)
+        if pending is None:
+            pending = self._pending[key] = PendingGrammar(key, wanted, {request.id})
             self._scheduler.hold(key)
-            self._submit(case)
-        case.users.add(request.id)
+            self._submit(pending)
+        pending.users.add(request.id)
 
     def forget(self, request_id: str) -> None:
         """The request has ended before its grammar was ready."""
-        for case in self._cases.values():
-            case.users.discard(request_id)
+        for pending in self._pending.values():
+            pending.users.discard(request_id)
 
     def collect(self) -> list[Refused]:
         """Take in what is done: sequences may start, or their requests are refused."""
@@ -112,7 +112,7 @@ class GrammarService:
             return []
         refused: list[Refused] = []
         while self._done:
-            refused += self._settle(self._done.popleft())
+            refused += self._finish(self._done.popleft())
         return refused
 
     def wait_for_all(self) -> list[Refused]:
@@ -124,10 +124,10 @@ class GrammarService:
         return refused
 
     def close(self) -> None:
-        """End the judge and the thread."""
+        """End the checker and the thread."""
         if self._thread is not None:
-            for case in self._cases.values():
-                case.users.clear()
+            for pending in self._pending.values():
+                pending.users.clear()
             self._todo.put(None)
             self._checker.interrupt()
             self._thread.join(JOIN_S)
@@ -135,25 +135,25 @@ class GrammarService:
         self._news.close()
         self._bell.close()
 
-    def _settle(self, case: PendingGrammar) -> list[Refused]:
-        if case.skipped and case.users:  # somebody has asked for it again meanwhile
-            case.skipped = False
-            self._submit(case)
+    def _finish(self, pending: PendingGrammar) -> list[Refused]:
+        if pending.skipped and pending.users:  # somebody has asked for it again meanwhile
+            pending.skipped = False
+            self._submit(pending)
             return []
-        del self._cases[case.key]
-        error = case.error
+        del self._pending[pending.key]
+        error = pending.error
         refused = []
         if error is not None:
             if error.code != FAILED:
-                self._refused[case.key] = error
+                self._refused[pending.key] = error
                 if len(self._refused) > REMEMBERED:
                     self._refused.popitem(last=False)
-            for request_id in sorted(case.users):
+            for request_id in sorted(pending.users):
                 self._scheduler.abort(request_id)
                 refused.append(Refused(request_id, error.message, error.param, error.code))
-        elif not case.skipped:
-            self._keep(case.key)
-        self._scheduler.ready(case.key)
+        elif not pending.skipped:
+            self._keep(pending.key)
+        self._scheduler.ready(pending.key)
         return refused
 
     def _keep(self, key: str) -> None:
@@ -165,21 +165,21 @@ class GrammarService:
                 del self._ready[old]
                 self._unused.append(old)
 
-    def _submit(self, case: PendingGrammar) -> None:
+    def _submit(self, pending: PendingGrammar) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="grammars", daemon=True)
             self._thread.start()
-        self._todo.put(case)
+        self._todo.put(pending)
 
     def _work(self) -> None:
-        while (case := self._todo.get()) is not None:
-            case.skipped = not case.users
-            if not case.skipped:
-                case.error = self._compile(case.wanted)
-            self._done.append(case)
+        while (pending := self._todo.get()) is not None:
+            pending.skipped = not pending.users
+            if not pending.skipped:
+                pending.error = self._compile(pending.wanted)
+            self._done.append(pending)
             try:
                 self._bell.send(b"\0")
-            except OSError:  # the desk was closed
+            except OSError:  # the service was closed
                 break
         self._checker.close()
 

@@ -70,7 +70,7 @@ def private_folder() -> Path:
 
 
 class CoreProcess:
-    """A running engine core; it leads a process group of its own, which its ranks and judges belong to.
+    """A running engine core; it leads a process group of its own, which its ranks and grammar checker belong to.
 
     Its socket and its temporary files lie in a folder of its own, which is removed with it, however it ends.
     """

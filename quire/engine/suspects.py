@@ -60,7 +60,7 @@ class Suspects:
         return len(self._known)
 
     def learn(self, report: CrashReport) -> None:
-        """Take news of a death in; what is condemned stays so."""
+        """Take news of a death in; what is quarantined stays so."""
         now = self._clock()
         known = self._known.pop(report.print, None) or _Known(since=-math.inf)
         known.deaths += now - known.since >= APART_S

@@ -55,7 +55,7 @@ class AttentionPlan:
         names: of the modules that make queries, keys and values; the same name thrice for one fused module.
         out_name: of the module that projects back.
         gated: whether results are weighed by the sigmoid of gates, which lie beside the queries, head by head.
-        woven: the fused module has the queries of a KV head, its key and its value beside each other, head by head.
+        interleaved: the fused module has the queries of a KV head, its key and its value side by side, head by head.
         transposed: whether the checkpoint holds matrices as (inputs, outputs).
     """
 
@@ -165,7 +165,7 @@ def _matrices(plan: AttentionPlan, copies: int) -> list[Matrix]:
     """The matrices of queries, keys and values."""
     per, size = plan.heads // plan.kv_heads, plan.head_dim
     every = (per + 2) * size
-    weaves = (
+    interleaves = (
         Interleave(every, 0, per, size),
         Interleave(every, per * size, 1, size),
         Interleave(every, (per + 1) * size, 1, size),
@@ -182,7 +182,7 @@ def _matrices(plan: AttentionPlan, copies: int) -> list[Matrix]:
             plan.names[i],
             heads[i] * size,
             copies if i else 1,
-            interleave=weaves[i] if plan.interleaved else None,
+            interleave=interleaves[i] if plan.interleaved else None,
             halves=halves[i],
             transposed=plan.transposed,
         )

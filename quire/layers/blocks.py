@@ -1,6 +1,6 @@
 """The order of a layer's parts: where its norms stand, and whether attention and feed-forward run one after the other.
 
-A block takes and returns a `Stream`; how that enters the next block is told in `joint.py`.
+A block takes and returns a `Stream`; how that enters the next block is told in `norm_linear.py`.
 """
 
 from torch import Tensor, nn

@@ -26,8 +26,8 @@ class DeltaPlan:
         key_heads, value_heads, key_dim, value_dim: as of `DeltaSpec`.
         width: tokens of the convolution.
         eps: of the norm.
-        woven: whether the checkpoint holds two tensors, in_proj_qkvz and in_proj_ba, in each of which everything that
-            belongs to a key head lies together; otherwise there are four, in order.
+        interleaved: whether the checkpoint holds two tensors, in_proj_qkvz and in_proj_ba, in each of which everything
+            that belongs to a key head lies together; otherwise there are four, in order.
     """
 
     hidden: int
@@ -83,11 +83,11 @@ def _matrices(plan: DeltaPlan) -> list[Matrix]:
         sizes = {"in_proj_qkv": [keys, keys, values], "in_proj_z": [values], "in_proj_b": [heads], "in_proj_a": [heads]}
         return [Matrix(name, size) for name, several in sizes.items() for size in several]
     group = 2 * key + 2 * each * value
-    weaves = [
+    interleaves = [
         (keys, Interleave(group, 0, 1, key)),
         (keys, Interleave(group, key, 1, key)),
         (values, Interleave(group, 2 * key, each, value)),
         (values, Interleave(group, 2 * key + each * value, each, value)),
     ]
-    made = [Matrix("in_proj_qkvz", size, interleave=interleave) for size, interleave in weaves]
+    made = [Matrix("in_proj_qkvz", size, interleave=interleave) for size, interleave in interleaves]
     return made + [Matrix("in_proj_ba", heads, interleave=Interleave(2 * each, at, each, 1)) for at in (0, each)]

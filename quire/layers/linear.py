@@ -50,7 +50,7 @@ class Matrix:
         name: of its module; matrices that follow each other under one name are stored fused in the checkpoint too.
         outputs: its rows, over all ranks.
         copies: so many neighbouring ranks hold the same rows.
-        weave: where its heads lie, if the fused tensor mixes them head by head.
+        interleave: where its heads lie, if the fused tensor mixes them head by head.
         halves: as of `Part`.
         transposed: whether the checkpoint holds (inputs, outputs).
     """

@@ -70,7 +70,7 @@ class CrashReport(msgspec.Struct, tag=True):
     Attributes:
         print: which request; see `engine.suspects.fingerprint`.
         tokens: made when the core died.
-        condemned: whether the core died of it.
+        quarantined: whether the core died of it.
     """
 
     print: bytes

@@ -117,9 +117,9 @@ class GenerationSteps:
         grants = sorted(plan.grants, key=lambda grant: grant.tokens > 1)
         lines = [i for i, g in enumerate(grants) if g.samples]
         every = wants_prompt_logprobs(self.rows, grants)
-        room = None if every else self.ragged.find(grants)
-        if room is not None:
-            return self._launch_ragged(plan.step, room, grants)
+        shape = None if every else self.ragged.find(grants)
+        if shape is not None:
+            return self._launch_ragged(plan.step, shape, grants)
         padded = self._padded(lines)
         numbers = upload([*(g.row for g in grants), *(g.tokens for g in grants), *padded], self._device)
         order, counts, sampling = torch.split(numbers, [len(grants), len(grants), len(padded)])
@@ -137,9 +137,9 @@ class GenerationSteps:
             return self._drawn(step, partial(self.passes.sample, step.rows, order[sampling[: len(lines)]], hidden[at]))
         return step
 
-    def _launch_ragged(self, step: int, room: GraphShape, grants: list[Grant]) -> InFlight:
+    def _launch_ragged(self, step: int, shape: GraphShape, grants: list[Grant]) -> InFlight:
         """A recorded step with prompts; tokens are drawn outside of the recording."""
-        hidden, ends = self.ragged.forward(room, grants)
+        hidden, ends = self.ragged.forward(shape, grants)
         lines = [i for i, g in enumerate(grants) if g.samples]
         if not lines:
             return InFlight(step, sampler=self.sampler)

@@ -1,6 +1,6 @@
 """`InFlight`: a step that was launched, until the host asks what it brought.
 
-Made by the runner, kept by the executor, which asks when the core settles the plan. Where grammars must know the tokens
+Made by the runner, kept by the executor, which asks when the core commits the plan. Where grammars must know the tokens
 of the step before, samples are drawn later than the model is run: as soon as that step's result is there.
 """
 

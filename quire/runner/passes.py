@@ -82,11 +82,11 @@ class Passes:
         rows.computed[rows.dummy].zero_()
         return hidden
 
-    def read(self, order: Tensor, counts: Tensor, room: GraphShape) -> Tensor:
+    def read(self, order: Tensor, counts: Tensor, shape: GraphShape) -> Tensor:
         """Tokens of prompts, and one token of other rows: what is recorded. The dummy row forgets them at once."""
         rows = self._rows
-        bounds = Bounds(room.singles + room.tokens, room.tokens, rows.max_len)
-        _, hidden = self.forward(order, counts.int(), rows.lines[:0], bounds, Kind(singles=room.singles))
+        bounds = Bounds(shape.singles + shape.tokens, shape.tokens, rows.max_len)
+        _, hidden = self.forward(order, counts.int(), rows.lines[:0], bounds, Kind(singles=shape.singles))
         rows.computed[rows.dummy].zero_()
         return hidden
 

@@ -34,10 +34,10 @@ token of each, (n, hidden)."""
 
 
 class RaggedGraphs:
-    """Recordings by their room.
+    """Recordings by their shape.
 
     Args:
-        singles, tokens: rooms, ascending; every combination is recorded.
+        singles, tokens: sizes, ascending; every combination is recorded.
         forward: what is recorded.
         dummy_row: what fills the room that is left.
         device: of the rows.
@@ -63,7 +63,7 @@ class RaggedGraphs:
         return [GraphShape(singles, tokens) for singles in self._singles for tokens in self._tokens]
 
     def record(self, recorder: Recorder, graph_shapes: Sequence[GraphShape] | None = None) -> None:
-        """Record every room, the largest first, or only `rooms`."""
+        """Record every shape, the largest first, or only `graph_shapes`."""
         for graph_shape in reversed(self.graph_shapes if graph_shapes is None else graph_shapes):
             self._fill(graph_shape, [])
             self._plays[graph_shape] = recorder.record("prompts", partial(self._compute, graph_shape))

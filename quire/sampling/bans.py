@@ -61,7 +61,7 @@ class Bans:
         self._rows: dict[int, Entries] = {}
         self._table: BanTable | None = None
         self._lasting: BanTable | None = None
-        self._settled: BanTable | None = None
+        self._refreshed: BanTable | None = None
 
     def set(self, row: int, found: Entries) -> None:
         """The bans of `row` from now on."""
@@ -80,7 +80,7 @@ class Bans:
         return self._table
 
     def lasting(self) -> BanTable:
-        """A table that stays where it is, so that it can be recorded. `settle` brings it up to date."""
+        """A table that stays where it is, so that it can be recorded. `refresh` brings it up to date."""
         if self._lasting is None:
             first = torch.zeros(self.max_rows + 1, dtype=torch.int64, device=self.device)
             row, token, until, length = torch.zeros(4, LASTING_ENTRIES, dtype=torch.int64, device=self.device)
@@ -94,7 +94,7 @@ class Bans:
         entries, width = new.prefix.shape
         if entries > LASTING_ENTRIES or width > LASTING_WIDTH:
             return False
-        if self._settled is not new:
+        if self._refreshed is not new:
             lasting.first.copy_(new.first)
             lasting.until.zero_()  # what is left over has ended before it began
             lasting.row[:entries] = new.row
@@ -103,7 +103,7 @@ class Bans:
             lasting.length[:entries] = new.length
             lasting.prefix.fill_(ANY_TOKEN)
             lasting.prefix[:entries, LASTING_WIDTH - width :] = new.prefix
-            self._settled = new
+            self._refreshed = new
         return True
 
     def _upload(self) -> BanTable:

@@ -62,7 +62,7 @@ class Batch:
     Attributes:
         rows: the composition that this is made for.
         asked: rows that want log-probabilities, if any do.
-        way: the shortest way to draw for all of them that can be recorded; None if there is none.
+        draw_mode: the shortest way to draw for all of them that can be recorded; None if there is none.
 
     Args:
         rows: see above.
@@ -81,7 +81,7 @@ class Batch:
         for i in self._asking:
             wanted.setdefault(hosts[i].logprobs or 0, []).append(i)
         self.asked = LogprobRequests(wanted) if wanted else None
-        self.draw_mode = self._find_way()
+        self.draw_mode = self._find_draw_mode()
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -106,7 +106,7 @@ class Batch:
         """Whether penalty counts of any row grow with its token."""
         return any(part.features & PENALTIES for part in self.edited)
 
-    def _find_way(self) -> DrawMode | None:
+    def _find_draw_mode(self) -> DrawMode | None:
         if any(h.processors for h in self._hosts) or (self.asked and self.asked.top > RECORDED_TOP):
             return None
         if self.asked or any(h.edited for h in self._hosts):

@@ -108,7 +108,7 @@ class RowState:
         self.wanted = torch.full((max_rows,), -1, dtype=torch.int32, device=device)
 
     def stay(self) -> EditTables:
-        """All tables, from now on where they are: what recordings read. `settle` brings the bans up to date."""
+        """All tables, from now on where they are: what recordings read. `Bans.refresh` brings the bans up to date."""
         self.counts.stay()
         self.offsets.stay()
         return EditTables(self.offsets.slots, self.counts.slots, self.bans.lasting())

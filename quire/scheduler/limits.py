@@ -18,7 +18,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         whole: whether a step computes all tokens of a sequence, or none.
         chain: whether the device may feed its own sample into the next plan (not across pipeline stages).
         look_past: waiting sequences that are tried, per plan, after one that does not fit.
-        max_passed: how often a waiting sequence may be overtaken because it did not fit; then it blocks the others.
+        max_skipped: how often a waiting sequence may be overtaken because it did not fit; then it blocks the others.
         checkpoint_tokens: recurrent state is kept every so many tokens, and at the ends of prompts and turns.
         itl_target_s: seconds that a step may take while sequences stream: prompts get no more tokens than that allows.
         recorded_tokens: of prompts, in the largest step that ranks have recorded; 0 where they record none.
@@ -35,7 +35,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     whole: bool = False
     chain: bool = True
     look_past: int = 4
-    max_passed: int = 64
+    max_skipped: int = 64
     checkpoint_tokens: int = 2048
     itl_target_s: float | None = None
     recorded_tokens: int = 0

@@ -11,7 +11,7 @@ from quire.scheduler.sequence import Sequence, State
 
 
 class Planner:
-    """Fills drafts from a roster."""
+    """Fills plans from a roster."""
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
@@ -109,7 +109,7 @@ class Planner:
             else:
                 refused.append(seq)
             full = not (roster.rows.free and roster.tokens.left)
-            if full or len(refused) > limits.look_past or any(s.times_skipped >= limits.max_passed for s in refused):
+            if full or len(refused) > limits.look_past or any(s.times_skipped >= limits.max_skipped for s in refused):
                 return
 
     def _admit(self, seq: Sequence, pending_plan: PendingPlan) -> bool:

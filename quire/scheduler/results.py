@@ -1,4 +1,4 @@
-"""`settle`: what a result means for the sequences of its plan.
+"""`apply_result`: what a result means for the sequences of its plan.
 
 Appends samples, ends sequences, makes the news for front ends. Two rules of overlap live here: results for a sequence
 that has ended are dropped, and what a sequence holds is given back when its last plan in flight is in.
@@ -128,7 +128,7 @@ def _fail(roster: Roster, flight: PendingPlan, result: StepResult) -> list[Delta
 def _withdraw(roster: Roster, seq: Sequence) -> None:
     """Take the pages of `seq` out of the index; whoever shares one that nothing has confirmed starts again."""
     invalidated = [seq]
-    for each in invalidated:  # grows: what was computed on spoiled pages is spoiled too
+    for each in invalidated:  # grows: what was computed on invalid pages is invalid too
         unconfirmed_pages = roster.pages.withdraw(each)
         invalidated += [
             other for other in roster.running if other not in invalidated and _uses(other, unconfirmed_pages)

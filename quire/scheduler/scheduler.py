@@ -1,4 +1,4 @@
-"""`Scheduler`: asks resources, makes plans, settles results.
+"""`Scheduler`: asks resources, makes plans, applies results.
 
 There is no prefill and no decode: a sequence has known tokens and computed tokens, and each step lets it catch up by as
 many as all resources offer. Chunked prompts, prefix hits and preemption are that one rule. Pure: no clock, no tensor,

@@ -45,10 +45,10 @@ class Sequence:
         chain: whether it may be planned while its last sample is known to the device only.
         in_flight: plans that hold it and are not committed.
         steady_until: while `computed` is below, it advances by one token a step and no resource needs to be asked.
-        alarm: number of known tokens at which `commit` must look closer.
+        next_check: number of known tokens at which `commit` must look closer.
         plain: nothing but the token and its log-probabilities is to be told about a sample.
         grammar: key of the grammar that its text must keep to, if any.
-        passed: how often others were admitted before it because it did not fit.
+        times_skipped: how often others were admitted before it because it did not fit.
         unconfirmed: pages it filled since its last finite sample: (step, group, page).
         pooled: it brings a vector, and no token.
         checkpoints: numbers of tokens after which its recurrent state is kept, ascending.

@@ -45,7 +45,7 @@ class StepTimeModel:
         self._target_s = target_s
         self._base = 0.0
         self._pair = 0.0
-        self._lines: dict[int, SizeCost] = {}
+        self._costs: dict[int, SizeCost] = {}
         self._steps = 0
         self._table = self._filled()
 
@@ -56,12 +56,12 @@ class StepTimeModel:
             return
         self._steps += 1
         number = size_class(tokens)
-        if number in self._lines:
-            self._correct(self._lines[number], pairs / PAIRS, seconds - self.predict(tokens, pairs))
+        if number in self._costs:
+            self._correct(self._costs[number], pairs / PAIRS, seconds - self.predict(tokens, pairs))
         else:
-            self._lines[number] = SizeCost(max(0.0, seconds - self._base - self._pair * pairs / PAIRS), self._steps)
-        for old in [key for key, line in self._lines.items() if self._steps - line.seen > FORGOTTEN]:
-            del self._lines[old]
+            self._costs[number] = SizeCost(max(0.0, seconds - self._base - self._pair * pairs / PAIRS), self._steps)
+        for old in [key for key, cost in self._costs.items() if self._steps - cost.seen > FORGOTTEN]:
+            del self._costs[old]
         self._table = self._filled()
 
     def predict(self, tokens: int, pairs: float) -> float:
@@ -76,7 +76,7 @@ class StepTimeModel:
         """Tokens of a prompt with `before` tokens computed that fit into `room_s` seconds; at least LEAST_TOKENS."""
         number = known = 0
         while number < len(SIZES) and self.cost_s(SIZES[number], before) <= room_s:
-            known = number if number in self._lines else known
+            known = number if number in self._costs else known
             number += 1
         return SIZES[max(known, (known + number) // 2 if number - known > 1 else 0)]
 
@@ -84,22 +84,22 @@ class StepTimeModel:
         """Seconds that so many tokens of a prompt add."""
         return self._table[size_class(tokens)] + self._pair * tokens * (before + tokens / 2) / PAIRS
 
-    def _correct(self, line: SizeCost, x: float, wrong: float) -> None:
+    def _correct(self, cost: SizeCost, x: float, wrong: float) -> None:
         """Normalized least mean squares (Haykin, Adaptive Filter Theory, chapter 6)."""
         step = GAIN * wrong / (1 + x * x)
-        line.seconds = max(0.0, line.seconds + step)
-        line.seen = self._steps
+        cost.seconds = max(0.0, cost.seconds + step)
+        cost.seen = self._steps
         self._pair = max(0.0, self._pair + step * x)
 
     def _filled(self) -> list[float]:
         """Seconds of each size; in proportion to the nearest smaller one that is known, or else to the smallest."""
-        nearest = min(self._lines, default=None)
+        nearest = min(self._costs, default=None)
         if nearest is None:
             return [self._target_s * size / FIRST_GUESS for size in SIZES]
         table = []
         for number, size in enumerate(SIZES):
-            nearest = number if number in self._lines else nearest
-            table.append(self._lines[nearest].seconds * size / SIZES[nearest])
+            nearest = number if number in self._costs else nearest
+            table.append(self._costs[nearest].seconds * size / SIZES[nearest])
         return table
 
 

@@ -50,7 +50,7 @@ class Blocks:
     """An answer as a row of blocks: thoughts, text, calls of tools.
 
     Args:
-        ear: what understands the answer; None if it is text and nothing else.
+        parser: what understands the answer; None if it is text and nothing else.
     """
 
     def __init__(self, parser: AnswerParser | None) -> None:

@@ -77,7 +77,7 @@ class CoreSupervisor:
     Args:
         start: starts a core, the n-th.
         pulse: the page that cores write.
-        patience: see `StallLimits`.
+        stall_limits: see `StallLimits`.
         tell: takes news to all front ends.
 
     Attributes:

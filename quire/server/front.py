@@ -87,14 +87,14 @@ class Front:
         said = born.config.engine.log
         self._pool = TextPool(Setup(front.tokenizer_path, source, said.log_level, said.log_format))
         self._engine.on_death = lambda reason: log.error("requests are refused until there is an engine: %s", reason)
-        self._family = SupervisedPeers(channel, born.count)
+        self._peers = SupervisedPeers(channel, born.count)
         self._answering = Tasks()
         self._known, self._lost = asyncio.Event(), asyncio.Event()
         self._engine.on_lost = self._lost.set
         # Where an engine was ready before, this front end replaces one: clients wait for it, so it answers them in any
         # case, if only to say that there is no engine now.
         self._wait_s = None if born.facts is None else JOIN_S
-        self._follower = EngineConnector(self._engine, self._known.set)
+        self._connector = EngineConnector(self._engine, self._known.set)
         self._server: ApiServer | None = None
         self._service: Service | None = None
 
@@ -118,7 +118,7 @@ class Front:
 
     async def _answer_clients(self) -> None:
         engine = self._engine
-        app = create_app(engine, self._config, self._template, self._family, self._pool.run)
+        app = create_app(engine, self._config, self._template, self._peers, self._pool.run)
         self._service = service = app.state.service
 
         def on_ready() -> None:
@@ -144,13 +144,13 @@ class Front:
     async def _hear(self) -> None:
         while (message := await self._channel.receive()) is not None:
             if isinstance(message, EngineUp | EngineDown | CrashReport):
-                for report in await self._follower.hear(message):
+                for report in await self._connector.hear(message):
                     self._channel.send(report)
             elif isinstance(message, Asked):
                 # In a task: what is asked may take a while.
                 self._answering.keep(asyncio.create_task(self._answer(message)))
             elif isinstance(message, Answers):
-                self._family.hear(message)
+                self._peers.hear(message)
             elif isinstance(message, Stop):
                 if self._server is None:
                     return

@@ -53,7 +53,7 @@ STACKS_S = 0.5
 """How long a hung front end gets to write what its threads do."""
 STOPPING_S = 0.1
 """How soon whoever waits to begin a front end again hears that the server stops."""
-STRIKES = 256
+REPORTS = 256
 """News of requests that are told to front ends that are born later."""
 
 
@@ -146,7 +146,7 @@ class Fronts:
         self._children: dict[int, Child] = {}
         self._exchanges: dict[int, _Exchange] = {}
         self._numbers = itertools.count()
-        self._strikes: deque[CrashReport] = deque(maxlen=STRIKES)
+        self._reports: deque[CrashReport] = deque(maxlen=REPORTS)
         self._past: list[Tally] = []
         self._cannot: str | None = None
         self.restarts = 0
@@ -235,7 +235,7 @@ class Fronts:
             )
         channel: Channel[FromFront] = await Channel.open(ours, FromFront)
         child = Child(f"front-{next(self._names)}", process, channel, _now() + max(FIRST_SIGN_S, self._stall_s))
-        for message in [*self._owner.born(listener.fileno(), child.name), *self._strikes]:
+        for message in [*self._owner.born(listener.fileno(), child.name), *self._reports]:
             child.channel.send(message)
         self._children[index] = child
         return child
@@ -270,7 +270,7 @@ class Fronts:
         elif isinstance(message, CannotServe):
             self._cannot = message.message
         elif isinstance(message, CrashReport):
-            self._strikes.append(message)
+            self._reports.append(message)
             for other in list(self._children):
                 if other != index:
                     self._tell(other, message)

@@ -1,7 +1,7 @@
 """`Supervisor`: one engine core and some front ends, begun again when they die or hang, ended together.
 
 It serves no request and holds no model, so there is little that could harm it: request, engine and server are three
-fault domains. Until front ends serve it says that it lives (`porter.py`). The engine is watched by its pulse; while it
+fault domains. Until front ends serve it says that it lives (`startup.py`). The engine is watched by its pulse; while it
 is away front ends answer 503. Signals: the first SIGTERM or SIGINT drains, the second ends everything within ABORT_S.
 """
 

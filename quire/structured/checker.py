@@ -1,6 +1,6 @@
-"""`GrammarChecker`: asks the judge, starts one when it is needed, and tells from its end why it ended.
+"""`GrammarChecker`: asks a process, starts one when it is needed, and tells from its end why it ended.
 
-Calls wait for the judge, so they are made from a thread of their own (`engine/grammars.py`).
+Calls wait for that process, so they are made from a thread of their own (`engine/grammars.py`).
 """
 
 import signal
@@ -25,11 +25,11 @@ _ENDINGS = {
         ("takes too much memory to compile", "grammar_too_complex"),
     ),
 }
-"""How a judge ends by the fault of a grammar; by any other end the grammar is none the worse."""
+"""How the process ends by the fault of a grammar; by any other end the grammar is none the worse."""
 
 
 class GrammarChecker:
-    """One judge at a time, for one vocabulary; for one thread."""
+    """One process at a time, for one vocabulary; for one thread."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -37,23 +37,23 @@ class GrammarChecker:
         self._channel: socket.socket | None = None
 
     def check(self, wanted: StructuredOutputsParams) -> None:
-        """Let the judge compile a grammar.
+        """Let the process compile a grammar.
 
         Raises:
             RequestError: with code invalid_schema, grammar_timeout or grammar_too_complex.
-            EngineError: the judge has ended by no fault of the grammar; its log says why.
+            EngineError: the process has ended by no fault of the grammar; its log says why.
         """
         channel = self._channel or self._open()
         _read(self._ask(channel, msgspec.json.encode(wanted)))
 
     def interrupt(self) -> None:
-        """Kill the judge, from any thread; whoever waits for it goes on with an error."""
+        """Kill the process, from any thread; whoever waits for it goes on with an error."""
         process = self._process
         if process is not None:
             process.kill()
 
     def close(self) -> None:
-        """End the judge."""
+        """End the process."""
         channel, process = self._channel, self._process
         self._channel = self._process = None
         if channel is not None:
@@ -88,11 +88,11 @@ class GrammarChecker:
             return answer
         process = self._process
         if process is None:
-            raise EngineError("the judge of grammars was closed")
+            raise EngineError("the grammar checker was closed")
         status = process.wait()
         self.close()
         if status not in _ENDINGS:
-            raise EngineError(f"the judge of grammars has ended with {status}")
+            raise EngineError(f"the grammar checker has ended with {status}")
         why, code = _ENDINGS[status]
         raise RequestError(f"the grammar {why}; make it simpler (shorter repetitions, fewer rules).", FIELD, code)
 

@@ -1,6 +1,6 @@
 """A helper process that compiles each grammar first, with limits: `python -m quire.structured.checker_process FD`.
 
-A grammar that would take too much time or memory ends this process and nothing else. `court.py` starts it and asks it.
+A grammar that would take too much time or memory ends this process and nothing else. `checker.py` starts it and asks.
 """
 
 import os
@@ -34,7 +34,7 @@ class Verdict(msgspec.Struct):
 
 
 def main() -> int:
-    """Read the vocabulary, then judge grammars until the other side ends."""
+    """Read the vocabulary, then check grammars until the other side ends."""
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         first = receive(channel)
         if first is None:
@@ -50,11 +50,11 @@ def main() -> int:
         # What strangers' grammars make libraries say is nothing for the log.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         while (frame := receive(channel)) is not None:
-            _judge(channel, backend, msgspec.json.decode(frame, type=StructuredOutputsParams))
+            _check(channel, backend, msgspec.json.decode(frame, type=StructuredOutputsParams))
     return 0
 
 
-def _judge(channel: socket.socket, backend: LLBackend, wanted: StructuredOutputsParams) -> None:
+def _check(channel: socket.socket, backend: LLBackend, wanted: StructuredOutputsParams) -> None:
     # The default action of both signals is to end the process: nothing in a native library can hold it up.
     signal.setitimer(signal.ITIMER_PROF, CPU_S)
     signal.setitimer(signal.ITIMER_REAL, WALL_S)

@@ -92,7 +92,7 @@ def test_a_plan_in_flight_that_fails_keeps_no_rank_from_its_end(llm: LLM) -> Non
     assert not core.in_flight
 
 
-def test_a_judge_of_grammars_that_cannot_be_begun_is_the_engines_fault(llm: LLM) -> None:
+def test_a_grammar_checker_that_cannot_be_begun_is_the_engines_fault(llm: LLM) -> None:
     params = SamplingParams(max_tokens=4, structured_outputs=StructuredOutputsParams(regex="a+"))
     with (
         mock.patch.object(checker.subprocess, "Popen", side_effect=OSError("no more processes")),

@@ -66,7 +66,7 @@ def write(folder: Path, family: str, base, table) -> Path:
     return folder
 
 
-class EngineConnector(Driver):
+class Follower(Driver):
     """Continues as another driver did, whatever its own logits say."""
 
     def greedy(self, sequence):
@@ -81,7 +81,7 @@ def texts(lengths):
 
 def run(path, device, dtype, providers, said=()):
     """Tokens and logits of each sequence."""
-    kind = EngineConnector if said else Driver
+    kind = Follower if said else Driver
     driver = kind(path, PAGE, providers, device=device, dtype=dtype, seed=SEED)
     driver.said = said
     found = driver.generate(texts((45, 23, 70)), NEW)

@@ -64,7 +64,7 @@ def limits(chain):
         prefix_caching=st.booleans(),
         chain=st.just(chain),
         look_past=st.integers(0, 4),
-        max_passed=st.integers(1, 8),
+        max_skipped=st.integers(1, 8),
         shared_rows=st.integers(2, 4),
         shared_tokens=st.sampled_from([1, 4, 9]),
         checkpoint_tokens=st.sampled_from([2048, 6]),
@@ -121,10 +121,10 @@ class Machine(RuleBasedStateMachine):
             with suppress(RequestError):
                 self.engine.submit(msgspec.structs.replace(request, id=f"r{len(self.engine.requests)}"))
 
-    @rule(fair_share=st.integers(1, 8))
-    def turn(self, fair_share):
+    @rule(turns=st.integers(1, 8))
+    def turn(self, turns):
         """The loop goes round."""
-        for _ in range(fair_share):
+        for _ in range(turns):
             self.engine.turn()
 
     @precondition(lambda self: self.engine.requests)

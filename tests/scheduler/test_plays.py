@@ -204,7 +204,7 @@ def test_admission_counts_cached_pages_that_it_would_use_as_taken():
 
 
 def test_a_blocked_head_is_not_passed_for_ever():
-    engine = Engine(layout_of([Retention()], pages=9, page_size=4), prefix_caching=False, max_passed=2)
+    engine = Engine(layout_of([Retention()], pages=9, page_size=4), prefix_caching=False, max_skipped=2)
     engine.add(prompt=16, max_tokens=16)
     engine.step()
     engine.add(prompt=20, max_tokens=4)

@@ -22,7 +22,7 @@ LAYOUT = Layout([GroupLayout(StateSpec(16), 1, 16, 6000)], 40_000)
 
 
 class Device:
-    """Takes as long as the model of `StepTimeModel` says, with other numbers, and with noise."""
+    """Takes as long as a `StepTimeModel` says, with other numbers, and with noise."""
 
     def __init__(self, base: float, token: float, pair: float, noise: float = 0.0, recorded: int = 8192) -> None:
         self.base, self.token, self.pair = base, token, pair

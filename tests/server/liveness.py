@@ -61,7 +61,7 @@ class Watched:
 @contextlib.contextmanager
 def watched(served: Served) -> Iterator[Watched]:
     """Keep the canary going while the body of the `with` runs; afterwards everything must be as it was before."""
-    ask(served, {"prompt": "a", "max_tokens": 2, "structured_outputs": {"choice": ["ab"]}})  # the judge is there
+    ask(served, {"prompt": "a", "max_tokens": 2, "structured_outputs": {"choice": ["ab"]}})  # the checker is there
     before = settled(served)
     found, stop = Watched(), threading.Event()
     threads = [threading.Thread(target=work, args=(served, found, stop)) for work in (_sing, _probe)]

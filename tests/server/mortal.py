@@ -20,7 +20,7 @@ HERE = Path(__file__)
 MODEL = "default"
 
 
-class SupervisedPeers:
+class RunningServer:
     """A running server.
 
     Attributes:
@@ -97,7 +97,7 @@ class Reader(threading.Thread):
         begun: set with the first event.
     """
 
-    def __init__(self, family: SupervisedPeers, prompt: list[int], tokens: int) -> None:
+    def __init__(self, family: RunningServer, prompt: list[int], tokens: int) -> None:
         super().__init__(daemon=True)
         self.family, self.json = family, body(prompt, tokens, stream=True, return_token_ids=True)
         self.events: list[dict] = []
@@ -143,14 +143,14 @@ def body(prompt: list[int], tokens: int, **more: object) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def server(*flags: str, step_ms: float = 5.0, wait: bool = True) -> Iterator[SupervisedPeers]:
+def server(*flags: str, step_ms: float = 5.0, wait: bool = True) -> Iterator[RunningServer]:
     """Run `quire serve` over a mortal core with these flags; whatever is left of it is killed."""
     words = [sys.executable, str(HERE), str(step_ms), *flags]
     # A folder is left where nobody is left to remove it.
     scratch = tempfile.TemporaryDirectory(prefix="mortal-", ignore_cleanup_errors=True)
     environ = {**os.environ, "PYTHONPATH": str(HERE.parents[2]), "TMPDIR": scratch.name}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
-    family = SupervisedPeers(process)
+    family = RunningServer(process)
     known: list[psutil.Process] = []
     try:
         if wait:

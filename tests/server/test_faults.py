@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server.mortal import Reader, SupervisedPeers, body, gone, server, until
+from tests.server.mortal import Reader, RunningServer, body, gone, server, until
 from tests.server.mortal_core import DEADLY, STICKY, token
 
 pytestmark = pytest.mark.multi
@@ -24,18 +24,18 @@ def expected(prompt: list[int], count: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def two() -> SupervisedPeers:
+def two() -> RunningServer:
     """Two front ends; tests leave it serving."""
     with server("api_server_count=2", "stream_write_timeout_s=1") as family:
         yield family
 
 
-def idle(family: SupervisedPeers) -> bool:
+def idle(family: RunningServer) -> bool:
     found = family.get("/load").json()
     return not (found["server_load"] or found["running"] or found["waiting"] or found["kv_cache_usage"])
 
 
-def test_a_killed_engine_is_an_error_for_what_was_begun_and_nothing_for_the_rest(two: SupervisedPeers) -> None:
+def test_a_killed_engine_is_an_error_for_what_was_begun_and_nothing_for_the_rest(two: RunningServer) -> None:
     readers = [Reader(two, [50 + i], LONG) for i in range(4)]
     for reader in readers:
         assert reader.begun.wait(20)
@@ -85,7 +85,7 @@ def test_an_engine_that_hangs_is_not_ready_and_is_begun_again() -> None:
         all_die(family)
 
 
-def test_a_request_that_kills_twice_is_refused_and_others_are_not(two: SupervisedPeers) -> None:
+def test_a_request_that_kills_twice_is_refused_and_others_are_not(two: RunningServer) -> None:
     answers: dict[str, httpx.Response] = {}
 
     def ask(name: str, prompt: list[int], tokens: int) -> threading.Thread:
@@ -111,7 +111,7 @@ def test_a_request_that_kills_twice_is_refused_and_others_are_not(two: Supervise
     until(lambda: idle(two))
 
 
-def test_a_front_end_that_dies_takes_only_its_own_with_it(two: SupervisedPeers) -> None:
+def test_a_front_end_that_dies_takes_only_its_own_with_it(two: RunningServer) -> None:
     readers = [Reader(two, [80 + i], 400) for i in range(12)]
     endless = [Reader(two, [180 + i], 1900) for i in range(12)]
     for reader in (*readers, *endless):
@@ -150,13 +150,13 @@ def test_a_front_end_that_hangs_is_replaced() -> None:
         all_die(family)
 
 
-def metric(family: SupervisedPeers, name: str) -> float:
+def metric(family: RunningServer, name: str) -> float:
     """The sum of a counter's series."""
     lines = family.get("/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"quire:{name}"))
 
 
-def test_front_ends_answer_for_each_other(two: SupervisedPeers) -> None:
+def test_front_ends_answer_for_each_other(two: RunningServer) -> None:
     until(lambda: len(two.fronts) == 2)
     before = metric(two, "prompt_tokens_total")
     for _ in range(10):
@@ -178,7 +178,7 @@ def test_front_ends_answer_for_each_other(two: SupervisedPeers) -> None:
     assert two.get("/v1/responses/resp_nobody").status_code == 404
 
 
-def test_scrapes_hurt_nobody(two: SupervisedPeers) -> None:
+def test_scrapes_hurt_nobody(two: RunningServer) -> None:
     stop = threading.Event()
 
     def scrape() -> None:
@@ -203,7 +203,7 @@ def test_scrapes_hurt_nobody(two: SupervisedPeers) -> None:
         scraper.join(30)
 
 
-def test_a_client_that_does_not_read_is_dropped(two: SupervisedPeers) -> None:
+def test_a_client_that_does_not_read_is_dropped(two: RunningServer) -> None:
     host, port = two.url.removeprefix("http://").split(":")
     text = json.dumps(body([5], 1900, stream=True, n=32, return_token_ids=True))
     head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -219,7 +219,7 @@ def test_a_client_that_does_not_read_is_dropped(two: SupervisedPeers) -> None:
         until(lambda: idle(two), 30)
 
 
-def all_die(family: SupervisedPeers) -> None:
+def all_die(family: RunningServer) -> None:
     """The supervisor is killed, and soon nothing is left: no process, no port, no file."""
     everybody = family.all()
     assert len(everybody) == 2 + 3 * len(family.fronts), "supervisor, core, front ends with two text workers each"

@@ -20,7 +20,7 @@ FEW = 4
 
 
 def attended(visit: Callable[[StartupResponder, socket.socket], Awaitable[None]]) -> None:
-    """A visit to a porter that has few places."""
+    """A visit to a responder that has few slots."""
 
     async def scenario() -> None:
         with bind(ServerConfig(port=0)) as listener, mock.patch("quire.server.startup.MOST_CONNECTIONS", FEW):
@@ -71,7 +71,7 @@ def test_clients_that_ask_nothing_are_few_and_have_little_time() -> None:
         attended(visit)
 
 
-def test_without_a_porter_nothing_is_begun_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_responder_nothing_is_begun_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quire.server.supervisor.private_folder", lambda: tmp_path)
     monkeypatch.setattr(StartupResponder, "open", mock.AsyncMock(side_effect=OSError("no descriptor")))
     listener = bind(ServerConfig(port=0))

@@ -32,7 +32,7 @@ class SimulatedFront:
         self._links: list[Any] = []
         self.engine = AsyncLLM(text_side(), world.facts, world.pulse, self._connect)
         self.engine._open.suspects = Suspects(world.loop.time)
-        self.follower = EngineConnector(self.engine, self._joined)
+        self.connector = EngineConnector(self.engine, self._joined)
         self.known = asyncio.Event()
         if world.facts is not None:
             self.known.set()
@@ -66,5 +66,5 @@ class SimulatedFront:
 
     async def _hear(self) -> None:
         while True:
-            for strike in await self.follower.hear(await self._news.get()):
-                self._world.strike(self, strike)
+            for report in await self.connector.hear(await self._news.get()):
+                self._world.report(self, report)

@@ -1,4 +1,4 @@
-"""A whole simulated server: the real keeper of engines, cores, front ends and their clients, in one thread."""
+"""A whole simulated server: the real supervisor of engines, cores, front ends and their clients, in one thread."""
 
 import asyncio
 import random
@@ -53,7 +53,7 @@ class World:
         self._first = asyncio.Event()
         self._moves_since = 0.0
         self._unlucky: set[str] = set()
-        self._strikes: list[CrashReport] = []
+        self._reports: list[CrashReport] = []
         self._born = 0
         self._cores: list[SimulatedCore] = []
         self._unready_since: dict[str, float] = {}
@@ -99,17 +99,17 @@ class World:
         """What clients have seen is what they may see."""
         failed = [seen for seen in self.seen.values() if "error" in seen.ends.values() or seen.outcome == "failed"]
         hurt = [seen for seen in failed if not history.explained(seen) and seen.ask.id not in self._unlucky]
-        assert len(hurt) <= sum(self.points.broken.get(hook, 0) for hook in SEAMS), "one fault has hurt two requests"
+        assert len(hurt) <= sum(self.points.broken.get(seam, 0) for seam in SEAMS), "one fault has hurt two requests"
         for seen in self.seen.values():
             history.check(self.scenario, seen, excused=seen in hurt or seen.ask.id in self._unlucky)
 
-    def strike(self, origin: SimulatedFront, strike: CrashReport) -> None:
+    def report(self, origin: SimulatedFront, report: CrashReport) -> None:
         """A front end knows something of a request; the others learn it."""
-        self.note(origin.name, "strikes", strike)
-        self._strikes.append(strike)
+        self.note(origin.name, "reports", report)
+        self._reports.append(report)
         for front in self.fronts:
             if front is not None and front is not origin:
-                front.tell(strike)
+                front.tell(report)
 
     async def _start_core(self, number: int) -> SimulatedCore:
         try:
@@ -142,8 +142,8 @@ class World:
         self._born += 1
         if self.core_supervisor.news is not None:
             front.tell(self.core_supervisor.news)
-        for strike in self._strikes:
-            front.tell(strike)
+        for report in self._reports:
+            front.tell(report)
         return front
 
     async def _happen(self, event: Ask | Fault) -> None:

@@ -1,4 +1,4 @@
-"""The judge: a process that says what is wrong with a grammar, and whose end is nobody else's."""
+"""The checker: a process that says what is wrong with a grammar, and whose end is nobody else's."""
 
 import signal
 import sys
@@ -11,7 +11,7 @@ import pytest
 import quire
 from quire.base.errors import EngineError, RequestError
 from quire.messages.structured import StructuredOutputsParams
-from quire.structured import checker as court_module
+from quire.structured import checker as checker_module
 from quire.structured.checker import GrammarChecker
 from quire.structured.matcher import Vocabulary
 
@@ -71,7 +71,7 @@ def test_bad_ones_are_refused_with_a_short_reason(checker, wanted):
 @pytest.mark.parametrize(
     ("end", "code"), [(signal.SIGPROF, "grammar_timeout"), (signal.SIGABRT, "grammar_too_complex")]
 )
-def test_the_end_of_the_judge_is_a_refusal_and_the_next_one_serves(checker, end, code):
+def test_the_end_of_the_process_is_a_refusal_and_the_next_one_serves(checker, end, code):
     checker.check(GOOD[0])
     process = checker._process
     process.send_signal(signal.SIGSTOP)  # as if it had much to do
@@ -84,8 +84,8 @@ def test_the_end_of_the_judge_is_a_refusal_and_the_next_one_serves(checker, end,
     checker.check(GOOD[0])
 
 
-def test_a_judge_that_ends_by_itself_blames_no_grammar(monkeypatch, capfd):
-    monkeypatch.setattr(court_module, "python", lambda: [sys.executable, "-c", "import no_such_module"])
+def test_a_process_that_ends_by_itself_blames_no_grammar(monkeypatch, capfd):
+    monkeypatch.setattr(checker_module, "python", lambda: [sys.executable, "-c", "import no_such_module"])
     with pytest.raises(EngineError, match="has ended with 1"):
         GrammarChecker(VOCABULARY).check(GOOD[0])
     assert "no_such_module" in capfd.readouterr().err

@@ -28,7 +28,7 @@ def asked(service: GrammarService, name: str) -> list[Refused]:
     return service.collect()
 
 
-def test_a_judge_that_cannot_be_begun_is_tried_again(tmp_path) -> None:
+def test_a_checker_that_cannot_be_begun_is_tried_again(tmp_path) -> None:
     scheduler = mock.Mock()
     service = GrammarService(mock.Mock(), scheduler, Vocabulary(str(tmp_path), 10, (0,)))
     try:
@@ -43,7 +43,7 @@ def test_a_judge_that_cannot_be_begun_is_tried_again(tmp_path) -> None:
 
 
 def test_a_fault_of_the_engine_is_not_told_as_the_requests() -> None:
-    assert isinstance(Refused("mine", "no judge", None, FAILED).error, EngineError)
+    assert isinstance(Refused("mine", "no checker", None, FAILED).error, EngineError)
     error = Refused("mine", "no such grammar", "regex", "invalid_schema").error
     assert isinstance(error, RequestError)
     assert (error.message, error.param, error.code) == ("no such grammar", "regex", "invalid_schema")

@@ -56,7 +56,7 @@ TEMPLATES = {"mistral": ["", "[ARGS]"], "deepseek": ["", "```json"]}
 CASES = [(name, source) for name in ENFORCED for source in TEMPLATES.get(name, [""])]
 
 
-class JobHandler:
+class Rig:
     """A service of one format, and the grammar library with the same tokens, so that texts can be sampled."""
 
     def __init__(self, path: Path, format: str, source: str = "", *, specials: bool = True) -> None:
@@ -112,7 +112,7 @@ def check(parsed: Any) -> None:
 def test_required_calls_are_calls(tmp_path: Path, format: str, source: str, specials: bool) -> None:
     if format == "harmony" and not specials:
         pytest.skip("its channels are tokens in every tokenizer")
-    desk = JobHandler(tmp_path, format, source, specials=specials)
+    rig = Rig(tmp_path, format, source, specials=specials)
     counts = set()
     for parallel in (True, False):
         offer = ToolSet(LISTED, SCHEMAS, parallel=parallel, required=True, strict=frozenset(SCHEMAS))
@@ -122,12 +122,12 @@ def test_required_calls_are_calls(tmp_path: Path, format: str, source: str, spec
             if seed >= 5 and aim in counts:
                 break
             thinking = [ReasoningState.NONE, ReasoningState.MAY][seed % 2]
-            wanted = framed(desk.service, offer, None, thinking, None)
+            wanted = framed(rig.service, offer, None, thinking, None)
             assert wanted is not None
-            text = desk.sample(wanted, seed)
+            text = rig.sample(wanted, seed)
             if text is None:
                 continue
-            parsed = desk.hear(offer, thinking, text)
+            parsed = rig.hear(offer, thinking, text)
             assert parsed.calls, text
             assert parsed.content == "", text
             check(parsed)
@@ -138,20 +138,20 @@ def test_required_calls_are_calls(tmp_path: Path, format: str, source: str, spec
 
 @pytest.mark.parametrize(("format", "source"), CASES)
 def test_strict_tools_hold_among_words(tmp_path: Path, format: str, source: str) -> None:
-    desk = JobHandler(tmp_path, format, source)
+    rig = Rig(tmp_path, format, source)
     offer = ToolSet(LISTED, SCHEMAS, strict=frozenset(SCHEMAS))
     called = 0
     for seed in range(80):
         if seed >= 6 and called:
             break
         wanted = framed(
-            desk.service, offer, None, ReasoningState.OPEN if format != "harmony" else ReasoningState.MAY, None
+            rig.service, offer, None, ReasoningState.OPEN if format != "harmony" else ReasoningState.MAY, None
         )
         assert wanted is not None
-        text = desk.sample(wanted, seed)
+        text = rig.sample(wanted, seed)
         if text is None:
             continue
-        parsed = desk.hear(offer, ReasoningState.OPEN if format != "harmony" else ReasoningState.MAY, text)
+        parsed = rig.hear(offer, ReasoningState.OPEN if format != "harmony" else ReasoningState.MAY, text)
         check(parsed)
         called += bool(parsed.calls)
     assert called
@@ -159,18 +159,18 @@ def test_strict_tools_hold_among_words(tmp_path: Path, format: str, source: str)
 
 @pytest.mark.parametrize(("format", "source"), CASES)
 def test_a_call_or_content_of_a_form(tmp_path: Path, format: str, source: str) -> None:
-    desk = JobHandler(tmp_path, format, source)
+    rig = Rig(tmp_path, format, source)
     offer = ToolSet(LISTED, SCHEMAS)
     seen = set()
     for seed in range(60):
         if seed >= 6 and True in seen:
             break
-        wanted = framed(desk.service, offer, StructuredOutputsParams(json=FORM), ReasoningState.MAY, None)
+        wanted = framed(rig.service, offer, StructuredOutputsParams(json=FORM), ReasoningState.MAY, None)
         assert wanted is not None
-        text = desk.sample(wanted, seed)
+        text = rig.sample(wanted, seed)
         if text is None:
             continue
-        parsed = desk.hear(offer, ReasoningState.MAY, text)
+        parsed = rig.hear(offer, ReasoningState.MAY, text)
         check(parsed)
         assert bool(parsed.calls) != bool(parsed.content), text
         if parsed.content:
@@ -189,19 +189,19 @@ OWN = (
 
 @pytest.mark.parametrize(("format", "source"), CASES)
 def test_a_call_or_content_of_a_grammar_of_ones_own(tmp_path: Path, format: str, source: str) -> None:
-    desk = JobHandler(tmp_path, format, source)
+    rig = Rig(tmp_path, format, source)
     offer = ToolSet(LISTED, SCHEMAS)
     for form, pattern in OWN:
         seen = set()
         for seed in range(80):
             if seed >= 6 and len(seen) == 2:
                 break
-            wanted = framed(desk.service, offer, form, ReasoningState.MAY, None)
+            wanted = framed(rig.service, offer, form, ReasoningState.MAY, None)
             assert wanted is not None
-            text = desk.sample(wanted, seed)
+            text = rig.sample(wanted, seed)
             if text is None:
                 continue
-            parsed = desk.hear(offer, ReasoningState.MAY, text)
+            parsed = rig.hear(offer, ReasoningState.MAY, text)
             check(parsed)
             if parsed.content:
                 assert re.fullmatch(pattern, parsed.content.strip()), text
@@ -210,16 +210,16 @@ def test_a_call_or_content_of_a_grammar_of_ones_own(tmp_path: Path, format: str,
 
 
 def test_a_named_function_is_called_once(tmp_path: Path) -> None:
-    desk = JobHandler(tmp_path, "hermes")
+    rig = Rig(tmp_path, "hermes")
     offer = ToolSet(LISTED, {"now": NOW}, parallel=False, required=True, named=True)
-    wanted = framed(desk.service, offer, None, ReasoningState.NONE, None)
+    wanted = framed(rig.service, offer, None, ReasoningState.NONE, None)
     assert wanted is not None
-    parsed = desk.hear(offer, ReasoningState.NONE, desk.sample(wanted, 0) or "")
+    parsed = rig.hear(offer, ReasoningState.NONE, rig.sample(wanted, 0) or "")
     assert [(call.name, json.loads(call.arguments)) for call in parsed.calls] == [("now", {})]
 
 
 def test_the_form_follows_the_thoughts_and_a_budget_ends_them(tmp_path: Path) -> None:
-    desk = JobHandler(tmp_path, "hermes")
+    rig = Rig(tmp_path, "hermes")
     none = ToolSet()
     for form in (
         StructuredOutputsParams(choice=["yes", "no"]),
@@ -228,45 +228,45 @@ def test_the_form_follows_the_thoughts_and_a_budget_ends_them(tmp_path: Path) ->
         StructuredOutputsParams(json={"enum": ["yes", "no"]}),
     ):
         for seed in range(4):
-            wanted = framed(desk.service, none, form, ReasoningState.OPEN, 5)
+            wanted = framed(rig.service, none, form, ReasoningState.OPEN, 5)
             assert wanted is not None
-            text = desk.sample(wanted, seed)
+            text = rig.sample(wanted, seed)
             assert text is not None
             thoughts, end, rest = text.partition("</think>")
             assert end
-            assert len(desk.tokenizer.encode(thoughts)) <= 5
+            assert len(rig.tokenizer.encode(thoughts)) <= 5
             assert rest.strip(' \n"') in ("yes", "no")
-        assert framed(desk.service, none, form, ReasoningState.CLOSED, None) is form
-    free = framed(desk.service, none, None, ReasoningState.OPEN, 3)
+        assert framed(rig.service, none, form, ReasoningState.CLOSED, None) is form
+    free = framed(rig.service, none, None, ReasoningState.OPEN, 3)
     assert free is not None
-    text = desk.sample(free, 1)
+    text = rig.sample(free, 1)
     assert text is not None
     assert len(text.partition("</think>")[0]) <= 3
-    assert framed(desk.service, none, None, ReasoningState.OPEN, None) is None
+    assert framed(rig.service, none, None, ReasoningState.OPEN, None) is None
 
 
 def test_what_cannot_be_enforced_is_refused(tmp_path: Path) -> None:
-    coder = JobHandler(tmp_path, "qwen3_coder")
+    coder = Rig(tmp_path, "qwen3_coder")
     for schema in ({"anyOf": [NOW]}, {"properties": {"a": {"type": "string", "pattern": "x"}}}):
         offer = ToolSet(LISTED, {"now": schema}, required=True, strict=frozenset({"now"}))
         with pytest.raises(RequestError, match="strict"):
             framed(coder.service, offer, None, ReasoningState.NONE, None)
         loose = ToolSet(LISTED, {"now": schema}, required=True)
         assert framed(coder.service, loose, None, ReasoningState.NONE, None) is not None
-    plain = JobHandler(tmp_path, "hermes", specials=False)
+    plain = Rig(tmp_path, "hermes", specials=False)
     with pytest.raises(RequestError, match="no token of its own"):
         framed(plain.service, ToolSet(), None, ReasoningState.OPEN, 5)
 
 
 def test_a_loose_schema_keeps_what_can_be_said(tmp_path: Path) -> None:
-    desk = JobHandler(tmp_path, "hermes")
+    rig = Rig(tmp_path, "hermes")
     schema = {
         "properties": {"a": {"type": "string", "pattern": "(?=x)y"}, "b": {"$ref": "http://x/y"}, "c": {"const": 3}},
         "required": ["a", "c"],
         "not": {"required": ["z"]},
     }
     offer = ToolSet(LISTED, {"now": schema}, required=True, parallel=False)
-    wanted = framed(desk.service, offer, None, ReasoningState.NONE, None)
+    wanted = framed(rig.service, offer, None, ReasoningState.NONE, None)
     assert wanted is not None
-    text = next(text for seed in range(20) if (text := desk.sample(wanted, seed)))
-    assert json.loads(desk.hear(offer, ReasoningState.NONE, text).calls[0].arguments)["c"] == 3
+    text = next(text for seed in range(20) if (text := rig.sample(wanted, seed)))
+    assert json.loads(rig.hear(offer, ReasoningState.NONE, text).calls[0].arguments)["c"] == 3

@@ -4,8 +4,8 @@ over pages, our products, our scheduler, our loader.
 The library calls a function of ours in place of attention, for all texts of a step at once (`packed.py`). A first run
 without weights tells what each call is like and what cannot be served so: scores that are added to, masks that neither
 a window nor a chunk explains, attention that is not the library's interface. Such models read their texts one by one
-with their own attention, over our pages (`apart.py`). Only this folder imports transformers, and only it may run code
-of a checkpoint (`trust_remote_code`).
+with their own attention, over our pages (`per_sequence.py`). Only this folder imports transformers, and only it may run
+code of a checkpoint (`trust_remote_code`).
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""What ways to run transformers' modules have in common: `packed.py` and `apart.py` are the two."""
+"""What ways to run transformers' modules have in common: `packed.py` and `per_sequence.py` are the two."""
 
 import inspect
 from abc import ABC, abstractmethod

@@ -56,8 +56,8 @@ class Packed(ForwardPass):
                 "others keep state of another kind or have attention of their own"
             )
         if any(call.causal is self.whole for call in calls):
-            forward_pass = "from left to right" if self.whole else "both ways"
-            raise CheckpointError(f"{name_of(inner)} reads {forward_pass}, which is not how its task reads")
+            direction = "from left to right" if self.whole else "both ways"
+            raise CheckpointError(f"{name_of(inner)} reads {direction}, which is not how its task reads")
         self._hook.finish_first_run(b)
         with refusing(inner):
             self._masked(inner, probe(b.device))
@@ -120,7 +120,7 @@ def _waits_for_nothing(run: Callable[[], object]) -> bool:
 
 
 def _register(hook: AttentionHook) -> str:
-    """Let transformers call `seam`; returns the name by which it does. Nothing there keeps the seam alive."""
+    """Let transformers call `hook`; returns the name by which it does. Nothing there keeps the hook alive."""
     name = f"quire-{next(_numbers)}"
     transformers.AttentionInterface.register(name, _weakly(hook.attend))
     AttentionMaskInterface.register(name, _weakly(hook.mask))

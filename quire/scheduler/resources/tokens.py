@@ -9,7 +9,7 @@ class Tokens:
 
     Args:
         per_step: the number.
-        pace: what a step may take while sequences stream; None for as long as it takes.
+        step_times: what a step may take while sequences stream; None for as long as it takes.
 
     Attributes:
         left: of the budget.
@@ -20,7 +20,7 @@ class Tokens:
         self.per_step = per_step
         self.left = per_step
         self.streaming = False
-        self._pace = step_times
+        self._step_times = step_times
         self._room_s = 0.0
 
     @property
@@ -31,23 +31,23 @@ class Tokens:
     def new_step(self) -> None:
         """The whole budget again."""
         self.left = self.per_step
-        if self._pace is not None:
-            self._room_s = self._pace.room_s()
+        if self._step_times is not None:
+            self._room_s = self._step_times.room_s()
 
     def offer(self, seq: Sequence, tokens: int) -> int:
         """What is left of the budget."""
         most = min(tokens, self.left)
-        if self._pace is None or not self.streaming or tokens == 1:
+        if self._step_times is None or not self.streaming or tokens == 1:
             return most
         if self._room_s < 0:
             return 0  # another prompt goes on in this step
-        return min(most, self._pace.tokens(seq.computed, self._room_s))
+        return min(most, self._step_times.tokens(seq.computed, self._room_s))
 
     def take(self, seq: Sequence, tokens: int) -> None:
         """Use up."""
         self.left -= tokens
-        if self._pace is not None and tokens > 1:
-            self._room_s -= self._pace.cost_s(tokens, seq.computed) + 1e-12
+        if self._step_times is not None and tokens > 1:
+            self._room_s -= self._step_times.cost_s(tokens, seq.computed) + 1e-12
 
     def release(self, seq: Sequence) -> None:
         """Nothing is held between steps."""

@@ -91,10 +91,10 @@ def _answer(content: list[Any], path: str) -> Turn:
                 call: dict[str, object] = {"id": _word(block, "id", place), "type": "function", "function": function}
                 turn.setdefault("tool_calls", []).append(call)
             case "thinking":
-                reasoning_tokens = block.get("thinking")
-                if not isinstance(reasoning_tokens, str):
+                thought = block.get("thinking")
+                if not isinstance(thought, str):
                     raise RequestError(f"{place}.thinking must be a text.", f"{place}.thinking", "invalid_type")
-                turn["reasoning_content"] = turn.get("reasoning_content", "") + reasoning_tokens
+                turn["reasoning_content"] = turn.get("reasoning_content", "") + thought
             case "redacted_thinking":
                 pass
             case _:

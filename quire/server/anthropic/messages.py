@@ -23,7 +23,7 @@ from quire.server.openai.chat import chat_job
 from quire.server.openai.prompts import render_chat
 from quire.server.openai.reasoning import template_words
 from quire.server.openai.schema import read
-from quire.server.openai.tools import read_offer
+from quire.server.openai.tools import read_tool_set
 from quire.server.service import service_of
 from quire.server.sse import KEEP_ALIVE_S, Ending, EventStream
 from quire.server.watch import Watch
@@ -39,7 +39,7 @@ async def messages(request: Request) -> Response:
     async with Watch(request.receive, service.open_watches):
         try:
             chat = chat_of(asked, service, asked.max_tokens)
-            tool_set = read_offer(chat, service)
+            tool_set = read_tool_set(chat, service)
             job = await chat_job(request, chat, tool_set)
             writer = Writer(service.model_name, asked.max_tokens, Blocks(answer_parser_for(service, tool_set, job)))
             if asked.stream:
@@ -57,7 +57,7 @@ async def count_tokens(request: Request) -> Response:
     asked = await read(request, CountRequest, REFUSED_HERE, IGNORED_HERE | {"max_tokens"})
     try:
         chat = chat_of(asked, service, None)
-        listed = read_offer(chat, service).listed
+        listed = read_tool_set(chat, service).listed
         chat = msgspec.structs.replace(chat, chat_template_kwargs=template_words(chat, service))
         ids = await render_chat(chat, service, listed)
     except RequestError as error:

@@ -21,7 +21,7 @@ Delta = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class AnswerParser:
-    """How to hear the answers of one request: makes a `ChoiceParser` per choice.
+    """How to read the answers of one request: makes a `ChoiceParser` per choice.
 
     Attributes:
         thinking: what the prompt says of thoughts.
@@ -77,7 +77,7 @@ class ChoiceParser:
     """One choice being understood.
 
     Args:
-        ear: whose request it answers.
+        parser: whose request it answers.
         splitter: fresh.
         count: of the thoughts, if the model may have any.
         short_ids: make ids that the model's template takes.

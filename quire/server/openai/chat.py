@@ -23,7 +23,7 @@ from quire.server.openai.reasoning import budget_of, reasoning_state_of, templat
 from quire.server.openai.sampling import answer_id, model_max_tokens, sampling_params
 from quire.server.openai.schema import ChatRequest, read_generating
 from quire.server.openai.structured import own_field
-from quire.server.openai.tools import ToolSet, read_offer
+from quire.server.openai.tools import ToolSet, read_tool_set
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame
 from quire.server.watch import Watch
@@ -33,7 +33,7 @@ async def chat_completions(request: Request) -> Response:
     """Serve one request; see the module."""
     service = service_of(request)
     asked = await read_generating(request, ChatRequest)
-    tool_set = read_offer(asked, service)
+    tool_set = read_tool_set(asked, service)
     async with Watch(request.receive, service.open_watches):
         job = await chat_job(request, asked, tool_set)
         tell = asked.include_reasoning is not False
@@ -177,7 +177,7 @@ class ChunkWriter(Chunks):
         if self._choice_parsers:
             choice_parser = self._choice_parsers[completion.index]
             self._usage.reasoning_tokens += choice_parser.reasoning_tokens(completion)
-            return self._spoken(completion, choice_parser)
+            return self._parsed(completion, choice_parser)
         rendered = b""
         if self._plain:
             if completion.text:
@@ -186,7 +186,7 @@ class ChunkWriter(Chunks):
             rendered = self._detailed(completion, {"content": completion.text})
         return rendered + self._ending(completion, completion.finish_reason)
 
-    def _spoken(self, completion: CompletionOutput, choice_parser: ChoiceParser) -> bytes:
+    def _parsed(self, completion: CompletionOutput, choice_parser: ChoiceParser) -> bytes:
         """Chunks of content, reasoning and calls; what tells of tokens goes with the first, which may be empty."""
         deltas = choice_parser.deltas(completion)
         rendered: list[bytes] = []

@@ -32,7 +32,7 @@ def framed(
     """What an answer must be.
 
     Args:
-        offer: the tools.
+        tool_set: the tools.
         form: of the content, as asked for.
         thinking: whether the answer begins with thoughts.
         budget: most tokens of thoughts.

@@ -30,7 +30,7 @@ from quire.server.openai.responses_schema import (
 )
 from quire.server.openai.schema import read
 from quire.server.openai.structured import own_field
-from quire.server.openai.tools import read_offer
+from quire.server.openai.tools import read_tool_set
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, Ending, EventStream
 from quire.server.store import Running
@@ -86,7 +86,7 @@ async def _create(request: Request, asked: ResponsesRequest, service: Service) -
     owner = owner_of(request.scope)
     turns = [*await _before(asked.previous_response_id, owner, service), *turns_of(asked.input)]
     chat = chat_of(asked, turns)
-    tool_set = read_offer(chat, service)
+    tool_set = read_tool_set(chat, service)
     job = await chat_job(request, chat, tool_set)
     blocks = Blocks(answer_parser_for(service, tool_set, job))
     answer = Answer(asked, turns, job.params, service.model_name, owner, service.responses, blocks)

@@ -39,7 +39,7 @@ class ToolSet:
     strict: frozenset[str] = frozenset()
 
 
-def read_offer(asked: ChatRequest, service: Service) -> ToolSet:
+def read_tool_set(asked: ChatRequest, service: Service) -> ToolSet:
     """The tools on offer. Raises RequestError."""
     listed = None if asked.tools is None else _tools(asked.tools)
     names = [tool["function"]["name"] for tool in listed or []]

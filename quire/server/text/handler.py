@@ -1,7 +1,7 @@
 """`JobHandler`: does the jobs of `messages/text.py`, one after the other, in the thread that calls it.
 
-A worker is a desk in a process of its own; where there are no workers (tests, applications that make their own server)
-a desk is called in threads.
+A worker is a handler in a process of its own; where there are no workers (tests, applications that make their own
+server) a handler is called in threads.
 """
 
 from typing import Any, Protocol

@@ -2,7 +2,7 @@
 
 Refused: anything but UTF-8, duplicate keys, NaN and infinities, lone surrogates, more than 64 levels, more values than
 anybody needs. It takes time linear in the length, whatever comes. Called for short bodies where they arrive and for
-long ones in a worker (`desk.py`), so it knows no HTTP.
+long ones in a worker (`handler.py`), so it knows no HTTP.
 """
 
 import json

@@ -38,14 +38,14 @@ def main() -> int:
         while (frame := receive(channel)) is not None:
             job = codec.decode(frame)
             if isinstance(job, Setup):
-                handler = _furnished(job)
+                handler = _handler(job)
                 send(channel, codec.encode(Ready()))
             else:
                 send(channel, _encoded(codec, _done(handler, job)))
     return 0
 
 
-def _furnished(setup: Setup) -> JobHandler:
+def _handler(setup: Setup) -> JobHandler:
     logging.setup(setup.log_level, setup.log_format)
     tokenizer = Tokenizer.load(setup.tokenizer)
     handler = JobHandler(tokenizer, None if setup.template is None else ChatTemplate(setup.template, tokenizer))
