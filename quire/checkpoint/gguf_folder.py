@@ -21,19 +21,24 @@ LINK = "model.gguf"
 def unfold(file: Path, cache: Path | None = None) -> Path:
     """The folder that `file` stands for, made once in `cache`. Raises CheckpointError for what is not supported."""
     found = read_gguf(file)
-    stat = file.stat()
-    key = hashlib.blake2b(f"{file.resolve()}/{stat.st_size}/{stat.st_mtime_ns}".encode(), digest_size=10).hexdigest()
-    folder = (cache or Path.home() / ".cache" / "quire" / "gguf") / key
+    count = found.metadata.get("split.count", 1)
+    files = [part.resolve() for part in parts_of(file, count)]
+    folder = (cache or Path.home() / ".cache" / "quire" / "gguf") / _key(files)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in {"config.json": _config(file, found), **tokenizer_files(file, found.metadata)}.items():
         partial = folder / f"{name}.{os.getpid()}"
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(folder / name)
-    count = found.metadata.get("split.count", 1)
-    for link, part in zip(parts_of(folder / LINK, count), parts_of(file, count), strict=True):
+    for link, part in zip(parts_of(folder / LINK, count), files, strict=True):
         if not link.is_symlink():
-            link.symlink_to(part.resolve())
+            link.symlink_to(part)
     return folder
+
+
+def _key(files: list[Path]) -> str:
+    """Another one as soon as any of the files is another: two revisions may share the first."""
+    stats = [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    return hashlib.blake2b(json.dumps(stats).encode(), digest_size=10).hexdigest()
 
 
 def _config(file: Path, found: Gguf) -> dict[str, Any]:

@@ -33,6 +33,23 @@ def test_the_first_file_is_named_and_all_are_read(tmp_path: Path) -> None:
     check(unfold(names / files[0].name, tmp_path / "cache"), plain, values)
 
 
+def test_revisions_that_share_the_first_file_are_two_folders(tmp_path: Path) -> None:
+    """As in the hub's cache, where only files that changed are another revision's own."""
+    files, _, _ = files_of(tmp_path)
+    found = []
+    for name in ("old", "new"):
+        folder = tmp_path / name
+        folder.mkdir()
+        own = folder / "blob"
+        own.write_bytes(files[1].read_bytes())
+        for file in files:
+            (folder / file.name).symlink_to(own if file is files[1] else file)
+        unfolded = unfold(folder / files[0].name, tmp_path / "cache")
+        assert (unfolded / files[1].name).resolve() == own
+        found.append(unfolded)
+    assert found[0] != found[1] and unfold(tmp_path / "old" / files[0].name, tmp_path / "cache") == found[0]
+
+
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     files, _, _ = files_of(tmp_path)
