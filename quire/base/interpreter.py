@@ -3,11 +3,15 @@
 `python -m` looks into the current folder first: at another quire that lies there, or at a file named as a module is.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
 
 def python() -> list[str]:
     """The interpreter and its flags. The child looks into the current folder only if this process does, too."""
-    looks_here = not {"", str(Path.cwd())}.isdisjoint(sys.path)
+    here = ""
+    with contextlib.suppress(OSError):  # a folder that has been removed since is looked into by nobody
+        here = str(Path.cwd())
+    looks_here = not {"", here}.isdisjoint(sys.path)
     return [sys.executable] if looks_here else [sys.executable, "-P"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import quire
+from quire.base.interpreter import python
 
 pytestmark = pytest.mark.plain
 
@@ -30,3 +31,12 @@ def test_the_current_folder_is_looked_into_as_by_the_parent(tmp_path: Path, look
     env.pop("PYTHONSAFEPATH", None)
     done = subprocess.run([sys.executable, program], cwd=stands, env=env, capture_output=True, text=True)
     assert done.stdout.startswith("from here" if looks_here else "usage: python -m json.tool"), done.stderr
+
+
+def test_a_child_begins_in_a_folder_that_has_been_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    done = subprocess.run([*python(), "-m", "json.tool", "--help"], capture_output=True, text=True)
+    assert done.stdout.startswith("usage: python -m json.tool"), done.stderr
