@@ -175,7 +175,7 @@ class GrammarService:
         while (pending := self._todo.get()) is not None:
             pending.skipped = not pending.users
             if not pending.skipped:
-                pending.error = self._compile(pending.wanted)
+                pending.error = self._compile(pending)
             self._done.append(pending)
             try:
                 self._bell.send(b"\0")
@@ -183,15 +183,16 @@ class GrammarService:
                 break
         self._checker.close()
 
-    def _compile(self, wanted: StructuredOutputsParams) -> RequestError | None:
+    def _compile(self, pending: PendingGrammar) -> RequestError | None:
         try:
-            self._checker.check(wanted)
+            self._checker.check(pending.wanted)
             # A grammar that is wanted again after it was dropped is prepared after this.
             unused = [self._unused.popleft() for _ in range(len(self._unused))]
-            self._executor.prepare(wanted, self._vocabulary, unused)
+            self._executor.prepare(pending.wanted, self._vocabulary, unused)
         except RequestError as error:
             return error
         except Exception:  # a fault of ours, which may pass (no process, no memory), and of nobody else's request
-            log.error("%s", traceback.format_exc())
+            if pending.users:  # nobody waits where the service was closed meanwhile
+                log.error("%s", traceback.format_exc())
             return RequestError("The grammar could not be compiled: the engine failed.", FIELD, FAILED)
         return None

@@ -19,13 +19,16 @@ from quire.structured.matcher import Vocabulary
 
 _ENDINGS = {
     **dict.fromkeys((-signal.SIGPROF, -signal.SIGALRM), ("takes too long to compile", "grammar_timeout")),
-    # Libraries that find no memory, or no stack, end so; the kernel kills who takes too much of the machine's.
+    # Libraries that find no memory, or no stack, end so.
     **dict.fromkeys(
-        (OUT_OF_MEMORY, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGKILL),
+        (OUT_OF_MEMORY, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS),
         ("takes too much memory to compile", "grammar_too_complex"),
     ),
 }
-"""How the process ends by the fault of a grammar; by any other end the grammar is none the worse."""
+"""How the process ends by the fault of a grammar. By any other end the grammar is none the worse: whom the kernel kills
+depends on the machine's memory."""
+
+_END = "the grammar checker has ended with {}"
 
 
 class GrammarChecker:
@@ -44,7 +47,10 @@ class GrammarChecker:
             EngineError: the process has ended by no fault of the grammar; its log says why.
         """
         channel = self._channel or self._open()
-        _read(self._ask(channel, msgspec.json.encode(wanted)))
+        answer = self._ask(channel, msgspec.json.encode(wanted))
+        if answer is None:
+            raise _blame(self._ended())
+        _read(answer)
 
     def interrupt(self) -> None:
         """Kill the process, from any thread; whoever waits for it goes on with an error."""
@@ -71,30 +77,39 @@ class GrammarChecker:
                 env=environ.snapshot() | {"RAYON_NUM_THREADS": "1"},
             )
         self._channel = ours
+        answer = self._ask(ours, msgspec.json.encode(self._vocabulary))
+        if answer is None:  # it has seen no grammar that it could blame
+            raise EngineError(_END.format(self._ended()))
         try:
-            _read(self._ask(ours, msgspec.json.encode(self._vocabulary)))
+            _read(answer)
         except RequestError:
             self.close()
             raise
         return ours
 
-    def _ask(self, channel: socket.socket, frame: bytes) -> bytes:
+    def _ask(self, channel: socket.socket, frame: bytes) -> bytes | None:
+        """The answer; None where the process has ended."""
         try:
             send(channel, frame)
-            answer = receive(channel)
+            return receive(channel)
         except OSError:
-            answer = None
-        if answer is not None:
-            return answer
+            return None
+
+    def _ended(self) -> int:
+        """How the process has ended."""
         process = self._process
         if process is None:
             raise EngineError("the grammar checker was closed")
         status = process.wait()
         self.close()
-        if status not in _ENDINGS:
-            raise EngineError(f"the grammar checker has ended with {status}")
-        why, code = _ENDINGS[status]
-        raise RequestError(f"the grammar {why}; make it simpler (shorter repetitions, fewer rules).", FIELD, code)
+        return status
+
+
+def _blame(status: int) -> EngineError | RequestError:
+    if status not in _ENDINGS:
+        return EngineError(_END.format(status))
+    why, code = _ENDINGS[status]
+    return RequestError(f"the grammar {why}; make it simpler (shorter repetitions, fewer rules).", FIELD, code)
 
 
 def _read(answer: bytes) -> None:

@@ -84,6 +84,22 @@ def test_the_end_of_the_process_is_a_refusal_and_the_next_one_serves(checker, en
     checker.check(GOOD[0])
 
 
+def test_a_process_that_is_killed_blames_no_grammar(checker):
+    checker.check(GOOD[0])
+    checker.interrupt()
+    with pytest.raises(EngineError, match="has ended with -9"):
+        checker.check(GOOD[0])
+    checker.check(GOOD[0])
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGABRT, signal.SIGPROF])
+def test_a_process_that_ends_before_it_has_seen_a_grammar_blames_none(monkeypatch, end):
+    program = f"import os; os.kill(os.getpid(), {end:d})"
+    monkeypatch.setattr(checker_module, "python", lambda: [sys.executable, "-c", program])
+    with pytest.raises(EngineError, match=f"has ended with -{end:d}"):
+        GrammarChecker(VOCABULARY).check(GOOD[0])
+
+
 def test_a_process_that_ends_by_itself_blames_no_grammar(monkeypatch, capfd):
     monkeypatch.setattr(checker_module, "python", lambda: [sys.executable, "-c", "import no_such_module"])
     with pytest.raises(EngineError, match="has ended with 1"):
