@@ -36,6 +36,8 @@ ROPE_TENSORS = ("rope_freqs.weight", *(f"rope_factors_{name}.weight" for name in
 ROWS = ("ffn_gate_inp_shexp.weight",)
 """Vectors that other checkpoints hold as matrices of one row."""
 MAX_COUNT = 1 << 24
+MAX_FILES = 99999
+"""Names have five digits."""
 PART = re.compile(r"(.+)-\d{5}-of-\d{5}\.gguf")
 """Names of files that belong together."""
 
@@ -94,7 +96,7 @@ def read_gguf(file: Path) -> Gguf:
     Raises CheckpointError where one is missing or damaged or has types that are not known.
     """
     first = _read_file(file)
-    count, number = first.metadata.get("split.count", 1), first.metadata.get("split.no", 0)
+    count, number = _split(first)
     if number:
         raise CheckpointError(
             f"{file} is part {number + 1} of {count}; name the first, whose name has 00001-of-{count:05}"
@@ -113,6 +115,17 @@ def read_gguf(file: Path) -> Gguf:
             f"{file}: its {count} files have {len(tensors)} tensors, not {promised}; download them again"
         )
     return Gguf(file, first.metadata, tensors)
+
+
+def _split(found: Gguf) -> tuple[int, int]:
+    """How many files there are, and which this one is, from 0 on."""
+    count, number = found.metadata.get("split.count", 1), found.metadata.get("split.no", 0)
+    counts = isinstance(count, int) and isinstance(number, int)
+    if not counts or not 0 <= count <= MAX_FILES or not 0 <= number < max(count, 1):
+        raise CheckpointError(
+            f"{found.file} is damaged: split.no is {number!r} of split.count {count!r}; download it again"
+        )
+    return count, number
 
 
 def _read_file(file: Path) -> Gguf:

@@ -151,9 +151,11 @@ def gguf_text(text: bytes) -> bytes:
 
 
 GGUF = (
-    struct.pack("<4sIQQ", b"GGUF", 3, 1, 3)
+    struct.pack("<4sIQQ", b"GGUF", 3, 1, 5)
     + (gguf_text(b"general.architecture") + struct.pack("<I", 8) + gguf_text(b"llama"))
     + (gguf_text(b"general.alignment") + struct.pack("<II", 4, 32))
+    + (gguf_text(b"split.count") + struct.pack("<II", 4, 1))
+    + (gguf_text(b"split.no") + struct.pack("<II", 4, 0))
     + (gguf_text(b"tokens") + struct.pack("<IIQ", 9, 8, 2) + gguf_text(b"a") + gguf_text(b"b"))
     + (gguf_text(b"token_embd.weight") + struct.pack("<IQQIQ", 2, 4, 4, 0, 0))
     + bytes(256)

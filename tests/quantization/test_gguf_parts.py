@@ -1,6 +1,7 @@
 """GGUF files whose tensors are spread over several, as llama.cpp's tools and the package `gguf` split them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -12,7 +13,7 @@ from quire.checkpoint.names import resolve
 from tests.quantization.checkpoints import check
 from tests.quantization.test_gguf import write
 
-pytest.importorskip("gguf")
+gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.torch
 
 
@@ -68,3 +69,20 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         read_gguf(files[0])
     files[2].write_bytes(whole)
     assert len(read_gguf(files[0]).tensors) == 12
+
+
+@pytest.mark.parametrize(
+    ("add", "key", "value"),
+    [
+        *(("add_string", "count", "2"), ("add_float32", "count", 2.0), ("add_uint64", "count", 1 << 40)),
+        *(("add_int32", "count", -1), ("add_string", "no", "1"), ("add_uint32", "no", 1)),
+    ],
+)
+def test_numbers_of_files_that_cannot_be_are_refused(add: str, key: str, value: Any, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    getattr(writer, add)(f"split.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"model.gguf is damaged: split.no is .* of split.count .*; download"):
+        read_gguf(tmp_path / "model.gguf")
