@@ -118,6 +118,15 @@ def _add_foreign(parser: Parser) -> None:
                 default=argparse.SUPPRESS,
                 help=argparse.SUPPRESS,
             )
+        elif name in vllm.LISTS:
+            parser.add_argument(
+                flag,
+                dest=name,
+                nargs="+",
+                type=vllm.LISTS[name],
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
         else:
             short = [f"-{vllm.SHORT[name]}"] if name in vllm.SHORT else []
             parser.add_argument(*short, flag, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)

@@ -41,9 +41,11 @@ class Parser(argparse.ArgumentParser):
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """The arguments; `args.helped` says that help was asked for and printed, so that nothing is left to do.
 
-        Flags may be written with underscores, as in vLLM. Raises ConfigError that says what is wrong.
+        Flags may be written with underscores, and switches as `--switch=true`, as in vLLM. Raises ConfigError that
+        says what is wrong.
         """
-        words = _with_dashes(words)
+        end = words.index("--") if "--" in words else len(words)
+        words = [*(self._switched(_with_dashes(word)) for word in words[:end]), *words[end:]]
         asked = next((i for i, word in enumerate(words) if word.partition("=")[0] in ("-h", "--help")), None)
         if asked is not None:
             # Answered before anything is checked, so that help comes where a required argument is missing.
@@ -74,6 +76,14 @@ class Parser(argparse.ArgumentParser):
             for name, action in zip(names, listed, strict=True)
         }
 
+    def _switched(self, word: str) -> str:
+        """`--switch=false` as `--no-switch`: argparse gives switches no values."""
+        flag, _, value = word.partition("=")
+        action = self._option_string_actions.get(flag)
+        if not isinstance(action, argparse.BooleanOptionalAction) or flag.startswith("--no-"):
+            return word
+        return {"true": flag, "false": flag.replace("--", "--no-", 1)}.get(value.lower(), word)
+
     def _unknown(self, left: Sequence[str]) -> str:
         flag = next((word for word in left if word.startswith("-") and word != "-"), None)
         if flag is None:
@@ -94,11 +104,6 @@ class _Lines(argparse.HelpFormatter):
         return f"{', '.join(action.option_strings)} {taken}"
 
 
-def _with_dashes(words: Sequence[str]) -> list[str]:
-    dashed: list[str] = []
-    for position, word in enumerate(words):
-        if word == "--":
-            return [*dashed, *words[position:]]
-        name, equals, value = word.partition("=")
-        dashed.append(name.replace("_", "-") + equals + value if name.startswith("--") else word)
-    return dashed
+def _with_dashes(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word

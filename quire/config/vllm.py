@@ -12,7 +12,7 @@ from quire.base.logging import get_logger, warn_once
 
 logger = get_logger(__name__)
 
-NOTHING = ("", "none", "null", "false", "0", "{}", "[]")
+NOTHING = ("", "none", "null", "false", "0", "0.0", "{}", "[]")
 """Values, as text in small letters, by which nothing is asked for."""
 
 
@@ -24,7 +24,8 @@ NEEDLESS: dict[str, str] = {
     **_each("enable_auto_tool_choice enable_reasoning", "the chat template tells how calls and thoughts are written"),
     **_each("exclude_tools_when_tool_choice_none", "tool_choice none hides the tools"),
     **_each("chat_template_content_format", "the chat template tells which form of contents it reads"),
-    **_each("disable_log_stats disable_log_requests enable_log_requests max_log_len", "prompts are never logged"),
+    **_each("disable_log_requests enable_log_requests max_log_len", "prompts are never logged"),
+    **_each("disable_log_stats", "figures are told at /metrics, and never logged"),
     **_each("aggregate_engine_logging uvicorn_log_level", "there is one log; its level is log_level"),
     **_each("enable_prompt_tokens_details enable_server_load_tracking", "they are always told"),
     **_each("enable_request_id_headers", "every answer has x-request-id"),
@@ -70,7 +71,8 @@ REFUSED: dict[str, tuple[str, tuple[str, ...]]] = {
     "pipeline_parallel_size": ("use tensor_parallel_size", ("1",)),
     "data_parallel_size": ("start a server for each, or use tensor_parallel_size", ("1",)),
     "distributed_executor_backend": (HOSTS, ("mp", "uni")),
-    **dict.fromkeys(("nnodes", "node_rank", "master_addr", "headless", "data_parallel_address"), (HOSTS, ("1",))),
+    "nnodes": (HOSTS, ("1",)),
+    **dict.fromkeys(("node_rank", "master_addr", "headless", "data_parallel_address"), (HOSTS, ())),
     "tokenizer_mode": (FAST_FILES, ("auto", "hf")),
     "config_format": (FAST_FILES, ("auto", "hf")),
     "skip_tokenizer_init": (FAST_FILES, ()),
@@ -112,8 +114,23 @@ SWITCHES = frozenset(
     name
     for name in NAMES
     if name.startswith(("enable_", "disable_", "exclude_", "skip_", "use_", "allow_credentials", "return_"))
-) | {"headless", "multi_step_stream_outputs", "aggregate_engine_logging", "language_model_only", "calculate_kv_scales"}
+) | {
+    "headless",
+    "multi_step_stream_outputs",
+    "aggregate_engine_logging",
+    "language_model_only",
+    "calculate_kv_scales",
+    "kv_sharing_fast_prefill",
+}
 """Those whose flag takes no value."""
+
+LISTS: dict[str, type[int] | type[str]] = {
+    "cuda_graph_sizes": int,
+    "cudagraph_capture_sizes": int,
+    "ignore_patterns": str,
+    "lora_modules": str,
+}
+"""Those whose flag takes several values, and their type: a model's name is no size."""
 
 SHORT = {"pipeline_parallel_size": "pp", "data_parallel_size": "dp", "compilation_config": "O"}
 

@@ -24,7 +24,7 @@ UNIT_FILE = (
 def test_no_name_is_a_setting_of_quire_s_own_and_none_is_both() -> None:
     assert not [name for name in vllm.NAMES if section_of(name)]
     assert not set(vllm.NEEDLESS) & set(vllm.REFUSED)
-    assert vllm.SWITCHES | set(vllm.SHORT) <= vllm.NAMES
+    assert vllm.SWITCHES | set(vllm.SHORT) | set(vllm.LISTS) <= vllm.NAMES
     assert all(section_of(name) for name in vllm.SAME)
 
 
@@ -47,6 +47,10 @@ def test_a_command_of_vllm_s_starts_as_it_is(caplog: pytest.LogCaptureFixture) -
         ("--speculative-config {}0", "speculative decoding is not served"),
         ("--hf-token x", "HF_TOKEN"),
         ("--tokenizer-mode mistral", "tokenizer.json"),
+        ("--enable-chunked-prefill=False", "always computed in chunks"),
+        ("--lora-modules a=b c=d", "merge the adapter"),
+        ("--node-rank 1", "one host serves a model"),
+        ("--cuda-graph-sizes 1 2 m", "invalid int value: 'm'"),
     ],
 )
 def test_what_is_not_served_is_refused_with_what_helps(words: str, remedy: str) -> None:
@@ -54,8 +58,22 @@ def test_what_is_not_served_is_refused_with_what_helps(words: str, remedy: str) 
         load(flags.given(parsed(serve, *words.split())), None, {})
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--kv-sharing-fast-prefill m",
+        "--cuda-graph-sizes 1 2 4 --model m",
+        "m --cudagraph-capture-sizes 1 2 4",
+        "--enable-lora=False --enable-chunked-prefill=True m",
+        "--node-rank 0 --nnodes 1 --cpu-offload-gb 0.0 m",
+    ],
+)
+def test_flags_of_vllm_s_take_what_they_take_there(words: str) -> None:
+    assert load(flags.given(parsed(serve, *words.split())), None, {})[0].engine.model.model == "m"
+
+
 def test_keywords_and_files_follow_the_same_rule(tmp_path: Path) -> None:
-    made = engine_config(swap_space=4, enable_lora=False, speculative_config=None, seed=None, cpu_offload_gb=0)
+    made = engine_config(swap_space=4, enable_lora=False, speculative_config=None, seed=None, cpu_offload_gb=0.0)
     assert made == Config().engine
     with pytest.raises(ConfigError, match="keyword cpu_offload_gb is vLLM's: nothing is moved"):
         engine_config(cpu_offload_gb=4)
