@@ -17,7 +17,7 @@ from quire.scheduler.resource import Resource
 from quire.scheduler.resources.checkpoints import Checkpoints
 from quire.scheduler.resources.grammar import Grammars
 from quire.scheduler.resources.pages import Pages
-from quire.scheduler.resources.recorded import Recorded
+from quire.scheduler.resources.recorded_steps import RecordedSteps
 from quire.scheduler.resources.rows import Rows
 from quire.scheduler.resources.tokens import Tokens
 from quire.scheduler.resources.whole import Whole
@@ -87,7 +87,7 @@ class Roster:
         self.waiting = Queue(self.order.rank)
         self.running = Queue(self.seniority)
         if limits.recorded_tokens:
-            self.resources = (*self.resources, Recorded(limits.recorded_tokens, self.waiting))
+            self.resources = (*self.resources, RecordedSteps(limits.recorded_tokens, self.waiting))
         self.leaving: set[Sequence] = set()
         self.alive: dict[str, list[Sequence]] = {}
         self.failures: list[Delta] = []

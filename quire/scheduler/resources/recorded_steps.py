@@ -8,7 +8,7 @@ PAYS_OFF = 2
 """Launching takes as long as computing about twice as many tokens as the largest recording has room for."""
 
 
-class Recorded:
+class RecordedSteps:
     """No further prompt joins a step that would grow beyond the recordings, unless far more tokens wait.
 
     One after the other, the first prompts bring their first tokens sooner and the last one no later.
