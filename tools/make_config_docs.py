@@ -40,7 +40,7 @@ Whole numbers may end in `k`, `m`, `g`, `t` (thousands: 1k = 1000) or `K`, `M`, 
 Settings of vLLM's that change nothing here (`--swap-space`, `--enable-auto-tool-choice`, `-O3`, ...) are accepted with
 a warning, as are those that ask for nothing (`--pipeline-parallel-size 1`). What is not served is refused with what
 helps instead. Its words for values are understood (`--dtype half`, `--max-model-len -1`), and of its variables
-`VLLM_API_KEY`, `VLLM_ALLOW_LONG_MAX_MODEL_LEN` and `VLLM_BATCH_INVARIANT`.
+`VLLM_API_KEY`, `VLLM_ALLOW_LONG_MAX_MODEL_LEN` and `VLLM_BATCH_INVARIANT`, which count less than a file of one's own.
 """
 
 

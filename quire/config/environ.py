@@ -16,11 +16,11 @@ logger = get_logger(__name__)
 
 PREFIX = "QUIRE_"
 OTHER_NAMES = {
-    "VLLM_BATCH_INVARIANT": "deterministic",
-    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "allow_long_max_model_len",
-    "VLLM_API_KEY": "api_key",
+    "deterministic": "VLLM_BATCH_INVARIANT",
+    "allow_long_max_model_len": "VLLM_ALLOW_LONG_MAX_MODEL_LEN",
+    "api_key": "VLLM_API_KEY",
 }
-"""Variables of other servers that say the same as a setting, which wins where both are there."""
+"""Variables of other servers that say the same as a setting, by its name."""
 NO_SETTINGS = frozenset({"QUIRE_CPU_ISA", "QUIRE_REQUIRE_NATIVE"})
 """Variables that are asked for by name: which instructions the CPU kernels use, and one that only setup.py reads."""
 
@@ -68,13 +68,19 @@ def settings(environ: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     source = os.environ if environ is None else environ
     known = {variable(section, f.name): f.name for section, cls in SECTIONS.items() for f in fields(cls)}
-    found = {OTHER_NAMES[name]: text for name, text in source.items() if name in OTHER_NAMES}
+    found = {}
     for name, text in source.items():
         if name in known:
             found[known[name]] = text
         elif name.startswith(PREFIX) and name not in NO_SETTINGS:
             warn_once(logger, f"{name} is no setting and changes nothing; {_remedy(name, list(known))}")
     return found
+
+
+def of_others(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """As `settings`, from the variables of OTHER_NAMES. An empty one says nothing: compose files set them so."""
+    source = os.environ if environ is None else environ
+    return {name: source[other] for name, other in OTHER_NAMES.items() if source.get(other)}
 
 
 def _remedy(name: str, known: list[str]) -> str:

@@ -1,7 +1,7 @@
-"""Where settings come from: defaults < file < environment < flags (or keywords), each value with its provenance.
+"""Where settings come from: defaults < variables of other servers < file < environment < flags (or keywords).
 
-The one place that makes configurations from what people wrote. Knows nothing of models or devices (`resolve`). Called
-by the command line (`load`) and by the Python API (`engine_config`).
+The one place that makes configurations from what people wrote, each value with its provenance. Knows nothing of models
+or devices (`resolve`). Called by the command line (`load`) and by the Python API (`engine_config`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,11 +38,11 @@ def load(
     Args:
         argv_values: field name to text (or value), of the flags that were given.
         file: a YAML or TOML file.
-        environ: field name to text; None reads the process's environment.
+        environ: field name to text; None reads the process's environment, variables of other servers included.
 
     Raises ConfigError that names the place, the field and the remedy, also for values that a later place overrides.
     """
-    given: list[Setting] = []
+    given = _from_others() if environ is None else []
     if file is not None:
         given += [Setting(name, value, f"file {file}", f"{file}: {name}") for name, value in files.read(file).items()]
     given += _from_environment(environ)
@@ -56,7 +56,7 @@ def engine_config(**keywords: object) -> EngineConfig:
     None says nothing where a setting has a value in any case.
     Raises ConfigError for an unknown keyword (with the nearest names) and for a wrong value.
     """
-    given = [g for g in _from_environment(None) if g.name in ENGINE_FIELDS]
+    given = [g for g in (*_from_others(), *_from_environment(None)) if g.name in ENGINE_FIELDS]
     for name, value in keywords.items():
         if name not in ENGINE_FIELDS and name not in vllm.NAMES:
             raise ConfigError(_unknown_keyword(name))
@@ -87,6 +87,13 @@ def _from_environment(environ: Mapping[str, str] | None) -> list[Setting]:
     texts = environment.settings() if environ is None else environ
     return [
         _given(name, text, f"environment {environment.variable(_find(name)[0], name)}") for name, text in texts.items()
+    ]
+
+
+def _from_others() -> list[Setting]:
+    return [
+        _given(name, text, f"environment {environment.OTHER_NAMES[name]}")
+        for name, text in environment.of_others().items()
     ]
 
 

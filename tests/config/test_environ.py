@@ -7,6 +7,7 @@ import pytest
 
 from quire.config import environ
 from quire.config.fields import SECTIONS
+from quire.config.sources import engine_config, load
 
 pytestmark = pytest.mark.plain
 
@@ -23,10 +24,13 @@ def test_other_variables_are_left_alone(caplog: pytest.LogCaptureFixture) -> Non
     assert not caplog.records
 
 
-def test_a_variable_of_another_server_counts_less_than_one_s_own() -> None:
-    theirs = {"VLLM_BATCH_INVARIANT": "1"}
-    assert environ.settings(theirs) == {"deterministic": "1"}
-    assert environ.settings({**theirs, environ.variable("device", "deterministic"): "0"}) == {"deterministic": "0"}
+def test_a_variable_of_another_server_counts_less_than_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    assert load({})[0].engine.device.deterministic is True
+    assert engine_config().device.deterministic is True
+    monkeypatch.setenv(environ.variable("device", "deterministic"), "0")
+    assert load({})[0].engine.device.deterministic is False
+    assert engine_config().device.deterministic is False
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,20 @@ def test_values_in_other_words(given: dict[str, object], name: str, value: objec
     assert getattr(engine_config(**given).model, name) == value
 
 
-def test_a_key_set_for_vllm_is_asked_for_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_set_for_vllm_is_asked_for_here_unless_a_file_has_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "s3cret")
-    assert load({})[0].server.api_key == "s3cret"
+    config, provenance = load({})
+    assert (config.server.api_key, provenance["api_key"]) == ("s3cret", "environment VLLM_API_KEY")
+    file = tmp_path / "quire.yaml"
+    file.write_text("api_key: own\n")
+    assert load({}, str(file))[0].server.api_key == "own"
+
+
+def test_an_empty_variable_of_vllm_s_says_nothing_and_a_wrong_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "")
+    assert load({})[0].server.api_key is None
+    monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "perhaps")
+    with pytest.raises(ConfigError, match="environment VLLM_ALLOW_LONG_MAX_MODEL_LEN: 'perhaps' is not true or false"):
+        load({})
