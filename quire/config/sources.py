@@ -53,14 +53,14 @@ def load(
 def engine_config(**keywords: object) -> EngineConfig:
     """What `LLM(...)` is made from: the keywords are field names of `EngineConfig`'s sections; the environment counts.
 
-    None says nothing where a setting has a value in any case.
+    None says nothing where a setting has a value in any case, except for the model: whoever computed its name wants it.
     Raises ConfigError for an unknown keyword (with the nearest names) and for a wrong value.
     """
     given = [g for g in (*_from_others(), *_from_environment(None)) if g.name in ENGINE_FIELDS]
     for name, value in keywords.items():
         if name not in ENGINE_FIELDS and name not in vllm.NAMES:
             raise ConfigError(_unknown_keyword(name))
-        if value is not None or name in vllm.NAMES or kind_of(_find(name)[1]).optional:
+        if value is not None or name == "model" or name in vllm.NAMES or kind_of(_find(name)[1]).optional:
             given.append(_given(name, value, f"keyword {name}"))
     return _build(given)[0].engine
 

@@ -131,6 +131,12 @@ def test_wrong_keywords_say_why(keyword: str, complaint: str) -> None:
         engine_config(**{keyword: 1})
 
 
+def test_a_model_that_is_none_is_not_the_default_one() -> None:
+    assert engine_config(dtype=None) == EngineConfig()
+    with pytest.raises(ConfigError, match="keyword model: None is not a text"):
+        engine_config(model=None)
+
+
 def test_flattening_loses_nothing() -> None:
     engine = engine_config(max_model_len=77, watermark=0.25, async_scheduling=True, event_log="f")
     assert engine_config(**flatten(engine)) == engine
