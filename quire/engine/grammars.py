@@ -4,6 +4,7 @@ A thread of its own does the waiting: the checker first, then the rank that samp
 descriptor of the loop's selector. Owned by `EngineCore`; it knows request ids and grammars, never tokens.
 """
 
+import contextlib
 import queue
 import select
 import socket
@@ -68,7 +69,8 @@ class GrammarService:
         self._todo: queue.SimpleQueue[PendingGrammar | None] = queue.SimpleQueue()
         self._done: deque[PendingGrammar] = deque()
         self._news, self._bell = socket.socketpair()
-        self._news.setblocking(False)
+        for end in (self._news, self._bell):
+            end.setblocking(False)
         self._thread: threading.Thread | None = None
         self.descriptor = self._news.fileno()
 
@@ -166,22 +168,33 @@ class GrammarService:
                 self._unused.append(old)
 
     def _submit(self, pending: PendingGrammar) -> None:
+        try:
+            self._begin_thread()
+        except RuntimeError:  # there are too many threads
+            log.error("%s", traceback.format_exc())
+            pending.error = _own_fault()
+            self._tell(pending)
+        else:
+            self._todo.put(pending)
+
+    def _begin_thread(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="grammars", daemon=True)
-            self._thread.start()
-        self._todo.put(pending)
+            thread = threading.Thread(target=self._work, name="grammars", daemon=True)
+            thread.start()
+            self._thread = thread
 
     def _work(self) -> None:
         while (pending := self._todo.get()) is not None:
             pending.skipped = not pending.users
             if not pending.skipped:
                 pending.error = self._compile(pending)
-            self._done.append(pending)
-            try:
-                self._bell.send(b"\0")
-            except OSError:  # the service was closed
-                break
+            self._tell(pending)
         self._checker.close()
+
+    def _tell(self, pending: PendingGrammar) -> None:
+        self._done.append(pending)
+        with contextlib.suppress(OSError):  # what is full is readable, too; and the service may be closed
+            self._bell.send(b"\0")
 
     def _compile(self, pending: PendingGrammar) -> RequestError | None:
         try:
@@ -194,5 +207,9 @@ class GrammarService:
         except Exception:  # a fault of ours, which may pass (no process, no memory), and of nobody else's request
             if pending.users:  # nobody waits where the service was closed meanwhile
                 log.error("%s", traceback.format_exc())
-            return RequestError("The grammar could not be compiled: the engine failed.", FIELD, FAILED)
+            return _own_fault()
         return None
+
+
+def _own_fault() -> RequestError:
+    return RequestError("The grammar could not be compiled: the engine failed.", FIELD, FAILED)

@@ -1,6 +1,7 @@
 """A fault of the engine's own (no process, no memory) is not held against a grammar."""
 
 import select
+import threading
 from types import SimpleNamespace
 from unittest import mock
 
@@ -39,6 +40,16 @@ def test_a_checker_that_cannot_be_begun_is_tried_again(tmp_path) -> None:
             assert asked(service, "second") == []
         assert [call.args for call in scheduler.abort.call_args_list] == [("first",)]
     finally:
+        service.close()
+
+
+def test_a_thread_that_cannot_be_begun_is_tried_again() -> None:
+    service = GrammarService(mock.Mock(), mock.Mock(), Vocabulary("", 10, (0,)))
+    with mock.patch.object(service, "_checker", mock.Mock()):
+        with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
+            (refused,) = asked(service, "first")
+        assert (refused.id, refused.code, service.busy) == ("first", FAILED, False)
+        assert (asked(service, "second"), service.busy) == ([], False)
         service.close()
 
 
