@@ -4,14 +4,13 @@ A grammar that would take too much time or memory ends this process and nothing 
 """
 
 import os
-import resource
 import signal
 import socket
 import sys
 
 import msgspec
-import psutil
 
+from quire.base.address_space import limit_address_space
 from quire.base.errors import RequestError
 from quire.messages.frames import receive, send
 from quire.messages.structured import StructuredOutputsParams
@@ -44,8 +43,7 @@ def main() -> int:
         except RequestError as error:
             _answer(channel, error)
             return 0
-        most = psutil.Process().memory_info().vms + MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        limit_address_space(MEMORY_BYTES)
         send(channel, msgspec.json.encode(Verdict()))
         # What strangers' grammars make libraries say is nothing for the log.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

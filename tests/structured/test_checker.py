@@ -10,6 +10,7 @@ import pytest
 
 import quire
 from quire.base.errors import EngineError, RequestError
+from quire.base.interpreter import python
 from quire.messages.structured import StructuredOutputsParams
 from quire.structured import checker as checker_module
 from quire.structured.checker import GrammarChecker
@@ -98,6 +99,14 @@ def test_a_process_that_ends_before_it_has_seen_a_grammar_blames_none(monkeypatc
     monkeypatch.setattr(checker_module, "python", lambda: [sys.executable, "-c", program])
     with pytest.raises(EngineError, match=f"has ended with -{end:d}"):
         GrammarChecker(VOCABULARY).check(GOOD[0])
+
+
+def test_a_process_that_may_have_less_memory_than_its_limit_serves(monkeypatch):
+    limited = ["sh", "-c", 'ulimit -v 900000 && exec "$@"', "", *python()]
+    monkeypatch.setattr(checker_module, "python", lambda: limited)
+    checker = GrammarChecker(VOCABULARY)
+    checker.check(GOOD[0])
+    checker.close()
 
 
 def test_a_process_that_ends_by_itself_blames_no_grammar(monkeypatch, capfd):

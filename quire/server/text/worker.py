@@ -5,14 +5,12 @@ other side. It imports no more than it must: there are several of them.
 """
 
 import contextlib
-import resource
 import signal
 import socket
 import sys
 
-import psutil
-
 from quire.base import logging
+from quire.base.address_space import limit_address_space
 from quire.base.lifeline import die_with_parent
 from quire.chat.template import ChatTemplate
 from quire.messages.codec import Codec
@@ -49,10 +47,7 @@ def _handler(setup: Setup) -> JobHandler:
     logging.setup(setup.log_level, setup.log_format)
     tokenizer = Tokenizer.load(setup.tokenizer)
     handler = JobHandler(tokenizer, None if setup.template is None else ChatTemplate(setup.template, tokenizer))
-    most = psutil.Process().memory_info().vms + MEMORY_BYTES
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard == resource.RLIM_INFINITY or most < hard:
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    limit_address_space(MEMORY_BYTES)
     return handler
 
 
