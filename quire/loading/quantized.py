@@ -15,7 +15,7 @@ from quire.base.errors import CheckpointError
 from quire.loading.part_storage import PartStorage
 from quire.loading.recipe import Part, Span
 from quire.ops.stored import WeightSpec, arranged, offered, unfolded
-from quire.quantization.blocks import BlockForm, Blocks, scaled
+from quire.quantization.blocks import FLOATS, BlockForm, Blocks, scaled
 from quire.quantization.checkpoint import Quantized
 from quire.quantization.scaled import Block, Form, Scaled, TakesBlocks
 from quire.quantization.scheme import Matrix, Range, Scheme, Source, byte_range, group_range
@@ -135,6 +135,8 @@ def _member(scheme: Scheme | None, cut: list[Span], where: Place) -> Sized:
         return Plain(rows, columns, where.dtype, where.device)
     form = scheme.form
     if isinstance(form, BlockForm):
+        if form.kind in FLOATS:
+            return Plain(rows, columns, where.dtype, where.device)
         return _in_blocks(Blocks(rows, columns, form, where.dtype, where.device, cut[1].start % form.per), where)
     if form.group is None or scheme.online:
         return Scaled.of(rows, columns, form, where.dtype, where.device)
@@ -225,7 +227,7 @@ def jobs(part: Part, held: PartStorage, data: Tensor, quantized: Quantized, cut:
 
 def _note(quantized: Quantized, held: PartStorage, form: Form | BlockForm, cut: list[Span]) -> None:
     """Tell how much larger than the file's a weight is."""
-    if isinstance(form, BlockForm) and not isinstance(held.storage, Blocks):
+    if isinstance(form, BlockForm) and form.kind not in FLOATS and not isinstance(held.storage, Blocks):
         assert isinstance(held.storage, Sized)
         read, kept = quantized.unfolded
         rows, blocks = cut[0].length, -(-cut[1].length // form.per)
@@ -260,6 +262,10 @@ def _permuted(block: Block, order: Tensor) -> Block:
 
 
 def _keep(storage: Storage, data: Tensor, first: int, block: Block, form: Form | BlockForm) -> None:
+    if isinstance(form, BlockForm) and form.kind in FLOATS:
+        values = FLOATS[form.kind](block.codes)
+        storage.put(data, first, torch.nn.functional.pad(values, (0, storage.inputs - values.shape[1])))
+        return
     if isinstance(storage, Scaled) and isinstance(form, BlockForm):
         block = scaled(form, block.codes, storage.inputs)
     if isinstance(storage, TakesBlocks):

@@ -20,11 +20,11 @@ from quire.checkpoint.gguf_tokenizer import ends, tokenizer_files
 from quire.checkpoint.names import resolve
 from quire.checkpoint.read import read_facts
 from quire.checkpoint.rope import rope_facts
-from quire.platforms import native
 from quire.quantization.blocks import SPLITS, values
 from quire.quantization.scaled import Scaled
 from quire.quantization.words import Words
 from quire.tokenizer.tokenizer import Tokenizer
+from tests.marks import needs_native
 from tests.models.checkpoints import make
 from tests.models.driver import Driver
 from tests.quantization.checkpoints import PROMPTS, SIZES, check, compare, stored_bytes, taken
@@ -143,10 +143,11 @@ def test_every_type(kind: str, tmp_path: Path) -> None:
     check(unfold(file, tmp_path / "cache"), plain, values)
 
 
-@pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler")
-def test_unlike_parts_of_a_matrix_are_one_call_of_a_layer(tmp_path: Path) -> None:
+@needs_native
+@pytest.mark.parametrize("others", [{"v_proj": "Q6_K", "up_proj": "F16"}, {"q_proj": "F16", "k_proj": "F32"}], ids=repr)
+def test_unlike_parts_of_a_matrix_are_one_call_of_a_layer(others: dict[str, str], tmp_path: Path) -> None:
     """As in llama.cpp's q4_k_m, whose values are of more bits than queries and keys."""
-    file, plain, values = write(tmp_path, "Q4_K", "llama", others={"v_proj": "Q6_K", "up_proj": "F16"})
+    file, plain, values = write(tmp_path, "Q4_K", "llama", others=others)
     ran, want = Driver(unfold(file, tmp_path / "cache"), 4, ["cpu"]), Driver(plain, 4)
     assert compare(ran, values)
     assert ran.build.provider_names()["pre_norm_layer"] == "cpu"
