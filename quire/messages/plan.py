@@ -6,6 +6,7 @@ how many tokens each one computes now. Positions are never in a plan: with plans
 
 from array import array
 from collections.abc import Sequence
+from struct import unpack_from
 from typing import Self
 
 import msgspec
@@ -118,6 +119,12 @@ class TokenLogprobs(msgspec.Struct, array_like=True, gc=False):
     def logprobs(self) -> list[float]:
         """Natural logarithms, the raw model's (before penalties, temperature and masks), in the order of ids."""
         return array("f", self.packed[len(self.packed) // 2 :]).tolist()
+
+    @property
+    def chosen(self) -> float:
+        """The first of `logprobs`, without unpacking the others."""
+        value: float = unpack_from("f", self.packed, len(self.packed) // 2)[0]
+        return value
 
 
 class StepResult(msgspec.Struct, array_like=True):

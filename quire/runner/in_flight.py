@@ -74,4 +74,4 @@ class InFlight:
 
 def _finite(entry: TokenLogprobs) -> bool:
     """Whether the logits behind an entry were: a row with NaN or an infinity has NaN everywhere."""
-    return not math.isnan(entry.logprobs[0])
+    return not math.isnan(entry.chosen)

@@ -1,8 +1,11 @@
 """Steps whose samples wait for the tokens of the step before."""
 
+import math
+
 import pytest
 import torch
 
+from quire.messages.plan import TokenLogprobs
 from quire.runner.in_flight import InFlight
 from quire.sampling.samples import Samples
 
@@ -29,6 +32,17 @@ def steps(told: list[str]) -> tuple[InFlight, InFlight]:
     first.samples = draw(7)
     second.follow(first, lambda: draw(8))
     return first, second
+
+
+@pytest.mark.parametrize("last", [-0.25, math.nan])
+def test_a_prompt_that_is_not_finite_is_found_without_unpacking_its_entries(
+    last: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [TokenLogprobs.of([7, 3, 9], [value, -0.5, -2.0], 1) for value in (-1.0, last)]
+    assert [entry.chosen for entry in entries] == pytest.approx([-1.0, last], nan_ok=True)
+    monkeypatch.setattr(TokenLogprobs, "logprobs", property(lambda entry: pytest.fail("unpacked in the step loop")))
+    result = InFlight(1, prompt_logprobs={0: entries[:1], 4: entries}).result()
+    assert result.bad == ([4] if math.isnan(last) else [])
 
 
 def test_a_step_draws_as_soon_as_the_result_before_it_is_known() -> None:
