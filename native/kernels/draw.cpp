@@ -174,7 +174,7 @@ struct Line {
     bool enters(Race& race, long i, int32_t bits) const {
         const float x = T::wide(logits[i]), s = line.scaled(x);
         // By the power of two that the bits reach, which spares most tokens the logarithms.
-        if (s + (float)__builtin_clz(bits | 1) * 0.6932f < race.noisy) return false;
+        if (s + (float)(__builtin_clz(bits | 1) + (bits == 0)) * 0.6932f < race.noisy) return false;
         if (!(s >= line.log_min_p) || key_of(x, first + i) < race.last) return false;
         const float uniform = ((float)bits + 0.5f) * -(float)((1.0 - 1.0 / 16777216.0) / 2147483648.0);
         const float noisy = s - logf(-log1pf(uniform));

@@ -7,16 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.ops.draw import RowTable, draw_tokens, sample_table
+from quire.ops.draw import SEED, RowTable, draw_tokens, sample_table
 from quire.ops.edit import edit_logits
+from quire.ops.noise import GOLDEN, log_exponential, row_keys
 from quire.ops.registry import load_providers
-from quire.platforms import native
+from tests.marks import needs_native
 from tests.ops.edits import random_edits
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler"),
-]
+pytestmark = [pytest.mark.torch, needs_native]
 SETTING = st.tuples(
     st.sampled_from([0.0, 0.3, 1.0]),  # temperature
     st.sampled_from([0, 1, 7, 50, 600]),  # top_k
@@ -64,6 +62,28 @@ def test_a_batch_changes_no_row(instructions: str) -> None:
     alone = [function(logits[i : i + 1], torch.tensor([i]), known, table) for i in range(9)]
     assert torch.equal(whole, torch.cat(alone, 1))
     assert whole[:, 4].tolist() == [0, 1]
+
+
+def test_the_highest_noise_there_is_wins(instructions: str) -> None:
+    """That of a token whose 31 bits are all zero, ahead by less than one more bit would bring."""
+    vocab, likely, lucky = 640, 5, 300
+    table = sample_table(vocab, [1.0], [0], [1.0], [0.0])
+    # The seed whose keys at position 0 are the token and zero: then nothing is mixed but zeros.
+    state = seed_of(lucky) - GOLDEN & (1 << 64) - 1
+    table.integers[0, SEED] = state - (state >> 63 << 64)
+    noise = -log_exponential(row_keys(table.integers[:, SEED], torch.zeros(1).long()), torch.arange(vocab).int())
+    assert noise[0, lucky] > 22.1
+    logits = torch.full((1, vocab), -100.0)
+    logits[0, likely], logits[0, lucky] = 0, noise[0, likely] - 21.8
+    assert drawn(logits, table, "reference")[0].tolist() == drawn(logits, table)[0].tolist() == [lucky]
+
+
+def seed_of(key: int) -> int:
+    """What splitmix64's finaliser makes `key` of."""
+    for shift, factor in ((31, 1), (27, 0x94D049BB133111EB), (30, 0xBF58476D1CE4E5B9)):
+        key = key * pow(factor, -1, 1 << 64) & (1 << 64) - 1
+        key ^= key >> shift ^ key >> 2 * shift
+    return key
 
 
 def test_draws_from_long_nuclei_equal_those_of_the_reference(instructions: str) -> None:
