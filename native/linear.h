@@ -15,7 +15,8 @@
 //   INT6      [span / 16] of two such steps with the codes' low halves, then [16][4] bytes: the two high bits of a code
 //             of the first four inputs of sixteen are the lowest of a byte
 //   CODES     [span / 4][16][4] bytes
-// By `scales`, a head is, the shifts' part only where there are any:
+// By `scales`, a head is, the shifts' part only where there are any, but for the units of STEPS' shifts, whose room is
+// always there:
 //   FLOATS    of one group: float [16], shifts float [16]
 //   HALVES    of two groups, each: half [16], shifts half [16]
 //   STEPS     of 256 inputs: units half [16], units of shifts half [16], of each group: int8 [16] units, shifts' int8 [16]
