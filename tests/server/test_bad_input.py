@@ -53,9 +53,21 @@ def test_the_server_still_works_and_nothing_is_left(serving: Serving, http: http
     assert serving.service.open_watches == set()
 
 
-def test_a_field_of_old_names_the_one_that_is_served(http: httpx.Client) -> None:
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "guided_json": {"type": "object"}}
-    assert "send structured_outputs" in http.post(CHAT, json=body).json()["error"]["message"]
+@pytest.mark.parametrize(
+    ("path", "name", "says"),
+    [
+        ("/v1/chat/completions", "guided_regex", "guided_regex is not read here; send structured_outputs."),
+        ("/v1/chat/completions", "function_call", "function_call is not read here; send tool_choice."),
+        ("/v1/completions", "functions", "functions is not supported yet; leave it out."),
+        ("/v1/responses", "guided_json", "guided_json is not read here; send text.format."),
+        ("/v1/responses", "regex", "regex is not supported yet; leave it out."),
+        ("/v1/messages", "json_schema", "json_schema is not read here; send output_config.format."),
+        ("/v1/messages", "grammar", "grammar is not supported yet; leave it out."),
+    ],
+)
+def test_a_foreign_field_names_one_that_the_endpoint_has(http: httpx.Client, path: str, name: str, says: str) -> None:
+    answer = http.post(path, json={name: "a"})
+    assert answer.status_code == 400 and answer.json()["error"]["message"] == says
 
 
 def test_an_unknown_field_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:

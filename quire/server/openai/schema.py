@@ -162,13 +162,14 @@ REFUSED: dict[str, tuple[object, ...]] = {
 }
 """Fields that would change the answer and are not served, with the values that ask for nothing."""
 
-OUTDATED = {
-    "functions": "tools",
-    "function_call": "tool_choice",
-    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "structured_outputs"),
-    **dict.fromkeys(("grammar", "regex", "ebnf", "json_schema"), "structured_outputs"),
+FORM = "structured_outputs"
+SUCCESSORS: dict[str, tuple[str, ...]] = {
+    "functions": ("tools",),
+    "function_call": ("tool_choice",),
+    **dict.fromkeys(("guided_json", "json_schema"), (FORM, "text.format", "output_config.format")),
+    **dict.fromkeys(("guided_regex", "guided_choice", "guided_grammar", "grammar", "regex", "ebnf"), (FORM,)),
 }
-"""Fields that OpenAI, vLLM and others have replaced by fields that are served."""
+"""Fields of old or of other servers, and those that say the same here: each dialect has one of them or none."""
 
 
 class ModelRequest(Protocol):
@@ -216,24 +217,26 @@ async def read(
     check_count(body.get("messages"))
     known = set(kind.__struct_fields__)
     for name in body.keys() - known:
-        _refuse_if_asked(name, body[name], refused)
+        _refuse_if_asked(name, body[name], refused, known)
     service.warn_unknown(body.keys() - known - refused.keys() - set(ignored))
     asked = to_struct(kind, body)
     check_model(asked.model, service)
     return asked
 
 
-def _refuse_if_asked(name: str, value: object, refused: Mapping[str, tuple[object, ...]]) -> None:
+def _refuse_if_asked(
+    name: str, value: object, refused: Mapping[str, tuple[object, ...]], known: Collection[str]
+) -> None:
     if name == "chat_template" and value is not None:
         raise RequestError(
             "chat_template is the server's to choose: start it with --chat-template FILE.",
             name,
             "chat_template_not_allowed",
         )
-    if name in OUTDATED and value not in refused.get(name, NOTHING):
-        raise RequestError(f"{name} is the form of old; send {OUTDATED[name]}.", name, "unsupported_parameter")
     if name in refused and value not in refused[name]:
-        raise RequestError(f"{name} is not supported yet; leave it out.", name, "unsupported_parameter")
+        successors = [field for field in SUCCESSORS.get(name, ()) if field.partition(".")[0] in known]
+        remedy = f"read here; send {successors[0]}" if successors else "supported yet; leave it out"
+        raise RequestError(f"{name} is not {remedy}.", name, "unsupported_parameter")
 
 
 def check_model(name: str | None, service: Service) -> None:
