@@ -14,6 +14,7 @@ from quire.base.interpreter import python
 from quire.config import environ
 from quire.messages.frames import pair_for_child, receive, send
 from quire.messages.structured import FIELD, StructuredOutputsParams
+from quire.messages.wire import FAILED
 from quire.structured.checker_process import OUT_OF_MEMORY, Verdict
 from quire.structured.matcher import Vocabulary
 
@@ -44,7 +45,7 @@ class GrammarChecker:
 
         Raises:
             RequestError: with code invalid_schema, grammar_timeout or grammar_too_complex.
-            EngineError: the process has ended by no fault of the grammar; its log says why.
+            EngineError: the process has failed, or ended, by no fault of the grammar; its log says why.
         """
         channel = self._channel or self._open()
         answer = self._ask(channel, msgspec.json.encode(wanted))
@@ -114,5 +115,7 @@ def _blame(status: int) -> EngineError | RequestError:
 
 def _read(answer: bytes) -> None:
     verdict = msgspec.json.decode(answer, type=Verdict)
+    if verdict.code == FAILED:
+        raise EngineError(verdict.message)
     if verdict.message:
         raise RequestError(verdict.message, FIELD, verdict.code)

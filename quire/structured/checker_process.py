@@ -3,10 +3,12 @@
 A grammar that would take too much time or memory ends this process and nothing else. `checker.py` starts it and asks.
 """
 
+import contextlib
 import os
 import signal
 import socket
 import sys
+import traceback
 
 import msgspec
 
@@ -14,6 +16,7 @@ from quire.base.address_space import limit_address_space
 from quire.base.errors import RequestError
 from quire.messages.frames import receive, send
 from quire.messages.structured import StructuredOutputsParams
+from quire.messages.wire import FAILED
 from quire.structured.llguidance import LLBackend
 from quire.structured.matcher import Vocabulary
 
@@ -34,7 +37,8 @@ class Verdict(msgspec.Struct):
 
 def main() -> int:
     """Read the vocabulary, then check grammars until the other side ends."""
-    with socket.socket(fileno=int(sys.argv[1])) as channel:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(ConnectionError), socket.socket(fileno=int(sys.argv[1])) as channel:
         first = receive(channel)
         if first is None:
             return 0
@@ -45,11 +49,17 @@ def main() -> int:
             return 0
         limit_address_space(MEMORY_BYTES)
         send(channel, msgspec.json.encode(Verdict()))
-        # What strangers' grammars make libraries say is nothing for the log.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        _silence_libraries()
         while (frame := receive(channel)) is not None:
             _check(channel, backend, msgspec.json.decode(frame, type=StructuredOutputsParams))
     return 0
+
+
+def _silence_libraries() -> None:
+    """What strangers' grammars make libraries say is nothing for the log; what Python says is."""
+    descriptor = sys.stderr.fileno()
+    sys.stderr = os.fdopen(os.dup(descriptor), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _check(channel: socket.socket, backend: LLBackend, wanted: StructuredOutputsParams) -> None:
@@ -63,6 +73,10 @@ def _check(channel: socket.socket, backend: LLBackend, wanted: StructuredOutputs
         return
     except MemoryError:
         sys.exit(OUT_OF_MEMORY)
+    except BaseException as error:  # a fault of ours; what panics in Rust is no Exception
+        traceback.print_exc()
+        _answer(channel, RequestError(f"the grammar checker has failed with {type(error).__name__}", code=FAILED))
+        return
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)

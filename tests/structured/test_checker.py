@@ -116,6 +116,34 @@ def test_a_process_that_ends_by_itself_blames_no_grammar(monkeypatch, capfd):
     assert "no_such_module" in capfd.readouterr().err
 
 
+PANICKING = """
+import sys
+from quire.structured import checker_process
+compile = checker_process.LLBackend.compile
+class Panic(BaseException): pass
+def panic(self, wanted):
+    if wanted.choice is None:
+        return compile(self, wanted)
+    raise Panic("at the disco")
+checker_process.LLBackend.compile = panic
+sys.argv[1:] = sys.argv[3:]
+checker_process.main()
+"""
+
+
+def test_a_panic_is_told_in_the_log_and_ends_nothing(monkeypatch, capfd):
+    monkeypatch.setattr(checker_module, "python", lambda: [sys.executable, "-c", PANICKING])
+    checker = GrammarChecker(VOCABULARY)
+    checker.check(GOOD[0])
+    process = checker._process
+    with pytest.raises(EngineError, match="has failed with Panic"):
+        checker.check(GOOD[1])
+    assert "at the disco" in capfd.readouterr().err
+    checker.check(GOOD[0])
+    assert checker._process is process
+    checker.close()
+
+
 def test_a_tokenizer_that_cannot_be_read_is_said(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     for path in ("tokenizer.json", "missing.json"):
