@@ -35,24 +35,25 @@ class GrammarStore:
                 self._grammars.pop(key, None)
         if self._backend is None:
             self._backend = LLBackend(vocabulary)
-        self._find(wanted)
+        key = _key(wanted)
+        if key not in self._grammars:
+            made = self._backend.compile(wanted)
+            with self._lock:
+                self._grammars[key] = made
 
     def start(self, wanted: StructuredOutputsParams) -> Matcher:
         """A matcher at the start of the grammar.
 
         It is there as long as a sequence that has not ended uses it. A plan on its way to a rank may begin one that has
-        ended since, whose grammar is gone; that alone is compiled again, here.
+        ended since, whose grammar is gone; that alone is compiled again, here, and not kept: nobody would say that it
+        may go.
         """
-        return self._find(wanted).start()
+        with self._lock:
+            found = self._grammars.get(_key(wanted))
+        return (found or self.backend.compile(wanted)).start()
 
-    def _find(self, wanted: StructuredOutputsParams) -> Grammar:
-        key = grammar_key(wanted)
-        assert key is not None
-        with self._lock:
-            found = self._grammars.get(key)
-        if found is not None:
-            return found
-        made = self.backend.compile(wanted)
-        with self._lock:
-            self._grammars[key] = made
-        return made
+
+def _key(wanted: StructuredOutputsParams) -> str:
+    key = grammar_key(wanted)
+    assert key is not None
+    return key
