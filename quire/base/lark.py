@@ -18,7 +18,8 @@ def slashed(pattern: str) -> str:
 def expression(pattern: str) -> str:
     """What matches a regular expression. Raises ValueError, with a sentence, for one that would go on behind itself."""
     check_end(pattern)
-    return f"/{slashed(pattern)}/"
+    # Two slashes would begin a comment.
+    return f"/{slashed(pattern)}/" if pattern else '""'
 
 
 def check_end(pattern: str) -> None:

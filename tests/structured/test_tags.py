@@ -46,6 +46,7 @@ TAG = {"begin": "<call>", "content": JSON, "end": "</call>"}
 TRIGGERED = {"type": "triggered_tags", "triggers": ["<call>"], "tags": [TAG]}
 LIST = {"type": "tags_with_separator", "tags": [TAG], "separator": ", "}
 ANSWER = {"type": "or", "elements": [{"type": "const_string", "value": "yes"}, {"type": "regex", "pattern": "n/?o"}]}
+EMPTY = {"type": "regex", "pattern": ""}
 THINK = {"type": "tag", "begin": "[", "content": {"type": "any_text"}, "end": "]"}
 ONE = '<call>{"a": 1}</call>'
 
@@ -58,6 +59,8 @@ ONE = '<call>{"a": 1}</call>'
         (tag(format={**TRIGGERED, "at_least_one": True, "stop_after_first": True}), [f"a{ONE}"], ["a", f"{ONE}b"]),
         (tag(format={**TRIGGERED, "stop_after_first": True}), ["", "a", f"a{ONE}"], [f"{ONE}b", "<call>b"]),
         (tag(format={"type": "regex", "pattern": r"a\/b/c"}), ["a/b/c"], ["a", "a/b", r"a\/b/c"]),
+        (tag(format={"type": "sequence", "elements": [EMPTY, ANSWER]}), ["yes"], ["", "//"]),
+        (tag(format=EMPTY), [""], ["a"]),
         (tag(format=LIST), ["", ONE, f"{ONE}, {ONE}"], [f"{ONE}{ONE}", "a"]),
         (tag(format={**LIST, "at_least_one": True, "stop_after_first": True}), [ONE], ["", f"{ONE}, {ONE}"]),
         (tag(format={"type": "sequence", "elements": [THINK, ANSWER]}), ["[so]yes", "[]n/o"], ["yes", "[a]b"]),
