@@ -21,7 +21,7 @@ from quire.engine.grammars import GrammarService
 from quire.executors.base import PATIENCE, Executor, Progress
 from quire.kvcache.layout import fit, shrunk
 from quire.messages.pooling import GENERATE
-from quire.messages.state import Layout
+from quire.messages.state import Capacity, Layout
 from quire.messages.wire import EngineFacts
 from quire.platforms import detect
 from quire.platforms.ahead import ahead, pays
@@ -105,8 +105,8 @@ def begin(
         executor = make_executor(spec)
     timeline.mark("import")
     try:
-        layout, patience_s = _settle_in(executor, spec, progress, timeline)
-        scheduler = make(spec, layout)
+        capacity, layout, patience_s = _settle_in(executor, spec, progress, timeline)
+        scheduler = make(spec, layout, capacity.recordable)
         facts, vocabulary = _facts(spec, layout, timeline.seconds), _vocabulary(config, model)
         grammars = GrammarService(executor, scheduler, vocabulary)
         core = EngineCore(executor, scheduler, grammars, facts, spec.depth, timeline.clock)
@@ -129,8 +129,13 @@ def _resolved(config: EngineConfig, model: ModelFacts, streams: bool) -> RunSpec
     return spec
 
 
-def _settle_in(executor: Executor, spec: RunSpec, progress: Progress, timeline: Timeline) -> tuple[Layout, float]:
-    """Load the weights and take pages for what memory is left: their layout, and how long a step may take (0: any)."""
+def _settle_in(
+    executor: Executor, spec: RunSpec, progress: Progress, timeline: Timeline
+) -> tuple[Capacity, Layout, float]:
+    """Load the weights and take pages for what memory is left.
+
+    Returns: what ranks can give, the pages' layout, and how long a step may take (0: any).
+    """
     choices = executor.load(progress)
     ahead().drop()
     log.info("kernels: %s", "; ".join(f"{op}: {provider}" for op, provider in choices.items()))
@@ -144,7 +149,7 @@ def _settle_in(executor: Executor, spec: RunSpec, progress: Progress, timeline: 
     timeline.mark("memory")
     if sentence := shrunk(spec, layout):
         log.warning("%s", sentence)
-    return layout, patience_s
+    return capacity, layout, patience_s
 
 
 def _cleared_bytes(config: EngineConfig, model: ModelFacts) -> int:

@@ -82,10 +82,12 @@ class Capacity(msgspec.Struct, frozen=True):
     Attributes:
         free_bytes: memory that pages may take.
         states: the spec of each stateful layer, in layer order.
+        recordable: whether every kernel of the model can be recorded.
     """
 
     free_bytes: int
     states: list[StateSpec]
+    recordable: bool = False
 
 
 class Layout(msgspec.Struct, frozen=True):

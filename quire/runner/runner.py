@@ -116,7 +116,13 @@ class Runner:
                 recorded = self.allocated.warm_up.recorded_bytes()
                 self.release()
         free = self._memory.free_bytes()
-        return Capacity(self._memory.budget(free, self.spec.memory_fraction, needed[0] + recorded), specs)
+        budget = self._memory.budget(free, self.spec.memory_fraction, needed[0] + recorded)
+        return Capacity(budget, specs, self._recordable)
+
+    @property
+    def _recordable(self) -> bool:
+        """Whether every kernel of the model can be recorded, as far as this rank knows."""
+        return all(choice.capturable for choice in self.build.choices)
 
     def _run_all(self) -> None:
         warm_up, rehearsal = self.allocated.warm_up, self._rehearsal
@@ -153,7 +159,7 @@ class Runner:
         if facts is not None:
             pooling = PoolingSteps(facts, self.loaded, rows, self.mesh)
             return pooling, PoolingWarmUp(spec, layout, pooling)
-        recordable = self._everywhere(all(choice.capturable for choice in self.build.choices))
+        recordable = self._everywhere(self._recordable)
         steps = GenerationSteps(spec, self.loaded, rows, self.mesh, self.grammars, recordable)
         return steps, GenerationWarmUp(spec, layout, steps, self._memory)
 

@@ -7,10 +7,13 @@ from quire.scheduler.limits import Limits
 from quire.scheduler.scheduler import Scheduler
 
 
-def make(spec: RunSpec, layout: Layout) -> Scheduler:
-    """The scheduler of an engine; with `event_log` set, one that writes down everything that happens to it."""
+def make(spec: RunSpec, layout: Layout, recordable: bool) -> Scheduler:
+    """The scheduler of an engine; with `event_log` set, one that writes down everything that happens to it.
+
+    Where ranks can record steps (`recordable`), they have recorded those that `spec` wishes for.
+    """
     pooling = spec.facts.pooling
-    recorded = [size for size in spec.graph_tokens if size < layout.max_model_len and pooling is None]
+    recorded = [size for size in spec.graph_tokens if recordable and size < layout.max_model_len]
     limits = Limits(
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=spec.max_num_batched_tokens,

@@ -45,8 +45,8 @@ def test_tokens_equal_transformers(family, name, monkeypatch):
             told.extend(group for groups in (plan.shared if plan else None) or [] for group in groups)
             return plan
 
-    def small(spec, layout):
-        limits = msgspec.structs.replace(build(spec, layout).limits, shared_rows=2, shared_tokens=4)
+    def small(spec, layout, recordable):
+        limits = msgspec.structs.replace(build(spec, layout, recordable).limits, shared_rows=2, shared_tokens=4)
         return Watched(limits, layout, seed=spec.seed)
 
     monkeypatch.setattr(begin, "make", small)

@@ -20,12 +20,12 @@ from tests.engine.toy import make_toy, oracle
 pytestmark = pytest.mark.torch
 
 
-def recorded(sizes):
+def recorded(sizes, **others):
     """`resolve` as it would be on a device with graphs."""
     resolve = load("quire.config.resolve:resolve")
 
     def with_graphs(*arguments):
-        return msgspec.structs.replace(resolve(*arguments), graph_rows=sizes)
+        return msgspec.structs.replace(resolve(*arguments), graph_rows=sizes, **others)
 
     return with_graphs
 
@@ -137,13 +137,14 @@ def test_grammars_are_drawn_for_in_recordings(monkeypatch, overlapped):
 
 
 def test_a_kernel_that_asks_the_host_is_not_recorded(monkeypatch):
-    """Nor do tables take memory for recordings, whatever the sampler's own kernels can do."""
+    """Nor do tables take memory for recordings, whatever the sampler's own kernels can do; no prompt waits for one."""
     stayed = []
     monkeypatch.setattr(Sampler, "stay", stayed.append)
-    monkeypatch.setattr(begin, "resolve", recorded([4]))
+    monkeypatch.setattr(begin, "resolve", recorded([4], graph_singles=[0], graph_tokens=[8]))
     monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
     with LLM(num_gpu_blocks_override=100, kernels="reference") as llm:
         assert not llm._running().executor.runner.allocated.steps.graphs.covers(1)
+        assert not llm._running().scheduler.limits.recorded_tokens
     assert not stayed
 
 

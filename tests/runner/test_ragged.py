@@ -55,6 +55,7 @@ def test_log_probabilities_of_prompts_need_every_state(tmp_path, monkeypatch):
     wanted = {"graph_rows": [4], "graph_singles": [0], "graph_tokens": [25]}
     monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), **wanted))
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
+        assert llm._running().scheduler.limits.recorded_tokens == 25
         (output,) = llm.generate([[5, 6, 7]], SamplingParams(max_tokens=2, temperature=0.0, prompt_logprobs=1))
     assert len(output.prompt_logprobs) == 3
 

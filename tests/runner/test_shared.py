@@ -45,8 +45,8 @@ def engine(monkeypatch, sizes):
     resolve, make = load("quire.config.resolve:resolve"), load("quire.scheduler.build:make")
     scheduler = load("quire.scheduler.scheduler:Scheduler")
 
-    def small(spec, layout):
-        limits = msgspec.structs.replace(make(spec, layout).limits, shared_rows=2, shared_tokens=4)
+    def small(spec, layout, recordable):
+        limits = msgspec.structs.replace(make(spec, layout, recordable).limits, shared_rows=2, shared_tokens=4)
         return scheduler(limits, layout, seed=spec.seed)
 
     monkeypatch.setattr(begin, "make", small)
