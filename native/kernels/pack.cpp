@@ -294,33 +294,43 @@ int code_at(const Matrix& m, const uint8_t* codes, long lane, long k) {
     return low | (codes[k / 16 * 192 + 128 + lane * 4 + k % 4] >> k % 16 / 4 * 2 & 3) << 4;
 }
 
-float group_value_at(const Matrix& m, Lane at, long k) {
-    uint8_t* block = at.panel + k / span(m) * block_bytes(m);
-    const Numbers by = numbers_of(m, block, k % span(m) / m.group, at.lane);
-    const float steps = float(code_at(m, block + head_bytes(m), at.lane, k % span(m)) - m.zero);
-    // Rounded before the shift is added, as formats say.
-    const volatile float value = steps * number(m, by.scale, block + at.lane * 2);
-    return m.shifted ? value + number(m, by.shift, block + 32 + at.lane * 2) : value;
+// store(k, value) for every input k of a row in groups, whose scale and shift are read once a group.
+template <class F>
+void get_groups(const Matrix& m, Lane at, const F& store) {
+    for (long first = 0; first < m.inputs; first += m.group) {
+        uint8_t* block = at.panel + first / span(m) * block_bytes(m);
+        const uint8_t* codes = block + head_bytes(m);
+        const long start = first % span(m), left = m.inputs - first, count = left < m.group ? left : m.group;
+        const Numbers by = numbers_of(m, block, start / m.group, at.lane);
+        const float scale = number(m, by.scale, block + at.lane * 2);
+        const float shift = m.shifted ? number(m, by.shift, block + 32 + at.lane * 2) : 0;
+        for (long i = 0; i < count; i++) {
+            // Rounded before the shift is added, as formats say.
+            const volatile float value = float(code_at(m, codes, at.lane, start + i) - m.zero) * scale;
+            store(first + i, m.shifted ? value + shift : value);
+        }
+    }
 }
 
 float value_at(const Matrix& m, Lane at, long k) {
     switch (m.format) {
         case FLOAT32: return ((const float*)at.panel)[k * 32 + at.lane];
         case BFLOAT16: return from_bfloat16(((const uint16_t*)at.panel)[k / 2 * 64 + at.lane * 2 + k % 2]);
-        case INT8: {
+        default: {
             const int8_t q = ((const int8_t*)at.panel)[INT8_HEAD + k / 4 * 64 + at.lane * 4 + k % 4];
             return float(q) * ((const float*)at.panel)[at.lane];
         }
-        default: return group_value_at(m, at, k);
     }
 }
 
 void get(const Matrix& m, long row, void* out, int dtype) {
     const Lane at = lane_of(m, row);
-    for (long k = 0; k < m.inputs; k++) {
-        if (dtype == FLOAT32) ((float*)out)[k] = value_at(m, at, k);
-        else ((uint16_t*)out)[k] = to_bfloat16(value_at(m, at, k));
-    }
+    const auto store = [&](long k, float value) {
+        if (dtype == FLOAT32) ((float*)out)[k] = value;
+        else ((uint16_t*)out)[k] = to_bfloat16(value);
+    };
+    if (in_groups(m)) return get_groups(m, at, store);
+    for (long k = 0; k < m.inputs; k++) store(k, value_at(m, at, k));
 }
 
 }  // namespace
