@@ -28,6 +28,7 @@ def check_end(pattern: str) -> None:
         raise ValueError("the backslash at the end of the expression escapes nothing")
 
 
-def json_of(schema: Mapping[str, object], **options: object) -> str:
-    """JSON of a schema; `options` of the library's, WHITE_SPACE between tokens unless they say otherwise."""
-    return f"%json {json.dumps({**schema, 'x-guidance': options or {'whitespace_pattern': WHITE_SPACE}})}"
+def json_of(schema: Mapping[str, object], *, spaced: bool = True, **options: object) -> str:
+    """JSON of a schema, WHITE_SPACE or nothing between its tokens; `options` of the library's."""
+    space = {"whitespace_pattern": WHITE_SPACE} if spaced else {"whitespace_flexible": False}
+    return f"%json {json.dumps({**schema, 'x-guidance': {**space, **options}})}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quire.base.errors import RequestError
-from quire.base.lark import ANY, WHITE_SPACE, json_of, slashed
+from quire.base.lark import ANY, json_of, slashed
 
 _OPEN = frozenset(
     {"additionalProperties", "patternProperties", "anyOf", "oneOf", "allOf", "$ref", "unevaluatedProperties"}
@@ -107,7 +107,7 @@ class Rules:
         if an_object and "properties" in made and not made.keys() & _OPEN:
             # What a schema does not speak of is allowed; a model that is led by a grammar would make use of it.
             made["additionalProperties"] = False
-        return json_of(made) if strict else json_of(made, whitespace_pattern=WHITE_SPACE, lenient=True)
+        return json_of(made) if strict else json_of(made, lenient=True)
 
     def text_but(self, openers: Iterable[str]) -> str:
         """Any text without one of `openers`."""

@@ -13,7 +13,7 @@ import llguidance
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from quire.base.errors import RequestError
-from quire.base.lark import WHITE_SPACE, check_end
+from quire.base.lark import WHITE_SPACE, check_end, json_of
 from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.structured.matcher import Mask, Matcher, Vocabulary
 from quire.structured.tags import Literal, tags_source
@@ -92,7 +92,7 @@ class LLBackend:
         if self._specials.search(made) is None:
             return made
         if wanted.frame is None and (wanted.json is not None or wanted.json_object):
-            made = f"start: %json {json.dumps(_spaced(wanted))}"
+            made = f"start: {json_of(_schema(wanted), spaced=not wanted.disable_any_whitespace)}"
         elif made.startswith("{"):
             first, *others = json.loads(made)["grammars"]
             if "lark_grammar" not in first:
@@ -154,11 +154,9 @@ def _space(wanted: StructuredOutputsParams) -> "llguidance._lib.JsonCompileOptio
     return {"whitespace_flexible": False} if wanted.disable_any_whitespace else {"whitespace_pattern": WHITE_SPACE}
 
 
-def _spaced(wanted: StructuredOutputsParams) -> dict[str, object]:
-    """The schema with the white space that it allows."""
+def _schema(wanted: StructuredOutputsParams) -> dict[str, object]:
     schema = {"type": "object"} if wanted.json is None else wanted.json
-    made = json.loads(schema) if isinstance(schema, str) else schema
-    return {**made, "x-guidance": _space(wanted)}
+    return cast(dict[str, object], json.loads(schema) if isinstance(schema, str) else schema)
 
 
 def reason(text: str) -> str:

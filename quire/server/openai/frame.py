@@ -143,7 +143,7 @@ def _content(rules: Rules, form: StructuredOutputsParams) -> str:
     schema = {"type": "object"} if form.json is None else form.json
     if isinstance(schema, str):
         schema = msgspec.json.decode(schema)
-    return json_of(schema, whitespace_flexible=False) if form.disable_any_whitespace else json_of(schema)
+    return json_of(schema, spaced=not form.disable_any_whitespace)
 
 
 def _expression(pattern: str) -> str:
