@@ -72,8 +72,9 @@ class Parser(argparse.ArgumentParser):
         listed = [action for action in self._actions if action.option_strings and action.help != argparse.SUPPRESS]
         names = [", ".join(action.option_strings) for action in listed]
         return {
-            action.option_strings[-1].lstrip("-"): f"{name}\n    {action.help}"
+            spelling.lstrip("-"): f"{name}\n    {action.help}"
             for name, action in zip(names, listed, strict=True)
+            for spelling in action.option_strings
         }
 
     def _switched(self, word: str) -> str:

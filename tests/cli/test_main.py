@@ -95,6 +95,12 @@ def test_help_on_a_flag(topic: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(shown) < len(everything) / 10
 
 
+@pytest.mark.parametrize("topic", ["tp", "-tp", "tensor-parallel-size"])
+def test_every_spelling_of_a_flag_is_a_topic(topic: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--help", topic]) == 0
+    assert capsys.readouterr().out.startswith("-tp, --tensor-parallel-size\n")
+
+
 def test_help_on_a_flag_of_one_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--help", "max_tokens"]) == 0
     assert capsys.readouterr().out.startswith("--max-tokens\n    longest answer")
