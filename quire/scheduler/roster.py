@@ -87,7 +87,7 @@ class Roster:
         self.waiting = Queue(self.order.rank)
         self.running = Queue(self.seniority)
         if limits.recorded_tokens:
-            self.resources = (*self.resources, RecordedSteps(limits.recorded_tokens, self.waiting))
+            self.resources = (*self.resources, RecordedSteps(limits.recorded_tokens, self.waiting, self.grammars.holds))
         self.leaving: set[Sequence] = set()
         self.alive: dict[str, list[Sequence]] = {}
         self.failures: list[Delta] = []

@@ -5,6 +5,7 @@ import pytest
 from quire.base.errors import RequestError
 from quire.messages.plan import StepResult
 from quire.messages.state import Retention
+from quire.messages.structured import StructuredOutputsParams, grammar_key
 from tests.scheduler.engine import EOS, Engine, layout_of
 
 pytestmark = pytest.mark.plain
@@ -50,6 +51,19 @@ def test_many_prompts_share_a_step_though_it_is_not_recorded():
     engine.add(prompt=12)
     engine.add(prompt=2)
     assert [engine.step() for _ in range(2)] == ["A1 B1 C1 D12", "A1 B1 C1 D1 E2"]
+    check_all(engine)
+
+
+def test_prompts_that_are_held_for_a_grammar_make_no_step_worth_launching():
+    engine = Engine(max_num_batched_tokens=32, recorded_tokens=8)
+    held = StructuredOutputsParams(regex="a+")
+    engine.scheduler.hold(grammar_key(held))
+    for prompt, form in ((6, None), (5, None), (12, held)):
+        engine.add(prompt=prompt, structured_outputs=form)
+    assert engine.step() == "A6"
+    engine.scheduler.ready(grammar_key(held))
+    engine.add(prompt=6)
+    assert engine.step() == "A1 B5 C12 D6"
     check_all(engine)
 
 

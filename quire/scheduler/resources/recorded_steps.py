@@ -1,6 +1,6 @@
 """Prompts share a step as far as one is recorded; larger steps are launched kernel by kernel and pay off for many."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from quire.scheduler.sequence import Sequence
 
@@ -16,11 +16,13 @@ class RecordedSteps:
     Args:
         tokens: of prompts, in the largest recording.
         waiting: who has not begun.
+        held: whether one of them cannot begin yet, for its grammar is not ready.
     """
 
-    def __init__(self, tokens: int, waiting: Iterable[Sequence]) -> None:
+    def __init__(self, tokens: int, waiting: Iterable[Sequence], held: Callable[[Sequence], bool]) -> None:
         self._tokens = tokens
         self._waiting = waiting
+        self._held = held
         self.new_step()
 
     def new_step(self) -> None:
@@ -44,7 +46,7 @@ class RecordedSteps:
         if self._crowded is None:
             left = PAYS_OFF * self._tokens - self._taken
             for seq in self._waiting:
-                left -= seq.pending
+                left -= 0 if self._held(seq) else seq.pending
                 if left < 0:
                     break
             self._crowded = left < 0
