@@ -46,8 +46,10 @@ class EngineConnector:
         try:
             await self._engine.join(address)
         except Exception:
-            # Without the core's first words nothing can be asked of it.
+            # Without the core's first words nothing can be asked of it, and what it was not asked again nobody answers.
             log.exception("the engine cannot be joined")
+            self._engine.end("the engine cannot be joined")
             self._engine.on_lost()
+            return
         if self._engine.dead is None:
             self._on_joined()

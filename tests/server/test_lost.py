@@ -13,6 +13,7 @@ from quire.engine.connector import EngineConnector
 from quire.messages.control import Answered, Asked, Count, EngineUp, Nothing
 from quire.messages.params import SamplingParams
 from quire.messages.request import Request
+from quire.messages.wire import EngineFacts
 from quire.server import front as module
 
 pytestmark = pytest.mark.plain
@@ -76,6 +77,22 @@ def test_an_engine_that_cannot_be_joined_is_told(caplog: pytest.LogCaptureFixtur
 
     asyncio.run(play())
     assert "cannot be joined" in caplog.text and "no message of this version" in caplog.text
+
+
+def test_an_engine_that_cannot_be_asked_again_is_not_joined() -> None:
+    async def play() -> None:
+        lost, joined, connection = asyncio.Event(), mock.Mock(), mock.Mock()
+        connection.receive = mock.AsyncMock(side_effect=[mock.Mock(spec=EngineFacts), TransportError("no more")])
+        engine = AsyncLLM(mock.Mock(), connect=lambda address: connection)
+        engine.on_lost = lost.set
+        with mock.patch.object(engine._open, "ask_again", side_effect=ValueError):
+            await EngineConnector(engine, joined).hear(EngineUp("ipc:///there"))
+            await asyncio.wait_for(lost.wait(), 10)
+            await asyncio.sleep(0)
+        joined.assert_not_called()
+        assert engine.dead is not None
+
+    asyncio.run(play())
 
 
 def test_a_question_that_fails_is_logged_and_answered(caplog: pytest.LogCaptureFixture) -> None:
