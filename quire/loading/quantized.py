@@ -19,6 +19,7 @@ from quire.quantization.blocks import FLOATS, BlockForm, Blocks, scaled
 from quire.quantization.checkpoint import Quantized
 from quire.quantization.scaled import Block, Form, Scaled, TakesBlocks
 from quire.quantization.scheme import Matrix, Range, Scheme, Source, byte_range, group_range
+from quire.quantization.shares import Integers
 from quire.quantization.stacked import Plain, Stacked
 from quire.quantization.storage import Sized, Storage
 
@@ -271,7 +272,7 @@ def _keep(storage: Storage, data: Tensor, first: int, block: Block, form: Form |
     if isinstance(storage, TakesBlocks):
         storage.put_block(data[: storage.nbytes], first, block)
         return
-    assert isinstance(form, Form)
+    assert isinstance(form, Form) and isinstance(storage, Integers)
     scales = block.scales.float()
     if block.factors is not None:
         factors = block.factors[:, None]

@@ -64,10 +64,6 @@ class Blocks:
         """Never asked for: nothing is quantized to these types."""
         raise NotImplementedError("blocks are read from files only")
 
-    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
-        """Never asked for: what is quantized already comes as a `Block`."""
-        raise NotImplementedError("blocks are put by put_block")
-
     def put_block(self, data: Tensor, first: int, block: Block) -> None:
         """Store rows from `first` on."""
         data[: self.nbytes].view(self.outputs, self._row)[first : first + len(block.codes)] = block.codes

@@ -204,10 +204,6 @@ class Scaled:
         for begin in range(0, len(values), step):
             self.put_block(data, first + begin, self.quantize(values[begin : begin + step]))
 
-    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
-        """Never asked for: what is quantized already comes as a `Block`."""
-        raise NotImplementedError("rows of this form are put by put_block")
-
     def quantize(self, values: Tensor) -> Block:
         """(rows, inputs) values as codes whose scales put the largest magnitude of each group at the type's largest.
 

@@ -24,6 +24,10 @@ class Integers(Storage, Protocol):
         """Of a weight."""
         ...
 
+    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
+        """`put` for values that are quantized already, in the form that `Canonical` describes; not of all bits."""
+        ...
+
 
 def needs_rows(storage: Storage, start: int) -> bool:
     """Whether values put into `storage` count for scales of their whole row, of which it holds columns from `start` on.
@@ -39,10 +43,11 @@ def needs_rows(storage: Storage, start: int) -> bool:
 def put_share(storage: Storage, data: Tensor, first: int, values: Tensor, columns: Range) -> None:
     """Quantize whole rows `values` and store `columns` of them, which begin with a group, from row `first` on."""
     mine = slice(*columns)
-    if not isinstance(storage, Scaled):
+    if isinstance(storage, Integers):
         codes, scales = quantize_int8(values)
         storage.put_quantized(data, first, codes[:, mine].contiguous(), scales)
         return
+    assert isinstance(storage, Scaled)
     form = storage.form
     whole = Scaled.of(len(values), values.shape[1], form, storage.dtype, storage.device)
     block = whole.quantize(values)

@@ -34,10 +34,6 @@ class Plain:
         """See `Storage`."""
         self.matrix(data)[first : first + len(values)] = values
 
-    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
-        """Never asked for: rows are of full precision."""
-        raise NotImplementedError("rows in full precision are put by put")
-
     def rows(self, data: Tensor, ids: Tensor) -> Tensor:
         """See `Storage`."""
         return self.matrix(data)[ids]
@@ -100,10 +96,6 @@ class Stacked:
             begin, end = max(first, row), min(first + len(values), row + member.outputs)
             if begin < end:
                 member.put(share, begin - row, values[begin - first : end - first])
-
-    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
-        """Never asked for: blocks are put into the members."""
-        raise NotImplementedError("rows of a stack are put into its members")
 
     def rows(self, data: Tensor, ids: Tensor) -> Tensor:
         """See `Storage`. Every member is asked for all rows, since the host does not know whose they are."""

@@ -34,10 +34,6 @@ class Storage(Protocol):
         """Store `values` (n, inputs) as the rows from `first` on. Threads may put different rows at once."""
         ...
 
-    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
-        """The same for values that are quantized already, in the form that `Canonical` describes."""
-        ...
-
     def rows(self, data: Tensor, ids: Tensor) -> Tensor:
         """Rows `ids` (n,) as (n, inputs) values."""
         ...

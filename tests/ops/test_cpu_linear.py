@@ -105,6 +105,9 @@ def test_rows_come_back(
     if bits == 8:
         storage.put_quantized(data, 0, *canonical.views(form))
         assert torch.equal(storage.rows(data, ids), canonical.rows(form, ids))
+    else:
+        with pytest.raises(NotImplementedError, match="rows of 4 bits"):
+            storage.put_quantized(data, 0, *canonical.views(form))
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])

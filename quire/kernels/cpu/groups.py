@@ -77,10 +77,6 @@ class Grouped(Panels):
         plain = Scaled.of(len(values), self.inputs, self.form, self.dtype, "cpu")
         self.put_block(data, first, plain.quantize(values))
 
-    def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
-        """Never asked for: what is quantized already comes as a `Block`."""
-        raise NotImplementedError("rows with groups are put by put_block")
-
     def put_block(self, data: Tensor, first: int, block: Block) -> None:
         """See `TakesBlocks`."""
         own, step = layout(self.form), max(1, STEP_VALUES // self.inputs)

@@ -112,8 +112,9 @@ class Packed(Panels):
         _library.qcpu_put(self.matrix(data), first, len(values), values.data_ptr(), self.inputs, dtype)
 
     def put_quantized(self, data: Tensor, first: int, values: Tensor, scales: Tensor) -> None:
-        """See `Storage`; of 8 bits alone. What has groups is read into `Grouped`."""
-        assert self.bits == 8
+        """See `Integers`; of 8 bits alone. What has groups is read into `Grouped`."""
+        if self.bits != 8:
+            raise NotImplementedError(f"rows of {self.bits} bits are put by put")
         values, scales = values.contiguous(), scales.float().contiguous()
         _library.qcpu_put_quantized(self.matrix(data), first, len(values), values.data_ptr(), scales.data_ptr())
 
