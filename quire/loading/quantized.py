@@ -17,7 +17,7 @@ from quire.loading.recipe import Part, Span
 from quire.ops.stored import WeightSpec, arranged, offered, unfolded
 from quire.quantization.blocks import FLOATS, BlockForm, Blocks, scaled
 from quire.quantization.checkpoint import Quantized
-from quire.quantization.scaled import Block, Form, Scaled, TakesBlocks
+from quire.quantization.scaled import Block, Form, Scaled, TakesBlocks, with_factors
 from quire.quantization.scheme import Matrix, Range, Scheme, Source, byte_range, group_range
 from quire.quantization.shares import Integers
 from quire.quantization.stacked import Plain, Stacked
@@ -275,7 +275,6 @@ def _keep(storage: Storage, data: Tensor, first: int, block: Block, form: Form |
     assert isinstance(form, Form) and isinstance(storage, Integers)
     scales = block.scales.float()
     if block.factors is not None:
-        factors = block.factors[:, None]
-        scales = scales / factors if form.factor == "divide" else scales * factors
+        scales = with_factors(scales, block.factors, form)
     codes = block.codes ^ EIGHT_BITS[form.element]
     storage.put_quantized(data, first, codes.view(torch.int8), scales.reshape(-1))

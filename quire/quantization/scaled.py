@@ -238,8 +238,7 @@ class Scaled:
         if form.zeros:
             values -= self._spread(data, self.part(data, "zeros")[ids].float())
         if form.factor is not None:
-            factors = self.part(data, "factors")[ids][:, None]
-            scales = scales / factors if form.factor == "divide" else scales * factors
+            scales = with_factors(scales, self.part(data, "factors")[ids], form)
         values *= self._spread(data, scales)
         if form.shifted:
             values += self._spread(data, self.part(data, "shifts")[ids])
@@ -271,6 +270,11 @@ class Scaled:
 def scale_values(stored: Tensor, kind: ScaleType) -> Tensor:
     """Scales as float32."""
     return ELEMENTS["e8m0"].decode(stored) if kind == "e8m0" else stored.float()
+
+
+def with_factors(scales: Tensor, factors: Tensor, form: Form) -> Tensor:
+    """Scales (rows, groups) with those of whole rows, (rows,)."""
+    return scales / factors[:, None] if form.factor == "divide" else scales * factors[:, None]
 
 
 def _rounded(scales: Tensor, kind: ScaleType) -> Tensor:

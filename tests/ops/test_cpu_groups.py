@@ -15,12 +15,10 @@ from quire.quantization.blocks import BlockForm, Blocks
 from quire.quantization.elements import ELEMENTS, pack
 from quire.quantization.scaled import SCALE_BYTES, Block, Form, Scaled
 from quire.quantization.storage import Storage
+from tests.marks import needs_native
 from tests.ops.test_cpu_linear import product, rounded
 
-pytestmark = [
-    pytest.mark.torch,
-    pytest.mark.skipif(not native.is_built(), reason="quire was installed without a compiler"),
-]
+pytestmark = [pytest.mark.torch, needs_native]
 FORMS = (
     Form("uint4b8", 32, "float16"),
     Form("uint4", 32, "float16", zeros=True),

@@ -16,7 +16,7 @@ from quire.ops.stored import arrange, unfold
 from quire.platforms import native
 from quire.quantization.blocks import SPLITS, BlockForm, Blocks, Split
 from quire.quantization.elements import ELEMENTS, unpack
-from quire.quantization.scaled import Block, Form, Scaled, scale_values
+from quire.quantization.scaled import Block, Form, Scaled, scale_values, with_factors
 
 FORMATS = ((16, 3), (64, 4), (256, 5))
 """For each format of native/linear.h how many codes it has."""
@@ -120,8 +120,7 @@ def _of_blocks(parts: Split, own: Layout) -> Numbers:
 def _of_groups(block: Block, form: Form, groups: int) -> Numbers:
     scales = scale_values(block.scales, form.scale)
     if block.factors is not None:
-        factors = block.factors[:, None]
-        scales = scales / factors if form.factor == "divide" else scales * factors
+        scales = with_factors(scales, block.factors, form)
     shifts = block.shifts if block.zeros is None else -block.zeros.float() * scales
     if form.group is None:
         scales, shifts = scales.expand(-1, groups), None if shifts is None else shifts.expand(-1, groups)
