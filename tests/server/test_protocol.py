@@ -71,6 +71,7 @@ def test_another_machine_may_have_half_of_the_connections(monkeypatch: pytest.Mo
         theirs[0].close()
         wait_for(lambda: len(running.server.server_state.connections) == 4)
         assert b" 200 " in talk(running, b"GET /live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        wait_for(lambda: len(running.server.server_state.connections) == 4)
         monkeypatch.setattr(protocol, "is_own", lambda host: True)
         # This machine's own are not counted: there may be a proxy on it.
         more = [held.enter_context(connect(running)) for _ in range(2)]
