@@ -203,3 +203,10 @@ class Engine:
             assert said.prompt_logprobs == solo.prompt_logprobs
         if key not in self.silent and said.finish_reason != "error":
             assert said == solo
+
+
+def check_all(engine: Engine) -> None:
+    """Play to the end: everybody has said what it says alone."""
+    engine.finish_all()
+    for key in engine.heard:
+        engine.check_said(key)

@@ -3,8 +3,7 @@
 import pytest
 
 from quire.scheduler import fair_share
-from tests.scheduler.engine import Engine
-from tests.scheduler.test_plays import check_all
+from tests.scheduler.engine import Engine, check_all
 
 pytestmark = pytest.mark.plain
 

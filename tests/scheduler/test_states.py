@@ -5,7 +5,7 @@ import random
 import pytest
 
 from quire.messages.state import RECURRENT, GroupLayout, Layout, StateSpec
-from tests.scheduler.engine import VOCAB, Engine
+from tests.scheduler.engine import VOCAB, Engine, check_all
 
 pytestmark = pytest.mark.plain
 
@@ -148,9 +148,7 @@ def test_few_states_make_sequences_wait_and_start_again():
     engine = Engine(hybrid(pages=30, states=6), max_num_batched_tokens=32, depth=2)
     for _ in range(12):
         engine.add(prompt=words(rng, rng.randint(5, 30)), max_tokens=20)
-    engine.finish_all()
-    for key in engine.heard:
-        engine.check_said(key)
+    check_all(engine)
     assert engine.scheduler.counters.preemptions > 0
 
 
@@ -158,6 +156,4 @@ def test_siblings_begin_with_the_state_of_the_first():
     engine = Engine(hybrid(), max_num_batched_tokens=64, prefix_caching=False)
     engine.add(prompt=11, n=3, max_tokens=4)
     assert [engine.step() for _ in range(2)] == ["A8", "A3 A.1:3 A.2:3"]
-    engine.finish_all()
-    for key in engine.heard:
-        engine.check_said(key)
+    check_all(engine)
