@@ -27,13 +27,13 @@ from quire.server.anthropic import messages
 from quire.server.anthropic.errors import refuse
 from quire.server.anthropic.schema import CountRequest, MessagesRequest
 from quire.server.auth import KeyGuard
+from quire.server.conversation.schema import ChatRequest
 from quire.server.errors import ApiError, Refuse, as_api_error
 from quire.server.keys import keys_of
 from quire.server.metrics import Metrics
 from quire.server.middleware import RequestMiddleware
-from quire.server.openai import chat, completions, models, responses, tokens
-from quire.server.openai.responses_schema import ResponsesRequest
-from quire.server.openai.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from quire.server.openai import chat, completions, models, tokens
+from quire.server.openai.schema import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from quire.server.openapi import describe
 from quire.server.page import page
 from quire.server.peers import NoPeers, Peers
@@ -45,6 +45,8 @@ from quire.server.pooling.schema import (
     RerankRequest,
     ScoreRequest,
 )
+from quire.server.responses import responses
+from quire.server.responses.schema import ResponsesRequest
 from quire.server.service import Engine, Service, service_of
 from quire.server.store import Store
 from quire.server.text.handler import JobHandler, Template

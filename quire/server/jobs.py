@@ -4,6 +4,7 @@ Every endpoint that generates or pools comes through here, so that what a key de
 """
 
 import hashlib
+import re
 import uuid
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from quire.messages.validate import MAX_SALT_CHARS, check_text
 from quire.server.auth import caller_of
 from quire.server.errors import ApiError
 from quire.server.generation import Job
+
+_LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class SchedulingFields(Protocol):
@@ -50,6 +53,13 @@ def job_of(request: Request, asked: SchedulingFields, prompts: list[list[int]], 
         owner=caller.name,
         headers=request.headers,
     )
+
+
+def answer_id(prefix: str, own: str | None) -> str:
+    """The id in the answer: a label, made from the client's own if it has one and that is harmless."""
+    if own is not None and not _LABEL.fullmatch(own):
+        raise RequestError("request_id takes up to 64 letters, digits, '.', '_' and '-'.", "request_id")
+    return f"{prefix}-{own or uuid.uuid4().hex}"
 
 
 def _salt(tenant: str, salt: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from quire.messages.pooling import GENERATE
 from quire.server.app import ROUTES
-from quire.server.openai.schema import Generating
+from quire.server.conversation.schema import Generating
 
 pytestmark = pytest.mark.plain
 

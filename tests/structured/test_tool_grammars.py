@@ -15,10 +15,10 @@ from quire.chat.formats.recognise import TOOLS as FORMATS
 from quire.config.fields import ServerConfig
 from quire.messages.structured import StructuredOutputsParams
 from quire.server.app import create_app
-from quire.server.openai.answer_parser import AnswerParser, markers_of
-from quire.server.openai.frame import framed
-from quire.server.openai.reasoning import ReasoningState
-from quire.server.openai.tools import ToolSet
+from quire.server.conversation.answer_parser import AnswerParser, markers_of
+from quire.server.conversation.frame import framed
+from quire.server.conversation.reasoning import ReasoningState
+from quire.server.conversation.tools import ToolSet
 from quire.server.service import Service
 from quire.structured.llguidance import LLBackend
 from quire.structured.matcher import Vocabulary

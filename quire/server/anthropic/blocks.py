@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from quire.base.errors import RequestError
-from quire.server.translate import Content, Turn, function_tool, joined, read_content, read_role
+from quire.server.conversation.translate import Content, Turn, function_tool, joined, read_content, read_role
 
 ROLES = ("user", "assistant", "system")
 TEXTS = ("text",)

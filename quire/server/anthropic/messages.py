@@ -16,14 +16,14 @@ from quire.server.anthropic.schema import (
 )
 from quire.server.anthropic.writer import Writer
 from quire.server.auth import caller_of
-from quire.server.blocks import Blocks
+from quire.server.conversation.answer_parser import answer_parser_for
+from quire.server.conversation.blocks import Blocks
+from quire.server.conversation.job import chat_job
+from quire.server.conversation.reasoning import template_words
+from quire.server.conversation.rendering import render_chat
+from quire.server.conversation.tools import read_tool_set
+from quire.server.fields import read
 from quire.server.generation import admitted, collect
-from quire.server.openai.answer_parser import answer_parser_for
-from quire.server.openai.chat import chat_job
-from quire.server.openai.prompts import render_chat
-from quire.server.openai.reasoning import template_words
-from quire.server.openai.schema import read
-from quire.server.openai.tools import read_tool_set
 from quire.server.service import service_of
 from quire.server.sse import KEEP_ALIVE_S, Ending, EventStream
 from quire.server.watch import Watch

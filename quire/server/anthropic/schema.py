@@ -6,11 +6,12 @@ the answer are refused.
 
 from quire.base.errors import RequestError
 from quire.server.anthropic.blocks import TEXTS, choice_of, tools_of, turns_of
-from quire.server.openai.frame import limits_thoughts
-from quire.server.openai.reasoning import has_switch
-from quire.server.openai.schema import IGNORED, NOTHING, ChatRequest
+from quire.server.conversation.frame import limits_thoughts
+from quire.server.conversation.reasoning import has_switch
+from quire.server.conversation.schema import ChatRequest
+from quire.server.conversation.translate import Extras, as_chat, read_content, refused_fields, renamed
+from quire.server.fields import IGNORED, NOTHING
 from quire.server.service import Service
-from quire.server.translate import Extras, as_chat, read_content, refused_fields, renamed
 
 
 class CountRequest(Extras, kw_only=True):

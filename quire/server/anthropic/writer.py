@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from quire.messages.outputs import CompletionOutput, RequestOutput
-from quire.server.blocks import Block, Blocks, Change
+from quire.server.conversation.blocks import Block, Blocks, Change
 from quire.server.generation import Items, Usage
 from quire.server.sse import Frame, named_event
 

@@ -11,19 +11,17 @@ from starlette.responses import Response
 
 from quire.base.errors import RequestError
 from quire.messages.outputs import CompletionOutput, RequestOutput
-from quire.messages.params import SamplingParams
-from quire.server.generation import Items, Job, Usage, admitted, collect
-from quire.server.jobs import job_of
-from quire.server.openai.answer_parser import AnswerParser, ChoiceParser, Delta, answer_parser_for, shown_token_ids
+from quire.server.conversation.answer_parser import AnswerParser, ChoiceParser, answer_parser_for
+from quire.server.conversation.job import about_messages, chat_job
+from quire.server.conversation.schema import ChatRequest
+from quire.server.conversation.structured import own_field
+from quire.server.conversation.tools import read_tool_set
+from quire.server.generation import Items, Usage, admitted, collect
+from quire.server.jobs import answer_id
 from quire.server.openai.chunks import Chunks
-from quire.server.openai.frame import framed
 from quire.server.openai.logprobs import chat_logprobs, prompt_logprobs
-from quire.server.openai.prompts import fits_of, render_chat
-from quire.server.openai.reasoning import budget_of, reasoning_state_of, template_words
-from quire.server.openai.sampling import answer_id, model_max_tokens, sampling_params
-from quire.server.openai.schema import ChatRequest, read_generating
-from quire.server.openai.structured import own_field
-from quire.server.openai.tools import ToolSet, read_tool_set
+from quire.server.openai.message import Delta, deltas_of, finish_reason_of, message_of
+from quire.server.openai.schema import read_generating
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame
 from quire.server.watch import Watch
@@ -36,56 +34,16 @@ async def chat_completions(request: Request) -> Response:
     tool_set = read_tool_set(asked, service)
     async with Watch(request.receive, service.open_watches):
         job = await chat_job(request, asked, tool_set)
-        tell = asked.include_reasoning is not False
-        chat = Chat(answer_id("chatcmpl", asked), service, asked, answer_parser_for(service, tool_set, job, tell=tell))
+        parser = answer_parser_for(service, tool_set, job, tell=asked.include_reasoning is not False)
+        chat = Chat(answer_id("chatcmpl", asked.request_id), service, asked, parser)
         try:
             if asked.stream:
                 items = await admitted(service, job, KEEP_ALIVE_S)
                 return EventStream(chat.chunks(items), service.open_watches)
             (output,) = await collect(service, job)
         except RequestError as error:
-            raise _about_messages(own_field(error, asked)) from None
+            raise about_messages(own_field(error, asked)) from None
     return Response(msgspec.json.encode(chat.whole(output)), media_type="application/json")
-
-
-async def chat_job(request: Request, asked: ChatRequest, tool_set: ToolSet) -> Job:
-    """What a conversation asks of the engine; the other chat endpoints are translated into this.
-
-    The markers of calls and thoughts stay in the text, for an `AnswerParser` to find.
-    """
-    service = service_of(request)
-    params = _params(asked, service)
-    budget = budget_of(asked, service)
-    asked = msgspec.structs.replace(asked, chat_template_kwargs=template_words(asked, service))
-    try:
-        prompt = await render_chat(asked, service, tool_set.listed, fits_of(asked, service))
-    except RequestError as error:
-        raise _about_messages(error) from None
-    form = framed(service, tool_set, params.structured_outputs, reasoning_state_of(service, prompt), budget)
-    params = msgspec.structs.replace(
-        params, structured_outputs=form, shown_token_ids=shown_token_ids(service, tool_set) or params.shown_token_ids
-    )
-    return job_of(request, asked, [prompt], params)
-
-
-def _params(asked: ChatRequest, service: Service) -> SamplingParams:
-    if asked.top_logprobs and not asked.logprobs:
-        raise RequestError("top_logprobs need logprobs: true.", "top_logprobs")
-    limit = service.engine.facts.max_logprobs
-    if asked.top_logprobs is not None and not 0 <= asked.top_logprobs <= limit:
-        raise RequestError(f"top_logprobs must be from 0 to {limit}.", "top_logprobs")
-    longest = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
-    return sampling_params(
-        asked,
-        service,
-        max_tokens=model_max_tokens(service) if longest is None else longest,
-        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
-    )
-
-
-def _about_messages(error: RequestError) -> RequestError:
-    """A chat has no field `prompt`: what is wrong with it is wrong with the messages."""
-    return RequestError(error.message, "messages" if error.param == "prompt" else error.param, error.code)
 
 
 @dataclass(slots=True)
@@ -136,9 +94,9 @@ class Chat:
         message: Delta = {"role": "assistant", "content": completion.text, "refusal": None}
         choice = {
             "index": completion.index,
-            "message": choice_parser.message(completion) if choice_parser else message,
+            "message": message_of(choice_parser, completion) if choice_parser else message,
             "logprobs": chat_logprobs(completion, self.asked.top_logprobs or 0, self.service.engine.tokenizer),
-            "finish_reason": choice_parser.finish_reason(completion) if choice_parser else completion.finish_reason,
+            "finish_reason": finish_reason_of(choice_parser, completion) if choice_parser else completion.finish_reason,
             "stop_reason": completion.stop_reason,
         }
         return {**choice, "token_ids": completion.token_ids} if self.asked.return_token_ids else choice
@@ -188,12 +146,12 @@ class ChunkWriter(Chunks):
 
     def _parsed(self, completion: CompletionOutput, choice_parser: ChoiceParser) -> bytes:
         """Chunks of content, reasoning and calls; what tells of tokens goes with the first, which may be empty."""
-        deltas = choice_parser.deltas(completion)
+        deltas = deltas_of(choice_parser, completion)
         rendered: list[bytes] = []
         if not self._plain and completion.token_ids:
             rendered.append(self._detailed(completion, deltas.pop(0) if deltas else {}))
         rendered += [self._chunk(completion.index, delta) for delta in deltas]
-        return b"".join([*rendered, self._ending(completion, choice_parser.finish_reason(completion))])
+        return b"".join([*rendered, self._ending(completion, finish_reason_of(choice_parser, completion))])
 
     def _ending(self, completion: CompletionOutput, reason: str | None) -> bytes:
         if reason is None:

@@ -2,8 +2,8 @@
 
 import msgspec
 
+from quire.server.conversation.schema import StreamOptions
 from quire.server.generation import Usage
-from quire.server.openai.schema import StreamOptions
 from quire.server.sse import event
 
 

@@ -12,14 +12,15 @@ from starlette.responses import Response
 from quire.base.errors import RequestError
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
+from quire.server.conversation.rendering import fits_of
+from quire.server.conversation.sampling import model_max_tokens, sampling_params
+from quire.server.conversation.structured import own_field
 from quire.server.generation import Items, Usage, admitted, collect
-from quire.server.jobs import job_of
+from quire.server.jobs import answer_id, job_of
 from quire.server.openai.chunks import Chunks
 from quire.server.openai.logprobs import CompletionLogprobs, joined, prompt_logprobs
-from quire.server.openai.prompts import fits_of, read_middles, read_prompts
-from quire.server.openai.sampling import answer_id, model_max_tokens, sampling_params
+from quire.server.openai.prompts import read_middles, read_prompts
 from quire.server.openai.schema import CompletionRequest, read_generating
-from quire.server.openai.structured import own_field
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, EventStream, Frame
 from quire.server.watch import Watch
@@ -45,7 +46,7 @@ async def completions(request: Request) -> Response:
         _check_choices(len(prompts) * params.n)
         _check_bad_words(len(prompts) * len(params.bad_words or ()))
         job = job_of(request, asked, prompts, params)
-        answer = Completion(answer_id("cmpl", asked), service, asked, texts)
+        answer = Completion(answer_id("cmpl", asked.request_id), service, asked, texts)
         try:
             if asked.stream:
                 items = await admitted(service, job, KEEP_ALIVE_S)

@@ -4,8 +4,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from quire.server.openai.sampling import model_max_tokens
-from quire.server.openai.schema import check_model
+from quire.server.conversation.sampling import model_max_tokens
+from quire.server.fields import check_model
 from quire.server.service import Service, service_of
 
 SAMPLING_FIELDS = (

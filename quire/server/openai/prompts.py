@@ -1,29 +1,14 @@
-"""Prompts as token ids: the four forms of `prompt`, the rendered chat, and text of any length without blocking others.
-
-What takes long, and the template, which is code of strangers, runs in text workers (`server/text`).
-"""
-
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
-
-import msgspec
+"""The field `prompt` as token ids: its four forms, and what goes between it and a `suffix`."""
 
 from quire.base.errors import RequestError
-from quire.chat.messages import Message, parse_messages
 from quire.messages.text import Encode
-from quire.messages.validate import check_room
+from quire.server.inputs import encoded
 from quire.server.openai.middle import middle_prompt
-from quire.server.openai.schema import ChatRequest, Generating, TokenizeRequest
 from quire.server.service import Service
 from quire.server.text.lengths import check_length
 from quire.server.text.texts import Fits
 
 MAX_PROMPTS = 1024
-RESERVED = frozenset(
-    {"self", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
-)
-"""Names in a template that chat_template_kwargs must not set."""
 
 
 async def read_middles(
@@ -49,76 +34,10 @@ async def read_prompts(
     return await encoded(_listed(prompt), "prompt", Encode([], special=add_special_tokens), service, fits)
 
 
-def fits_of(asked: Generating, service: Service) -> Fits | None:
-    """Refuses what the validator will refuse, if no tokens are cut away before."""
-    return None if asked.truncate_prompt_tokens is not None else partial(check_room, facts=service.engine.facts)
-
-
 async def encode(text: str, add_special_tokens: bool, service: Service) -> list[int]:
     """`text` as token ids."""
     [ids], _ = await read_prompts(text, add_special_tokens, service)
     return ids
-
-
-async def encoded(
-    listed: Sequence[str | list[int]], param: str, how: Encode, service: Service, fits: Fits | None = None
-) -> tuple[list[list[int]], list[str | None]]:
-    """Token ids of each of several inputs, and its text if it came as text.
-
-    Args:
-        listed: texts, or token ids.
-        param: the field that they came in.
-        how: to encode texts.
-        fits: refuses long texts that have too many tokens.
-    """
-    texts = [one if isinstance(one, str) else None for one in listed]
-    given = [text for text in texts if text is not None]
-    check_length(max(map(len, given), default=0), param)
-    found = iter(await service.texts.encode(msgspec.structs.replace(how, texts=given), fits))
-    return [next(found) if isinstance(one, str) else one for one in listed], texts
-
-
-async def render_chat(
-    asked: ChatRequest | TokenizeRequest,
-    service: Service,
-    tools: list[dict[str, Any]] | None = None,
-    fits: Fits | None = None,
-) -> list[int]:
-    """A conversation as token ids, by the model's template, which is told of `tools`. Raises RequestError."""
-    template = service.template
-    if template is None:
-        raise RequestError(
-            "This model has no chat template: use /v1/completions, or start the server with --chat-template FILE.",
-            "messages",
-            "no_chat_template",
-        )
-    if asked.add_special_tokens:
-        raise RequestError("add_special_tokens: the chat template writes special tokens itself.", "add_special_tokens")
-    messages = parse_messages(asked.messages)
-    continued = bool(asked.continue_final_message)
-    if continued and asked.add_generation_prompt:
-        raise RequestError(
-            "continue_final_message and add_generation_prompt exclude each other.", "continue_final_message"
-        )
-    options = {
-        **({} if tools is None else {"tools": tools}),
-        "add_generation_prompt": not continued if asked.add_generation_prompt is None else asked.add_generation_prompt,
-        "continue_final_message": continued,
-        **_template_kwargs(asked.chat_template_kwargs or {}),
-    }
-    check_length(sum(map(_chars, messages)), "messages")
-    return await service.texts.render(messages, options, fits)
-
-
-def _template_kwargs(kwargs: dict[str, object]) -> dict[str, object]:
-    if taken := sorted(RESERVED & kwargs.keys()):
-        raise RequestError(f"chat_template_kwargs must not set {taken[0]}.", "chat_template_kwargs")
-    return kwargs
-
-
-def _chars(message: Message) -> int:
-    content = message["content"]
-    return sum(len(part["text"]) for part in content) if isinstance(content, list) else len(content or "")
 
 
 def _listed(prompt: object) -> list[str | list[int]]:

@@ -9,8 +9,10 @@ from starlette.responses import Response
 
 from quire.base.errors import RequestError
 from quire.messages.validate import check_token_ids
-from quire.server.openai.prompts import encode, render_chat
-from quire.server.openai.schema import DetokenizeRequest, TokenizeRequest, read
+from quire.server.conversation.rendering import render_chat
+from quire.server.fields import read
+from quire.server.openai.prompts import encode
+from quire.server.openai.schema import DetokenizeRequest, TokenizeRequest
 from quire.server.service import Service, service_of
 from quire.server.text.texts import freed
 

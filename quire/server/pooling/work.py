@@ -16,11 +16,10 @@ from quire.messages.pooling_outputs import Side
 from quire.messages.text import Encode
 from quire.messages.validate_pooling import SAMPLING, kept_tokens, read_sides
 from quire.server.auth import caller_of
+from quire.server.fields import read
 from quire.server.generation import collect
-from quire.server.jobs import job_of
-from quire.server.openai.prompts import encoded
-from quire.server.openai.sampling import label_of
-from quire.server.openai.schema import read
+from quire.server.inputs import encoded
+from quire.server.jobs import answer_id, job_of
 from quire.server.pooling.schema import Pooled
 from quire.server.service import Service, service_of
 from quire.server.text.lengths import check_length
@@ -57,7 +56,7 @@ class Call:
 
     def answer_id(self, prefix: str) -> str:
         """The id in the answer."""
-        return label_of(prefix, self.asked.request_id)
+        return answer_id(prefix, self.asked.request_id)
 
 
 async def read_call(request: Request, kind: type[T]) -> tuple[Call, T]:

@@ -8,7 +8,7 @@ import re
 
 from quire.base.errors import RequestError
 from quire.chat.formats.base import ReasoningFormat
-from quire.server.openai.schema import ChatRequest
+from quire.server.conversation.schema import ChatRequest
 from quire.server.service import Service, Tokenizer
 
 TAIL_TOKENS = 64

@@ -11,7 +11,7 @@ import msgspec
 
 from quire.base.errors import RequestError
 from quire.messages.structured import FIELD, StructuredOutputsParams, check_structured
-from quire.server.openai.schema import Generating
+from quire.server.conversation.schema import Generating
 
 RESPONSE_FORMAT = "response_format"
 

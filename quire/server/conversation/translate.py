@@ -11,7 +11,8 @@ from typing import Any, NotRequired, TypedDict
 import msgspec
 
 from quire.base.errors import RequestError
-from quire.server.openai.schema import NOTHING, REFUSED, ChatRequest
+from quire.server.conversation.schema import ChatRequest
+from quire.server.fields import NOTHING, REFUSED
 
 Content = str | list[dict[str, str]]
 """What a chat template takes: a text, or text parts."""

@@ -13,14 +13,18 @@ from quire.base.errors import RequestError
 from quire.base.logging import get_logger
 from quire.messages.outputs import RequestOutput
 from quire.server.auth import caller_of, owner_of
-from quire.server.blocks import Blocks
+from quire.server.conversation.answer_parser import answer_parser_for
+from quire.server.conversation.blocks import Blocks
+from quire.server.conversation.job import chat_job
+from quire.server.conversation.structured import own_field
+from quire.server.conversation.tools import read_tool_set
+from quire.server.conversation.translate import Turn
 from quire.server.errors import ApiError, as_api_error
+from quire.server.fields import read
 from quire.server.generation import Job, admitted, check, collect
-from quire.server.openai.answer_parser import answer_parser_for
-from quire.server.openai.chat import chat_job
-from quire.server.openai.responses_answer import Answer
-from quire.server.openai.responses_items import turns_of
-from quire.server.openai.responses_schema import (
+from quire.server.responses.answer import Answer
+from quire.server.responses.items import turns_of
+from quire.server.responses.schema import (
     IGNORED_HERE,
     REFUSED_HERE,
     ResponsesRequest,
@@ -28,13 +32,9 @@ from quire.server.openai.responses_schema import (
     check_served,
     renamed_here,
 )
-from quire.server.openai.schema import read
-from quire.server.openai.structured import own_field
-from quire.server.openai.tools import read_tool_set
 from quire.server.service import Service, service_of
 from quire.server.sse import KEEP_ALIVE_S, Ending, EventStream
 from quire.server.store import Running
-from quire.server.translate import Turn
 from quire.server.watch import Watch
 
 log = get_logger(__name__)

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from quire.base.errors import RequestError
 from quire.chat.events import Tools
-from quire.server.openai.schema import ChatRequest
-from quire.server.openai.tool_schemas import check_schema
+from quire.server.conversation.schema import ChatRequest
+from quire.server.conversation.tool_schemas import check_schema
 from quire.server.service import Service
 
 MAX_TOOLS = 128

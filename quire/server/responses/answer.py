@@ -10,14 +10,14 @@ import msgspec
 
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.params import SamplingParams
-from quire.server.blocks import Block, Blocks, Change
+from quire.server.conversation.blocks import Block, Blocks, Change
+from quire.server.conversation.translate import Turn
 from quire.server.errors import ApiError
 from quire.server.generation import Items, Usage
-from quire.server.openai.responses_items import item_of, part_of, turn_of
-from quire.server.openai.responses_schema import ResponsesRequest
+from quire.server.responses.items import item_of, part_of, turn_of
+from quire.server.responses.schema import ResponsesRequest
 from quire.server.sse import named_event
 from quire.server.store import Kept, Place, Store
-from quire.server.translate import Turn
 
 PREFIXES = {"thoughts": "rs", "text": "msg", "call": "fc"}
 WORDS = {"thoughts": "reasoning_text", "text": "output_text"}

@@ -4,14 +4,13 @@ Values are only put in place here; `quire/messages/validate.py` judges them.
 """
 
 import re
-import uuid
 
 import msgspec
 
 from quire.base.errors import RequestError
 from quire.messages.params import RequestOutputKind, SamplingParams
-from quire.server.openai.schema import Generating
-from quire.server.openai.structured import structured_of
+from quire.server.conversation.schema import Generating
+from quire.server.conversation.structured import structured_of
 from quire.server.service import Service
 
 SAME_NAME = (
@@ -25,7 +24,6 @@ SAME_NAME = (
 LIBRARY_MAX_TOKENS = SamplingParams().max_tokens
 
 _TOKEN_ID = re.compile(r"\d{1,10}", re.ASCII)
-_LABEL = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def sampling_params(
@@ -55,18 +53,6 @@ def model_max_tokens(service: Service) -> int | None:
     """The model's own default for the length of an answer, if its generation_config.json has one."""
     own = service.engine.default_params().max_tokens
     return None if own == LIBRARY_MAX_TOKENS else own
-
-
-def answer_id(prefix: str, asked: Generating) -> str:
-    """The id in the answer: a label, made from the client's own if that is harmless."""
-    return label_of(prefix, asked.request_id)
-
-
-def label_of(prefix: str, own: str | None) -> str:
-    """An id made from the client's own, if it has one and that is harmless."""
-    if own is not None and not _LABEL.fullmatch(own):
-        raise RequestError("request_id takes up to 64 letters, digits, '.', '_' and '-'.", "request_id")
-    return f"{prefix}-{own or uuid.uuid4().hex}"
 
 
 def _token_id(key: str) -> int:

@@ -6,8 +6,8 @@ Thoughts, words and calls of one answer are several items here and one message t
 from typing import cast
 
 from quire.base.errors import RequestError
-from quire.server.blocks import Block
-from quire.server.translate import Turn, read_content, read_role
+from quire.server.conversation.blocks import Block
+from quire.server.conversation.translate import Turn, read_content, read_role
 
 ROLES = ("user", "assistant", "system", "developer")
 TEXTS = ("input_text", "output_text", "text")

@@ -1,12 +1,22 @@
 """The fields of POST /v1/responses, and what they are as a chat.
 
-Items of `input` are read in `responses_items.py`. Whatever else Responses knows (tools that run on a server, files,
+Items of `input` are read in `items.py`. Whatever else Responses knows (tools that run on a server, files,
 server-side conversations) would change the answer and is refused by name.
 """
 
 from quire.base.errors import RequestError
-from quire.server.openai.schema import IGNORED, NOTHING, ChatRequest
-from quire.server.translate import Content, Extras, Turn, as_chat, function_tool, joined, refused_fields, renamed
+from quire.server.conversation.schema import ChatRequest
+from quire.server.conversation.translate import (
+    Content,
+    Extras,
+    Turn,
+    as_chat,
+    function_tool,
+    joined,
+    refused_fields,
+    renamed,
+)
+from quire.server.fields import IGNORED, NOTHING
 
 RULES = ("system", "developer")
 FORMS = ("text", "json_object", "json_schema")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from quire.chat.events import Arguments, CallBroken, CallStart, Content, Event, Reasoning
 from quire.messages.outputs import CompletionOutput
-from quire.server.openai.answer_parser import AnswerParser
+from quire.server.conversation.answer_parser import AnswerParser
 
 Kind = Literal["thoughts", "text", "call"]
 

@@ -12,9 +12,9 @@ from quire.base.errors import RequestError
 from quire.base.lark import ANY, expression, json_of
 from quire.chat.grammar import Rules, Tool
 from quire.messages.structured import FIELD, StructuredOutputsParams
-from quire.server.openai.answer_parser import markers_of
-from quire.server.openai.reasoning import ReasoningState
-from quire.server.openai.tools import ToolSet
+from quire.server.conversation.answer_parser import markers_of
+from quire.server.conversation.reasoning import ReasoningState
+from quire.server.conversation.tools import ToolSet
 from quire.server.service import Service
 
 BUDGET = "thinking_token_budget"

@@ -1,4 +1,4 @@
-"""From text to the parts of a message: content, reasoning and tool calls, whole or as deltas of a stream.
+"""From text to what it is: content, reasoning and tool calls, as events.
 
 Used where a request offers tools or the model thinks aloud; other answers are text and never come here.
 """
@@ -8,15 +8,13 @@ import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from quire.chat.events import Arguments, CallBroken, CallStart, Content, Event, Reasoning, fold
+from quire.chat.events import Arguments, CallBroken, CallStart, Event, Reasoning
 from quire.chat.splitter import StreamSplitter
 from quire.messages.outputs import CompletionOutput
+from quire.server.conversation.reasoning import ReasoningCount, ReasoningState, reasoning_state_of
+from quire.server.conversation.tools import ToolSet
 from quire.server.generation import Job
-from quire.server.openai.reasoning import ReasoningCount, ReasoningState, reasoning_state_of
-from quire.server.openai.tools import ToolSet
 from quire.server.service import Service
-
-Delta = dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,32 +90,13 @@ class ChoiceParser:
         self._short_ids = short_ids
         self._calls: set[int] = set()
 
-    def message(self, completion: CompletionOutput) -> Delta:
-        """The whole message of a finished completion."""
-        parsed = fold(self.events(completion))
-        message: Delta = {"role": "assistant", "content": parsed.content, "refusal": None}
-        if parsed.reasoning:
-            message |= {"reasoning": parsed.reasoning, "reasoning_content": parsed.reasoning}
-        if parsed.calls:
-            message["content"] = parsed.content or None
-            message["tool_calls"] = [
-                {"id": self.call_id(), "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in parsed.calls
-            ]
-        return message
-
-    def deltas(self, completion: CompletionOutput) -> list[Delta]:
-        """What is new in a stream."""
-        return [self._delta(event) for event in self.events(completion)]
-
     def reasoning_tokens(self, completion: CompletionOutput) -> int:
         """How many of the new tokens are thoughts. To be called once per piece."""
         return 0 if self._count is None else self._count.take(completion.token_ids)
 
-    def finish_reason(self, completion: CompletionOutput) -> str | None:
-        """Why it ended, in OpenAI's words: `tool_calls` where it chose to call tools and was not cut."""
-        called = completion.finish_reason == "stop" and self._calls and not self._parser.tool_set.named
-        return "tool_calls" if called else completion.finish_reason
+    def chose_to_call(self) -> bool:
+        """Whether the answer calls tools, and the client has not said which."""
+        return bool(self._calls) and not self._parser.tool_set.named
 
     def events(self, completion: CompletionOutput) -> list[Event]:
         """What is new, as events."""
@@ -137,20 +116,6 @@ class ChoiceParser:
             if isinstance(event, CallBroken):
                 self._calls.discard(event.index)
             yield event
-
-    def _delta(self, event: Event) -> Delta:
-        match event:
-            case Content(text) | CallBroken(_, text):
-                return {"content": text}
-            case Reasoning(text):
-                return {"reasoning": text, "reasoning_content": text}
-            case CallStart(index, name):
-                function = {"name": name, "arguments": ""}
-                return {
-                    "tool_calls": [{"index": index, "id": self.call_id(), "type": "function", "function": function}]
-                }
-            case Arguments(index, text):
-                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
     def call_id(self) -> str:
         """A new id for a call."""
