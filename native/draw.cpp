@@ -13,8 +13,7 @@ QCPU_TABLES(DrawTable, draw_table)
 namespace qcpu {
 namespace {
 
-// Columns of quire.ops.draw.RowTable.
-enum Number { TEMPERATURE, TOP_P, LOG_MIN_P, NUMBERS = 6 };
+// Columns of the integers of quire.ops.draw.RowTable.
 enum Integer { TOP_K, SEED, INTEGERS };
 
 struct DrawSettings {
@@ -26,7 +25,7 @@ struct DrawSettings {
 
 // Memory of a thread, and in how many parts, side by side, it works on a row.
 struct DrawRoom {
-    float *blocks, *sorted, *bins;
+    float *blocks, *sorted;
     Candidate* found;
     long parts;
 };
@@ -63,8 +62,9 @@ void by_parts(long blocks, const DrawRoom& room, const F& body) {
 }
 
 // The last candidate, in order, before which there is less mass than `wanted`, or null if it is not among these.
-// `before`: the mass of those that come before all of these. They are put in order as far as is necessary.
-const Candidate* last_before(Candidate* from, Candidate* to, int64_t before, int64_t wanted) {
+// They are put in order as far as is necessary.
+const Candidate* last_before(Candidate* from, Candidate* to, int64_t wanted) {
+    int64_t before = 0;
     while (to - from > FEW) {
         uint64_t most = from->key, least = from->key;
         for (const Candidate* at = from; at < to; at++) most = std::max(most, at->key), least = std::min(least, at->key);
@@ -95,15 +95,13 @@ float reached(const DrawLine& line, const DrawTable& table, long count, const Dr
                          [](float a, float b) { return a > b; });
         return room.sorted[count - 1];
     }
-    memset(room.bins, 0, BINS * sizeof(float));
-    for (long i = 0; i < line.vocab; i++) room.bins[ordered(table.logit(line.logits, i, line.dtype)) >> SHIFT]++;
+    int32_t bins[BINS] = {};
+    for (long i = 0; i < line.vocab; i++) bins[ordered(table.logit(line.logits, i, line.dtype)) >> SHIFT]++;
     long bin = BINS;
-    for (int64_t there = 0; there < count && bin > 0;) there += room.bins[--bin];
-    const uint32_t bits = (uint32_t)bin << SHIFT;
-    union { uint32_t i; float f; } both;
-    both.i = bits & 0x80000000u ? bits ^ 0x80000000u : ~bits;
+    for (int64_t there = 0; there < count && bin > 0;) there += bins[--bin];
+    const float least = unordered((uint32_t)bin << SHIFT);
     // Below the negative numbers there are none but NaN.
-    return both.f != both.f ? -INFINITY : both.f;
+    return least != least ? -INFINITY : least;
 }
 
 long gather(const DrawLine& line, const DrawTable& table, float least, const DrawRoom& room) {
@@ -121,13 +119,13 @@ uint64_t last_of_k(const DrawLine& line, const DrawTable& table, const DrawSetti
     int64_t total = 0;
     for (long i = 0; i < k; i++) total += room.found[i].mass;
     // All of them have no more than all of their mass, so the last is among them.
-    return last_before(room.found, room.found + k, 0, share(by.top_p, total))->key;
+    return last_before(room.found, room.found + k, share(by.top_p, total))->key;
 }
 
 // The key of the last of the first tokens that hold `wanted`, or 0 if they are more than a few.
 uint64_t last_of_few(const DrawLine& line, const DrawTable& table, int64_t wanted, const DrawRoom& room) {
     const long count = gather(line, table, reached(line, table, std::min(SHORT, line.vocab), room), room);
-    const Candidate* last = last_before(room.found, room.found + count, 0, wanted);
+    const Candidate* last = last_before(room.found, room.found + count, wanted);
     return last ? last->key : 0;
 }
 
@@ -184,13 +182,13 @@ bool is_finite(const Largest& top) { return !top.spoiled && fabsf(top.value) <= 
 template <class F>
 void by_lines(long count, long vocab, const void* logits, long stride_bytes, const F& body) {
     const long blocks = (vocab + DRAW_BLOCK - 1) / DRAW_BLOCK, padded = (blocks + 15) / 16 * 16;
-    const long each = 4 * (2 * padded + BINS) + ((long)sizeof(Candidate) * vocab + 63) / 64 * 64;
+    const long each = 8 * padded + ((long)sizeof(Candidate) * vocab + 63) / 64 * 64;
     char* const memory = (char*)scratch(SAMPLING, each * threads());
     const long step = count / 60000 + 1;
     parallel_for((count + step - 1) / step, [&](long part, int thread) {
-        float *const maxima = (float*)(memory + thread * each), *const bins = maxima + 2 * padded;
+        float* const maxima = (float*)(memory + thread * each);
         const long parts = count == 1 && vocab >= WORTH && threads() > 1 ? PARTS : 1;
-        const DrawRoom room{maxima, maxima + padded, bins, (Candidate*)(bins + BINS), parts};
+        const DrawRoom room{maxima, maxima + padded, (Candidate*)(maxima + 2 * padded), parts};
         for (long i = part * step; i < (part + 1) * step && i < count; i++)
             body(i, (const char*)logits + i * stride_bytes, room);
     });

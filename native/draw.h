@@ -8,6 +8,9 @@
 
 namespace qcpu {
 
+// Columns of the numbers of quire.ops.draw.RowTable.
+enum Number { TEMPERATURE, TOP_P, LOG_MIN_P, REPETITION, FREQUENCY, PRESENCE, NUMBERS };
+
 constexpr long DRAW_BLOCK = 256;  // logits that one maximum stands for
 
 // A row, and how it draws.
@@ -54,6 +57,12 @@ static inline uint32_t ordered(float x) {
     union { float f; int32_t i; } both;
     both.f = x + 0.0f;
     return (uint32_t)(both.i ^ ((both.i >> 31) & 0x7fffffff)) ^ 0x80000000u;
+}
+
+static inline float unordered(uint32_t bits) {
+    union { uint32_t i; float f; } both;
+    both.i = bits & 0x80000000u ? bits ^ 0x80000000u : ~bits;
+    return both.f;
 }
 
 static inline uint64_t key_of(float x, long id) { return (uint64_t)ordered(x) << 32 | ~(uint32_t)id; }

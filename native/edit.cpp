@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "draw.h"
 #include "isa.h"
 #include "pool.h"
 
@@ -12,9 +13,6 @@ QCPU_TABLES(EditTable, edit_table)
 
 namespace qcpu {
 namespace {
-
-// Columns of quire.ops.draw.RowTable.
-enum Number { REPETITION = 3, FREQUENCY, PRESENCE, NUMBERS };
 
 // Tokens that are edited together, logits that are worth another thread, parts that the pool can deal out.
 const long BLOCK = 16384, WORTH = 32768, PARTS = 60000;

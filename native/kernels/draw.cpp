@@ -13,10 +13,7 @@ struct Place {
     float logit;
     int32_t id;
 
-    explicit Place(uint64_t key) : id((int32_t)~key) {
-        const uint32_t bits = (uint32_t)(key >> 32), raw = bits & 0x80000000u ? bits ^ 0x80000000u : ~bits;
-        memcpy(&logit, &raw, 4);
-    }
+    explicit Place(uint64_t key) : logit(unordered((uint32_t)(key >> 32))), id((int32_t)~key) {}
 
     // Which of the tokens `ids`, whose logits are `x`, come before it.
     vi is_after(vf x, vi ids) const { return (x > logit) | ((x == logit) & (ids < id)); }

@@ -174,24 +174,23 @@ def _joint(last: Sized, other: Sized) -> Sized | None:
 
 def _single(whole: Sized, where: Place, online: bool) -> Storage | None:
     """The storage of a matrix whose parts are alike; None where it is kept as a stack of one."""
-    if isinstance(whole, Blocks):
-        return unfolded(whole, where.providers)
-    if not isinstance(whole, Scaled):
-        return None
-    own = arranged(whole, where.providers)
-    return own or (whole if online else _in_integers(whole, where) or whole)
+    return _own(whole, where, online) or (whole if isinstance(whole, Scaled) else None)
 
 
 def _read_by(member: Sized, where: Place) -> Sized:
     """A member as the first of the providers that reads it stores it, or itself."""
-    own: Storage | None = None
-    if isinstance(member, Scaled):
-        own = arranged(member, where.providers) or _in_integers(member, where)
-    elif isinstance(member, Blocks):
-        own = unfolded(member, where.providers)
-    elif isinstance(member, Plain):
-        own = offered(_wanted(member, where, None), where.providers)
+    plain = isinstance(member, Plain)
+    own = offered(_wanted(member, where, None), where.providers) if plain else _own(member, where)
     return own if isinstance(own, Sized) else member
+
+
+def _own(member: Sized, where: Place, online: bool = False) -> Storage | None:
+    """How the first of the providers that reads a quantized matrix stores it."""
+    if isinstance(member, Blocks):
+        return unfolded(member, where.providers)
+    if isinstance(member, Scaled):
+        return arranged(member, where.providers) or (None if online else _in_integers(member, where))
+    return None
 
 
 def _in_integers(whole: Scaled, where: Place) -> Storage | None:
@@ -257,9 +256,7 @@ def _permuted(block: Block, order: Tensor) -> Block:
     def taken(values: Tensor) -> Tensor:
         return values.view(torch.uint8)[order].view(values.dtype) if values.element_size() == 1 else values[order]
 
-    parts = {"zeros": block.zeros, "factors": block.factors, "shifts": block.shifts}
-    moved = {name: part[order] for name, part in parts.items() if part is not None}
-    return replace(block, codes=block.codes[order], scales=taken(block.scales), **moved)
+    return block.by_rows(taken)
 
 
 def _keep(storage: Storage, data: Tensor, first: int, block: Block, form: Form | BlockForm) -> None:

@@ -211,8 +211,9 @@ def values(kind: str, raw: Tensor) -> Tensor:
         return FLOATS[kind](raw)
     form, split = SPLITS[kind]
     parts = split(raw)
-    found = ELEMENTS[form.element].decode(parts.codes).view(*parts.scales.shape, -1) * parts.scales[:, :, None]
-    return (found if parts.shifts is None else found + parts.shifts[:, :, None]).flatten(1)
+    scales, shifts = parts.scales, parts.shifts
+    found = ELEMENTS[form.element].decode(parts.codes).view(*scales.shape, -1) * scales[:, :, None]
+    return (found if shifts is None else found + shifts[:, :, None]).flatten(1)
 
 
 def scaled(form: BlockForm, raw: Tensor, inputs: int) -> Block:

@@ -5,6 +5,7 @@ bytes: codes row by row, then scales, zero points, factors of rows and the group
 Storage of `ops/stored.py`; `loading/` fills it from a checkpoint, or quantizes values into it while they stream in.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
@@ -83,12 +84,12 @@ class Block:
     def rows(self, first: int, last: int) -> "Block":
         """Those from `first` to `last`, of a block whose rows share no scales."""
 
-        def cut(part: Tensor | None) -> Tensor | None:
-            return None if part is None else part[first:last]
+        return self.by_rows(lambda part: part[first:last])
 
-        zeros, factors, shifts = map(cut, (self.zeros, self.factors, self.shifts))
-        cuts = {"zeros": zeros, "factors": factors, "shifts": shifts}
-        return replace(self, codes=self.codes[first:last], scales=self.scales[first:last], **cuts)
+    def by_rows(self, change: Callable[[Tensor], Tensor]) -> "Block":
+        """With `change` made to every part that has rows."""
+        parts = {name: getattr(self, name) for name in ("codes", "scales", "zeros", "factors", "shifts")}
+        return replace(self, **{name: change(part) for name, part in parts.items() if part is not None})
 
 
 @runtime_checkable

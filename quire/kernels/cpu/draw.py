@@ -114,7 +114,7 @@ def _addresses(slots: Slots | None) -> tuple[int | None, int | None]:
 
 
 def _entries(bans: BanTable) -> tuple[int, ...]:
-    return tuple(_address(tensor) for tensor in (bans.first, bans.token, bans.until, bans.length, bans.prefix))
+    return tuple(_address(getattr(bans, name)) for name in _BANS)
 
 
 def _address(tensor: Tensor) -> int:

@@ -85,13 +85,15 @@ class Grouped(Panels):
             self._put_rows(data, first + row, block.rows(row, row + step), own)
 
     def _put_rows(self, data: Tensor, first: int, block: Block, own: Layout) -> None:
+        groups, blocks = -(-self.inputs // own.group), -(-self.inputs // WHOLE)
         if isinstance(self.form, BlockForm):
             parts = SPLITS[self.form.kind][1](block.codes.reshape(-1, self.form.each))
             codes, numbers = parts.codes.view(len(block.codes), -1), _of_blocks(parts, own)
         else:
-            codes = _unsigned(self.form.element)[unpack(block.codes, self.form.bits, self.inputs).int()]
-            numbers = _of_groups(block, self.form, -(-self.inputs // own.group))
-        groups, blocks = -(-self.inputs // own.group), -(-self.inputs // WHOLE)
+            codes, numbers = unpack(block.codes, self.form.bits, self.inputs), _of_groups(block, self.form, groups)
+            if self.form.element.startswith("int"):
+                # Two's complement, raised by the least value that there is.
+                codes = codes ^ own.zero
         kinds = DTYPES[own.scales], DTYPES[own.scales], torch.float16, torch.float16
         cut = (groups, groups, blocks, blocks)
         rows = [
@@ -157,23 +159,11 @@ def _with(form: Form, scales: int, shifted: bool) -> Layout | None:
     return Layout(kind, group, scales, shifted, zero)
 
 
-@cache
-def _unsigned(element: str) -> Tensor:
-    """What is stored for each code: its value above the least one that there is, if that is below zero."""
-    values = ELEMENTS[element].values
-    zero = max(0, -round(min(values)))
-    return torch.tensor([round(value) + zero for value in values], dtype=torch.uint8)
-
-
-@arrange("cpu")
-def _arranged(weight: Scaled) -> Grouped | None:
+def _grouped(weight: Scaled | Blocks) -> Grouped | None:
     if weight.device != "cpu" or weight.dtype not in native.NUMBERS or weight.offset or layout(weight.form) is None:
         return None
     return Grouped(weight.outputs, weight.inputs, weight.form, weight.dtype)
 
 
-@unfold("cpu")
-def _unfolded(blocks: Blocks) -> Grouped | None:
-    if blocks.device != "cpu" or blocks.dtype not in native.NUMBERS or blocks.offset or layout(blocks.form) is None:
-        return None
-    return Grouped(blocks.outputs, blocks.inputs, blocks.form, blocks.dtype)
+arrange("cpu")(_grouped)
+unfold("cpu")(_grouped)
