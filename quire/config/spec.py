@@ -94,3 +94,7 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     graph_tokens: list[int] = []
     deterministic: bool = False
     notes: list[str] = []
+
+    def recorded_tokens(self, max_len: int) -> list[int]:
+        """Of `graph_tokens` those that a sequence is long enough for, where none is longer than `max_len`."""
+        return [size for size in self.graph_tokens if size < max_len]

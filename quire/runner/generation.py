@@ -59,7 +59,7 @@ class GenerationSteps:
             draws |= {DrawMode.RANDOM: passes.random, DrawMode.EDITED: passes.edited}
         work = DecodeWork(passes.decode, draws, any(rows.lasting))
         self.graphs = DecodeGraphs(spec.graph_rows, work, rows.dummy, rows.device)
-        tokens = [size for size in spec.graph_tokens if size < rows.max_len]
+        tokens = spec.recorded_tokens(rows.max_len)
         self.ragged = RaggedGraphs(spec.graph_singles, tokens, passes.read, rows.dummy, rows.device)
         self._decoding: list[int] = []
         self._order = upload([], rows.device)

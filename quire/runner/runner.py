@@ -121,7 +121,7 @@ class Runner:
 
     @property
     def _recordable(self) -> bool:
-        """Whether every kernel of the model can be recorded, as far as this rank knows."""
+        """Whether every kernel of the model can be recorded; where there are several ranks, `spec` wishes for no recordings."""
         return all(choice.capturable for choice in self.build.choices)
 
     def _run_all(self) -> None:
@@ -133,11 +133,6 @@ class Runner:
     def _agreed(self, wanted: bool) -> bool:
         """What rank 0 says: steps are run by all ranks or by none."""
         return bool(self.mesh.broadcast(torch.tensor([wanted], dtype=torch.uint8, device=self.device)).item())
-
-    def _everywhere(self, here: bool) -> bool:
-        """Whether it is so on all ranks: what they record has collectives in it, and their shares of weights differ."""
-        elsewhere = torch.tensor([not here], dtype=torch.int32, device=self.device)
-        return not self.mesh.all_reduce(elsewhere).item()
 
     def allocate(self, layout: Layout) -> None:
         """Take pages and rows, and what samples or pools. Raises ConfigError where pages leave too little memory."""
@@ -159,8 +154,7 @@ class Runner:
         if facts is not None:
             pooling = PoolingSteps(facts, self.loaded, rows, self.mesh)
             return pooling, PoolingWarmUp(spec, layout, pooling)
-        recordable = self._everywhere(self._recordable)
-        steps = GenerationSteps(spec, self.loaded, rows, self.mesh, self.grammars, recordable)
+        steps = GenerationSteps(spec, self.loaded, rows, self.mesh, self.grammars, self._recordable)
         return steps, GenerationWarmUp(spec, layout, steps, self._memory)
 
     def release(self) -> None:

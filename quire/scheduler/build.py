@@ -13,7 +13,7 @@ def make(spec: RunSpec, layout: Layout, recordable: bool) -> Scheduler:
     Where ranks can record steps (`recordable`), they have recorded those that `spec` wishes for.
     """
     pooling = spec.facts.pooling
-    recorded = [size for size in spec.graph_tokens if recordable and size < layout.max_model_len]
+    recorded = spec.recorded_tokens(layout.max_model_len) if recordable else []
     limits = Limits(
         max_num_seqs=spec.max_num_seqs,
         max_num_batched_tokens=spec.max_num_batched_tokens,
