@@ -68,6 +68,7 @@ class FrontEnd:
         self.tokenizer = Tokenizer.load(self.tokenizer_path)
         self._facts = FrontFacts(self.model.eos_token_ids, self.tokenizer.encode_word, in_process)
         self._use_generation_config = settings.generation_config == "auto"
+        self._given_template: ChatTemplate | None = None
         self._ids = itertools.count()
         self._check_defaults()
 
@@ -77,7 +78,9 @@ class FrontEnd:
 
         Read where it is wanted: whoever brings another does not need it.
         """
-        template = chat_template(Path(self.tokenizer_path)) or self.model.chat_template
+        template = self.model.chat_template
+        if self.tokenizer_path != self.model.path:
+            template = chat_template(Path(self.tokenizer_path)) or template
         return None if template is None else ChatTemplate(template, self.tokenizer)
 
     def new_id(self) -> str:
@@ -121,7 +124,7 @@ class FrontEnd:
             chat_template: the text of another template.
             chat_template_kwargs: what the template knows; the same as `template_args`.
         """
-        template = self.chat_template if chat_template is None else ChatTemplate(chat_template, self.tokenizer)
+        template = self._template(chat_template)
         if template is None:
             raise RequestError(
                 f"the model {self.model.name!r} has no chat template; use plain prompts, or give a template",
@@ -130,6 +133,15 @@ class FrontEnd:
             )
         parsed = parse_messages([dict(message) for message in messages])
         return template.render(parsed, **{**template_args, **(chat_template_kwargs or {})})
+
+    def _template(self, source: str | None) -> ChatTemplate | None:
+        """The checkpoint's, or that of `source`; the last one is kept: it takes longer to compile than to render."""
+        if source is None:
+            return self.chat_template
+        given = self._given_template
+        if given is None or given.source != source:
+            given = self._given_template = ChatTemplate(source, self.tokenizer)
+        return given
 
     def prepare(
         self,
