@@ -121,7 +121,7 @@ class Runner:
 
     @property
     def _recordable(self) -> bool:
-        """Whether every kernel of the model can be recorded; where there are several ranks, `spec` wishes for no recordings."""
+        """Whether every kernel of the model can be recorded. Several ranks record nothing (`resolve`)."""
         return all(choice.capturable for choice in self.build.choices)
 
     def _run_all(self) -> None:
