@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 import httpx
 import psutil
 
-START_S = 90
+from tests.waiting import HANG_S
+
+START_S = 120
 
 
 @dataclass
@@ -22,9 +24,13 @@ class Served:
     url: str = ""
     said: list[str] = field(default_factory=list)
 
+    def get(self, path: str) -> httpx.Response:
+        """What is served there."""
+        return httpx.get(self.url + path, timeout=HANG_S)
+
     def metric(self, name: str) -> float:
         """A gauge or counter of /metrics."""
-        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+        for line in self.get("/metrics").text.splitlines():
             if line.startswith(f"quire:{name}{{"):
                 return float(line.rpartition(" ")[2])
         raise KeyError(name)
@@ -72,8 +78,8 @@ def serve(*flags: str) -> Iterator[Served]:
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(HANG_S)
         finally:
             process.kill()
-        reader.join(10)
+        reader.join(HANG_S)
         process.stdout.close()
