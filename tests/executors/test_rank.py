@@ -15,6 +15,7 @@ from quire.messages.frames import receive, send
 from quire.messages.rank import Broken, FromRank, Measure, Prepare, Prepared, ToRank
 from quire.messages.structured import StructuredOutputsParams
 from quire.messages.wire import FAILED
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.torch
 
@@ -67,7 +68,7 @@ def test_a_grammar_that_nobody_foresaw_harms_no_other_one(caplog):
     thread = threading.Thread(target=rank.serve_side, args=(theirs,), daemon=True)
     thread.start()
     question = msgspec.msgpack.encode(Prepare(StructuredOutputsParams(regex="a"), "tokenizer.json", 10, (0,)))
-    ours.settimeout(10)
+    ours.settimeout(HANG_S)
     with ours:
         for answer in (Prepared("no room", FAILED), Prepared("no such rule", "invalid_schema"), Prepared()):
             send(ours, question)
@@ -75,4 +76,4 @@ def test_a_grammar_that_nobody_foresaw_harms_no_other_one(caplog):
         assert caplog.text.count("Traceback") == 1
         send(ours, question)
         assert receive(ours) is None  # the thread's death is heard, and no answer is waited for in vain
-    thread.join(10)
+    thread.join(HANG_S)

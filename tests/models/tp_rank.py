@@ -34,7 +34,7 @@ def main(rank: int, folder: Path, checkpoints: list[Path]) -> None:
     """Join the other rank and run every checkpoint."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(seconds=240)
     )
     mesh = Mesh(rank, 2, dist.group.WORLD)
     torch.save({path.name: run(path, mesh) for path in checkpoints}, folder / f"{rank}.pt")

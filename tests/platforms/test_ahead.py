@@ -4,7 +4,6 @@ import ctypes
 import errno
 import mmap
 import sys
-import time
 from pathlib import Path
 from unittest import mock
 
@@ -15,10 +14,10 @@ from quire.platforms import cores
 from quire.platforms.ahead import HUGE_PAGE, PIECE, Ahead, pays
 from quire.platforms.host import Host
 from tests.marks import needs_native
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.plain, needs_native]
 
-HANG_S = 30
 AVX2 = frozenset({"avx2"})
 
 
@@ -30,18 +29,11 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
-def wait_for(resident: int) -> None:
-    end = time.monotonic() + HANG_S
-    while resident_bytes() < resident:
-        assert time.monotonic() < end, "nothing clears memory"
-        time.sleep(0.01)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc how much memory this process has")
 def test_memory_is_there_before_it_is_taken_and_goes_back_where_nobody_took_it() -> None:
     store, size, before = Ahead(), 8 * PIECE, resident_bytes()
     with store.clearing(size):
-        wait_for(before + size // 2)
+        wait_for(lambda: resident_bytes() >= before + size // 2)
     kept = store.take(PIECE)
     kept[:4] = b"kept"
     store.drop()
@@ -76,7 +68,7 @@ def test_nothing_is_cleared_where_nothing_is_wanted() -> None:
 def test_a_block_that_fails_leaves_nothing_behind() -> None:
     store, size, before = Ahead(), 8 * PIECE, resident_bytes()
     with pytest.raises(InterruptedError), store.clearing(size):
-        wait_for(before + size // 2)
+        wait_for(lambda: resident_bytes() >= before + size // 2)
         raise InterruptedError
     assert resident_bytes() - before < size // 2
     assert store._pages is None

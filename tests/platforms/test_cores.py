@@ -1,5 +1,6 @@
 """Which processors the threads of the CPU kernels run on."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -63,4 +64,8 @@ def test_threads_of_the_kernels_stay_on_the_node_that_is_their_share(monkeypatch
 
 def places() -> list[set[int]]:
     """Where each thread of this process may run."""
-    return [os.sched_getaffinity(int(thread.name)) for thread in Path("/proc/self/task").iterdir()]
+    found = []
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            found.append(os.sched_getaffinity(int(thread.name)))
+    return found
