@@ -140,10 +140,10 @@ def test_percentiles_are_numpys(values: list[float], p: float, expected: float) 
 
 def test_startup_counts_from_the_start_of_the_process(capsys: pytest.CaptureFixture[str]) -> None:
     model = FakeModel()
-    before = process_age_s()
+    before, now = process_age_s(), time.time()
     result = measure(model, time.perf_counter, capsys, "startup", "m")
     assert before <= result["ready_s"] <= process_age_s()
-    assert abs(result["ready_at"] - time.time()) < 5 and result["first_token_s"] > 0
+    assert now <= result["ready_at"] <= time.time() and result["first_token_s"] > 0
     assert (result["kind"], result["model"], result["timeline"]) == ("startup", "m", {})
     assert [params.max_tokens for _, params in model.asked] == [1]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import HANG_S
+
 pytestmark = pytest.mark.plain
 
 
@@ -18,33 +20,20 @@ def deadly_torch(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(tmp_path)}
 
 
-def quire(*words: str, env: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "quire.cli", *words], env=env, capture_output=True, text=True, timeout=60
-    )
+def cpu_s(*words: str, env: dict[str, str]) -> float:
+    """Processor seconds of a Python program: unlike wall time they do not count what others run."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def cpu_s(*words: str, env: dict[str, str], budget_s: float) -> float:
-    """Processor seconds of a command, which waits for nothing: unlike wall time they do not count what others run.
-
-    The least of up to five runs, since a shared cache or a first read of the files can still slow one down.
-    """
-    best = float("inf")
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert quire(*words, env=env).returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if best < budget_s:
-            break
-    return best
-
-
-@pytest.mark.parametrize(("flag", "budget_s"), [("--version", 0.15), ("--help", 0.3)])
-def test_version_and_help_are_fast_and_import_no_torch(
-    flag: str, budget_s: float, deadly_torch: dict[str, str]
-) -> None:
-    assert cpu_s(flag, env=deadly_torch, budget_s=budget_s) < budget_s
+@pytest.mark.parametrize("flag", ["--version", "--help"])
+def test_version_and_help_are_fast_and_import_no_torch(flag: str, deadly_torch: dict[str, str]) -> None:
+    """A few times what an empty program takes, however fast the machine is: of up to twenty tries one must say so."""
+    command, nothing = ("-m", "quire.cli", flag), ("-c", "pass")
+    assert any(cpu_s(*command, env=deadly_torch) < 4 * cpu_s(*nothing, env=deadly_torch) for _ in range(20))
 
 
 def test_the_trap_is_a_trap(deadly_torch: dict[str, str]) -> None:
@@ -59,7 +48,9 @@ def test_all_commands_but_the_engine_live_without_torch(deadly_torch: dict[str, 
         "assert main(['config', '--json']) == 0\n"
         "assert main(['serve', '--port', 'x']) == 2\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], env=deadly_torch, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=deadly_torch, capture_output=True, text=True, timeout=HANG_S
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -85,5 +76,5 @@ sys.exit(opened <= 2 or child.returncode)
 
 def test_what_is_opened_later_is_nobodys_standard_output() -> None:
     words = ["sh", "-c", 'exec "$0" -c "$1" <&- >&-', sys.executable, CLOSED]
-    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr

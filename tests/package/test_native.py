@@ -33,7 +33,7 @@ def source(tmp_path: Path) -> Path:
 def build(source: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     """Build as an editable installation does."""
     words = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    return subprocess.run(words, cwd=source, env=os.environ | environ, capture_output=True, text=True, timeout=120)
+    return subprocess.run(words, cwd=source, env=os.environ | environ, capture_output=True, text=True, timeout=280)
 
 
 def test_without_a_compiler_it_is_said_and_nothing_stale_stays(source: Path) -> None:

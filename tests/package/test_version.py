@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 import tomllib
 import zipfile
 from importlib import metadata
@@ -25,8 +24,6 @@ from tests.package.compilers import stand_in
 pytestmark = pytest.mark.plain
 
 ROOT = Path(__file__).parents[2]
-# The promise is 0.15 s, measured by benchmarks/startup.py; a test on a busy machine only tells a hang from an answer.
-HANG_S = 1.5
 
 
 def test_the_literal_is_the_version_everywhere() -> None:
@@ -42,13 +39,6 @@ def test_the_command_answers_whatever_torch_is(tmp_path: Path, kind: str, flag: 
     assert done.returncode == 0
     assert __version__ in done.stdout
     assert done.stderr == ""
-
-
-@pytest.mark.parametrize("flag", ["--version", "--help"])
-def test_the_command_answers_at_once(flag: str) -> None:
-    start = time.perf_counter()
-    command(flag)
-    assert time.perf_counter() - start < HANG_S
 
 
 def test_the_installed_script_is_the_same_command() -> None:
