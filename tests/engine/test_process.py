@@ -17,6 +17,7 @@ from quire.engine.launch import LENGTH_BYTES, Launch
 from quire.engine.process import Server
 from quire.engine.pulse import Pulse
 from tests.config import facts
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.plain
 
@@ -41,7 +42,7 @@ def test_a_core_reads_its_launch_message_and_nothing_that_comes_after_it(launch:
     writer = threading.Thread(target=os.write, args=(theirs, len(frame).to_bytes(LENGTH_BYTES) + frame + b"news"))
     writer.start()
     assert len(read_launch(ours).secret) == 100_000
-    writer.join(10)
+    writer.join(HANG_S)
     assert os.read(ours, 10) == b"news"
     os.write(theirs, b"by hand")
     os.close(theirs)
