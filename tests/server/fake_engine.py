@@ -79,6 +79,7 @@ class FakeEngine:
         script: what is generated; by default ANSWER and the end of the text.
         step_s: seconds per token.
         fail_at: after so many tokens every sequence ends with an error.
+        pause_at: after so many steps every request waits for `resume`.
 
     Attributes:
         open: requests that have been submitted and not ended.
@@ -88,12 +89,19 @@ class FakeEngine:
     """
 
     def __init__(
-        self, script: Script | None = None, *, step_s: float = 0.0, fail_at: int | None = None, max_model_len: int = 256
+        self,
+        script: Script | None = None,
+        *,
+        step_s: float = 0.0,
+        fail_at: int | None = None,
+        pause_at: int | None = None,
+        max_model_len: int = 256,
     ) -> None:
         self.tokenizer = byte_tokenizer()
         self.script = script or (lambda prompt, index: [*self.tokenizer.encode(ANSWER), EOS])
         self.step_s = step_s
         self.fail_at = fail_at
+        self.pause_at = pause_at
         self.facts = EngineFacts(
             version="0",
             max_model_len=max_model_len,
@@ -130,7 +138,7 @@ class FakeEngine:
         self.salts: list[str] = []
         self.owners: list[str] = []
         self.params: list[SamplingParams] = []
-        self._died = asyncio.Event()
+        self._died, self._resumed = asyncio.Event(), asyncio.Event()
 
     def default_params(self) -> SamplingParams:
         return self.defaults
@@ -143,6 +151,11 @@ class FakeEngine:
         """Every open request fails."""
         self.dead = reason
         self._died.set()
+        self._resumed.set()
+
+    def resume(self) -> None:
+        """Requests that wait go on, and none waits any more."""
+        self._resumed.set()
 
     async def generate(
         self,
@@ -179,7 +192,11 @@ class FakeEngine:
             sequences = [
                 Sequence(self, request_id, i, request.token_ids, request.params) for i in range(request.params.n)
             ]
-            while any(not sequence.done for sequence in sequences):
+            for number in itertools.count():
+                if all(sequence.done for sequence in sequences):
+                    break
+                if number == self.pause_at:
+                    await self._resumed.wait()
                 await self._step()
                 deltas = [sequence.step() for sequence in sequences if not sequence.done]
                 outputs, finishes = processor.process(deltas)

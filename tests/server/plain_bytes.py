@@ -2,10 +2,11 @@
 
 import contextlib
 import socket
-import time
 from typing import Protocol
 
 import httpx
+
+from tests.waiting import HANG_S
 
 
 class Reachable(Protocol):
@@ -14,17 +15,15 @@ class Reachable(Protocol):
     url: str
 
 
-def talk(running: Reachable, *parts: bytes, pause_s: float = 0.0) -> bytes:
-    """What the server says to these bytes, sent with pauses, until it closes or says nothing for a while."""
+def talk(running: Reachable, *parts: bytes) -> bytes:
+    """What the server says to these bytes until it closes; it must."""
     url = httpx.URL(running.url)
-    with socket.create_connection((url.host, url.port or 80), timeout=10) as wire:
+    with socket.create_connection((url.host, url.port or 80), timeout=HANG_S) as wire:
         with contextlib.suppress(ConnectionError):
             for part in parts:
                 wire.sendall(part)
-                time.sleep(pause_s)
         answer = b""
-        with contextlib.suppress(TimeoutError, ConnectionError):
+        with contextlib.suppress(ConnectionError):
             while piece := wire.recv(65536):
                 answer += piece
-                wire.settimeout(0.3)
         return answer

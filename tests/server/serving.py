@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
@@ -16,6 +15,7 @@ from quire.server.app import create_app
 from quire.server.listen import ApiServer
 from quire.server.sockets import bind
 from tests.server.fake_engine import FakeEngine, FakeTemplate
+from tests.waiting import HANG_S, wait_for
 
 
 class Serving:
@@ -42,6 +42,7 @@ class Serving:
         self.app = create_app(self.engine, self.config, self.template)
         self.service = self.app.state.service
         self.server = ApiServer(self.app, self.config)
+        self.server.config.timeout_graceful_shutdown = int(HANG_S) // 2
         self._listener = bind(replace(self.config, host="127.0.0.1", port=0))
         self.port: int = 0 if self.config.uds else self._listener.getsockname()[1]
         scheme = "http" if self.config.ssl_certfile is None else "https"
@@ -62,7 +63,7 @@ class Serving:
         self.server.should_exit = True
         for watch in list(self.service.open_watches):
             self.call(watch.give_up)
-        self.thread.join(10)
+        self.thread.join(HANG_S)
         self._listener.close()
         assert not self.thread.is_alive(), "the server must stop"
 
@@ -73,16 +74,8 @@ class Serving:
     def client(self, **options: Any) -> openai.OpenAI:
         """The official client."""
         given = {"base_url": f"{self.url}/v1", "api_key": self.config.api_key or "none", "max_retries": 0, **options}
-        return openai.OpenAI(timeout=20, **given)
+        return openai.OpenAI(timeout=HANG_S, **given)
 
     def http(self, **options: Any) -> httpx.Client:
         """A plain client."""
-        return httpx.Client(base_url=self.url, timeout=20, **options)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Wait until `condition` holds; fail if it does not in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not happen"
-        time.sleep(0.005)
+        return httpx.Client(base_url=self.url, timeout=HANG_S, **options)

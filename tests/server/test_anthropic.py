@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from tests.server.fake_engine import ANSWER, EOS, FakeEngine
-from tests.server.serving import Serving, wait_for
+from tests.server.serving import Serving
+from tests.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.plain
 
@@ -21,7 +22,7 @@ KEY = "sk-anthropic"
 
 
 def client_of(running: Serving) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=running.url, api_key=KEY, auth_token=None, max_retries=0, timeout=20)
+    return anthropic.Anthropic(base_url=running.url, api_key=KEY, auth_token=None, max_retries=0, timeout=HANG_S)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,7 @@ def test_a_stream_that_fails_says_so() -> None:
     with Serving(FakeEngine(fail_at=3)) as running, client_of(running) as client:
         with pytest.raises(anthropic.APIStatusError, match="not finite"):
             list(client.messages.create(model=MODEL, max_tokens=50, messages=HI, stream=True))
-        assert running.service.admission.open == 0
+        wait_for(lambda: running.service.admission.open == 0)
 
 
 def test_leaving_ends_the_request() -> None:

@@ -9,8 +9,8 @@ from quire.base.errors import ConfigError
 from quire.config.fields import ServerConfig
 from quire.server.app import ROUTES
 from quire.server.keys import Caller, Entry, Keys, keys_of
+from tests.server.plain_bytes import talk
 from tests.server.serving import Serving
-from tests.server.test_transport import talk
 
 pytestmark = pytest.mark.plain
 

@@ -91,7 +91,7 @@ def test_odd_bytes_on_the_wire(served):
         assert b" 413 " in talk(served, HEAD + b"Content-Length: 67108864\r\n\r\n")
         assert b" 200 " not in talk(served, HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
         assert b" 200 " in talk(served, absolute)
-        assert b" 405 " in talk(served, b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 405 " in talk(served, b"GET /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         # More is announced than comes.
         with socket.create_connection(("127.0.0.1", httpx.URL(served.url).port or 80)) as wire:
             wire.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + RAW)

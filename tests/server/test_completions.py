@@ -7,6 +7,7 @@ import pytest
 
 from tests.server.fake_engine import ANSWER, FakeEngine
 from tests.server.serving import Serving
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.plain
 
@@ -149,4 +150,4 @@ def test_as_many_prompts_as_allowed() -> None:
     with Serving(max_queued_requests=2000) as running, running.client() as client:
         answer = client.completions.create(model=MODEL, prompt=[[1]] * 1024, max_tokens=1)
         assert [choice.index for choice in answer.choices] == list(range(1024))
-        assert running.service.admission.open == 0
+        wait_for(lambda: running.service.admission.open == 0)

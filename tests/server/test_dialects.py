@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from tests.server.fake_engine import EOS, FakeEngine, FakeTemplate
 from tests.server.serving import Serving
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.plain
 
@@ -36,7 +37,7 @@ class Saying(Serving):
         super().__init__(self.made, template=self.rendering)
 
     def claude(self) -> anthropic.Anthropic:
-        return anthropic.Anthropic(base_url=self.url, api_key="none", max_retries=0, timeout=20)
+        return anthropic.Anthropic(base_url=self.url, api_key="none", max_retries=0, timeout=HANG_S)
 
     def grammar(self) -> str:
         form = self.made.params[-1].structured_outputs

@@ -10,6 +10,7 @@ import pytest
 
 from tests.server.fake_pooler import FRAMED, LABELS, LATE, FakePooler
 from tests.server.serving import Serving
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.plain
 
@@ -56,7 +57,7 @@ def test_2048_inputs_at_once(http: httpx.Client, vectors: Serving) -> None:
     answer = post(http, "/v1/embeddings", input=["a"] * 2048, encoding_format="base64").json()
     assert len(answer["data"]) == 2048 and len(base64.b64decode(answer["data"][-1]["embedding"])) == 16
     assert post(http, "/v1/embeddings", input=["a"] * 2049).status_code == 400
-    assert vectors.service.admission.open == 0
+    wait_for(lambda: vectors.service.admission.open == 0)
 
 
 def test_a_prompt_by_name_goes_before_each_text(http: httpx.Client) -> None:

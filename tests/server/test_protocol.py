@@ -7,8 +7,10 @@ import time
 import pytest
 
 from quire.server import protocol
-from tests.server.serving import Serving, wait_for
-from tests.server.test_transport import HEAD, RAW, error_of, talk
+from tests.server.plain_bytes import talk
+from tests.server.serving import Serving
+from tests.server.test_transport import HEAD, RAW, error_of
+from tests.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.plain
 
@@ -19,7 +21,7 @@ def said(client: socket.socket) -> bytes:
 
 
 def connect(running: Serving) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", running.port), timeout=20)
+    return socket.create_connection(("127.0.0.1", running.port), timeout=HANG_S)
 
 
 def test_headers_that_do_not_end_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Responses, judged by the official client."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,8 @@ import pytest
 
 from quire.server.store import OVERHEAD_BYTES, Kept, Store
 from tests.server.fake_engine import ANSWER, EOS, FakeEngine
-from tests.server.serving import Serving, wait_for
+from tests.server.serving import Serving
+from tests.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.plain
 
@@ -189,13 +189,11 @@ def test_in_the_background() -> None:
     with Serving(FakeEngine(step_s=0.005)) as running, running.client() as client:
         answer = client.responses.create(model=MODEL, input="hi", background=True)
         assert (answer.status, answer.output, answer.background) == ("in_progress", [], True)
-        deadline = time.monotonic() + 5
-        while answer.status == "in_progress":
-            assert time.monotonic() < deadline
-            answer = client.responses.retrieve(answer.id)
+        wait_for(lambda: client.responses.retrieve(answer.id).status != "in_progress")
+        answer = client.responses.retrieve(answer.id)
         assert (answer.status, answer.output_text) == ("completed", ANSWER)
         assert client.responses.cancel(answer.id).status == "completed", "too late, and no error"
-        assert running.service.responses.running == {}
+        wait_for(lambda: running.service.responses.running == {})
 
 
 def test_cancelling_what_runs_in_the_background() -> None:
@@ -206,8 +204,7 @@ def test_cancelling_what_runs_in_the_background() -> None:
         wait_for(lambda: not running.engine.open)
         assert client.responses.retrieve(answer.id).status == "cancelled"
         assert client.responses.cancel(answer.id).status == "cancelled"
-        assert running.service.admission.open == 0
-        assert running.service.open_watches == set()
+        wait_for(lambda: running.service.admission.open == 0 and not running.service.open_watches)
         waited = client.responses.create(model=MODEL, input="hi", max_output_tokens=1)
         with pytest.raises(openai.BadRequestError, match="background"):
             client.responses.cancel(waited.id)
@@ -236,7 +233,7 @@ def test_work_in_the_background_ends_with_the_server() -> None:
         answer = client.responses.create(model=MODEL, input="hi", background=True)
         wait_for(lambda: running.engine.open)
         running.call(running.server.stop)
-        running.thread.join(5)
+        running.thread.join(HANG_S)
         assert not running.thread.is_alive()
         assert running.engine.open == set()
         kept = running.service.responses.get((next(iter(running.service.responses._kept))[0], answer.id))

@@ -1,6 +1,7 @@
 """Tools and reasoning, judged by the official client: plain, streamed, several calls, and the answers of tools."""
 
 import json
+from contextlib import ExitStack
 from typing import Any
 
 import openai
@@ -38,11 +39,14 @@ class Saying:
         return found
 
     def __enter__(self) -> openai.OpenAI:
-        self.serving.__enter__()
-        return self.serving.client()
+        with ExitStack() as stack:
+            stack.enter_context(self.serving)
+            client = stack.enter_context(self.serving.client())
+            self._exit = stack.pop_all()
+        return client
 
     def __exit__(self, *error: Any) -> None:
-        self.serving.__exit__(*error)
+        self._exit.__exit__(*error)
 
 
 def calls(message: Any) -> list[tuple[str, dict[str, Any]]]:
