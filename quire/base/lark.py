@@ -28,7 +28,11 @@ def check_end(pattern: str) -> None:
         raise ValueError("the backslash at the end of the expression escapes nothing")
 
 
+def spacing(spaced: bool) -> dict[str, object]:
+    """The library's options for WHITE_SPACE between tokens of JSON, or for none."""
+    return {"whitespace_pattern": WHITE_SPACE} if spaced else {"whitespace_flexible": False}
+
+
 def json_of(schema: Mapping[str, object], *, spaced: bool = True, **options: object) -> str:
     """JSON of a schema, WHITE_SPACE or nothing between its tokens; `options` of the library's."""
-    space = {"whitespace_pattern": WHITE_SPACE} if spaced else {"whitespace_flexible": False}
-    return f"%json {json.dumps({**schema, 'x-guidance': {**space, **options}})}"
+    return f"%json {json.dumps({**schema, 'x-guidance': {**spacing(spaced), **options}})}"

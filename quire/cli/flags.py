@@ -109,27 +109,14 @@ def _add_flag(group: argparse._ActionsContainer, field: "Field[Any]") -> None:
 def _add_foreign(parser: Parser) -> None:
     """Flags of vLLM's, which help does not list: what comes of them is said where they are read."""
     for name in sorted(vllm.NAMES):
-        flag = f"--{name.replace('_', '-')}"
+        names = [f"-{vllm.SHORT[name]}"] if name in vllm.SHORT else []
+        names.append(f"--{name.replace('_', '-')}")
+        taken: dict[str, Any] = {}
         if name in vllm.SWITCHES:
-            parser.add_argument(
-                flag,
-                dest=name,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=argparse.SUPPRESS,
-            )
+            taken = {"action": argparse.BooleanOptionalAction}
         elif name in vllm.LISTS:
-            parser.add_argument(
-                flag,
-                dest=name,
-                nargs="+",
-                type=vllm.LISTS[name],
-                default=argparse.SUPPRESS,
-                help=argparse.SUPPRESS,
-            )
-        else:
-            short = [f"-{vllm.SHORT[name]}"] if name in vllm.SHORT else []
-            parser.add_argument(*short, flag, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+            taken = {"nargs": "+", "type": vllm.LISTS[name]}
+        parser.add_argument(*names, dest=name, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **taken)
 
 
 def _metavar(kind: Kind) -> str:

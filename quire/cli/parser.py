@@ -67,13 +67,15 @@ class Parser(argparse.ArgumentParser):
             raise ConfigError(f"no help on {topic!r}; {did_you_mean(topic, known, self._lists)}")
         return known[topic]
 
+    def _listed(self) -> list[argparse.Action]:
+        """Actions that help lists."""
+        return [action for action in self._actions if action.help != argparse.SUPPRESS]
+
     def _short_topics(self) -> dict[str, str]:
         """What is listed of each flag."""
-        listed = [action for action in self._actions if action.option_strings and action.help != argparse.SUPPRESS]
-        names = [", ".join(action.option_strings) for action in listed]
         return {
-            spelling.lstrip("-"): f"{name}\n    {action.help}"
-            for name, action in zip(names, listed, strict=True)
+            spelling.lstrip("-"): f"{', '.join(action.option_strings)}\n    {action.help}"
+            for action in self._listed()
             for spelling in action.option_strings
         }
 
@@ -90,8 +92,7 @@ class Parser(argparse.ArgumentParser):
         if flag is None:
             return f"unexpected argument {left[0]!r}; {self.prog} --help shows what it takes (quote texts with spaces)"
         name = flag.partition("=")[0]
-        listed = [action for action in self._actions if action.help != argparse.SUPPRESS]
-        known = [option for action in listed for option in action.option_strings]
+        known = [option for action in self._listed() for option in action.option_strings]
         return f"unknown flag {name}; {did_you_mean(name, known, self._lists)}"
 
 

@@ -5,7 +5,7 @@ Here lie the description, its limits and its key; what a grammar means is the bu
 """
 
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -46,6 +46,12 @@ class StructuredOutputsParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     structural_tag: str | None = None
     disable_any_whitespace: bool = False
     frame: str | None = None
+
+    def schema(self) -> dict[str, Any]:
+        """That of `json`, read; any object's for `json_object`."""
+        if self.json is None:
+            return {"type": "object"}
+        return cast(dict[str, Any], msgspec.json.decode(self.json)) if isinstance(self.json, str) else self.json
 
 
 def grammar_key(wanted: StructuredOutputsParams | None) -> str | None:

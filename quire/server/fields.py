@@ -35,37 +35,6 @@ IGNORED = frozenset(
 NOTHING: tuple[object, ...] = (None, False, "", [], {})
 """Values by which a client says that it does not use a field."""
 
-REFUSED: dict[str, tuple[object, ...]] = {
-    **dict.fromkeys(("functions", "logit_processors", "logits_processors", "suffix", "documents", "audio"), NOTHING),
-    "tools": (None,),
-    "tool_choice": (None, "none"),
-    "function_call": (None, "none"),
-    "modalities": (None, ["text"]),
-    **dict.fromkeys(("reasoning_effort", "enable_thinking", "include_reasoning"), (None, "none", True, False)),
-    "verbosity": (None, "medium"),
-    "truncation_side": (None, "left"),
-    "use_beam_search": NOTHING,
-    **dict.fromkeys(
-        (
-            "guided_json",
-            "guided_regex",
-            "guided_choice",
-            "guided_grammar",
-            "guided_decoding_backend",
-        ),
-        NOTHING,
-    ),
-    **dict.fromkeys(
-        ("grammar", "regex", "ebnf", "json_schema", "web_search_options", "thinking_token_budget"), NOTHING
-    ),
-    **dict.fromkeys(("mirostat", "typical_p", "tfs", "no_repeat_ngram_size", "logprob_token_ids"), NOTHING),
-    **dict.fromkeys(("prompt_embeds", "mm_processor_kwargs", "media_io_kwargs"), NOTHING),
-    # The engine's own: not even an empty one is taken from outside.
-    "kv_transfer_params": (None,),
-    **dict.fromkeys(("vllm_xargs", "repetition_detection", "watermarking", "return_tokens_as_token_ids"), NOTHING),
-}
-"""Fields that would change the answer and are not served, with the values that ask for nothing."""
-
 FORM = "structured_outputs"
 SUCCESSORS: dict[str, tuple[str, ...]] = {
     "functions": ("tools",),
@@ -74,6 +43,26 @@ SUCCESSORS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("guided_regex", "guided_choice", "guided_grammar", "grammar", "regex", "ebnf"), (FORM,)),
 }
 """Fields of old or of other servers, and those that say the same here: each dialect has one of them or none."""
+
+REFUSED: dict[str, tuple[object, ...]] = {
+    **dict.fromkeys(SUCCESSORS, NOTHING),
+    **dict.fromkeys(("logit_processors", "logits_processors", "suffix", "documents", "audio"), NOTHING),
+    "tools": (None,),
+    "tool_choice": (None, "none"),
+    "function_call": (None, "none"),
+    "modalities": (None, ["text"]),
+    **dict.fromkeys(("reasoning_effort", "enable_thinking", "include_reasoning"), (None, "none", True, False)),
+    "verbosity": (None, "medium"),
+    "truncation_side": (None, "left"),
+    "use_beam_search": NOTHING,
+    **dict.fromkeys(("guided_decoding_backend", "web_search_options", "thinking_token_budget"), NOTHING),
+    **dict.fromkeys(("mirostat", "typical_p", "tfs", "no_repeat_ngram_size", "logprob_token_ids"), NOTHING),
+    **dict.fromkeys(("prompt_embeds", "mm_processor_kwargs", "media_io_kwargs"), NOTHING),
+    # The engine's own: not even an empty one is taken from outside.
+    "kv_transfer_params": (None,),
+    **dict.fromkeys(("vllm_xargs", "repetition_detection", "watermarking", "return_tokens_as_token_ids"), NOTHING),
+}
+"""Fields that would change the answer and are not served, with the values that ask for nothing."""
 
 
 class ModelRequest(Protocol):

@@ -13,7 +13,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from quire.server.errors import ApiError, unavailable
-from quire.server.sockets import is_own
+from quire.server.sockets import SPARE_DESCRIPTORS, is_own
 
 HEAD_TIMEOUT_S = 10.0
 """From the first byte of a request to the end of its headers."""
@@ -22,8 +22,6 @@ MAX_HEAD_BYTES = 128 << 10
 """Of URL and headers on the wire; `middleware` has closer limits for what gets that far."""
 
 MAX_CONNECTIONS = 10_000
-SPARE_DESCRIPTORS = 128
-"""For all that is no connection of a client."""
 
 
 def connections_allowed() -> int:

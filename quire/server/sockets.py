@@ -15,8 +15,10 @@ from quire.base.errors import ConfigError
 from quire.config.fields import ServerConfig
 
 BACKLOG = 2048
-LEAST_DESCRIPTORS = 256
-"""Half of them are for clients, the others for all else that a front end has open."""
+SPARE_DESCRIPTORS = 128
+"""For all that is no connection of a client."""
+LEAST_DESCRIPTORS = 2 * SPARE_DESCRIPTORS
+"""As many for clients as for all else that a front end has open."""
 
 
 def bind_all(config: ServerConfig) -> list[socket.socket]:

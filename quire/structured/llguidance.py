@@ -13,7 +13,7 @@ import llguidance
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from quire.base.errors import RequestError
-from quire.base.lark import WHITE_SPACE, check_end, json_of
+from quire.base.lark import check_end, json_of, spacing
 from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.structured.matcher import Mask, Matcher, Vocabulary
 from quire.structured.tags import Literal, tags_source
@@ -92,7 +92,7 @@ class LLBackend:
         if self._specials.search(made) is None:
             return made
         if wanted.frame is None and (wanted.json is not None or wanted.json_object):
-            made = f"start: {json_of(_schema(wanted), spaced=not wanted.disable_any_whitespace)}"
+            made = f"start: {json_of(wanted.schema(), spaced=not wanted.disable_any_whitespace)}"
         elif made.startswith("{"):
             first, *others = json.loads(made)["grammars"]
             if "lark_grammar" not in first:
@@ -139,8 +139,8 @@ def source(wanted: StructuredOutputsParams, literal: Literal) -> str:
         return llguidance.LLMatcher.grammar_from_lark(f"start: {alternatives}")
     if wanted.grammar is not None or wanted.structural_tag is not None:
         return llguidance.grammar_from("grammar", _lark(wanted, literal))
-    schema = {"type": "object"} if wanted.json is None else wanted.json
-    return llguidance.LLMatcher.grammar_from_json_schema(schema, overrides=_space(wanted))
+    space = cast("llguidance._lib.JsonCompileOptions", spacing(not wanted.disable_any_whitespace))
+    return llguidance.LLMatcher.grammar_from_json_schema(wanted.schema(), overrides=space)
 
 
 def _lark(wanted: StructuredOutputsParams, literal: Literal) -> str:
@@ -148,15 +148,6 @@ def _lark(wanted: StructuredOutputsParams, literal: Literal) -> str:
     if wanted.grammar is not None:
         return wanted.grammar
     return tags_source(wanted.structural_tag or "", literal)
-
-
-def _space(wanted: StructuredOutputsParams) -> "llguidance._lib.JsonCompileOptions":
-    return {"whitespace_flexible": False} if wanted.disable_any_whitespace else {"whitespace_pattern": WHITE_SPACE}
-
-
-def _schema(wanted: StructuredOutputsParams) -> dict[str, object]:
-    schema = {"type": "object"} if wanted.json is None else wanted.json
-    return cast(dict[str, object], json.loads(schema) if isinstance(schema, str) else schema)
 
 
 def reason(text: str) -> str:

@@ -140,10 +140,7 @@ def _content(rules: Rules, form: StructuredOutputsParams) -> str:
         return rules.one_of([json.dumps(text, ensure_ascii=False) for text in form.choice])
     if form.grammar is not None or form.structural_tag is not None:
         return "@form"
-    schema = {"type": "object"} if form.json is None else form.json
-    if isinstance(schema, str):
-        schema = msgspec.json.decode(schema)
-    return json_of(schema, spaced=not form.disable_any_whitespace)
+    return json_of(form.schema(), spaced=not form.disable_any_whitespace)
 
 
 def _expression(pattern: str) -> str:
