@@ -11,11 +11,13 @@ import argparse
 import importlib.util
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -216,24 +218,38 @@ def cache_of(folder: Path) -> str:
 
 
 def measure_ready(session: Session, model: str, folder: Path) -> None:
-    """Start an engine in a new process with empty caches, and once more with what the first left in them."""
-    for name in (targets.COLD, targets.WARM):
-        if session.left_s < 60:
-            print(f"{model} {name}: skipped, {session.left_s:.0f} s are left", flush=True)
-            return
-        environ = os.environ | {CACHE: cache_of(folder)}
-        flags = [f"--{key.replace('_', '-')}={value}" for key, value in session.args.settings.items()]
-        words = ["-m", "quire.cli", "bench", "startup", str(folder), "--load-format=dummy", "--log-level=warning"]
-        words += [f"--max-model-len={CONTEXT}", *flags]
-        started = time.time()
-        done = subprocess.run([sys.executable, *words], env=environ, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            print(f"{model} {name}: failed with status {done.returncode}", flush=True)
-            return
-        result = json.loads(done.stdout)
-        phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in result["timeline"].items())
-        print(f"{model} {name}: {result['ready_at'] - started:.2f} s ({phases})", flush=True)
-        report(session, Figure(model, name, result["engine"], [result["ready_at"] - started]))
+    """Start an engine in a new process with empty caches, and again with what the first left in them."""
+    for name, runs in ((targets.COLD, 1), (targets.WARM, session.args.repeat)):
+        started = [start_once(session, model, folder, name) for _ in range(runs)]
+        found = [one for one in started if one is not None]
+        if found:
+            seconds, phases, engine = zip(*found, strict=True)
+            report(session, Figure(model, name, engine[0], list(seconds), phases=medians(phases)))
+
+
+def medians(phases: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each phase, over all starts."""
+    return {phase: statistics.median(one[phase] for one in phases) for phase in phases[0]}
+
+
+def start_once(session: Session, model: str, folder: Path, name: str) -> tuple[float, dict[str, float], str] | None:
+    """Seconds until a new process is ready, those of each phase, and which engine it is; None if it is not ready."""
+    if session.left_s < 60:
+        print(f"{model} {name}: skipped, {session.left_s:.0f} s are left", flush=True)
+        return None
+    environ = os.environ | {CACHE: cache_of(folder)}
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in session.args.settings.items()]
+    words = ["-m", "quire.cli", "bench", "startup", str(folder), "--load-format=dummy", "--log-level=warning"]
+    words += [f"--max-model-len={CONTEXT}", *flags]
+    started = time.time()
+    done = subprocess.run([sys.executable, *words], env=environ, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        print(f"{model} {name}: failed with status {done.returncode}", flush=True)
+        return None
+    result = json.loads(done.stdout)
+    phases = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in result["timeline"].items())
+    print(f"{model} {name}: {result['ready_at'] - started:.2f} s ({phases})", flush=True)
+    return result["ready_at"] - started, result["timeline"], result["engine"]
 
 
 def show_steps(session: Session, engine: Quire, model: str, names: list[str]) -> None:

@@ -38,7 +38,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What was measured of one cell: values in the cell's metric, and what the ceilings allow."""
+    """What was measured of one cell: values in the cell's metric, what the ceilings allow, seconds of its phases."""
 
     model: str
     workload: str
@@ -46,6 +46,7 @@ class Figure:
     values: list[float]
     bound: float | None = None
     allowed: Bound | None = None
+    phases: dict[str, float] | None = None
 
 
 def report(session: Session, figure: Figure) -> None:
@@ -85,6 +86,8 @@ def report(session: Session, figure: Figure) -> None:
         allowed = figure.allowed
         line |= {"bound": significant(figure.bound), "bound_GB": significant(allowed.nbytes / 1e9)}
         line |= {"bound_TFLOP": significant(allowed.operations / 1e12)}
+    if figure.phases is not None:
+        line["phases"] = {phase: significant(seconds) for phase, seconds in figure.phases.items()}
     if session.experts is not None:
         line["distinct_experts"] = significant(session.experts)
     ledger.append(args.ledger, line)
