@@ -10,7 +10,7 @@ start cores (`quire serve`), one after the other is joined: requests of which no
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from quire.base.errors import ConfigError, EngineDeadError, RequestError
 from quire.base.logging import get_logger
@@ -31,7 +31,7 @@ from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
 from quire.messages.pooling import PoolingParams
 from quire.messages.prompts import PairPrompt
-from quire.messages.request import Request, Scheduling
+from quire.messages.request import Request, Scheduling, SchedulingArgs
 from quire.messages.validate_pooling import SAMPLING
 from quire.messages.wire import (
     Deltas,
@@ -168,23 +168,21 @@ class AsyncLLM:
         prompt: Prompt,
         sampling_params: SamplingParams,
         request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        owner: str = "",
+        **scheduling: Unpack[SchedulingArgs],
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete a prompt; yields what `sampling_params.output_kind` asks for until the request has ended.
 
-        Whoever reads slowly gets the DELTA outputs that came meanwhile as one.
+        Takes `priority`, `cache_salt` and `owner`, as of `Request`, by name. Whoever reads slowly gets the DELTA outputs
+        that came meanwhile as one.
 
         Raises, once it is iterated:
             RequestError: the request is refused; nothing was yielded.
             EngineDeadError: the core has ended.
         """
-        scheduling = Scheduling(priority, cache_salt, owner)
+        standing = Scheduling(**scheduling)
 
         def prepare(request_id: str) -> tuple[Request, str | None]:
-            return self._front.prepare(request_id, prompt, sampling_params, self.facts, scheduling)
+            return self._front.prepare(request_id, prompt, sampling_params, self.facts, standing)
 
         return self._serve(request_id, prepare, sampling_params)
 
@@ -193,16 +191,13 @@ class AsyncLLM:
         prompt: Prompt | PairPrompt,
         pooling_params: PoolingParams,
         request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        owner: str = "",
+        **scheduling: Unpack[SchedulingArgs],
     ) -> AsyncGenerator[RequestOutput, None]:
         """Pool a text; yields one output, whose `vector` holds the values. Raises as `generate` does."""
-        scheduling = Scheduling(priority, cache_salt, owner)
+        standing = Scheduling(**scheduling)
 
         def prepare(request_id: str) -> tuple[Request, str | None]:
-            return self._front.prepare_pooling(request_id, prompt, pooling_params, self.facts, scheduling)
+            return self._front.prepare_pooling(request_id, prompt, pooling_params, self.facts, standing)
 
         return self._serve(request_id, prepare, SAMPLING)
 

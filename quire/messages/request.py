@@ -1,6 +1,7 @@
 """A request as the engine core sees it: validated, in token ids. Text stays with the front end."""
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import msgspec
 
@@ -19,6 +20,14 @@ class Scheduling:
 
 USUAL = Scheduling()
 """Of a request that says nothing of it."""
+
+
+class SchedulingArgs(TypedDict, total=False):
+    """The fields of `Scheduling` as keywords of a call."""
+
+    priority: int
+    cache_salt: str
+    owner: str
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):

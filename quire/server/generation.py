@@ -7,14 +7,15 @@ the first output, EngineError after.
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol, Self
 
 from quire.base.errors import EngineError
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import RequestOutputKind, SamplingParams
 from quire.messages.pooling import PoolingParams
-from quire.messages.request import Scheduling
+from quire.messages.prompts import PairPrompt
+from quire.messages.request import USUAL, Scheduling
 from quire.messages.validate import FrontFacts, make_request
 from quire.messages.validate_pooling import make_pooling_request
 from quire.server.metrics import Record
@@ -47,7 +48,7 @@ class Job:
         id: unique, made by the server.
         prompts: token ids of each prompt.
         params: for all of them.
-        owner: whose it is, for fairness.
+        scheduling: how it stands among others.
         headers: that it came with, for traces.
         pooling: what to make of the prompts instead of text.
         seconds: where in each prompt the second of two texts begins, if there are two.
@@ -56,9 +57,7 @@ class Job:
     id: str
     prompts: list[list[int]]
     params: SamplingParams
-    priority: int = 0
-    cache_salt: str = ""
-    owner: str = ""
+    scheduling: Scheduling = USUAL
     headers: Mapping[str, str] = field(default_factory=dict)
     pooling: PoolingParams | None = None
     seconds: list[int] | None = None
@@ -143,10 +142,10 @@ class _Resumed:
 
 async def run(service: Service, job: Job) -> AsyncGenerator[Item, None]:
     """Serve `job`, counted and measured. Closing the generator ends all of it."""
-    service.check_ready(job.owner)
+    service.check_ready(job.scheduling.owner)
     tokens = sum(map(len, job.prompts))
     sequences = len(job.prompts) * job.params.n
-    with service.admission.enter(sequences, tokens, job.owner):
+    with service.admission.enter(sequences, tokens, job.scheduling.owner):
         trace = service.tracer.begin(job.id, job.params, job.headers)
         record = Record(service.metrics, job.params.output_kind == RequestOutputKind.DELTA, sequences, trace)
         failure: str | None = "abort"
@@ -175,28 +174,11 @@ async def run(service: Service, job: Job) -> AsyncGenerator[Item, None]:
 
 def _outputs(service: Service, job: Job, prompt: int) -> AsyncGenerator[RequestOutput, None]:
     """What the engine makes of one prompt."""
+    ids, name = job.prompts[prompt], f"{job.id}-{prompt}"
     if job.pooling is not None:
-        return _pooled(service, job, job.pooling, prompt)
-    return service.engine.generate(
-        {"prompt_token_ids": job.prompts[prompt]},
-        job.params,
-        f"{job.id}-{prompt}",
-        priority=job.priority,
-        cache_salt=job.cache_salt,
-        owner=job.owner,
-    )
-
-
-def _pooled(service: Service, job: Job, params: PoolingParams, prompt: int) -> AsyncGenerator[RequestOutput, None]:
-    ids = job.prompts[prompt]
-    return service.engine.encode(
-        {"prompt_token_ids": ids, "second": len(ids) if job.seconds is None else job.seconds[prompt]},
-        params,
-        f"{job.id}-{prompt}",
-        priority=job.priority,
-        cache_salt=job.cache_salt,
-        owner=job.owner,
-    )
+        pair: PairPrompt = {"prompt_token_ids": ids, "second": len(ids) if job.seconds is None else job.seconds[prompt]}
+        return service.engine.encode(pair, job.pooling, name, **asdict(job.scheduling))
+    return service.engine.generate({"prompt_token_ids": ids}, job.params, name, **asdict(job.scheduling))
 
 
 async def _many(service: Service, job: Job) -> AsyncGenerator[Item, None]:
@@ -236,14 +218,14 @@ async def _pump(
 
 def check(service: Service, job: Job) -> None:
     """Raise the RequestError with which the engine would refuse the job, without submitting anything."""
-    engine, scheduling = service.engine, Scheduling(job.priority, job.cache_salt, job.owner)
+    engine = service.engine
     front = FrontFacts(engine.model.eos_token_ids, engine.tokenizer.encode_word)
     for number, prompt in enumerate(job.prompts):
         name = f"{job.id}-{number}"
         if job.pooling is not None:
-            make_pooling_request(name, prompt, job.pooling, engine.facts, scheduling=scheduling)
+            make_pooling_request(name, prompt, job.pooling, engine.facts, scheduling=job.scheduling)
         else:
-            make_request(name, prompt, job.params, engine.facts, front, scheduling)
+            make_request(name, prompt, job.params, engine.facts, front, job.scheduling)
 
 
 def _raise_failed(output: RequestOutput) -> None:

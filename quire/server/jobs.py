@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from quire.base.errors import RequestError
 from quire.messages.params import SamplingParams
+from quire.messages.request import Scheduling
 from quire.messages.validate import MAX_SALT_CHARS, check_text
 from quire.server.auth import caller_of
 from quire.server.errors import ApiError
@@ -48,9 +49,7 @@ def job_of(request: Request, asked: SchedulingFields, prompts: list[list[int]], 
         id=uuid.uuid4().hex,
         prompts=prompts,
         params=params,
-        priority=asked.priority or 0,
-        cache_salt=_salt(caller.tenant, asked.cache_salt or ""),
-        owner=caller.name,
+        scheduling=Scheduling(asked.priority or 0, _salt(caller.tenant, asked.cache_salt or ""), caller.name),
         headers=request.headers,
     )
 

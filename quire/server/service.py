@@ -7,7 +7,7 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Unpack
 
 from starlette.requests import Request
 
@@ -21,6 +21,7 @@ from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
 from quire.messages.pooling import PoolingParams
 from quire.messages.prompts import PairPrompt, TokensPrompt
+from quire.messages.request import SchedulingArgs
 from quire.messages.wire import EngineFacts, Stats
 from quire.server.admission import Admission
 from quire.server.metrics import Metrics
@@ -95,10 +96,7 @@ class Engine(Protocol):
         prompt: TokensPrompt,
         sampling_params: SamplingParams,
         request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        owner: str = "",
+        **scheduling: Unpack[SchedulingArgs],
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete a prompt."""
 
@@ -107,10 +105,7 @@ class Engine(Protocol):
         prompt: PairPrompt,
         pooling_params: PoolingParams,
         request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        owner: str = "",
+        **scheduling: Unpack[SchedulingArgs],
     ) -> AsyncGenerator[RequestOutput, None]:
         """Pool a text, or two."""
 

@@ -3,7 +3,7 @@
 import asyncio
 from array import array
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Unpack
 
 import msgspec
 
@@ -11,7 +11,7 @@ from quire.checkpoint.late_interaction import LateInteraction
 from quire.checkpoint.pooling import PoolerFacts
 from quire.messages.outputs import CompletionOutput, RequestOutput
 from quire.messages.pooling import PoolingParams
-from quire.messages.request import Scheduling
+from quire.messages.request import Scheduling, SchedulingArgs
 from quire.messages.validate_pooling import make_pooling_request
 from tests.server.fake_engine import FakeEngine
 
@@ -58,10 +58,7 @@ class FakePooler(FakeEngine):
         prompt: Any,
         pooling_params: PoolingParams,
         request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        owner: str = "",
+        **scheduling: Unpack[SchedulingArgs],
     ) -> AsyncGenerator[RequestOutput, None]:
         assert request_id is not None
         request = make_pooling_request(
@@ -70,7 +67,7 @@ class FakePooler(FakeEngine):
             pooling_params,
             self.facts,
             second=prompt["second"],
-            scheduling=Scheduling(priority, cache_salt, owner),
+            scheduling=Scheduling(**scheduling),
         )
         self.asked.append(request)
         await asyncio.sleep(0)

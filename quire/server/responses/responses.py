@@ -121,7 +121,7 @@ async def _before(previous: str | None, owner: bytes, service: Service) -> list[
 
 def _start(service: Service, job: Job, answer: Answer) -> None:
     """Make the response while nobody waits. Raises what a waiting client would hear at once."""
-    service.check_ready(job.owner)
+    service.check_ready(job.scheduling.owner)
     check(service, job)
     running = service.responses.running
 
