@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Callable
-from typing import Any
+from typing import Any, Unpack
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
@@ -14,7 +14,7 @@ from quire.engine.outputs import OutputProcessor
 from quire.messages.outputs import RequestOutput
 from quire.messages.params import SamplingParams
 from quire.messages.plan import TokenLogprobs
-from quire.messages.request import Scheduling
+from quire.messages.request import Scheduling, SchedulingArgs
 from quire.messages.state import GroupLayout, Layout, StateSpec
 from quire.messages.validate import FrontFacts, make_request
 from quire.messages.wire import Delta, EngineFacts, Stats
@@ -162,10 +162,7 @@ class FakeEngine:
         prompt: Any,
         sampling_params: SamplingParams,
         request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        owner: str = "",
+        **scheduling: Unpack[SchedulingArgs],
     ) -> AsyncGenerator[RequestOutput, None]:
         assert request_id is not None and request_id not in self.submitted
         request = make_request(
@@ -174,7 +171,7 @@ class FakeEngine:
             sampling_params,
             self.facts,
             FrontFacts([EOS], lambda text: self.tokenizer.encode(text, add_special_tokens=False)),
-            Scheduling(priority, cache_salt, owner),
+            Scheduling(**scheduling),
         )
         if self.dead is not None:
             raise EngineDeadError(self.dead)
@@ -182,9 +179,9 @@ class FakeEngine:
         processor.add(request, None, sampling_params)
         self.submitted.append(request_id)
         self.prompts.append(request.token_ids)
-        self.priorities.append(priority)
-        self.salts.append(cache_salt)
-        self.owners.append(owner)
+        self.priorities.append(request.priority)
+        self.salts.append(request.cache_salt)
+        self.owners.append(request.owner)
         self.params.append(sampling_params)
         self.open.add(request_id)
         self.most_open = max(self.most_open, len(self.open))
