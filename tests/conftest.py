@@ -1,8 +1,10 @@
-"""Settings for all tests: hypothesis profiles, one computing thread per test process, Triton without a GPU."""
+"""Settings for all tests: hypothesis, random numbers, one computing thread per process, Triton without a GPU."""
 
 import os
+import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,3 +22,10 @@ settings.register_profile(
 )
 settings.register_profile("long", settings.get_profile("default"), derandomize=False, max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def random_numbers() -> None:
+    """torch's random numbers are the same in each run, whatever this process has tested before."""
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.manual_seed(0)
