@@ -7,6 +7,7 @@ import pytest
 from quire import LLM, RequestOutput, SamplingParams
 from quire.base.errors import ConfigError
 from quire.platforms import native
+from tests.marks import need_dtype
 from tests.models.checkpoints import make
 from tests.tokenizer.samples import make_byte_bpe
 
@@ -54,6 +55,7 @@ def asked() -> tuple[list[list[int]], list[SamplingParams]]:
 def test_company_changes_no_bit(family, dtype, kernels, overrides, tmp_path):
     if kernels == "auto" and not native.is_built():
         pytest.skip("without the native kernels it is the same as with torch_native")
+    need_dtype(dtype)
     folder = make(family, tmp_path, **overrides)
     make_byte_bpe(folder)
     prompts, params = asked()
@@ -73,6 +75,7 @@ GAP = 0.1
 
 
 def test_without_it_company_changes_only_what_was_nearly_equal():
+    need_dtype("bfloat16")
     rng = random.Random(4)
     prompts = [[rng.randrange(300, 4000) for _ in range(rng.choice((3, 17, 40)))] for _ in range(10)]
     params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True, logprobs=2)

@@ -6,6 +6,7 @@ import pytest
 
 from quire import LLM, SamplingParams
 from tests.engine.toy import make_toy, oracle
+from tests.marks import need_dtype
 from tests.models.checkpoints import make
 from tests.tokenizer.samples import make_byte_bpe
 
@@ -72,6 +73,7 @@ def test_a_conversation_is_read_once(family, tmp_path):
 
 
 def test_states_take_the_memory_that_was_counted(tmp_path):
+    need_dtype("bfloat16")
     make("granitemoehybrid", tmp_path)
     make_byte_bpe(tmp_path)
     given = 3_000_000
