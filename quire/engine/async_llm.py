@@ -172,8 +172,7 @@ class AsyncLLM:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Complete a prompt; yields what `sampling_params.output_kind` asks for until the request has ended.
 
-        Takes `priority`, `cache_salt` and `owner`, as of `Request`, by name. Whoever reads slowly gets the DELTA outputs
-        that came meanwhile as one.
+        Whoever reads slowly gets the DELTA outputs that came meanwhile as one. `Request` says what `scheduling` means.
 
         Raises, once it is iterated:
             RequestError: the request is refused; nothing was yielded.
