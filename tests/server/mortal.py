@@ -8,16 +8,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import psutil
 
-START_S = 60
+from tests.waiting import HANG_S
+
 HERE = Path(__file__)
 MODEL = "default"
+FAST_MS, SLOW_MS = 5.0, 250.0
+"""How long steps take: as a rule, and where nothing that has begun may end before somebody has looked."""
 
 
 class RunningServer:
@@ -28,11 +30,12 @@ class RunningServer:
         said: its output and that of its children.
     """
 
-    def __init__(self, process: subprocess.Popen) -> None:
+    def __init__(self, process: subprocess.Popen, step_ms: Path, barred: Path) -> None:
         self.process = process
+        self._step_ms, self._barred = step_ms, barred
         self.said: list[str] = []
         self.url = ""
-        self.ready = threading.Event()
+        self._greeted = threading.Event()
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
@@ -41,15 +44,30 @@ class RunningServer:
             self.said.append(line)
             if found := re.search(r"ready at\s+(http://\S+)", line):
                 self.url = found[1]
-                self.ready.set()
-        self.ready.set()
+                self._greeted.set()
+        self._greeted.set()
 
     def wait(self) -> None:
         """Until it is ready."""
-        assert self.ready.wait(START_S) and self.url, self.text()
+        assert self._greeted.wait(2 * HANG_S) and self.url, self.text()
+
+    def pace(self, step_ms: float) -> None:
+        """Steps of the engine take so long from now on."""
+        following = self._step_ms.with_suffix(".next")
+        following.write_text(str(step_ms))
+        following.replace(self._step_ms)
+
+    @contextlib.contextmanager
+    def barred(self) -> Iterator[None]:
+        """No engine becomes ready meanwhile."""
+        self._barred.touch()
+        try:
+            yield
+        finally:
+            self._barred.unlink()
 
     def children(self, kind: str) -> list[psutil.Process]:
-        """Processes of a kind (mortal_core, quire.server.front), oldest first."""
+        """Processes of a kind (mortal_core, mortal_front), oldest first."""
         found = []
         for child in psutil.Process(self.process.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -65,24 +83,51 @@ class RunningServer:
     @property
     def fronts(self) -> list[psutil.Process]:
         """The front ends' processes."""
-        return self.children("quire.server.front")
+        return self.children("mortal_front")
 
     def all(self) -> list[psutil.Process]:
         """Every process, the supervisor's own first."""
         own = psutil.Process(self.process.pid)
         return [own, *own.children(recursive=True)]
 
-    def ready_now(self) -> bool:
-        """What /ready says, by a connection of its own."""
-        return self.get("/ready").status_code == 200
+    def port(self) -> int:
+        """Where the supervisor listens, also before anything serves."""
+        lines = psutil.Process(self.process.pid).net_connections("tcp")
+        return next((line.laddr.port for line in lines if line.status == psutil.CONN_LISTEN), 0)
+
+    def serves(self) -> bool:
+        """Whether all front ends say that they are ready."""
+        return self._ready() == {True}
+
+    def is_away(self) -> bool:
+        """Whether all of them say that they are not."""
+        return self._ready() == {False}
+
+    def _ready(self) -> set[bool]:
+        said: dict[int, bool] = {}
+        while len(said) < len(self.fronts):
+            with httpx.Client(base_url=self.url, timeout=HANG_S) as client:
+                answer = client.get("/ready")
+                if front := self.front_of(answer):
+                    said[front] = answer.status_code == 200
+        return set(said.values())
+
+    def front_of(self, answer: httpx.Response) -> int:
+        """The process of the front end that gave an answer; 0 if it has closed the connection."""
+        port = answer.extensions["network_stream"].get_extra_info("client_addr")[1]
+        for front in self.fronts:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(line.raddr and line.raddr.port == port for line in front.net_connections("tcp")):
+                    return front.pid
+        return 0
 
     def get(self, path: str) -> httpx.Response:
         """Ask whichever front end answers."""
-        return httpx.get(f"{self.url}{path}", timeout=20)
+        return httpx.get(f"{self.url}{path}", timeout=HANG_S)
 
     def complete(self, prompt: list[int], tokens: int, **more: object) -> httpx.Response:
         """A plain completion."""
-        return httpx.post(f"{self.url}/v1/completions", json=body(prompt, tokens, **more), timeout=60)
+        return httpx.post(f"{self.url}/v1/completions", json=body(prompt, tokens, **more), timeout=2 * HANG_S)
 
     def text(self) -> str:
         """All that was said."""
@@ -94,6 +139,7 @@ class Reader(threading.Thread):
 
     Attributes:
         events: what came.
+        front: the process of the front end that it has connected to.
         begun: set with the first event.
     """
 
@@ -101,6 +147,7 @@ class Reader(threading.Thread):
         super().__init__(daemon=True)
         self.family, self.json = family, body(prompt, tokens, stream=True, return_token_ids=True)
         self.events: list[dict] = []
+        self.front = 0
         self.done = self.broken = False
         self.begun = threading.Event()
         self._left = False
@@ -108,7 +155,8 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         try:
-            with httpx.stream("POST", f"{self.family.url}/v1/completions", json=self.json, timeout=60) as answer:
+            with httpx.stream("POST", f"{self.family.url}/v1/completions", json=self.json, timeout=HANG_S) as answer:
+                self.front = self.family.front_of(answer)
                 for line in answer.iter_lines():
                     if self._left:
                         break
@@ -143,14 +191,24 @@ def body(prompt: list[int], tokens: int, **more: object) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def server(*flags: str, step_ms: float = 5.0, wait: bool = True) -> Iterator[RunningServer]:
-    """Run `quire serve` over a mortal core with these flags; whatever is left of it is killed."""
-    words = [sys.executable, str(HERE), str(step_ms), *flags]
+def server(*flags: str, wait: bool = True, barred: bool = False) -> Iterator[RunningServer]:
+    """Run `quire serve` over a mortal core with these flags; whatever is left of it is killed.
+
+    Args:
+        flags: settings, as name=value.
+        wait: until it is ready.
+        barred: it never is.
+    """
     # A folder is left where nobody is left to remove it.
     scratch = tempfile.TemporaryDirectory(prefix="mortal-", ignore_cleanup_errors=True)
+    files = [Path(scratch.name, name) for name in ("step_ms", "barred")]
+    words = [sys.executable, str(HERE), *map(str, files), *flags]
     environ = {**os.environ, "PYTHONPATH": str(HERE.parents[2]), "TMPDIR": scratch.name}
+    files[0].write_text(str(FAST_MS))
+    if barred:
+        files[1].touch()
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ)
-    family = RunningServer(process)
+    family = RunningServer(process, *files)
     known: list[psutil.Process] = []
     try:
         if wait:
@@ -161,24 +219,15 @@ def server(*flags: str, step_ms: float = 5.0, wait: bool = True) -> Iterator[Run
             known = family.all()
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
+            process.wait(HANG_S)
         process.kill()
         for each in known:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
         process.wait()
-        family.reader.join(10)
+        family.reader.join(HANG_S)
         process.stdout.close()
         scratch.cleanup()
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> float:
-    """Wait for `condition`; how long it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, "what was waited for did not happen"
-        time.sleep(0.02)
-    return time.monotonic() - began
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -193,13 +242,16 @@ def gone(processes: list[psutil.Process]) -> bool:
 if __name__ == "__main__":
     from quire.base.logging import setup
     from quire.config.sources import load
-    from quire.server import core_supervisor
+    from quire.server import core_supervisor, fronts, startup, supervisor
     from quire.server.run import Commands, serve
 
     # `test_supervision.py` has the waits; here every death would cost seconds.
     core_supervisor.FIRST_WAIT_S = 0.2
+    core_supervisor.STACKS_S = fronts.STACKS_S = fronts.ANSWER_S = supervisor.ABORT_S = HANG_S
+    startup.PATIENCE_S = startup.LINGER_S = HANG_S
 
-    given = dict(word.split("=", 1) for word in sys.argv[2:])
+    given = dict(word.split("=", 1) for word in sys.argv[3:])
     config, _ = load({"port": "0", "max_num_seqs": "64", **given}, None)
     setup()
-    sys.exit(serve(config, Commands(core=(str(HERE.with_name("mortal_core.py")), sys.argv[1]))))
+    core, front = (str(HERE.with_name(name)) for name in ("mortal_core.py", "mortal_front.py"))
+    sys.exit(serve(config, Commands(core=(core, *sys.argv[1:3]), front=(front,))))

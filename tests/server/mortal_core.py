@@ -1,13 +1,17 @@
-"""An engine core without a model that dies when it is told to: `python tests/server/mortal_core.py STEP_MS`.
+"""An engine core without a model that dies when it is told to: `python tests/server/mortal_core.py STEP_MS BARRED`.
 
-Everything but the ranks is real: process, wire, scheduler. Tokens follow from the prompt alone, so whatever is
-served twice is the same. Prompts that hold DEADLY kill the core at their second token, STICKY ones make it hang.
+The file STEP_MS says how long a step takes; while there is a file BARRED, no core becomes ready. Everything but the
+ranks is real: process, wire, scheduler. Tokens follow from the prompt alone, so whatever is served twice is the same.
+Prompts that hold DEADLY kill the core at their second token, STICKY ones make it hang.
 """
 
+import faulthandler
 import os
 import signal
 import sys
 import time
+from functools import partial
+from pathlib import Path
 
 from quire.engine import begin
 from quire.engine.process import main
@@ -15,7 +19,7 @@ from quire.messages.plan import NewRow, StepPlan, StepResult
 from quire.messages.state import Capacity, StateSpec
 from tests.config.facts import CPU
 
-STEP_S = float(sys.argv[1]) / 1000 if __name__ == "__main__" else 0.0
+STEP_MS, BARRED = map(Path, sys.argv[1:3] if __name__ == "__main__" else ("", ""))
 DEADLY, STICKY = 17, 18
 FIRST, KINDS = 300, 1000
 
@@ -26,13 +30,13 @@ def token(prompt: list[int], position: int) -> int:
 
 
 class Made:
-    """A step that is over after STEP_S."""
+    """A step that takes its time."""
 
     def __init__(self, result: StepResult) -> None:
         self._result = result
 
     def wait(self) -> None:
-        time.sleep(STEP_S)
+        time.sleep(float(STEP_MS.read_text()) / 1000)
 
     def result(self) -> StepResult:
         return self._result
@@ -46,6 +50,8 @@ class MortalExecutor:
         self._made: dict[int, int] = {}
 
     def load(self, progress: object) -> dict[str, str]:
+        while BARRED.exists():
+            time.sleep(0.01)
         return {}
 
     def measure(self) -> Capacity:
@@ -74,7 +80,7 @@ class MortalExecutor:
         if STICKY in prompt:
             time.sleep(3600)
 
-    def prepare(self, wanted: object, vocabulary: object) -> None:
+    def prepare(self, wanted: object, vocabulary: object, unused: object) -> None:
         pass
 
     def stop(self) -> None:
@@ -83,4 +89,6 @@ class MortalExecutor:
 
 if __name__ == "__main__":
     begin.detect = lambda device, kernels: CPU
+    # One that is asked what it does has hung: it says so and ends, and nobody need wait for it.
+    faulthandler.register = partial(faulthandler.register, chain=True)
     sys.exit(main(MortalExecutor))
