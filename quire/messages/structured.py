@@ -10,6 +10,7 @@ from typing import Any, cast
 import msgspec
 
 from quire.base.errors import RequestError
+from quire.base.lark import check_end
 
 MAX_GRAMMAR_BYTES = 256 << 10
 MAX_REGEX_BYTES = 16 << 10
@@ -79,6 +80,11 @@ def check_structured(wanted: object) -> None:
     ):
         if text is not None:
             _check_text(name, text, most)
+    if wanted.regex is not None:
+        try:
+            check_end(wanted.regex)
+        except ValueError as error:
+            raise _invalid(f"regex: {error}.") from None
 
 
 def check_schema(schema: object) -> None:

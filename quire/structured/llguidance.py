@@ -13,7 +13,7 @@ import llguidance
 from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 
 from quire.base.errors import RequestError
-from quire.base.lark import check_end, json_of, spacing
+from quire.base.lark import json_of, spacing
 from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.structured.matcher import Mask, Matcher, Vocabulary
 from quire.structured.tags import Literal, tags_source
@@ -132,7 +132,6 @@ def source(wanted: StructuredOutputsParams, literal: Literal) -> str:
         inner = json.loads(form)["grammars"][0] if form.startswith("{") else {"lark_grammar": form}
         return json.dumps({"grammars": [{"lark_grammar": wanted.frame}, {**inner, "name": "form"}]})
     if wanted.regex is not None:
-        check_end(wanted.regex)
         return llguidance.LLMatcher.grammar_from_regex(wanted.regex)
     if wanted.choice is not None:
         alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)

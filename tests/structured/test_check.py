@@ -50,6 +50,7 @@ def test_every_form_is_taken(wanted):
         (StructuredOutputsParams(regex="a\0"), "invalid_schema"),
         (StructuredOutputsParams(regex="a" * 20_000), "invalid_schema"),
         (StructuredOutputsParams(regex=5), "invalid_type"),
+        (StructuredOutputsParams(regex="a\\\\\\"), "invalid_schema"),
         (StructuredOutputsParams(grammar="x" * 1_000_000), "invalid_schema"),
         (StructuredOutputsParams(choice=[]), "invalid_schema"),
         (StructuredOutputsParams(choice=[""]), "invalid_schema"),

@@ -32,7 +32,6 @@ GOOD = [
 ]
 BAD = [
     StructuredOutputsParams(regex="("),
-    StructuredOutputsParams(regex="\\"),
     StructuredOutputsParams(regex="(?=a)b"),
     StructuredOutputsParams(regex=r"(a)\1"),
     StructuredOutputsParams(regex=r"[^\x00-\U0010ffff]"),

@@ -11,7 +11,7 @@ import msgspec
 from quire.base.errors import RequestError
 from quire.base.lark import ANY, expression, json_of
 from quire.chat.grammar import Rules, Tool
-from quire.messages.structured import FIELD, StructuredOutputsParams
+from quire.messages.structured import StructuredOutputsParams
 from quire.server.conversation.answer_parser import markers_of
 from quire.server.conversation.reasoning import ReasoningState
 from quire.server.conversation.tools import ToolSet
@@ -135,19 +135,12 @@ def _thoughts(rules: Rules, service: Service, thinking: ReasoningState, budget: 
 
 def _content(rules: Rules, form: StructuredOutputsParams) -> str:
     if form.regex is not None:
-        return _expression(form.regex)
+        return expression(form.regex)
     if form.choice is not None:
         return rules.one_of([json.dumps(text, ensure_ascii=False) for text in form.choice])
     if form.grammar is not None or form.structural_tag is not None:
         return "@form"
     return json_of(form.schema(), spaced=not form.disable_any_whitespace)
-
-
-def _expression(pattern: str) -> str:
-    try:
-        return expression(pattern)
-    except ValueError as error:
-        raise RequestError(f"{FIELD}: {error}.", FIELD, "invalid_schema") from None
 
 
 def _special(service: Service, text: str) -> int | None:
