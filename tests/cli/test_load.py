@@ -1,7 +1,10 @@
 """`quire bench serve` and its kin against a real server with a fake engine: what is sent, counted, told."""
 
+import contextlib
 import json
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from quire.cli.load.traffic import Traffic, sessions
 from quire.cli.parser import Parser
 from tests.server.fake_engine import FakeEngine
 from tests.server.serving import Serving
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.plain
 
@@ -51,9 +55,18 @@ def test_every_token_is_counted(senders: int, capsys: pytest.CaptureFixture[str]
     assert len(ET.parse(plot).getroot().findall(".//{*}polyline")) == 4
 
 
+@contextlib.contextmanager
+def answering_from(count: int) -> Iterator[Serving]:
+    """A server that answers nobody before so many requests are open at a time."""
+    with Serving(FakeEngine(pause_at=0)) as server, ThreadPoolExecutor(1) as aside:
+        waiting = aside.submit(wait_for, lambda: server.engine.most_open >= count)
+        waiting.add_done_callback(lambda _: server.call(server.engine.resume))
+        yield server
+        waiting.result()
+
+
 def test_arrivals_do_not_wait_for_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    # 20 requests in about a fifth of a second to a server that needs half a second for each: all are open at once.
-    with Serving(FakeEngine(step_s=0.1)) as server:
+    with answering_from(20) as server:
         words = ["--base-url", server.url, "--num-prompts", "20", "--request-rate", "100", "--output-len", "5"]
         assert bench("serve", *words, "--input-len", "4", "--vocab-size", "250") == 0
         assert server.engine.most_open == 20
@@ -61,7 +74,7 @@ def test_arrivals_do_not_wait_for_answers(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_closed_loop_keeps_its_limit(capsys: pytest.CaptureFixture[str]) -> None:
-    with Serving(FakeEngine(step_s=0.005)) as server:
+    with answering_from(3) as server:
         words = ["--base-url", server.url, "--num-prompts", "12", "--max-concurrency", "3", "--output-len", "4"]
         assert bench("serve", *words, "--input-len", "4", "--vocab-size", "250") == 0
         assert server.engine.most_open == 3
