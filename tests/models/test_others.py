@@ -35,7 +35,8 @@ from tests.models.judge import NEW, TOLERANCE, check, judge_of
 from tests.models.others import APART, OTHER_DECODERS, OTHER_ENCODERS
 from tests.pooling import checkpoints as pooled
 from tests.pooling.encoders import ENCODERS
-from tests.pooling.test_families import RAW, TASKS, expected, texts
+from tests.pooling.judge import judged
+from tests.pooling.test_families import RAW, TASKS, texts
 
 pytestmark = pytest.mark.torch
 
@@ -242,7 +243,7 @@ def test_encoders_equal_transformers(name: str, kind: str, tmp_path: Path, monke
     with LLM(str(path), threads=1) as llm:
         outputs = llm.encode(texts(), RAW, pooling_task=TASKS[kind], use_tqdm=False)
     for tokens, output in zip(texts(), outputs, strict=True):
-        assert (torch.tensor(output.outputs.data) - expected(path, kind, tokens)).abs().max() < TOLERANCE
+        assert (torch.tensor(output.outputs.data) - judged(path, tokens, kind)).abs().max() < TOLERANCE
 
 
 def test_an_engine_serves_both_implementations_alike(made: Callable[[str], Path]) -> None:

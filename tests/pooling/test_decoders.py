@@ -7,11 +7,11 @@ import torch
 
 from quire import LLM
 from quire.messages.pooling import PoolingParams
-from tests.pooling.checkpoints import KINDS, make, with_modules
+from tests.pooling.checkpoints import make, with_modules
+from tests.pooling.judge import TOLERANCE, judged
 
 pytestmark = pytest.mark.torch
 
-TOLERANCE = 1e-4
 RAW = PoolingParams(normalize=False, use_activation=False)
 GENERATOR = torch.Generator().manual_seed(3)
 BEGINNING = torch.randint(3, 97, (20,), generator=GENERATOR).tolist()
@@ -19,14 +19,6 @@ TEXTS = [
     *(torch.randint(3, 97, (n,), generator=GENERATOR).tolist() for n in (33, 1, 9, 40)),
     *([*BEGINNING, n] for n in (5, 6, 7)),
 ]
-
-
-def hidden(path: Path, tokens: list[int], kind: str = "bare") -> torch.Tensor:
-    judge = KINDS[kind].from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    with torch.no_grad():
-        found = judge(torch.tensor([tokens]))
-    result: torch.Tensor = (found.last_hidden_state if kind == "bare" else found.logits)[0]
-    return result
 
 
 def chunked(path: Path, **settings: object) -> LLM:
@@ -43,7 +35,7 @@ def test_vectors_are_those_of_transformers(mode: str, tmp_path: Path) -> None:
         outputs = llm.embed(TEXTS[:-3], use_tqdm=False) + outputs
         cut = llm.embed(TEXTS[:1], use_tqdm=False, pooling_params=PoolingParams(dimensions=8, normalize=True))
     for text, output in zip(TEXTS, outputs, strict=True):
-        states = hidden(path, text)
+        states = judged(path, text)
         want = {"lasttoken": states[-1], "mean_tokens": states.mean(0), "cls_token": states[0]}[mode]
         assert (torch.tensor(output.outputs.embedding) - want).abs().max() < TOLERANCE
     hits = [output.num_cached_tokens for output in outputs[-3:]]
@@ -57,7 +49,7 @@ def test_a_bare_model_gives_the_state_of_its_last_token(tmp_path: Path) -> None:
     with chunked(path) as llm:
         (output,) = llm.embed([TEXTS[0]], use_tqdm=False)
         states = llm.encode([TEXTS[0]], RAW, pooling_task="token_embed", use_tqdm=False)[0].outputs.data
-    want = hidden(path, TEXTS[0])
+    want = judged(path, TEXTS[0])
     assert torch.tensor(output.outputs.embedding).allclose(want[-1] / want[-1].norm(), atol=1e-5)
     assert (torch.tensor(states) - want).abs().max() < TOLERANCE
 
@@ -71,7 +63,7 @@ def test_scores_of_labels_are_those_of_transformers(labels: int, tmp_path: Path)
         rewards = llm.reward(TEXTS[:1], use_tqdm=False)
     assert rewards[0].outputs.data == pytest.approx(raw[0].outputs.probs, abs=1e-5)
     for text, scores, chances in zip(TEXTS, raw, probs, strict=True):
-        want = hidden(path, text, "sequence")
+        want = judged(path, text, "sequence")
         assert (torch.tensor(scores.outputs.probs) - want).abs().max() < TOLERANCE
         chance = want.sigmoid() if labels == 1 else want.softmax(-1)
         assert (torch.tensor(chances.outputs.probs) - chance).abs().max() < TOLERANCE

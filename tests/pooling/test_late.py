@@ -17,7 +17,7 @@ from quire.messages.pooling import PoolingParams
 from quire.messages.pooling_outputs import late_similarity
 from quire.parallel.mesh import Mesh
 from tests.pooling.checkpoints import make, with_modules
-from tests.pooling.test_decoders import hidden
+from tests.pooling.judge import judged
 
 pytestmark = pytest.mark.torch
 
@@ -62,7 +62,7 @@ def late(states: Tensor) -> Tensor:
 
 
 def expected(path: Path, query: str, document: str, judge: Path) -> float:
-    first, second = (late(hidden(judge, ids(text))) for text in (query, document))
+    first, second = (late(judged(judge, ids(text))) for text in (query, document))
     return float((first @ second.T).max(1).values.sum())
 
 
@@ -70,7 +70,7 @@ def test_colbert_compares_token_by_token(tmp_path: Path) -> None:
     path, judge = colbert(tmp_path / "late"), make("bert", tmp_path / "judge")
     with LLM(str(path), threads=1) as llm:
         [output] = llm.encode("w5 w9 w11", pooling_task="token_embed", use_tqdm=False)
-        assert (torch.tensor(output.outputs.data) - late(hidden(judge, [5, 9, 11]))).abs().max() < 1e-4
+        assert (torch.tensor(output.outputs.data) - late(judged(judge, [5, 9, 11]))).abs().max() < 1e-4
         for query in QUERIES:
             scores = llm.score(query, DOCUMENTS, use_tqdm=False)
             for score, document in zip(scores, DOCUMENTS, strict=True):
@@ -87,7 +87,7 @@ def test_queries_and_documents_have_beginnings_of_their_own(tmp_path: Path) -> N
     (path / "config_sentence_transformers.json").write_text(json.dumps(sides))
     with LLM(str(path), threads=1) as llm:
         [score] = llm.score("w5 w9", "w9 w6 w5", use_tqdm=False)
-    query, document = (late(hidden(judge, ids(text))) for text in ("w90 w5 w9", "w91 w92 w9 w6 w5"))
+    query, document = (late(judged(judge, ids(text))) for text in ("w90 w5 w9", "w91 w92 w9 w6 w5"))
     want = float((query @ document[[0, 1, 3]].T).max(1).values.sum())
     assert score.outputs.score == pytest.approx(want, abs=1e-4)
 
@@ -121,7 +121,7 @@ def test_queries_are_filled_up_with_masks_and_texts_are_marked(truncate: int | N
     with LLM(str(path), threads=1) as llm:
         [score] = llm.score("w5 w9 w11 w12", "w40 w41 w42", pooling_params=params, use_tqdm=False)
     reads = [5, 90, 9, 11, 12] if truncate is None else [5, 90, 9, 12]
-    query, document = masked(judge, reads, 2 if truncate is None else 0), hidden(judge, [40, 91, 41, 42])
+    query, document = masked(judge, reads, 2 if truncate is None else 0), judged(judge, [40, 91, 41, 42])
     want = float((late(query) @ late(document).T).max(1).values.sum())
     assert score.outputs.score == pytest.approx(want, abs=1e-4)
 
@@ -176,7 +176,7 @@ def test_dense_modules_behind_pooling(tmp_path: Path) -> None:
         outputs = llm.embed(["w5 w9 w11 w12 w13 w14", "w7"], use_tqdm=False)
         [short] = llm.embed("w7", pooling_params=PoolingParams(dimensions=6), use_tqdm=False)
     for output, text in zip(outputs, ([5, 9, 11, 12, 13, 14], [7]), strict=True):
-        first = torch.tanh(hidden(judge, text)[-1] @ matrix(3, 60).T + matrix(3, 60)[:, 0])
+        first = torch.tanh(judged(judge, text)[-1] @ matrix(3, 60).T + matrix(3, 60)[:, 0])
         assert (torch.tensor(output.outputs.embedding) - first @ matrix(4, 20, 60).T).abs().max() < 1e-4
     assert short.outputs.embedding == pytest.approx(outputs[1].outputs.embedding[:6], abs=1e-5)
 

@@ -14,7 +14,7 @@ from quire.base.errors import CheckpointError
 from quire.checkpoint.read import read_facts
 from tests.models.driver import Driver
 from tests.pooling.checkpoints import make
-from tests.pooling.test_families import expected
+from tests.pooling.judge import judged
 
 pytestmark = pytest.mark.torch
 
@@ -30,7 +30,7 @@ def rewrite(path: Path, config: dict[str, Any], name: Callable[[str], str], more
 
 def check(path: Path, judge: Path) -> None:
     for found, text in zip(Driver(path, 4).read(TEXTS), TEXTS, strict=True):
-        assert (found - expected(judge, "bare", text)).abs().max() < 1e-4
+        assert (found - judged(judge, text)).abs().max() < 1e-4
 
 
 def test_bert_of_2018(tmp_path: Path) -> None:

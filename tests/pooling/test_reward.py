@@ -11,7 +11,7 @@ from torch import Tensor
 from quire import LLM
 from quire.messages.pooling import PoolingParams
 from tests.pooling.checkpoints import make
-from tests.pooling.test_decoders import hidden
+from tests.pooling.judge import judged
 
 pytestmark = pytest.mark.torch
 
@@ -40,7 +40,7 @@ def test_every_token_is_scored(architecture: str, labels: int, tmp_path: Path) -
     path, head = reward(tmp_path / "reward", architecture, labels)
     judge = make("qwen2", tmp_path / "judge", num_key_value_heads=2)
     text = [5, 9, 11, 3, 90, 17, 40, 41, 8]
-    inner = torch.relu(hidden(judge, text) @ head["score.0.weight"].T + head["score.0.bias"])
+    inner = torch.relu(judged(judge, text) @ head["score.0.weight"].T + head["score.0.bias"])
     want = inner @ head["score.2.weight"].T + head["score.2.bias"]
     with LLM(str(path), threads=1, max_num_batched_tokens=4, max_num_seqs=2) as llm:
         [raw] = llm.reward([text], use_tqdm=False)
