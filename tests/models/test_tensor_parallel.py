@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any]]] = {
     "wide-norms-one-kv-head": ("olmo2", {"num_key_value_heads": 1}),
     "neighbours-one-kv-head": ("glm", {"num_key_value_heads": 1}),
 }
+ENCODERS = ["bert", "gte", "modernbert"]
+"""Of our own; the others are one of these under another name."""
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, fields) for name, fields in OTHER_DECODERS.items()},
     # Sinks; tensors of all experts in one; more ranks than KV heads.
@@ -43,34 +46,11 @@ EACH_WAY = {
 """One or two for each way in which ranks share a model of transformers; all of them in `make test-long`."""
 
 
-def test_two_ranks_equal_one(tmp_path: Path) -> None:
-    compare([make(family, tmp_path / name, **changes) for name, (family, changes) in CHECKPOINTS.items()])
-
-
-def test_two_ranks_equal_one_through_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    others = {name: value for name, value in OTHERS.items() if LONG or name in EACH_WAY}
-    encoders = {name: value for name, value in OTHER_ENCODERS.items() if LONG or name in EACH_WAY}
-    assert LONG or len(others) + len(encoders) == len(EACH_WAY)
-    paths = []
-    for name, (family, fields) in others.items():
-        monkeypatch.setitem(FAMILY, family, fields)
-        paths.append(make(family, tmp_path / name))
-    for name, fields in encoders.items():
-        monkeypatch.setitem(pooled.ENCODERS, name, fields)
-        paths.append(pooled.make(name, tmp_path / name, "sequence"))
-    compare(paths)
-
-
-def compare(paths: list[Path]) -> None:
-    """Two ranks against one."""
-    folder = paths[0].parent
-    command = [sys.executable, "-m", "tests.models.tp_rank"]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(folder), *map(str, paths)], cwd=Path(__file__).parents[2])
-        for rank in range(2)
-    ]
-    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
-    results = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+@pytest.mark.timeout(600)
+def test_two_ranks_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All in one start of ranks: each imports for seconds before it computes anything."""
+    paths = [*ours(tmp_path), *of_transformers(tmp_path, monkeypatch)]
+    results = results_of_two(paths, tmp_path)
     for path in paths:
         want = run(path, Mesh())
         assert len(results[0][path.name]) == len(want)
@@ -79,3 +59,35 @@ def compare(paths: list[Path]) -> None:
                 assert tokens == same, path.name
                 assert values.shape == expected.shape, "padding of the vocabulary is cut off"
                 assert (values - expected).abs().max() < 1e-4, path.name
+
+
+def ours(folder: Path) -> Iterator[Path]:
+    """Checkpoints that have a file of ours."""
+    for name, (family, changes) in CHECKPOINTS.items():
+        yield make(family, folder / name, **changes)
+    for name in ENCODERS:
+        yield pooled.make(name, folder / name, "sequence")
+
+
+def of_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Checkpoints that run through transformers."""
+    others = {name: value for name, value in OTHERS.items() if LONG or name in EACH_WAY}
+    encoders = {name: value for name, value in OTHER_ENCODERS.items() if LONG or name in EACH_WAY}
+    assert LONG or len(others) + len(encoders) == len(EACH_WAY)
+    for name, (family, fields) in others.items():
+        monkeypatch.setitem(FAMILY, family, fields)
+        yield make(family, folder / name)
+    for name, fields in encoders.items():
+        monkeypatch.setitem(pooled.ENCODERS, name, fields)
+        yield pooled.make(name, folder / name, "sequence")
+
+
+def results_of_two(paths: list[Path], folder: Path) -> list[Any]:
+    """What each of two ranks made of all checkpoints."""
+    command = [sys.executable, "-m", "tests.models.tp_rank"]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(folder), *map(str, paths)], cwd=Path(__file__).parents[2])
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
