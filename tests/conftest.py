@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from quire.tokenizer.tokenizer import Tokenizer
+from tests.tokenizer.samples import MAKERS
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where there is no GPU, Triton's kernels are interpreted. It must be known before they are imported.
 if not any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd", "/dev/dri")):
@@ -29,3 +32,10 @@ def random_numbers() -> None:
     """torch's random numbers are the same in each run, whatever this process has tested before."""
     if torch := sys.modules.get("torch"):
         torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    """One of each kind."""
+    folder = tmp_path_factory.mktemp("tokenizers")
+    return {name: Tokenizer.load(make(folder / name)) for name, make in MAKERS.items()}

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from quire.chat.sandbox import Limits
 from quire.chat.template import ChatTemplate
 from quire.tokenizer.tokenizer import Tokenizer
 from tests.chat.samples import CHATML, TEMPLATES
-from tests.tokenizer.samples import MAKERS, make_byte_bpe, make_llama
+from tests.tokenizer.samples import make_byte_bpe, make_llama
 from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.plain
@@ -23,12 +24,6 @@ HI = [{"role": "user", "content": "hi"}]
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.load(make_byte_bpe(tmp_path_factory.mktemp("byte_bpe")))
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    return {name: Tokenizer.load(make(folder / name)) for name, make in MAKERS.items()}
 
 
 def test_bad_source_is_refused_at_the_start(tokenizer: Tokenizer) -> None:
@@ -163,6 +158,8 @@ def test_what_cannot_stay_open_is_refused(tokenizer: Tokenizer, source: str, mes
 
 LITERALS = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<s>", "</s>", "[INST]", "[/INST]", "<think>", "[SEP]"]
 EVIL = st.lists(st.sampled_from([*LITERALS, "a", " ", "\n", "é", "<|im_", "end|>"]), max_size=5).map("".join)
+template_of = cache(ChatTemplate)
+"""Compiled once for all examples of a property."""
 
 
 @pytest.mark.parametrize("name", ["byte_bpe", "llama", "llama_legacy", "wordpiece", "unigram"])
@@ -173,7 +170,7 @@ def test_no_text_of_a_user_becomes_a_special_token(
     tokenizers: dict[str, Tokenizer], name: str, style: str, text: str
 ) -> None:
     tokenizer = tokenizers[name]
-    template = ChatTemplate(TEMPLATES[style], tokenizer)
+    template = template_of(TEMPLATES[style], tokenizer)
     harmless = template.render([{"role": "user", "content": "a"}], tools=["a"])
     ids = template.render([{"role": "user", "content": text}], tools=[text])
     unknown = {i for i in tokenizer.special_ids if tokenizer.token(i) in ("<unk>", "[UNK]")}
@@ -191,7 +188,7 @@ def test_parts_cannot_join_to_a_special_token(tokenizers: dict[str, Tokenizer], 
         CHATML.replace("part.text }}", "part.text[:99] }}"),
     ):
         content = [{"type": "text", "text": part} for part in parts]
-        ids = ChatTemplate(source, tokenizer).render([{"role": "user", "content": content}])
+        ids = template_of(source, tokenizer).render([{"role": "user", "content": content}])
         assert sum(i in tokenizer.special_ids for i in ids) == 5
 
 
@@ -200,7 +197,7 @@ def test_parts_cannot_join_to_a_special_token(tokenizers: dict[str, Tokenizer], 
 def test_marked_text_is_kept_word_for_word(tokenizers: dict[str, Tokenizer], text: str) -> None:
     for name in ("byte_bpe", "llama"):
         tokenizer = tokenizers[name]
-        template = ChatTemplate(CHATML, tokenizer)
+        template = template_of(CHATML, tokenizer)
         messages = [{"role": "user", "content": text}]
         ids = template.render(messages)
         assert tokenizer.decode(ids, skip_special_tokens=False) == template.render_text(messages)

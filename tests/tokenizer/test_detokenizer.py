@@ -27,12 +27,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    return {name: Tokenizer.load(make(folder / name)) for name, make in MAKERS.items()}
-
-
 def stream(detokenizer: Detokenizer, ids: list[int], cuts: list[int]) -> list[str]:
     """The deltas for `ids` cut at `cuts`, and what is flushed."""
     edges = sorted({0, len(ids), *(cut % (len(ids) + 1) for cut in cuts)})

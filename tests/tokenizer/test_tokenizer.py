@@ -17,12 +17,6 @@ from tests.tokenizer.samples import MAKERS, make_byte_bpe, make_llama, make_unig
 pytestmark = pytest.mark.plain
 
 
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
-    folder = tmp_path_factory.mktemp("tokenizers")
-    return {name: Tokenizer.load(make(folder / name)) for name, make in MAKERS.items()}
-
-
 def test_facts_of_a_folder(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(make_byte_bpe(tmp_path))
     assert tokenizer.vocab_size == 384
