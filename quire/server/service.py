@@ -146,6 +146,11 @@ class Service:
     _warned: set[str] = field(default_factory=set)
 
     @property
+    def template_source(self) -> str:
+        """The text of the chat template; empty if there is none."""
+        return "" if self.template is None else self.template.source
+
+    @property
     def fingerprint(self) -> str:
         """Changes when answers to the same request may change."""
         facts = self.engine.facts

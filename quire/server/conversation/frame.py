@@ -48,7 +48,7 @@ def framed(
     own = form is not None and (form.grammar is not None or form.structural_tag is not None)
     if own and not (thinks or tool_set.listed):
         return form
-    rules = Rules(lambda text: _special(service, text), markers_of(service, tool_set), _source(service))
+    rules = Rules(lambda text: _special(service, text), markers_of(service, tool_set), service.template_source)
     body = _body(rules, service, tool_set, form)
     if thinks:
         body = f"{_thoughts(rules, service, thinking, budget)} {body}"
@@ -150,10 +150,6 @@ def _special(service: Service, text: str) -> int | None:
     if len(ids) == 1 and (ids[0] in tokenizer.special_ids or (text.startswith("<") and text.endswith(">"))):
         return ids[0]
     return None
-
-
-def _source(service: Service) -> str:
-    return service.template.source if service.template is not None else ""
 
 
 def _cannot(param: str, why: str) -> RequestError:

@@ -44,12 +44,12 @@ def reasoning_state_of(service: Service, prompt: list[int]) -> ReasoningState:
 
 def has_switch(service: Service) -> bool:
     """Whether the template lets thoughts be turned off."""
-    return _switch(_source(service)) is not None
+    return _switch(service.template_source) is not None
 
 
 def template_words(asked: ChatRequest, service: Service) -> dict[str, object]:
     """Words for the template; those of `chat_template_kwargs` win. Raises RequestError for what it cannot do."""
-    source, on, effort = _source(service), asked.enable_thinking, asked.reasoning_effort
+    source, on, effort = service.template_source, asked.enable_thinking, asked.reasoning_effort
     words: dict[str, object] = {}
     if effort is not None:
         if effort not in EFFORTS:
@@ -125,10 +125,6 @@ def _switch(source: str) -> str | None:
         (word for word in _SWITCHES if re.search(rf"{{%[^%]*(?<![.'\"\w]){word}\b(?!['\"])", source)),
         None,
     )
-
-
-def _source(service: Service) -> str:
-    return service.template.source if service.template is not None else ""
 
 
 def _unserved(field: str, why: str) -> RequestError:
