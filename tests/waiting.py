@@ -7,9 +7,13 @@ HANG_S = 60.0
 """Whoever takes longer hangs."""
 
 
-def wait_for(condition: Callable[[], object], hang_s: float = HANG_S) -> None:
-    """Wait until `condition` holds; AssertionError if it does not for `hang_s` seconds."""
+def wait_for(
+    condition: Callable[[], object],
+    hang_s: float = HANG_S,
+    said: Callable[[], str] = lambda: "what is waited for has not come true",
+) -> None:
+    """Wait until `condition` holds; AssertionError with what is `said` if it does not for `hang_s` seconds."""
     end = time.monotonic() + hang_s
     while not condition():
-        assert time.monotonic() < end, f"this has not come true for {hang_s:g} s"
+        assert time.monotonic() < end, said()
         time.sleep(0.01)

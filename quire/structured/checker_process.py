@@ -21,7 +21,8 @@ from quire.structured.llguidance import LLBackend
 from quire.structured.matcher import Vocabulary
 
 CPU_S = 2.0
-WALL_S = 8.0
+WALL_S = 30.0
+"""For what waits: a grammar that only computes has used up its processor time long before, unless others take it."""
 MEMORY_BYTES = 1 << 30
 """Beyond what the tokenizer takes."""
 OUT_OF_MEMORY = 3

@@ -16,10 +16,11 @@ from quire.server import fronts as module
 from quire.server.fronts import Child, Fronts
 from quire.server.tallies import total
 from tests.engine.toy import make_toy
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.multi
 
-SILENT = ("-c", "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: None); time.sleep(60)")
+SILENT = ("-c", "import signal, time; signal.signal(signal.SIGUSR1, lambda *_: None); time.sleep(600)")
 
 
 class Nobody:
@@ -51,11 +52,11 @@ def test_one_that_hangs_before_its_first_sign_is_replaced(monkeypatch: pytest.Mo
         with socket.socket() as listener, os.fdopen(read, "rb"), os.fdopen(write, "wb"):
             fronts = Fronts(owner, [listener], read, SILENT, stall_s=0.2)
             keeping = asyncio.create_task(fronts.keep(0))
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(2 * HANG_S):
                 assert [await owner.died.get() for _ in range(2)] == ["front-0", "front-1"]
             fronts.stopping = True
             fronts.kill()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG_S):
                 await keeping
 
     asyncio.run(play())
@@ -66,9 +67,9 @@ def test_the_end_waits_for_all_while_some_are_still_kept() -> None:
         owner = Nobody()
         read, write = os.pipe()
         with socket.socket() as listener, os.fdopen(read, "rb"), os.fdopen(write, "wb"):
-            fronts = Fronts(owner, [listener] * 3, read, SILENT, stall_s=60.0)
+            fronts = Fronts(owner, [listener] * 3, read, SILENT, stall_s=600.0)
             keeping = [asyncio.create_task(fronts.keep(index)) for index in range(3)]
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(2 * HANG_S):
                 while len(fronts._children) < 3:
                     await asyncio.sleep(0.01)
                 processes = [child.process for child in fronts._children.values()]
@@ -87,7 +88,7 @@ def test_the_end_waits_for_all_while_some_are_still_kept() -> None:
 def test_an_engine_that_refuses_is_one_sentence_and_leaves_nothing_open(tmp_path: Path) -> None:
     words = ["serve", "--model", str(make_toy(tmp_path / "model")), "--port", "0", "--kv-cache-memory-bytes", "1"]
     command = [sys.executable, "-X", "dev", "-m", "quire.cli", *words]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=4 * HANG_S)
     assert ended.returncode == 2
     assert "does not hold one page" in ended.stderr
     assert "ResourceWarning" not in ended.stderr and "Traceback" not in ended.stderr, ended.stderr

@@ -6,6 +6,7 @@ import ssl
 import stat
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import httpx
@@ -17,6 +18,7 @@ from quire.server.run import greet, serve
 from quire.server.sockets import bind, check_guard, tls_of
 from quire.server.startup import StartupResponder
 from tests.server.serving import Serving
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.plain
 
@@ -25,7 +27,8 @@ def test_a_unix_socket_for_its_owner_alone(tmp_path: Path) -> None:
     path = str(tmp_path / "quire.sock")
     with Serving(uds=path):
         assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
-        with httpx.Client(transport=httpx.HTTPTransport(uds=path), base_url="http://localhost") as http:
+        by_path = httpx.HTTPTransport(uds=path)
+        with httpx.Client(transport=by_path, base_url="http://localhost", timeout=HANG_S) as http:
             assert http.get("/v1/models").status_code == 200
         with pytest.raises(ConfigError, match="a server listens there"):
             bind(ServerConfig(uds=path))
@@ -72,18 +75,21 @@ def test_tls_while_no_front_end_answers(certificate: tuple[str, str]) -> None:
     async def scenario() -> None:
         tls = tls_of(ServerConfig(ssl_certfile=cert, ssl_keyfile=key))
         known = ssl.create_default_context(cafile=cert)
-        with bind(ServerConfig(port=0)) as listener, mock.patch("quire.server.startup.PATIENCE_S", 0.3):
-            responder = StartupResponder("", tls)
-            await responder.open([listener])
-            silent, kept = await asyncio.open_connection(*listener.getsockname())
-            reader, writer = await asyncio.open_connection(*listener.getsockname(), ssl=known)
-            writer.write(b"GET /live HTTP/1.1\r\n\r\n")
-            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
-            # Whoever never shakes hands is not waited for.
-            assert not await asyncio.wait_for(silent.read(), 2)
-            for each in (writer, kept):
-                each.close()
-            responder.close()
+        for patience_s in (HANG_S, 0.1):
+            with bind(ServerConfig(port=0)) as listener, mock.patch("quire.server.startup.PATIENCE_S", patience_s):
+                responder = StartupResponder("", tls)
+                await responder.open([listener])
+                silent, kept = await asyncio.open_connection(*listener.getsockname())
+                if patience_s == HANG_S:
+                    reader, writer = await asyncio.open_connection(*listener.getsockname(), ssl=known)
+                    writer.write(b"GET /live HTTP/1.1\r\n\r\n")
+                    assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+                    writer.close()
+                else:
+                    # Whoever never shakes hands is not waited for.
+                    assert not await asyncio.wait_for(silent.read(), HANG_S)
+                kept.close()
+                responder.close()
 
     asyncio.run(scenario())
 
@@ -95,7 +101,7 @@ def test_tls(certificate: tuple[str, str]) -> None:
     with Serving(ssl_certfile=cert, ssl_keyfile=key) as running:
         with running.http(verify=context) as http:
             assert http.get("/v1/models").status_code == 200
-        with httpx.Client() as plain, pytest.raises(httpx.TransportError):
+        with httpx.Client(timeout=HANG_S) as plain, pytest.raises(httpx.TransportError):
             plain.get(running.url.replace("https", "http"))
     # With authorities of clients, only those with a certificate of theirs get in.
     with Serving(ssl_certfile=cert, ssl_keyfile=key, ssl_ca_certs=cert) as running:
@@ -144,15 +150,21 @@ def test_pages_of_other_origins_may_not_call_unless_they_are_listed() -> None:
 
 
 def test_a_port_is_released_when_binding_fails(tmp_path: Path) -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    with socket.socket() as taken:
+    made: list[socket.socket] = []
+
+    def make(*given: int) -> socket.socket:
+        made.append(socket.socket(*given))
+        return made[-1]
+
+    noted = SimpleNamespace(**{**vars(socket), "socket": make})
+    with socket.socket() as taken, mock.patch("quire.server.sockets.socket", noted):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match="cannot listen"):
             bind(ServerConfig(port=taken.getsockname()[1]))
-    with pytest.raises(ConfigError, match="uds"):
-        bind(ServerConfig(uds=str(tmp_path / "none" / "x.sock")))
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+        with pytest.raises(ConfigError, match="uds"):
+            bind(ServerConfig(uds=str(tmp_path / "none" / "x.sock")))
+    assert [each.fileno() for each in made] == [-1, -1]
 
 
 def test_a_greeting_that_nobody_can_read_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from quire.messages.params import SamplingParams
 from quire.messages.request import Request
 from quire.messages.wire import EngineFacts
 from quire.server import front as module
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.plain
 
@@ -72,7 +73,7 @@ def test_an_engine_that_cannot_be_joined_is_told(caplog: pytest.LogCaptureFixtur
         engine.on_lost = lost.set
         await EngineConnector(engine, joined).hear(EngineUp("ipc:///there"))
         connection.spoils.set()
-        await asyncio.wait_for(lost.wait(), 10)
+        await asyncio.wait_for(lost.wait(), HANG_S)
         joined.assert_not_called()
 
     asyncio.run(play())
@@ -87,7 +88,7 @@ def test_an_engine_that_cannot_be_asked_again_is_not_joined() -> None:
         engine.on_lost = lost.set
         with mock.patch.object(engine._open, "ask_again", side_effect=ValueError):
             await EngineConnector(engine, joined).hear(EngineUp("ipc:///there"))
-            await asyncio.wait_for(lost.wait(), 10)
+            await asyncio.wait_for(lost.wait(), HANG_S)
             await asyncio.sleep(0)
         joined.assert_not_called()
         assert engine.dead is not None
@@ -104,7 +105,7 @@ def test_a_question_that_fails_is_logged_and_answered(caplog: pytest.LogCaptureF
         channel.send.side_effect = lambda message: answered.set()
         with front._listener:
             await front._hear()
-            await asyncio.wait_for(answered.wait(), 10)
+            await asyncio.wait_for(answered.wait(), HANG_S)
         channel.send.assert_called_once_with(Answered(7, Nothing()))
 
     asyncio.run(play())
@@ -122,7 +123,7 @@ def test_its_front_end_ends() -> None:
             done, _ = await asyncio.wait([running], timeout=0.05)
             assert not done
             engine.on_lost()
-            await asyncio.wait_for(running, 10 * module.LAST_WORDS_S)
+            await asyncio.wait_for(running, HANG_S)
         assert engine.close.await_count == 1
 
     asyncio.run(play())

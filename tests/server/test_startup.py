@@ -13,17 +13,19 @@ from quire.server.sockets import bind
 from quire.server.startup import StartupResponder
 from quire.server.supervisor import OURS, Supervisor
 from tests.config import facts
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.plain
 
 FEW = 4
 
 
-def attended(visit: Callable[[StartupResponder, socket.socket], Awaitable[None]]) -> None:
+def attended(visit: Callable[[StartupResponder, socket.socket], Awaitable[None]], patience_s: float = HANG_S) -> None:
     """A visit to a responder that has few slots."""
 
     async def scenario() -> None:
-        with bind(ServerConfig(port=0)) as listener, mock.patch("quire.server.startup.MOST_CONNECTIONS", FEW):
+        few = mock.patch.multiple("quire.server.startup", MOST_CONNECTIONS=FEW, PATIENCE_S=patience_s)
+        with bind(ServerConfig(port=0)) as listener, few:
             responder = StartupResponder("", None)
             await responder.open([listener])
             try:
@@ -46,7 +48,7 @@ async def ask(listener: socket.socket, path: bytes = b"/live") -> tuple[bytes, a
 
 def test_clients_that_do_not_close_keep_nobody_out() -> None:
     async def visit(responder: StartupResponder, listener: socket.socket) -> None:
-        asked = [await asyncio.wait_for(ask(listener), 2) for _ in range(3 * FEW)]
+        asked = [await asyncio.wait_for(ask(listener), HANG_S) for _ in range(3 * FEW)]
         assert {line for line, _ in asked} == {b"HTTP/1.1 200 OK\r\n"}
         for _, writer in asked:
             writer.close()
@@ -54,21 +56,29 @@ def test_clients_that_do_not_close_keep_nobody_out() -> None:
     attended(visit)
 
 
-def test_clients_that_ask_nothing_are_few_and_have_little_time() -> None:
+def test_clients_that_ask_nothing_are_few() -> None:
     async def visit(responder: StartupResponder, listener: socket.socket) -> None:
         silent = [await asyncio.open_connection(*listener.getsockname()) for _ in range(FEW)]
         line, writer = await ask(listener)
-        writer.close()
         assert not line
-        for reader, writer in silent:
-            assert not await asyncio.wait_for(reader.read(), 2)
+        for _, silent_writer in silent:
+            silent_writer.close()
+        while not line:
             writer.close()
-        line, writer = await ask(listener, b"/v1/models")
+            line, writer = await ask(listener, b"/v1/models")
         writer.close()
         assert line == b"HTTP/1.1 503 Service Unavailable\r\n"
 
-    with mock.patch("quire.server.startup.PATIENCE_S", 0.3):
-        attended(visit)
+    attended(visit)
+
+
+def test_clients_that_ask_nothing_have_little_time() -> None:
+    async def visit(responder: StartupResponder, listener: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        assert not await asyncio.wait_for(reader.read(), HANG_S)
+        writer.close()
+
+    attended(visit, patience_s=0.1)
 
 
 def test_without_a_responder_nothing_is_begun_and_nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
