@@ -53,13 +53,14 @@ class CoreSetup:
 
     Attributes:
         folder: private to the user.
-        name: of the core's own folder in it, new for each core: nothing that was meant for another one reaches it.
+        name: of the core's own folder in it, new for each core: nothing that was meant for another one reaches it. A
+            core that is alone has all of `folder`.
         pulse: descriptor of the shared page; -1 is none.
         secret: what front ends must know.
     """
 
     folder: Path
-    name: str
+    name: str = "."
     pulse: int = -1
     secret: str = ""
 
@@ -83,14 +84,12 @@ class CoreProcess:
 
     @classmethod
     async def start(
-        cls, config: EngineConfig, model: ModelFacts, core: Sequence[str] = CORE, setup: CoreSetup | None = None
+        cls, config: EngineConfig, model: ModelFacts, core: Sequence[str], setup: CoreSetup
     ) -> "CoreProcess":
         """Start a core; it listens at `address` before it loads anything. Another `core` must speak as ours does."""
-        if setup is None:
-            setup = CoreSetup(private_folder(), ".")
-        else:
-            (setup.folder / setup.name).mkdir()
         folder = setup.folder / setup.name
+        if folder != setup.folder:
+            folder.mkdir()
         # Short: a socket's path has 107 bytes at most, and that of the temporary folder may be long.
         address = f"ipc://{folder}/s"
         try:

@@ -4,13 +4,15 @@ Where the supervisor starts cores, front ends join them instead. Needs no torch.
 """
 
 import asyncio
+import os
 from collections.abc import Sequence
 
 from quire.base.errors import EngineError
 from quire.checkpoint.facts import ModelFacts
 from quire.config.fields import EngineConfig
 from quire.engine.client import CoreClient
-from quire.engine.launch import CoreProcess
+from quire.engine.launch import CoreProcess, CoreSetup, private_folder
+from quire.engine.pulse import Pulse, shared_page
 from quire.messages.wire import EngineFacts, Failed
 
 STOP_TIMEOUT_S = 5.0
@@ -20,11 +22,16 @@ async def start_core(
     config: EngineConfig, model: ModelFacts, core: Sequence[str]
 ) -> tuple[CoreProcess, CoreClient, EngineFacts]:
     """A core that is ready; `core` is what Python runs. Raises EngineError with the core's own words if it fails."""
-    process = await CoreProcess.start(config, model, core)
+    page = shared_page()
+    try:
+        pulse = Pulse(page)
+        process = await CoreProcess.start(config, model, core, CoreSetup(private_folder(), pulse=page))
+    finally:
+        os.close(page)
     client: CoreClient | None = None
     try:
         client = CoreClient(process.address)
-        return process, client, await _first_facts(client, process)
+        return process, client, await _first_facts(client, process, pulse)
     except BaseException:
         try:
             if client is not None:
@@ -34,17 +41,14 @@ async def start_core(
         raise
 
 
-async def _first_facts(client: CoreClient, process: CoreProcess) -> EngineFacts:
+async def _first_facts(client: CoreClient, process: CoreProcess, pulse: Pulse) -> EngineFacts:
     """What a starting core says first. Raises EngineError if it fails or ends."""
     ended = asyncio.create_task(process.ended())
     said = asyncio.create_task(client.receive())
     try:
-        # A core that fails says why before it ends: its words are worth a moment's wait.
         await asyncio.wait([ended, said], return_when=asyncio.FIRST_COMPLETED)
         if not said.done():
-            await asyncio.wait([said], timeout=0.5)
-        if not said.done():
-            raise EngineError(f"{ended.result()} before it was ready; its log is above")
+            raise EngineError(pulse.said or f"{ended.result()} before it was ready; its log is above")
         message = said.result()
         if isinstance(message, EngineFacts):
             return message

@@ -6,6 +6,7 @@ from unittest import mock
 
 import pytest
 
+from quire.base.errors import EngineError
 from quire.config.sources import engine_config
 from quire.engine.launch import CoreProcess, CoreSetup
 from quire.engine.own_core import start_core
@@ -27,6 +28,19 @@ def test_a_core_is_ended_whatever_fails(broken: str) -> None:
     ):
         asyncio.run(start_core(engine_config(model="toy"), facts.model(), ()))
     process.stop.assert_awaited_once()
+
+
+SPEAKS = """
+from quire.engine.process import _launch
+from quire.engine.pulse import Pulse
+Pulse(_launch(0).pulse).last_words("no room for weights")
+"""
+"""A core that says why it cannot start, and does not wait until somebody hears it."""
+
+
+def test_what_a_core_has_said_last_is_told_although_it_has_gone() -> None:
+    with pytest.raises(EngineError, match="no room for weights"):
+        asyncio.run(start_core(engine_config(model="toy"), facts.model(), ("-c", SPEAKS)))
 
 
 WRITES = "import os, signal, tempfile; tempfile.mkstemp(); os.kill(os.getpid(), signal.SIGKILL)"
