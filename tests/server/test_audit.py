@@ -1,5 +1,6 @@
 """What serving does to the machine, by Python's audit events: nothing, whatever clients send and models answer."""
 
+import gc
 import sys
 import threading
 from collections.abc import Iterator
@@ -23,15 +24,15 @@ TEMPLATE = "{#- <tool_call> -#}{% for m in messages %}{{ m.role }}: {{ m.content
 
 
 class Auditor:
-    """Notes events of threads other than the one that made it. Hooks stay for ever, so it is one for all."""
+    """Notes events, but those of some threads. Hooks stay for ever, so it is one for all."""
 
     def __init__(self) -> None:
         self.events: list[str] | None = None
-        self._own = threading.get_ident()
+        self.others: set[int] = set()
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, args: tuple[object, ...]) -> None:
-        if self.events is None or threading.get_ident() == self._own:
+        if self.events is None or threading.get_ident() in self.others:
             return
         unpickles = event == "import" and str(args[0]).split(".")[0] in BANNED_MODULES
         if unpickles or event.startswith(FORBIDDEN):
@@ -41,8 +42,16 @@ class Auditor:
 AUDITOR = Auditor()
 
 
+def living_threads() -> set[int]:
+    """All that there are, also those that Python's `threading` has not begun."""
+    return set(sys._current_frames())
+
+
 @contextmanager
-def audited() -> Iterator[list[str]]:
+def audited(others: set[int]) -> Iterator[list[str]]:
+    """What all threads do but these; nothing that other tests have left is collected meanwhile."""
+    gc.collect()
+    AUDITOR.others = others
     AUDITOR.events = events = []
     try:
         yield events
@@ -51,6 +60,7 @@ def audited() -> Iterator[list[str]]:
 
 
 def test_requests_run_no_code_open_no_file_and_call_nobody() -> None:
+    others = living_threads()
     engine = FakeEngine(lambda prompt, index: [*engine.tokenizer.encode(CALL), 256])
     template = ChatTemplate(TEMPLATE, engine.tokenizer)
     good = [
@@ -70,13 +80,13 @@ def test_requests_run_no_code_open_no_file_and_call_nobody() -> None:
             assert "__import__" in answer.text, "the model does try"
 
         send()  # what is imported late is imported now
-        with audited() as events:
+        with audited(others) as events:
             send()
     assert not events, events[:5]
 
 
 def test_the_auditor_hears() -> None:
-    with audited() as events:
+    with audited(living_threads()) as events:
         thread = threading.Thread(target=lambda: eval("1 + 1"))
         thread.start()
         thread.join()

@@ -30,6 +30,6 @@ def test_without_systemd_nothing_is_sent_and_a_broken_socket_is_said(
     notify("READY=1")
     assert not caplog.records
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
-    logging.getLogger("quire").propagate = True
+    monkeypatch.setattr(logging.getLogger("quire"), "propagate", True)
     notify("READY=1")
     assert "READY=1" in caplog.text

@@ -26,6 +26,7 @@ from quire.server.text.texts import Run, Texts, in_threads
 from quire.tokenizer.tokenizer import Tokenizer
 from tests.chat.samples import HANGING
 from tests.server.fake_engine import byte_tokenizer, byte_tokens
+from tests.waiting import HANG_S
 
 HI = [{"role": "user", "content": "hi"}]
 HOSTILE = (
@@ -58,6 +59,14 @@ def workers() -> list[psutil.Process]:
             if "quire.server.text.worker" in child.cmdline():
                 found.append(child)
     return found
+
+
+async def staffed(texts: Texts) -> list[psutil.Process]:
+    """The workers, once all of them wait for jobs."""
+    pool = texts._run.__self__
+    while pool._idle.qsize() < WORKERS:
+        await asyncio.sleep(0.05)
+    return workers()
 
 
 async def check_answers(texts: Texts) -> None:
@@ -94,7 +103,7 @@ def test_a_worker_whose_front_end_has_gone_ends_without_a_word(memory_kib: str, 
             stderr=subprocess.PIPE,
         )
         send(ours, Codec(ToWorker).encode(Setup(str(tmp_path), None, "warning")))
-    assert worker.communicate(timeout=60) == (None, b"")
+    assert worker.communicate(timeout=HANG_S) == (None, b"")
     assert worker.returncode == 0
 
 
@@ -138,10 +147,8 @@ def test_workers_answer(tmp_path: Path) -> None:
 @pytest.mark.multi
 def test_a_template_that_hangs_or_eats_is_stopped_and_others_go_on(tmp_path: Path) -> None:
     async def play(texts: Texts) -> None:
-        before = None
+        before = await staffed(texts)
         hanging = asyncio.create_task(texts.render([{"role": "user", "content": "hang"}], {}))
-        while len(before := workers()) < WORKERS:
-            await asyncio.sleep(0.05)
         assert await texts.render(HI, {}) == byte_tokenizer().encode("hi")
         with pytest.raises(RequestError) as stopped:
             await hanging
@@ -150,9 +157,7 @@ def test_a_template_that_hangs_or_eats_is_stopped_and_others_go_on(tmp_path: Pat
             await texts.render([{"role": "user", "content": "eat"}], {})
         assert eaten.value.code == "template_error"
         assert await texts.render(HI, {}) == byte_tokenizer().encode("hi")
-        while len(workers()) < WORKERS:
-            await asyncio.sleep(0.05)
-        assert {one.pid for one in workers()} != {one.pid for one in before}, "another one has begun"
+        assert {one.pid for one in await staffed(texts)} != {one.pid for one in before}, "another one has begun"
 
     run(tmp_path, play)
 
@@ -160,10 +165,7 @@ def test_a_template_that_hangs_or_eats_is_stopped_and_others_go_on(tmp_path: Pat
 @pytest.mark.multi
 def test_workers_that_are_killed_while_idle_are_nobodys_error(tmp_path: Path) -> None:
     async def play(texts: Texts) -> None:
-        await texts.render(HI, {})
-        while len(before := workers()) < WORKERS:
-            await asyncio.sleep(0.05)
-        for worker in before:
+        for worker in await staffed(texts):
             worker.kill()
         while workers():
             await asyncio.sleep(0.05)
@@ -176,25 +178,24 @@ def test_workers_that_are_killed_while_idle_are_nobodys_error(tmp_path: Path) ->
 def test_a_job_goes_on_when_its_client_has_left_and_nobody_waits_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "PATIENCE_S", 0.5)
-    hang = [{"role": "user", "content": "hang"}]
+    monkeypatch.setattr(pool_module, "RENDER_S", 10 * HANG_S)
 
     async def play(texts: Texts) -> None:
-        while True:
-            try:
-                await texts.render(HI, {})
-                break
-            except ApiError:
-                pass  # none is ready yet
-        both = [asyncio.create_task(texts.render(hang, {})) for _ in range(WORKERS)]
+        before = await staffed(texts)
+        for worker in before:
+            worker.suspend()  # as if it had much to do
+        both = [asyncio.create_task(texts.render(HI, {})) for _ in range(WORKERS)]
+        await asyncio.sleep(0)
+        monkeypatch.setattr(pool_module, "PATIENCE_S", 0.5)
         with pytest.raises(ApiError) as full:
-            while True:
-                await texts.render(HI, {})
+            await texts.render(HI, {})
         assert (full.value.status, full.value.code) == (503, "queue_full")
         for task in both:
             task.cancel()
         await asyncio.gather(*both, return_exceptions=True)
-        assert len(workers()) == WORKERS, "they have not been stopped for it"
+        for worker in before:
+            worker.resume()
+        assert {one.pid for one in await staffed(texts)} == {one.pid for one in before}, "none was stopped for it"
 
     run(tmp_path, play)
 
@@ -202,14 +203,11 @@ def test_a_job_goes_on_when_its_client_has_left_and_nobody_waits_for_ever(
 @pytest.mark.multi
 def test_nobody_waits_for_ever_for_a_worker_that_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def play(texts: Texts) -> None:
-        await texts.render(HI, {})
-        while len(workers()) < WORKERS:
-            await asyncio.sleep(0.05)
-        await asyncio.sleep(0.2)
+        before = await staffed(texts)
         monkeypatch.setattr(pool_module, "PATIENCE_S", 0.5)
         monkeypatch.setattr(pool_module, "AGAIN_S", 60.0)
         monkeypatch.setattr(pool_module, "python", lambda: ["/nowhere/python"])
-        for worker in workers():
+        for worker in before:
             worker.kill()
         for _ in range(2):
             with pytest.raises(ApiError) as refused:
