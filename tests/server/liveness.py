@@ -7,8 +7,8 @@ and looks afterwards for pages, descriptors and processes that are not as they w
 
 import contextlib
 import json
+import re
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +21,15 @@ from tests.chat.samples import HANGING
 from tests.engine.toy import make_toy, oracle
 from tests.server.cases import MODEL
 from tests.server.fake_engine import EMBEDDING_ROWS, byte_tokens
+from tests.server.plain_bytes import talk
+from tests.waiting import HANG_S, wait_for
 
 CONTEXT = 256
 CANARY_TOKENS = 120
-SETTLE_S = 20.0
+GAUGES = re.compile(
+    rb"^quire:(?:num_requests_running|num_requests_waiting|kv_cache_usage_perc){.*} (.*)$", re.MULTILINE
+)
+METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 HELPERS = {"quire.structured.checker_process", "quire.server.text.worker"}
 """Whoever is stopped for what it is given, and begun again."""
 
@@ -69,21 +74,30 @@ def watched(served: Served) -> Iterator[Watched]:
         thread.start()
     try:
         yield found
+        sung = found.streams
+        wait_for(lambda: found.streams > sung or found.wrong)
     finally:
         stop.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(2 * HANG_S)
     assert not found.wrong, found.wrong[:3]
     assert not found.not_ready, found.not_ready[:3]
-    assert found.streams, "the canary never sang to its end"
-    wait_until(lambda: settled(served) == before, lambda: f"{before} became {settled(served)}")
+    wait_for(lambda: settled(served) == before, said=lambda: f"{before} became {settled(served)}")
 
 
-def settled(served: Served) -> dict[str, object]:
-    """Pages in use, sequences, and descriptors of each process, but of the helpers, who come and go."""
-    gauges = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-    wait_until(lambda: not any(served.metric(name) for name in gauges), lambda: "the engine is not idle")
-    return {"descriptors": {process.pid: process.num_fds() for process in family(served)}}
+def settled(served: Served) -> dict[int, int]:
+    """Descriptors of each process, but of the helpers, who come and go, once no page is used and no client connected.
+
+    The server closes the connections by which it is asked, so that none of them is counted.
+    """
+    wait_for(lambda: is_idle(talk(served, METRICS)), said=lambda: "the engine is not idle")
+    return {process.pid: process.num_fds() for process in family(served)}
+
+
+def is_idle(metrics: bytes) -> bool:
+    """Whether an answer to METRICS tells of no sequence and no page in use."""
+    gauges = GAUGES.findall(metrics)
+    return len(gauges) == 3 and not any(map(float, gauges))
 
 
 def family(served: Served) -> list[psutil.Process]:
@@ -97,17 +111,9 @@ def family(served: Served) -> list[psutil.Process]:
     return found
 
 
-def wait_until(condition, said) -> None:
-    """Wait for a condition; fail with `said()` when it does not come."""
-    deadline = time.monotonic() + SETTLE_S
-    while not condition():
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.05)
-
-
 def ask(served: Served, body: dict[str, object], path: str = "/v1/completions") -> httpx.Response:
     """One request of a client of its own."""
-    return httpx.post(f"{served.url}{path}", json={"model": MODEL, **body}, timeout=60)
+    return httpx.post(f"{served.url}{path}", json={"model": MODEL, **body}, timeout=2 * HANG_S)
 
 
 def sing(client: httpx.Client, prompt: list[int]) -> list[int]:
@@ -123,7 +129,7 @@ def sing(client: httpx.Client, prompt: list[int]) -> list[int]:
 
 
 def _sing(served: Served, found: Watched, stop: threading.Event) -> None:
-    with httpx.Client(base_url=served.url, timeout=60) as client:
+    with httpx.Client(base_url=served.url, timeout=HANG_S) as client:
         while not stop.is_set():
             prompt = [found.streams % 250, 7, 8]
             try:
@@ -137,7 +143,7 @@ def _sing(served: Served, found: Watched, stop: threading.Event) -> None:
 
 
 def _probe(served: Served, found: Watched, stop: threading.Event) -> None:
-    with httpx.Client(base_url=served.url, timeout=60) as client:
+    with httpx.Client(base_url=served.url, timeout=HANG_S) as client:
         while not stop.wait(0.05):
             status = client.get("/ready").status_code
             if status != 200:

@@ -18,6 +18,7 @@ from tests.server.form_cases import BOMB_CASE, DEAD_END, FORMATS
 from tests.server.liveness import ask, family, toy_server, watched
 from tests.server.plain_bytes import talk
 from tests.server.test_bad_input import check
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.multi
 
@@ -35,7 +36,7 @@ def served(tmp_path_factory):
 def send_all(served: Served, cases: Iterable[Case]) -> None:
     """Send cases one after the other and judge every answer."""
     wrong = []
-    with httpx.Client(base_url=served.url, timeout=60) as client:
+    with httpx.Client(base_url=served.url, timeout=2 * HANG_S) as client:
         for case in cases:
             try:
                 check(client, case)
@@ -104,7 +105,7 @@ def test_many_choices_and_clients_that_leave(served):
     with watched(served):
         assert ask(served, {**body, "max_tokens": 4, "stream": False}).json()["usage"]["completion_tokens"] == 512
         for _ in range(3):
-            with httpx.stream("POST", f"{served.url}{COMPLETIONS}", json=body, timeout=60) as answer:
+            with httpx.stream("POST", f"{served.url}{COMPLETIONS}", json=body, timeout=HANG_S) as answer:
                 next(answer.iter_lines())
 
 
