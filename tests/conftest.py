@@ -1,5 +1,6 @@
 """Settings for all tests: hypothesis, random numbers, one computing thread per process, Triton without a GPU."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,12 @@ settings.register_profile(
 )
 settings.register_profile("long", settings.get_profile("default"), derandomize=False, max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_finish() -> None:
+    """Python's collector is asked by each engine that is closed: it need not go through all that tests import."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
