@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 
+from quire.base.logging import warn_once
 from quire.config import environ
 from quire.config.fields import SECTIONS
 from quire.config.sources import engine_config, load
@@ -38,6 +39,7 @@ def test_a_variable_of_another_server_counts_less_than_one_s_own(monkeypatch: py
     [("QUIRE_MODEL__MAX_MODEL_LEM", "QUIRE_MODEL__MAX_MODEL_LEN"), ("QUIRE_PORT", "QUIRE_SERVER__PORT")],
 )
 def test_a_slip_is_warned_of_once(slip: str, meant: str, caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "quire"):
         assert environ.settings({slip: "1"}) == {}
         assert environ.settings({slip: "1"}) == {}
@@ -45,6 +47,7 @@ def test_a_slip_is_warned_of_once(slip: str, meant: str, caplog: pytest.LogCaptu
 
 
 def test_an_unlike_name_points_to_the_list(caplog: pytest.LogCaptureFixture) -> None:
+    warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, "quire"):
         environ.settings({"QUIRE_ZZZZZ": "1"})
     assert "quire config" in caplog.text
