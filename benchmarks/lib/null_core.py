@@ -60,7 +60,7 @@ class NullExecutor:
         self._free_at = max(self._free_at, time.perf_counter()) + STEP_S
         return NullStep(plan, self._free_at)
 
-    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary) -> None:
+    def prepare(self, wanted: StructuredOutputsParams | None, vocabulary: Vocabulary, unused: list[str]) -> None:
         """Any grammar is fine."""
 
     def stop(self) -> None:

@@ -17,6 +17,7 @@ from quire.config.fields import EngineConfig
 from quire.config.resolve import resolve
 from quire.config.spec import RunSpec
 from quire.engine.core import EngineCore
+from quire.engine.grammar_worker import GrammarWorker
 from quire.engine.grammars import GrammarService
 from quire.executors.base import PATIENCE, Executor, Progress
 from quire.kvcache.layout import fit, shrunk
@@ -108,7 +109,7 @@ def begin(
         capacity, layout, patience_s = _settle_in(executor, spec, progress, timeline)
         scheduler = make(spec, layout, capacity.recordable)
         facts, vocabulary = _facts(spec, layout, timeline.seconds), _vocabulary(config, model)
-        grammars = GrammarService(executor, scheduler, vocabulary)
+        grammars = GrammarService(scheduler, GrammarWorker(executor, vocabulary))
         core = EngineCore(executor, scheduler, grammars, facts, spec.depth, timeline.clock)
     except BaseException:
         ahead().drop()

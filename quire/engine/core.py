@@ -60,6 +60,7 @@ class EngineCore:
 
     def turn(self) -> list[Delta] | None:
         """One turn of the loop: plan and launch, then commit the oldest plan. None when nothing could be done."""
+        self.grammars.arrange()
         planned = self._clock()
         plan = self.scheduler.plan(planned) if len(self.in_flight) < self.depth else None
         if plan is not None:
@@ -104,7 +105,7 @@ class EngineCore:
         """End requests; unknown ids are ignored."""
         for request_id in ids:
             self.scheduler.abort(request_id)
-            self.grammars.forget(request_id)
+        self.grammars.arrange()
 
     def close(self) -> None:
         """Wait for plans in flight, end the ranks, give all memory back."""

@@ -230,6 +230,9 @@ class LLM(PoolingCalls):
 
     def _turn(self) -> None:
         core = self._running()
+        if core.grammars.busy:
+            for refused in core.grammars.collect():  # by a fault of the engine: each was checked before anything ran
+                raise refused.error
         try:
             deltas = core.turn()
         except BaseException as error:
@@ -241,7 +244,10 @@ class LLM(PoolingCalls):
                 raise
             raise EngineDeadError(f"this LLM {self._ended}; make a new one") from error
         if deltas is None:
-            raise EngineError("requests wait but nothing can run; please report this with the event log")
+            if not core.grammars.busy:
+                raise EngineError("requests wait but nothing can run; please report this with the event log")
+            core.grammars.wait()
+            return
         outputs, finishes = self._processor.process(deltas)
         for finish in finishes:
             core.scheduler.finish(finish.id, finish.index, finish.tokens)

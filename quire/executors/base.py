@@ -49,10 +49,10 @@ class Executor(Protocol):
         """Hand a plan to every rank."""
         ...
 
-    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary, unused: list[str]) -> None:
+    def prepare(self, wanted: StructuredOutputsParams | None, vocabulary: Vocabulary, unused: list[str]) -> None:
         """Compile a grammar where tokens are sampled, and wait for it. From a thread of its own, beside steps.
 
-        Grammars with the keys `unused` are dropped before.
+        Grammars with the keys `unused` are dropped before; without one that is wanted, that is all.
 
         Raises RequestError.
         """

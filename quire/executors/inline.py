@@ -44,7 +44,7 @@ class InlineExecutor:
         """Launch the plan."""
         return self.runner.launch(plan)
 
-    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary, unused: list[str]) -> None:
+    def prepare(self, wanted: StructuredOutputsParams | None, vocabulary: Vocabulary, unused: list[str]) -> None:
         """Compile a grammar, in the caller's thread."""
         self.runner.grammars.prepare(wanted, vocabulary, unused)
 

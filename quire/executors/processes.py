@@ -118,7 +118,7 @@ class ProcessExecutor:
             self._tell(rank, Run(plan))
         return _Awaited(self)
 
-    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary, unused: list[str]) -> None:
+    def prepare(self, wanted: StructuredOutputsParams | None, vocabulary: Vocabulary, unused: list[str]) -> None:
         """Let rank 0 compile a grammar, beside its steps."""
         rank = self._ranks[0]
         question = Prepare(wanted, vocabulary.tokenizer, vocabulary.size, vocabulary.eos, unused)

@@ -75,13 +75,14 @@ class Broken(msgspec.Struct, tag=True):
 
 
 class Prepare(msgspec.Struct, tag=True):
-    """Compile a grammar. Goes to rank 0 on a channel of its own, beside steps; answered there by Prepared.
+    """Drop compiled grammars and compile one. Goes to rank 0 on a channel of its own, beside steps; Prepared answers.
 
     Attributes:
+        wanted: what to compile, if anything.
         unused: keys of grammars that are dropped before.
     """
 
-    wanted: StructuredOutputsParams
+    wanted: StructuredOutputsParams | None
     tokenizer: str
     vocab_size: int
     eos: tuple[int, ...]

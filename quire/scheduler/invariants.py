@@ -31,6 +31,8 @@ def _check_places(roster: Roster) -> None:
     alive = [seq for sequences in roster.alive.values() for seq in sequences]
     assert Counter(places) == Counter(alive), "a sequence is nowhere, or in two places"
     assert len(alive) == roster.counters.alive, "sequences ended or added without being counted"
+    users = Counter(seq for users in roster.grammars.users.values() for seq in users)
+    assert users == Counter(seq for seq in alive if seq.grammar is not None), "users of grammars are miscounted"
     assert all(seq.state is State.WAITING for seq in roster.waiting)
     assert all(seq.state is State.RUNNING for seq in roster.running)
     assert all(seq.state is State.FOLLOWING for seq in followers)

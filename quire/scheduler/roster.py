@@ -101,6 +101,8 @@ class Roster:
     def enter(self, id: str, sequences: list[Sequence]) -> None:
         """A new request: the leader queues, its siblings follow when there is something to share."""
         self.alive[id] = sequences
+        for seq in sequences:
+            self.grammars.enter(seq)
         self.counters.added += len(sequences)
         self.waiting.add(sequences[0])
 
@@ -138,6 +140,7 @@ class Roster:
         """`seq` ends for good, whatever it is doing."""
         siblings = self.alive[seq.id]
         siblings.remove(seq)
+        self.grammars.end(seq)
         if not siblings:
             del self.alive[seq.id]
         if seq.state is State.FOLLOWING:

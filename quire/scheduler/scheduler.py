@@ -8,7 +8,8 @@ no I/O; the engine core calls it from one thread.
 import random
 import secrets
 from collections import deque
-from itertools import count
+from collections.abc import Collection
+from itertools import chain, count, islice
 
 from quire.base.errors import RequestError
 from quire.messages.plan import StepPlan, StepResult
@@ -159,10 +160,19 @@ class Scheduler:
         """The grammar is compiled on every rank that needs it."""
         self.roster.grammars.pending.discard(grammar)
 
-    def grammars(self) -> set[str]:
-        """Those of sequences that have not ended."""
-        alive = (seq.grammar for sequences in self.roster.alive.values() for seq in sequences)
-        return {grammar for grammar in alive if grammar is not None}
+    @property
+    def used_grammars(self) -> Collection[str]:
+        """Those of sequences that have not ended, as they are now."""
+        return self.roster.grammars.users.keys()
+
+    def users(self, grammar: str) -> list[str]:
+        """Requests of this grammar that have not ended."""
+        return sorted({seq.id for seq in self.roster.grammars.users.get(grammar, ())})
+
+    def next_grammars(self, count: int) -> Collection[str]:
+        """Those of the first `count` sequences: of all that run and then of those that wait, in their order."""
+        first = islice(chain(self.roster.running, self.roster.waiting), count)
+        return dict.fromkeys(seq.grammar for seq in first if seq.grammar is not None)
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached page that no sequence uses."""

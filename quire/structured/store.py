@@ -6,6 +6,7 @@
 import threading
 from collections.abc import Collection
 
+from quire.base.heap import give_back_freed
 from quire.messages.structured import StructuredOutputsParams, grammar_key
 from quire.structured.llguidance import LLBackend
 from quire.structured.matcher import Backend, Grammar, Matcher, Vocabulary
@@ -28,11 +29,19 @@ class GrammarStore:
         assert self._backend is not None, "a grammar is used before any was prepared"
         return self._backend
 
-    def prepare(self, wanted: StructuredOutputsParams, vocabulary: Vocabulary, unused: Collection[str] = ()) -> None:
-        """Drop what nobody uses any more, by key, and compile a grammar, unless it is there. Raises RequestError."""
+    def prepare(
+        self, wanted: StructuredOutputsParams | None, vocabulary: Vocabulary, unused: Collection[str] = ()
+    ) -> None:
+        """Drop grammars that are not needed, by key, and compile `wanted`, unless it is there. Raises RequestError.
+
+        Where nothing is wanted, what the dropped ones took goes back to the system.
+        """
         with self._lock:
             for key in unused:
                 self._grammars.pop(key, None)
+        if wanted is None:
+            give_back_freed()
+            return
         if self._backend is None:
             self._backend = LLBackend(vocabulary)
         key = _key(wanted)

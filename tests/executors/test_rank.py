@@ -62,6 +62,7 @@ def test_a_grammar_that_nobody_foresaw_harms_no_other_one(caplog):
         MemoryError("no room"),
         RequestError("no such rule", "grammar", "invalid_schema"),
         None,
+        None,
         KeyboardInterrupt,
     ]
     rank.runner = SimpleNamespace(grammars=mock.Mock(prepare=mock.Mock(side_effect=errors)))
@@ -74,6 +75,9 @@ def test_a_grammar_that_nobody_foresaw_harms_no_other_one(caplog):
             send(ours, question)
             assert msgspec.msgpack.decode(receive(ours), type=Prepared) == answer
         assert caplog.text.count("Traceback") == 1
+        send(ours, msgspec.msgpack.encode(Prepare(None, "tokenizer.json", 10, (0,), ["key"])))
+        assert msgspec.msgpack.decode(receive(ours), type=Prepared) == Prepared()
+        assert [call.args[::2] for call in rank.runner.grammars.prepare.call_args_list][3] == (None, ["key"])
         send(ours, question)
         assert receive(ours) is None  # the thread's death is heard, and no answer is waited for in vain
     thread.join(HANG_S)

@@ -1,84 +1,208 @@
-"""A fault of the engine's own (no process, no memory) is not held against a grammar."""
+"""Which grammars are compiled, and when: those of whom is served next, so many at a time, and nobody waits for ever."""
 
-import select
-import threading
-from types import SimpleNamespace
+from collections.abc import Iterable
+from random import Random
 from unittest import mock
 
 import pytest
 
-from quire.base.errors import EngineError, RequestError
+from quire.base.errors import RequestError
 from quire.engine.core import EngineCore
-from quire.engine.grammars import GrammarService
+from quire.engine.grammar_worker import PendingGrammar
+from quire.engine.grammars import KEPT, GrammarService
 from quire.messages.params import SamplingParams
+from quire.messages.plan import StepResult
 from quire.messages.request import Request
-from quire.messages.structured import FIELD, StructuredOutputsParams
-from quire.messages.wire import FAILED, Refused
-from quire.structured import checker
-from quire.structured.matcher import Vocabulary
+from quire.messages.structured import FIELD, StructuredOutputsParams, grammar_key
+from quire.scheduler.limits import Limits
+from quire.scheduler.scheduler import Scheduler
+from tests.structured.test_scheduler import layout, request
 
 pytestmark = pytest.mark.plain
 
-PARAMS = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))
+ROWS = 4
+MOST = ROWS + KEPT
 
 
-def asked(service: GrammarService, name: str) -> list[Refused]:
-    """What becomes of a request with the one grammar."""
-    service.want(Request(id=name, token_ids=[1], params=PARAMS))
-    select.select([service.descriptor], [], [], 10)
-    return service.collect()
+class Worker:
+    """Does so many jobs as it is told; `compiled` is what ranks hold."""
+
+    descriptor = -1
+
+    def __init__(self) -> None:
+        self.todo: list[PendingGrammar] = []
+        self.done: list[PendingGrammar] = []
+        self.compiled: set[str] = set()
+        self.times_compiled = 0
+        self.bad: set[str] = set()
+
+    def submit(self, pending: PendingGrammar) -> None:
+        self.todo.append(pending)
+
+    def drop(self, keys: Iterable[str]) -> None:
+        self.compiled.difference_update(keys)
+
+    def collect(self) -> list[PendingGrammar]:
+        done, self.done = self.done, []
+        return done
+
+    def work(self, jobs: int) -> None:
+        self.todo.sort(key=lambda pending: pending.number)
+        for pending in self.todo[:jobs]:
+            if pending.wanted.regex in self.bad:
+                pending.error = RequestError("no such rule", FIELD, "invalid_schema")
+            elif not pending.unwanted:
+                pending.checked = True
+                if pending.room:
+                    pending.compiled = True
+                    self.compiled.add(pending.key)
+                    self.times_compiled += 1
+                    assert len(self.compiled) <= MOST, "more grammars are compiled than there is room for"
+        self.done += self.todo[:jobs]
+        del self.todo[:jobs]
 
 
-def test_a_checker_that_cannot_be_begun_is_tried_again(tmp_path) -> None:
-    scheduler = mock.Mock()
-    service = GrammarService(mock.Mock(), scheduler, Vocabulary(str(tmp_path), 10, (0,)))
-    try:
-        with mock.patch.object(checker.subprocess, "Popen", side_effect=OSError("no more processes")):
-            (refused,) = asked(service, "first")
-        assert (refused.id, refused.code) == ("first", FAILED)
-        with mock.patch.object(service, "_checker", SimpleNamespace(check=lambda wanted: None)):
-            assert asked(service, "second") == []
-        assert [call.args for call in scheduler.abort.call_args_list] == [("first",)]
-    finally:
-        service.close()
+class Engine:
+    """A core over ranks that nobody needs: rows end when they are told."""
+
+    def __init__(self, policy: str = "fcfs") -> None:
+        self.scheduler = Scheduler(Limits(max_num_seqs=ROWS, max_num_batched_tokens=64, policy=policy), layout())
+        self.worker = Worker()
+        self.service = GrammarService(self.scheduler, self.worker)
+        self.core = EngineCore(mock.Mock(), self.scheduler, self.service, mock.Mock(), 1)
+
+    def add(self, name: str, form: int, priority: int = 0) -> None:
+        made = request(name, StructuredOutputsParams(regex=f"a{{{form}}}"))
+        made.priority = priority
+        self.core.add(made)
+
+    def turn(self, jobs: int = 1000, complete: bool = True) -> list[str]:
+        """Some jobs, a step. Returns the forms that began."""
+        self.worker.work(jobs)
+        self.service.collect()
+        self.service.arrange()
+        plan = self.scheduler.plan(0.0)
+        if plan is None:
+            return []
+        begun = [new.params.structured_outputs for new in plan.new]
+        assert all(grammar_key(wanted) in self.worker.compiled for wanted in begun), "a row begins without its grammar"
+        rows = [grant.row for grant in plan.grants if grant.samples]
+        self.scheduler.commit(StepResult(plan.step, rows, [5] * len(rows), complete=rows if complete else []))
+        self.scheduler.check()
+        return [wanted.regex for wanted in begun]
+
+    def assert_idle(self) -> None:
+        self.turn()
+        assert not self.scheduler.has_work and not self.service.busy
+        assert not self.scheduler.roster.grammars.pending and not self.service._held
+        assert len(self.worker.compiled) <= KEPT
 
 
-def test_a_thread_that_cannot_be_begun_is_tried_again() -> None:
-    service = GrammarService(mock.Mock(), mock.Mock(), Vocabulary("", 10, (0,)))
-    with mock.patch.object(service, "_checker", mock.Mock()):
-        with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
-            (refused,) = asked(service, "first")
-        assert (refused.id, refused.code, service.busy) == ("first", FAILED, False)
-        assert (asked(service, "second"), service.busy) == ([], False)
-        service.close()
+@pytest.fixture
+def engine():
+    return Engine()
 
 
-def test_a_fault_of_the_engine_is_not_told_as_the_requests() -> None:
-    assert isinstance(Refused("mine", "no checker", None, FAILED).error, EngineError)
-    error = Refused("mine", "no such grammar", "regex", "invalid_schema").error
-    assert isinstance(error, RequestError)
-    assert (error.message, error.param, error.code) == ("no such grammar", "regex", "invalid_schema")
+def test_a_burst_is_checked_at_once_compiled_piece_by_piece_and_forgotten(engine):
+    for number in range(3 * MOST):
+        engine.add(str(number), number)
+    engine.worker.work(3 * MOST)
+    assert all(pending.checked for pending in engine.worker.done)
+    assert len(engine.worker.compiled) == MOST
+    begun = [form for _ in range(3 * MOST) for form in engine.turn()]
+    assert begun == [f"a{{{number}}}" for number in range(3 * MOST)]  # in their order, and none is waited for
+    assert engine.worker.times_compiled == 3 * MOST
+    engine.assert_idle()
 
 
-def test_nothing_is_compiled_for_a_request_that_can_never_fit(tmp_path) -> None:
-    scheduler = mock.Mock(**{"add.side_effect": RequestError("too long", "max_tokens", "kv_capacity")})
-    service = GrammarService(mock.Mock(), scheduler, Vocabulary(str(tmp_path), 10, (0,)))
-    core = EngineCore(mock.Mock(), scheduler, service, mock.Mock(), 1)
-    with pytest.raises(RequestError, match="too long"):
-        core.add(Request(id="long", token_ids=[1], params=PARAMS))
-    assert not service.busy
-    core.abandon()
+@pytest.fixture
+def full():
+    """As many grammars are compiled as may be, and one that is urgent has taken the place of the last."""
+    engine = Engine("priority")
+    for number in range(MOST):
+        engine.add(str(number), number, priority=1)
+    engine.turn(complete=False)
+    engine.add("urgent", 1000)
+    engine.turn(complete=False)  # it is checked
+    engine.turn(complete=False)  # and compiled
+    assert len(engine.worker.compiled) == MOST and len(engine.service._held) == 1
+    return engine
 
 
-def test_a_grammar_that_is_known_to_be_bad_is_refused_at_once_and_leaves_nothing() -> None:
-    scheduler = mock.Mock()
-    service = GrammarService(mock.Mock(), scheduler, Vocabulary("", 10, (0,)))
-    core = EngineCore(mock.Mock(), scheduler, service, mock.Mock(), 1)
-    bad = RequestError("no such rule", FIELD, "invalid_schema")
-    with mock.patch.object(service, "_checker", mock.Mock(**{"check.side_effect": bad})):
-        (refused,) = asked(service, "first")
-        assert (refused.id, refused.code) == ("first", "invalid_schema")
-        with pytest.raises(RequestError, match="no such rule"):
-            core.add(Request(id="second", token_ids=[1], params=PARAMS))
-        core.abandon()
-    scheduler.add.assert_not_called()
+def test_whoever_comes_to_the_head_of_a_full_queue_is_next(full):
+    assert full.turn() == []
+    assert "a{1000}" in full.turn()
+    assert sum(len(full.turn()) for _ in range(MOST)) == MOST - ROWS - (ROWS - 1)
+    full.assert_idle()
+
+
+def test_whoever_lost_its_place_waits_until_it_is_compiled_again(full):
+    full.core.abort(["urgent", *(str(number) for number in range(MOST - 1))])
+    assert full.turn(jobs=0) == []
+    assert full.turn() == [f"a{{{MOST - 1}}}"]
+    full.assert_idle()
+
+
+def test_what_is_held_and_given_up_is_forgotten(engine):
+    for number in range(MOST + 2):
+        engine.add(str(number), number)
+    engine.turn(complete=False)
+    assert len(engine.service._held) == 2
+    engine.core.abort([str(MOST)])
+    assert len(engine.service._held) == 1
+    engine.core.abort([str(number) for number in range(MOST + 2)])
+    engine.assert_idle()
+
+
+def test_a_grammar_that_is_given_up_and_asked_for_again_is_compiled(engine):
+    engine.add("first", 1)
+    engine.core.abort(["first"])
+    engine.add("second", 1)
+    engine.worker.work(1)  # it does not know yet
+    assert engine.turn() == [] and engine.turn() == ["a{1}"]
+    engine.assert_idle()
+
+
+def test_a_bad_grammar_is_refused_though_there_is_no_room_and_leaves_nothing(engine):
+    engine.worker.bad.add("a{1000}")
+    for number in range(MOST):
+        engine.add(str(number), number)
+    engine.add("first", 1000)
+    engine.add("second", 1000)
+    engine.worker.work(MOST + 1)
+    assert [(refused.id, refused.code) for refused in engine.service.collect()] == [
+        ("first", "invalid_schema"),
+        ("second", "invalid_schema"),
+    ]
+    with pytest.raises(RequestError, match="no such rule"):
+        engine.add("third", 1000)
+    assert "third" not in engine.scheduler.roster.alive
+    engine.core.abort([str(number) for number in range(MOST)])
+    engine.assert_idle()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_comes_and_goes_all_are_served_within_the_bound(seed):
+    rng = Random(seed)
+    engine = Engine(rng.choice(["fcfs", "priority", "lpm"]))
+    forms, open_ids = rng.choice([MOST, 3 * MOST]), []
+    for number in range(400):
+        engine.add(str(number), rng.randrange(forms), rng.randrange(3))
+        open_ids.append(str(number))
+        if rng.random() < 0.1:
+            engine.core.abort([open_ids.pop(rng.randrange(len(open_ids)))])
+        if rng.random() < 0.3:
+            engine.turn(jobs=rng.randrange(6), complete=rng.random() < 0.5)
+    turns = 0
+    while engine.scheduler.has_work:
+        engine.turn(jobs=rng.randrange(6), complete=rng.random() < 0.5)
+        turns += 1
+        assert turns < 4000, "somebody waits for ever"
+    engine.assert_idle()
+
+
+def test_nothing_is_compiled_for_a_request_that_can_never_fit(engine) -> None:
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))
+    with pytest.raises(RequestError, match="context length"):
+        engine.core.add(Request(id="long", token_ids=[1] * 100, params=params))
+    assert not engine.service.busy and not engine.worker.todo

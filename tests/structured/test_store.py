@@ -18,3 +18,12 @@ def test_a_row_that_begins_after_its_grammar_was_dropped_leaves_none_behind() ->
     assert len(store) == 1
     assert store.start(ONE).error is None
     assert len(store) == 1
+
+
+def test_what_is_dropped_goes_back_to_the_system_where_nothing_is_compiled_after_it(monkeypatch) -> None:
+    given_back: list[int] = []
+    store = GrammarStore()
+    monkeypatch.setattr("quire.structured.store.give_back_freed", lambda: given_back.append(len(store)))
+    store.prepare(ONE, VOCABULARY)
+    store.prepare(None, VOCABULARY, [grammar_key(ONE) or ""])
+    assert given_back == [0]

@@ -9,11 +9,25 @@ class Grammars:
     Attributes:
         pending: their keys.
         bound: sequences that run and keep to a grammar.
+        users: by key, the sequences that have not ended.
     """
 
     def __init__(self) -> None:
         self.pending: set[str] = set()
         self.bound: set[Sequence] = set()
+        self.users: dict[str, set[Sequence]] = {}
+
+    def enter(self, seq: Sequence) -> None:
+        """A sequence has come."""
+        if seq.grammar is not None:
+            self.users.setdefault(seq.grammar, set()).add(seq)
+
+    def end(self, seq: Sequence) -> None:
+        """A sequence has ended for good; what it holds is released once no plan holds it."""
+        if seq.grammar is not None:
+            self.users[seq.grammar].discard(seq)
+            if not self.users[seq.grammar]:
+                del self.users[seq.grammar]
 
     def holds(self, seq: Sequence) -> bool:
         """Whether `seq` waits for its grammar."""
