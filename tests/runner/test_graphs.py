@@ -2,32 +2,20 @@
 
 from contextlib import nullcontext
 
-import msgspec
 import pytest
 import torch
 
 from quire import LLM, SamplingParams
-from quire.base.registry import load
 from quire.config.step_sizes import graph_rows
-from quire.engine import begin
 from quire.messages.structured import StructuredOutputsParams
 from quire.runner import graphs, loaded
 from quire.sampling.batch import DrawMode
 from quire.sampling.kernels import Kernels
 from quire.sampling.sampler import Sampler
+from tests.engine.settings import resolved
 from tests.engine.toy import make_toy, oracle
 
 pytestmark = pytest.mark.torch
-
-
-def recorded(sizes, **others):
-    """`resolve` as it would be on a device with graphs."""
-    resolve = load("quire.config.resolve:resolve")
-
-    def with_graphs(*arguments):
-        return msgspec.structs.replace(resolve(*arguments), graph_rows=sizes, **others)
-
-    return with_graphs
 
 
 class Noted:
@@ -49,7 +37,7 @@ class Noted:
 @pytest.mark.parametrize("overlapped", [False, True])
 @pytest.mark.parametrize("state", [{}, {"window": 9}, {"recurrent": True}], ids=str)
 def test_padding_changes_nothing(tmp_path, monkeypatch, sizes, overlapped, state):
-    monkeypatch.setattr(begin, "resolve", recorded(sizes))
+    resolved(monkeypatch, graph_rows=sizes)
     folder = make_toy(tmp_path, **state)
     prompts = [[i, i + 1, i + 2] * (i + 1) for i in range(8)]
     params = [SamplingParams(max_tokens=5 + 3 * i, temperature=0.0, ignore_eos=True) for i in range(8)]
@@ -97,7 +85,7 @@ def test_recorded_draws_are_those_of_steps_that_are_not_recorded(tmp_path, monke
     drawn: list[list[DrawMode]] = []
     monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
     plain = generated()
-    monkeypatch.setattr(begin, "resolve", recorded([1, 4, 12]))
+    resolved(monkeypatch, graph_rows=[1, 4, 12])
     assert generated() == plain
     assert not drawn[0]
     assert draw_mode is None or drawn[1].count(draw_mode) > 8
@@ -130,7 +118,7 @@ def test_grammars_are_drawn_for_in_recordings(monkeypatch, overlapped):
     drawn: list[list[DrawMode]] = []
     plain = texts()
     assert not drawn[0]
-    monkeypatch.setattr(begin, "resolve", recorded([1, 3, 6, 8]))
+    resolved(monkeypatch, graph_rows=[1, 3, 6, 8])
     monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
     assert texts() == plain
     assert drawn[1].count(DrawMode.EDITED) > 8
@@ -140,7 +128,7 @@ def test_a_kernel_that_asks_the_host_is_not_recorded(monkeypatch):
     """Nor do tables take memory for recordings, whatever the sampler's own kernels can do; no prompt waits for one."""
     stayed = []
     monkeypatch.setattr(Sampler, "stay", stayed.append)
-    monkeypatch.setattr(begin, "resolve", recorded([4], graph_singles=[0], graph_tokens=[8]))
+    resolved(monkeypatch, graph_rows=[4], graph_singles=[0], graph_tokens=[8])
     monkeypatch.setattr(loaded, "choose_kernels", lambda *given: Kernels(recordable=True))
     with LLM(num_gpu_blocks_override=100, kernels="reference") as llm:
         assert not llm._running().executor.runner.allocated.steps.graphs.covers(1)

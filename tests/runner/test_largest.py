@@ -1,18 +1,16 @@
 """The largest step, which runs before an engine is ready."""
 
-import msgspec
 import psutil
 import pytest
 import torch
 
 from quire import LLM
 from quire.base.errors import ConfigError
-from quire.base.registry import load
-from quire.engine import begin
 from quire.runner import loaded, memory, warm
 from quire.runner.warm import largest_step
 from quire.sampling.kernels import Kernels
 from quire.sampling.sampler import Sampler
+from tests.engine.settings import resolved
 from tests.engine.toy import make_toy
 
 pytestmark = pytest.mark.torch
@@ -43,9 +41,7 @@ def test_memory_beyond_the_process_s_group_is_not_free(monkeypatch):
 )
 def test_pages_that_leave_no_memory_are_named(tmp_path, monkeypatch, settings, named, what):
     """For the largest step, and for the tables of recordings."""
-    resolve = load("quire.config.resolve:resolve")
-    steps = {"warm_tokens": [3]} if what[0] is warm else {"graph_rows": [1]}
-    monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), **steps))
+    resolved(monkeypatch, **({"warm_tokens": [3]} if what[0] is warm else {"graph_rows": [1]}))
 
     def take(*given):
         raise torch.OutOfMemoryError("no memory is left")

@@ -2,14 +2,12 @@
 
 from itertools import pairwise
 
-import msgspec
 import pytest
 
 from quire import LLM, SamplingParams
-from quire.base.registry import load
 from quire.config.step_sizes import GRAPH_TOKENS, graph_singles
-from quire.engine import begin
 from quire.runner.ragged import RaggedGraphs
+from tests.engine.settings import resolved
 from tests.engine.toy import make_toy, oracle
 
 pytestmark = pytest.mark.torch
@@ -20,10 +18,8 @@ pytestmark = pytest.mark.torch
 @pytest.mark.parametrize("pages", [200, 40], ids=["roomy", "preempting"])
 @pytest.mark.parametrize("singles", [[0, 3, 8], [0]])
 def test_padding_changes_nothing(tmp_path, monkeypatch, overlapped, state, pages, singles):
-    resolve, played = load("quire.config.resolve:resolve"), []
-    wanted = {"graph_rows": [4, 8], "graph_singles": singles, "graph_tokens": [3, 10, 25]}
-    monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), **wanted))
-    forward = RaggedGraphs.forward
+    resolved(monkeypatch, graph_rows=[4, 8], graph_singles=singles, graph_tokens=[3, 10, 25])
+    played, forward = [], RaggedGraphs.forward
 
     def noted(self, room, grants):
         played.append((room, [grant.tokens for grant in grants]))
@@ -51,9 +47,7 @@ def test_padding_changes_nothing(tmp_path, monkeypatch, overlapped, state, pages
 
 
 def test_log_probabilities_of_prompts_need_every_state(tmp_path, monkeypatch):
-    resolve = load("quire.config.resolve:resolve")
-    wanted = {"graph_rows": [4], "graph_singles": [0], "graph_tokens": [25]}
-    monkeypatch.setattr(begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), **wanted))
+    resolved(monkeypatch, graph_rows=[4], graph_singles=[0], graph_tokens=[25])
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
         assert llm._running().scheduler.limits.recorded_tokens == 25
         (output,) = llm.generate([[5, 6, 7]], SamplingParams(max_tokens=2, temperature=0.0, prompt_logprobs=1))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quire import LLM, SamplingParams
-from quire.base.registry import load
+from quire.config.resolve import resolve
 from quire.engine import begin
 from quire.ops import ahead
 from quire.runner.generation import GenerationSteps
@@ -50,8 +50,6 @@ stages: list[Stage] = []
 
 @pytest.fixture
 def compiled(monkeypatch):
-    resolve = load("quire.config.resolve:resolve")
-
     def chosen(*given):
         spec = resolve(*given)
         platform = msgspec.structs.replace(spec.platform, providers=["torch_native"])

@@ -1,11 +1,9 @@
 """Rows that begin alike: what kernels are told of them is true in every step, recorded or not, and reaches them."""
 
-import msgspec
 import pytest
 
 from quire import LLM, SamplingParams
-from quire.base.registry import load
-from quire.engine import begin
+from tests.engine.settings import resolved, shared_early
 from tests.engine.toy import make_toy, oracle
 
 pytestmark = pytest.mark.torch
@@ -40,25 +38,13 @@ class Watch:
             self.seen.append(None)
 
 
-def engine(monkeypatch, sizes):
-    """Sharing counts from two rows and four tokens; decode steps are recorded as on a device with graphs."""
-    resolve, make = load("quire.config.resolve:resolve"), load("quire.scheduler.build:make")
-    scheduler = load("quire.scheduler.scheduler:Scheduler")
-
-    def small(spec, layout, recordable):
-        limits = msgspec.structs.replace(make(spec, layout, recordable).limits, shared_rows=2, shared_tokens=4)
-        return scheduler(limits, layout, seed=spec.seed)
-
-    monkeypatch.setattr(begin, "make", small)
-    monkeypatch.setattr(begin, "resolve", lambda *a: msgspec.structs.replace(resolve(*a), graph_rows=sizes))
-
-
 @pytest.mark.parametrize("sizes", [[], [2, 4, 8]], ids=["eager", "recorded"])
 @pytest.mark.parametrize("overlapped", [False, True])
 @pytest.mark.parametrize("pages", [100, 26], ids=["roomy", "preempting"])
 @pytest.mark.parametrize("window", [None, 9])
 def test_kernels_are_told_who_begins_alike(tmp_path, monkeypatch, sizes, overlapped, pages, window):
-    engine(monkeypatch, sizes)
+    shared_early(monkeypatch)
+    resolved(monkeypatch, graph_rows=sizes)
     folder = make_toy(tmp_path, window=window)
     prompts = [*([*HEADS[i % 2], 100 + i] for i in range(8)), [1, 2, 3], HEADS[0][:9]]
     params = [SamplingParams(max_tokens=4 + 2 * i, temperature=0.0, ignore_eos=True) for i in range(len(prompts))]
@@ -76,7 +62,8 @@ def test_kernels_are_told_who_begins_alike(tmp_path, monkeypatch, sizes, overlap
 
 
 def test_a_batch_with_sharers_is_played_by_its_own_recording(tmp_path, monkeypatch):
-    engine(monkeypatch, [2, 3, 4, 6, 8, 9])
+    shared_early(monkeypatch)
+    resolved(monkeypatch, graph_rows=[2, 3, 4, 6, 8, 9])
     played = []
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
         graphs = llm._running().executor.runner.allocated.steps.graphs

@@ -3,28 +3,23 @@
 import gc
 import weakref
 
-import msgspec
 import pytest
 
 from quire import LLM, SamplingParams
-from quire.base.registry import load
 from quire.checkpoint.read import read_facts
 from quire.config.sources import engine_config
 from quire.config.step_sizes import warm_tokens
 from quire.engine import begin
 from quire.runner.generation import GenerationSteps
 from quire.sampling.sampler import Sampler
+from tests.engine.settings import resolved
 from tests.engine.toy import make_toy, oracle
 
 pytestmark = pytest.mark.torch
 
 
 def test_warm_steps_leave_nothing_behind(tmp_path, monkeypatch):
-    resolve = load("quire.config.resolve:resolve")
-    sizes = [2, 9, 300]
-    monkeypatch.setattr(
-        begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=sizes, graph_rows=[2])
-    )
+    resolved(monkeypatch, warm_tokens=[2, 9, 300], graph_rows=[2])
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
         rows = llm._running().executor.runner.allocated.steps.rows
         assert not rows.computed[rows.dummy]
@@ -35,10 +30,7 @@ def test_warm_steps_leave_nothing_behind(tmp_path, monkeypatch):
 
 def test_edited_logits_are_drawn_from_in_both_ways(tmp_path, monkeypatch):
     """They are float32 where the model's are not: other kernels of the same ops."""
-    resolve = load("quire.config.resolve:resolve")
-    monkeypatch.setattr(
-        begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=[3], graph_rows=[2])
-    )
+    resolved(monkeypatch, warm_tokens=[3], graph_rows=[2])
     random, draw = set(), Sampler._draw_edited
 
     def note(self, logits, part, *rest):
@@ -51,10 +43,7 @@ def test_edited_logits_are_drawn_from_in_both_ways(tmp_path, monkeypatch):
 
 
 def test_what_is_released_needs_no_collector(tmp_path, monkeypatch):
-    resolve = load("quire.config.resolve:resolve")
-    monkeypatch.setattr(
-        begin, "resolve", lambda *given: msgspec.structs.replace(resolve(*given), warm_tokens=[3], graph_rows=[1, 2])
-    )
+    resolved(monkeypatch, warm_tokens=[3], graph_rows=[1, 2])
     with LLM(str(make_toy(tmp_path)), num_gpu_blocks_override=100, block_size=4) as llm:
         runner = llm._running().executor.runner
         steps, layout = runner.allocated.steps, runner.allocated.layout
