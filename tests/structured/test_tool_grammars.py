@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,20 @@ class Rig:
         splitter = AnswerParser(self.service, offer, thinking).choice_parser()._splitter
         return fold([*splitter.push(text), *splitter.finish()])
 
+    def answers(
+        self, offer: ToolSet, form: StructuredOutputsParams | None, seeds: int, *states: ReasoningState
+    ) -> Iterator[tuple[int, str, Any]]:
+        """Of each seed whose text ends, with `states` in turn: the text, and what the server makes of it."""
+        for seed in range(seeds):
+            thinking = states[seed % len(states)]
+            wanted = framed(self.service, offer, form, thinking, None)
+            assert wanted is not None
+            text = self.sample(wanted, seed)
+            if text is not None:
+                parsed = self.hear(offer, thinking, text)
+                check(parsed)
+                yield seed, text, parsed
+
 
 def check(parsed: Any) -> None:
     for call in parsed.calls:
@@ -118,20 +133,12 @@ def test_required_calls_are_calls(tmp_path: Path, format: str, source: str, spec
         offer = ToolSet(LISTED, SCHEMAS, parallel=parallel, required=True, strict=frozenset(SCHEMAS))
         # Some texts are too long for several calls by chance; an answer by harmony ends with its call.
         aim = (parallel, parallel and format not in ("qwen3_coder", "glm45", "minimax_m2", "harmony"))
-        for seed in range(60):
-            if seed >= 5 and aim in counts:
-                break
-            thinking = [ReasoningState.NONE, ReasoningState.MAY][seed % 2]
-            wanted = framed(rig.service, offer, None, thinking, None)
-            assert wanted is not None
-            text = rig.sample(wanted, seed)
-            if text is None:
-                continue
-            parsed = rig.hear(offer, thinking, text)
+        for seed, text, parsed in rig.answers(offer, None, 60, ReasoningState.NONE, ReasoningState.MAY):
             assert parsed.calls, text
             assert parsed.content == "", text
-            check(parsed)
             counts.add((parallel, len(parsed.calls) > 1))
+            if seed >= 4 and aim in counts:
+                break
         assert aim in counts
     assert (False, True) not in counts
 
@@ -140,20 +147,13 @@ def test_required_calls_are_calls(tmp_path: Path, format: str, source: str, spec
 def test_strict_tools_hold_among_words(tmp_path: Path, format: str, source: str) -> None:
     rig = Rig(tmp_path, format, source)
     offer = ToolSet(LISTED, SCHEMAS, strict=frozenset(SCHEMAS))
-    called = 0
-    for seed in range(80):
-        if seed >= 6 and called:
+    called = False
+    for seed, _, parsed in rig.answers(
+        offer, None, 80, ReasoningState.MAY if format == "harmony" else ReasoningState.OPEN
+    ):
+        called |= bool(parsed.calls)
+        if seed >= 5 and called:
             break
-        wanted = framed(
-            rig.service, offer, None, ReasoningState.OPEN if format != "harmony" else ReasoningState.MAY, None
-        )
-        assert wanted is not None
-        text = rig.sample(wanted, seed)
-        if text is None:
-            continue
-        parsed = rig.hear(offer, ReasoningState.OPEN if format != "harmony" else ReasoningState.MAY, text)
-        check(parsed)
-        called += bool(parsed.calls)
     assert called
 
 
@@ -162,20 +162,13 @@ def test_a_call_or_content_of_a_form(tmp_path: Path, format: str, source: str) -
     rig = Rig(tmp_path, format, source)
     offer = ToolSet(LISTED, SCHEMAS)
     seen = set()
-    for seed in range(60):
-        if seed >= 6 and True in seen:
-            break
-        wanted = framed(rig.service, offer, StructuredOutputsParams(json=FORM), ReasoningState.MAY, None)
-        assert wanted is not None
-        text = rig.sample(wanted, seed)
-        if text is None:
-            continue
-        parsed = rig.hear(offer, ReasoningState.MAY, text)
-        check(parsed)
+    for seed, text, parsed in rig.answers(offer, StructuredOutputsParams(json=FORM), 60, ReasoningState.MAY):
         assert bool(parsed.calls) != bool(parsed.content), text
         if parsed.content:
             jsonschema.validate(json.loads(parsed.content), FORM)
         seen.add(bool(parsed.calls))
+        if seed >= 5 and True in seen:
+            break
     assert True in seen, "calls remain possible"
 
 
@@ -193,19 +186,12 @@ def test_a_call_or_content_of_a_grammar_of_ones_own(tmp_path: Path, format: str,
     offer = ToolSet(LISTED, SCHEMAS)
     for form, pattern in OWN:
         seen = set()
-        for seed in range(80):
-            if seed >= 6 and len(seen) == 2:
-                break
-            wanted = framed(rig.service, offer, form, ReasoningState.MAY, None)
-            assert wanted is not None
-            text = rig.sample(wanted, seed)
-            if text is None:
-                continue
-            parsed = rig.hear(offer, ReasoningState.MAY, text)
-            check(parsed)
+        for seed, text, parsed in rig.answers(offer, form, 80, ReasoningState.MAY):
             if parsed.content:
                 assert re.fullmatch(pattern, parsed.content.strip()), text
             seen.add(bool(parsed.calls))
+            if seed >= 5 and len(seen) == 2:
+                break
         assert True in seen or form.structural_tag is not None, "calls remain possible"
 
 
