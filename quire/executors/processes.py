@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from quire.base.errors import EngineDeadError, EngineError, QuireError, RequestError, TransportError
+from quire.base.errors import EngineDeadError, QuireError, TransportError
 from quire.base.interpreter import python
 from quire.base.registry import load
 from quire.config import environ
@@ -36,15 +36,14 @@ from quire.messages.rank import (
     Measure,
     Measured,
     Prepare,
-    Prepared,
     Ready,
     Result,
     Run,
     ToRank,
+    Verdict,
 )
 from quire.messages.state import Capacity, Layout
-from quire.messages.structured import FIELD, StructuredOutputsParams
-from quire.messages.wire import FAILED
+from quire.messages.structured import StructuredOutputsParams
 from quire.structured.matcher import Vocabulary
 
 STOP_TIMEOUT_S = 5.0
@@ -129,11 +128,7 @@ class ProcessExecutor:
             frame = None
         if frame is None:
             raise _ended(rank)
-        answer = msgspec.msgpack.decode(frame, type=Prepared)
-        if answer.code == FAILED:
-            raise EngineError(f"rank {rank.index}: {answer.message}")
-        if answer.message:
-            raise RequestError(answer.message, FIELD, answer.code)
+        msgspec.msgpack.decode(frame, type=Verdict).check(f"rank {rank.index}: ")
 
     def stop(self) -> None:
         """End the ranks: closing a socket asks for it, a signal follows."""

@@ -29,11 +29,11 @@ from quire.messages.rank import (
     Measure,
     Measured,
     Prepare,
-    Prepared,
     Ready,
     Result,
     Run,
     ToRank,
+    Verdict,
 )
 from quire.messages.wire import FAILED
 from quire.parallel.mesh import Mesh
@@ -81,17 +81,17 @@ class RankProcess:
                 answer = self._prepare(msgspec.msgpack.decode(frame, type=Prepare))
                 send(side, msgspec.msgpack.encode(answer))
 
-    def _prepare(self, question: Prepare) -> Prepared:
+    def _prepare(self, question: Prepare) -> Verdict:
         assert self.runner is not None, "Begin comes first"
         try:
             vocabulary = Vocabulary(question.tokenizer, question.vocab_size, question.eos)
             self.runner.grammars.prepare(question.wanted, vocabulary, question.unused)
         except RequestError as error:
-            return Prepared(error.message, error.code)
+            return Verdict(error.message, error.code)
         except Exception as error:  # a fault of ours, which may pass: the next grammar is asked for all the same
             log.exception("a grammar could not be compiled")
-            return Prepared(str(error) or type(error).__name__, FAILED)
-        return Prepared()
+            return Verdict(str(error) or type(error).__name__, FAILED)
+        return Verdict()
 
     def _handle(self, message: ToRank) -> None:
         if isinstance(message, Begin):

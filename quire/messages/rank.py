@@ -2,10 +2,12 @@
 
 import msgspec
 
+from quire.base.errors import EngineError, RequestError
 from quire.config.spec import RunSpec
 from quire.messages.plan import StepPlan, StepResult
 from quire.messages.state import Capacity, Layout
-from quire.messages.structured import StructuredOutputsParams
+from quire.messages.structured import FIELD, StructuredOutputsParams
+from quire.messages.wire import FAILED
 
 
 class Begin(msgspec.Struct, tag=True):
@@ -75,7 +77,7 @@ class Broken(msgspec.Struct, tag=True):
 
 
 class Prepare(msgspec.Struct, tag=True):
-    """Drop compiled grammars and compile one. Goes to rank 0 on a channel of its own, beside steps; Prepared answers.
+    """Drop compiled grammars and compile one. Goes to rank 0 on a channel of its own, beside steps; Verdict answers.
 
     Attributes:
         wanted: what to compile, if anything.
@@ -89,11 +91,18 @@ class Prepare(msgspec.Struct, tag=True):
     unused: list[str] = []
 
 
-class Prepared(msgspec.Struct, tag=True):
-    """The grammar is ready, unless `message` says why not; the code `wire.FAILED` names a fault that is not its own."""
+class Verdict(msgspec.Struct, tag=True):
+    """Of a grammar: nothing (it is good, and ready at a rank), or why not; `wire.FAILED` is no fault of its own."""
 
     message: str = ""
     code: str = ""
+
+    def check(self, who: str = "") -> None:
+        """Raise what it says: EngineError, which begins with `who`, or RequestError for a grammar that is refused."""
+        if self.code == FAILED:
+            raise EngineError(f"{who}{self.message}")
+        if self.message:
+            raise RequestError(self.message, FIELD, self.code)
 
 
 ToRank = Begin | Measure | Allocate | Run

@@ -13,9 +13,9 @@ from quire.base.errors import EngineError, RequestError
 from quire.base.interpreter import python
 from quire.config import environ
 from quire.messages.frames import pair_for_child, receive, send
+from quire.messages.rank import Verdict
 from quire.messages.structured import FIELD, StructuredOutputsParams
-from quire.messages.wire import FAILED
-from quire.structured.checker_process import OUT_OF_MEMORY, Verdict
+from quire.structured.checker_process import OUT_OF_MEMORY
 from quire.structured.matcher import Vocabulary
 
 _ENDINGS = {
@@ -51,7 +51,7 @@ class GrammarChecker:
         answer = self._ask(channel, msgspec.json.encode(wanted))
         if answer is None:
             raise _blame(self._ended())
-        _read(answer)
+        msgspec.json.decode(answer, type=Verdict).check()
 
     def interrupt(self) -> None:
         """Kill the process, from any thread; whoever waits for it goes on with an error."""
@@ -82,7 +82,7 @@ class GrammarChecker:
         if answer is None:  # it has seen no grammar that it could blame
             raise EngineError(_END.format(self._ended()))
         try:
-            _read(answer)
+            msgspec.json.decode(answer, type=Verdict).check()
         except RequestError:
             self.close()
             raise
@@ -111,11 +111,3 @@ def _blame(status: int) -> EngineError | RequestError:
         return EngineError(_END.format(status))
     why, code = _ENDINGS[status]
     return RequestError(f"the grammar {why}; make it simpler (shorter repetitions, fewer rules).", FIELD, code)
-
-
-def _read(answer: bytes) -> None:
-    verdict = msgspec.json.decode(answer, type=Verdict)
-    if verdict.code == FAILED:
-        raise EngineError(verdict.message)
-    if verdict.message:
-        raise RequestError(verdict.message, FIELD, verdict.code)

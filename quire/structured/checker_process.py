@@ -15,6 +15,7 @@ import msgspec
 from quire.base.address_space import limit_address_space
 from quire.base.errors import RequestError
 from quire.messages.frames import receive, send
+from quire.messages.rank import Verdict
 from quire.messages.structured import StructuredOutputsParams
 from quire.messages.wire import FAILED
 from quire.structured.llguidance import LLBackend
@@ -29,13 +30,6 @@ OUT_OF_MEMORY = 3
 """How this process ends where Python finds no memory; libraries abort."""
 
 
-class Verdict(msgspec.Struct):
-    """What is to be said of a grammar: nothing (it is good), or why it is refused."""
-
-    message: str = ""
-    code: str = ""
-
-
 def main() -> int:
     """Read the vocabulary, then check grammars until the other side ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -46,10 +40,10 @@ def main() -> int:
         try:
             backend = LLBackend(msgspec.json.decode(first, type=Vocabulary))
         except RequestError as error:
-            _answer(channel, error)
+            _answer(channel, Verdict(error.message, error.code))
             return 0
         limit_address_space(MEMORY_BYTES)
-        send(channel, msgspec.json.encode(Verdict()))
+        _answer(channel, Verdict())
         _silence_libraries()
         while (frame := receive(channel)) is not None:
             _check(channel, backend, msgspec.json.decode(frame, type=StructuredOutputsParams))
@@ -67,25 +61,24 @@ def _check(channel: socket.socket, backend: LLBackend, wanted: StructuredOutputs
     # The default action of both signals is to end the process: nothing in a native library can hold it up.
     signal.setitimer(signal.ITIMER_PROF, CPU_S)
     signal.setitimer(signal.ITIMER_REAL, WALL_S)
+    verdict = Verdict()
     try:
         backend.compile(wanted)
     except RequestError as error:
-        _answer(channel, error)
-        return
+        verdict = Verdict(error.message, error.code)
     except MemoryError:
         sys.exit(OUT_OF_MEMORY)
     except BaseException as error:  # a fault of ours; what panics in Rust is no Exception
         traceback.print_exc()
-        _answer(channel, RequestError(f"the grammar checker has failed with {type(error).__name__}", code=FAILED))
-        return
+        verdict = Verdict(f"the grammar checker has failed with {type(error).__name__}", FAILED)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-    send(channel, msgspec.json.encode(Verdict()))
+    _answer(channel, verdict)
 
 
-def _answer(channel: socket.socket, error: RequestError) -> None:
-    send(channel, msgspec.json.encode(Verdict(error.message, error.code)))
+def _answer(channel: socket.socket, verdict: Verdict) -> None:
+    send(channel, msgspec.json.encode(verdict))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from quire.executors.processes import ProcessExecutor, Rank
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
 from quire.messages.plan import StepPlan
-from quire.messages.rank import FromRank, Loaded, Measured, Prepared, Ready
+from quire.messages.rank import FromRank, Loaded, Measured, Ready, Verdict
 from quire.messages.state import Capacity, Layout
 from quire.messages.structured import StructuredOutputsParams
 from quire.messages.wire import FAILED
@@ -91,6 +91,6 @@ def test_a_fault_of_a_rank_is_not_held_against_a_grammar() -> None:
     executor = ProcessExecutor(SPEC)
     executor._ranks = [Rank(0, mock.Mock(), ours, socket.socket())]
     with ours, theirs, executor._ranks[0].socket:
-        send(theirs, msgspec.msgpack.encode(Prepared("no room", FAILED)))
+        send(theirs, msgspec.msgpack.encode(Verdict("no room", FAILED)))
         with pytest.raises(EngineError, match="rank 0: no room"):
             executor.prepare(StructuredOutputsParams(regex="a"), Vocabulary("tokenizer.json", 10, (0,)), [])

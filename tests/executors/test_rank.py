@@ -12,7 +12,7 @@ from quire.base.errors import ConfigError, RequestError
 from quire.executors.rank import RankProcess
 from quire.messages.codec import Codec
 from quire.messages.frames import receive, send
-from quire.messages.rank import Broken, FromRank, Measure, Prepare, Prepared, ToRank
+from quire.messages.rank import Broken, FromRank, Measure, Prepare, ToRank, Verdict
 from quire.messages.structured import StructuredOutputsParams
 from quire.messages.wire import FAILED
 from tests.waiting import HANG_S
@@ -71,12 +71,12 @@ def test_a_grammar_that_nobody_foresaw_harms_no_other_one(caplog):
     question = msgspec.msgpack.encode(Prepare(StructuredOutputsParams(regex="a"), "tokenizer.json", 10, (0,)))
     ours.settimeout(HANG_S)
     with ours:
-        for answer in (Prepared("no room", FAILED), Prepared("no such rule", "invalid_schema"), Prepared()):
+        for answer in (Verdict("no room", FAILED), Verdict("no such rule", "invalid_schema"), Verdict()):
             send(ours, question)
-            assert msgspec.msgpack.decode(receive(ours), type=Prepared) == answer
+            assert msgspec.msgpack.decode(receive(ours), type=Verdict) == answer
         assert caplog.text.count("Traceback") == 1
         send(ours, msgspec.msgpack.encode(Prepare(None, "tokenizer.json", 10, (0,), ["key"])))
-        assert msgspec.msgpack.decode(receive(ours), type=Prepared) == Prepared()
+        assert msgspec.msgpack.decode(receive(ours), type=Verdict) == Verdict()
         assert [call.args[::2] for call in rank.runner.grammars.prepare.call_args_list][3] == (None, ["key"])
         send(ours, question)
         assert receive(ours) is None  # the thread's death is heard, and no answer is waited for in vain
