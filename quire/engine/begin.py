@@ -145,9 +145,10 @@ def _settle_in(
     capacity = executor.measure()
     # A CPU may take minutes for a large model's longest step; on GPUs compiling is most of this time.
     patience_s = PATIENCE * (timeline.clock() - began) if spec.platform.name == "cpu" else 0.0
+    timeline.mark("memory")
     layout = fit(spec, capacity)
     executor.allocate(layout)
-    timeline.mark("memory")
+    timeline.mark("pages")
     if sentence := shrunk(spec, layout):
         log.warning("%s", sentence)
     return capacity, layout, patience_s
