@@ -19,6 +19,7 @@ import triton
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from quire.base.interpreter import python
 from quire.ops.ahead import AHEAD
 
 PATIENCE_S = 300.0
@@ -57,7 +58,7 @@ class Compiler:
 
     def begin(self) -> None:
         """See Ahead."""
-        words = [sys.executable, "-m", "quire.kernels.triton.compiler", str(self._workers)]
+        words = [*python(), "-m", "quire.kernels.triton.compiler", str(self._workers)]
         self._helper = helper = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         # It reads no further than it compiles.
         Thread(target=_hand_over, args=(self._lines, helper), name="quire-ahead", daemon=True).start()
