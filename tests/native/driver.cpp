@@ -36,6 +36,20 @@ void fail(const char* set, const Matrix& m, long rows, const char* what, double 
                m.group, rows, what, got, want);
 }
 
+std::vector<uint8_t> memory_for(Matrix& m) {
+    std::vector<uint8_t> memory(size_t(qcpu_packed_bytes(&m)) + 64);
+    m.data = memory.data() + (64 - uintptr_t(memory.data()) % 64) % 64;
+    return memory;
+}
+
+std::vector<float> values_of(const Matrix& m) {
+    std::vector<int64_t> all;
+    for (long n = 0; n < m.outputs; n++) all.push_back(n);
+    std::vector<float> values(size_t(m.outputs * m.inputs));
+    qcpu_get(&m, all.data(), m.outputs, values.data(), FLOAT32);
+    return values;
+}
+
 std::vector<double> rounded(const Matrix& m, const Values& values, long at) {
     std::vector<float> x;
     for (long k = 0; k < m.inputs; k++) x.push_back(values.at(at + k));
@@ -83,18 +97,14 @@ void check(const char* set, int format) {
     const int groups[] = {32, 64, 128};
     Matrix m{nullptr, between(1, 150), between(1, 300), format, groups[next() % 3], FLOATS, 0, 8};
     const int dtype = format == BFLOAT16 ? 1 : format == FLOAT32 ? 0 : int(next() % 2);
-    std::vector<uint8_t> memory(size_t(qcpu_packed_bytes(&m)) + 64);
-    m.data = memory.data() + (64 - uintptr_t(memory.data()) % 64) % 64;
+    const std::vector<uint8_t> memory = memory_for(m);
     const Values weight(dtype, m.outputs * m.inputs);
     // In two goes, the second half first.
     const long half = between(0, m.outputs - 1);
     qcpu_put(&m, half, m.outputs - half, weight.from(half * m.inputs), m.inputs, dtype);
     qcpu_put(&m, 0, half, weight.data, m.inputs, dtype);
 
-    std::vector<int64_t> all;
-    for (long n = 0; n < m.outputs; n++) all.push_back(n);
-    std::vector<float> kept(size_t(m.outputs * m.inputs));
-    qcpu_get(&m, all.data(), m.outputs, kept.data(), FLOAT32);
+    const std::vector<float> kept = values_of(m);
     for (long n = 0; n < m.outputs; n++) {
         float high = 0;
         for (long k = 0; k < m.inputs; k++) high = fmaxf(high, fabsf(weight.at(n * m.inputs + k)));

@@ -7,8 +7,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "linear.h"
-#include "values.h"
+#include "products.h"
 
 using namespace qcpu;
 
@@ -18,9 +17,7 @@ struct Experts {
 };
 
 extern "C" {
-long qcpu_packed_bytes(const Matrix*);
 void qcpu_put(const Matrix*, long, long, const void*, long, int);
-void qcpu_get(const Matrix*, const int64_t*, long, void*, int);
 void qcpu_route(const void*, long, long, long, int, int, float*, int32_t*);
 void qcpu_experts(const Experts*, const void*, const int32_t*, const float*, long, void*);
 }
@@ -34,15 +31,11 @@ struct Packed {
     std::vector<float> kept;
 
     Packed(long outputs, long inputs, int format, int dtype) : matrix{nullptr, outputs, inputs, format, 32, FLOATS, 0, 8} {
-        memory.resize(size_t(qcpu_packed_bytes(&matrix)) + 64);
-        matrix.data = memory.data() + (64 - uintptr_t(memory.data()) % 64) % 64;
+        memory = memory_for(matrix);
         Values values(dtype, outputs * inputs);
         for (long i = 0; i < outputs * inputs; i++) values.set(i, values.at(i) / sqrtf(float(inputs)));
         qcpu_put(&matrix, 0, outputs, values.data, inputs, dtype);
-        std::vector<int64_t> all;
-        for (long n = 0; n < outputs; n++) all.push_back(n);
-        kept.resize(size_t(outputs * inputs));
-        qcpu_get(&matrix, all.data(), outputs, kept.data(), FLOAT32);
+        kept = values_of(matrix);
     }
     double product(long row, const std::vector<double>& x) const {
         double sum = 0;

@@ -5,11 +5,7 @@
 
 using namespace qcpu;
 
-extern "C" {
-long qcpu_packed_bytes(const Matrix*);
-void qcpu_put_groups(const Matrix*, long, long, const Groups*);
-void qcpu_get(const Matrix*, const int64_t*, long, void*, int);
-}
+extern "C" void qcpu_put_groups(const Matrix*, long, long, const Groups*);
 
 namespace {
 
@@ -52,8 +48,7 @@ void check_groups(const char* set, int format) {
     const int groups[] = {16, 32, 64, 128, 256}, most = format == INT4 ? 15 : format == INT6 ? 63 : 255;
     const int scales = int(next() % 3), shifted = int(next() % 2);
     Matrix m{nullptr, between(1, 80), between(1, 600), format, groups[next() % 5], scales, shifted, int(between(0, most))};
-    std::vector<uint8_t> memory(size_t(qcpu_packed_bytes(&m)) + 64);
-    m.data = memory.data() + (64 - uintptr_t(memory.data()) % 64) % 64;
+    const std::vector<uint8_t> memory = memory_for(m);
     std::vector<uint8_t> codes;
     for (long i = 0; i < m.outputs * m.inputs; i++) codes.push_back(uint8_t(between(0, most)));
     const Drawn scale(m), shift(m);
@@ -70,10 +65,7 @@ void check_groups(const char* set, int format) {
     put(half, m.outputs - half);
     put(0, half);
 
-    std::vector<int64_t> all;
-    for (long n = 0; n < m.outputs; n++) all.push_back(n);
-    std::vector<float> kept(codes.size());
-    qcpu_get(&m, all.data(), m.outputs, kept.data(), FLOAT32);
+    const std::vector<float> kept = values_of(m);
     for (size_t i = 0; i < kept.size(); i++) {
         const size_t at = i / size_t(m.inputs) * size_t(divided_up(m.inputs, m.group)) + i % size_t(m.inputs) / size_t(m.group);
         const float want = float(codes[i] - m.zero) * scale.values[at] + (shifted ? shift.values[at] : 0.0f);
