@@ -2,13 +2,12 @@
 
 import re
 import threading
-import time
-from collections.abc import Callable
 
 import httpx
 import pytest
 
 from tests.acceptance.serving import Served, serve
+from tests.waiting import wait_for
 
 torch = pytest.importorskip("torch")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -22,15 +21,6 @@ EXACT_BYTES = 4 << 20
 NOISE_PAGES = 1
 """What the driver keeps for itself differs by 64 KiB from process to process."""
 ROUNDS = 2
-
-
-def until(condition: Callable[[], object], seconds: float) -> float:
-    """Wait for `condition`; how long it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, "what was waited for did not happen"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 def taken() -> int:
@@ -77,18 +67,18 @@ def test_killed_under_load_and_everything_is_as_before() -> None:
             ]
             for thread in threads:
                 thread.start()
-            until(lambda: httpx.get(f"{served.url}/load").json()["running"] >= 32, READY_S)
+            wait_for(lambda: httpx.get(f"{served.url}/load").json()["running"] >= 32, READY_S)
             victim = served.engine()
             victim.kill()
-            until(lambda: taken() < before_any + NOISE_BYTES, FREED_S)
-            until(lambda: httpx.get(f"{served.url}/ready").status_code == 200, READY_S)
+            wait_for(lambda: taken() < before_any + NOISE_BYTES, FREED_S)
+            wait_for(lambda: httpx.get(f"{served.url}/ready").status_code == 200, READY_S)
             for thread in threads:
                 thread.join(READY_S)
             # Nothing had been sent of any of them, so all were begun again.
             assert [answer.status_code for answer in answers] == [200] * len(threads), round
             assert served.engine().pid != victim.pid
-            until(lambda: usage(served) == 0, FREED_S)
+            wait_for(lambda: usage(served) == 0, FREED_S)
             assert said(served) == expected
             assert abs(pages(served) - had) <= NOISE_PAGES
             assert abs(taken() - held) <= EXACT_BYTES
-    until(lambda: taken() < before_any + NOISE_BYTES, FREED_S)
+    wait_for(lambda: taken() < before_any + NOISE_BYTES, FREED_S)
