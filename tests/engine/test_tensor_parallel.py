@@ -30,10 +30,10 @@ def test_two_ranks_equal_one(tmp_path):
 
 
 def test_a_size_that_does_not_divide_is_refused(tmp_path):
-    folder = make("llama", tmp_path)
+    folder = make("llama", tmp_path, num_attention_heads=3, num_key_value_heads=3)
     make_byte_bpe(folder)
-    with pytest.raises(ConfigError, match="tensor_parallel_size=3"):
-        generate(folder, 3)
+    with pytest.raises(ConfigError, match="tensor_parallel_size=2 does not divide"):
+        generate(folder, 2)
 
 
 def test_a_rank_that_dies_ends_the_engine(tmp_path):
