@@ -12,6 +12,7 @@ from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.messages.wire import FAILED, Refused
 from quire.structured import checker
 from quire.structured.matcher import Vocabulary
+from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.plain
 
@@ -94,14 +95,14 @@ def test_the_oldest_comes_first_and_what_is_unused_goes_before_the_next_or_by_it
     def prepare(wanted, vocabulary, unused) -> None:
         calls.append((wanted and wanted.regex, unused))
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(HANG_S)
         if wanted is None:
             dropped.set()
             raise OSError("the rank has gone")  # ends no thread
 
     executor.prepare.side_effect = prepare
     worker.submit(pending(1))
-    assert begun.wait(10)
+    assert begun.wait(HANG_S)
     for number in (3, 2):
         worker.submit(pending(number))
     worker.drop(["x", "y"])
@@ -111,6 +112,6 @@ def test_the_oldest_comes_first_and_what_is_unused_goes_before_the_next_or_by_it
         worker.wait()
         done += worker.collect()
     worker.drop(["z"])
-    assert dropped.wait(10)
+    assert dropped.wait(HANG_S)
     assert calls == [("a{1}", []), ("a{2}", ["x", "y"]), ("a{3}", []), (None, ["z"])]
     assert seen_to(worker, pending(4)).compiled

@@ -3,7 +3,6 @@
 import json
 import re
 import threading
-import time
 
 import jsonschema
 import pytest
@@ -13,6 +12,7 @@ from quire.base.errors import RequestError
 from quire.engine import grammars
 from quire.messages.structured import StructuredOutputsParams
 from quire.structured.llguidance import LLBackend
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.torch
 
@@ -163,7 +163,4 @@ def test_few_of_many_schemas_are_compiled_at_a_time_and_fewer_are_kept_after_the
     assert len(compiled) == count and steps not in compiled  # none while others wait for their next token
     assert max(most) <= 8
     assert not shipped._core.scheduler.roster.grammars.pending and not shipped._core.grammars.busy
-    deadline = time.monotonic() + 10
-    while len(store) > 2:  # by itself, whether anybody comes or not
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: len(store) <= 2)  # by itself, whether anybody comes or not
