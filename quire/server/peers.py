@@ -9,8 +9,8 @@ from typing import Protocol
 
 from quire.messages.control import Answers, Ask, Count, Counted, Fetch, Fetched, FromFront, Nothing, Question, Reply
 
-PATIENCE_S = 3.0
-"""Longer than the supervisor waits for the others."""
+PATIENCE_S = 30.0
+"""Longer than the supervisor waits for the others, also where somebody else has its processor for seconds."""
 
 
 class Peers(Protocol):
