@@ -193,6 +193,9 @@ async def _main(descriptor: int, folders: list[str]) -> int:
     born = await channel.receive()
     if not isinstance(born, FrontEndInit):
         return 1
+    for given in (descriptor, born.listener, born.pulse):
+        # uvloop closes for children only what is not inherited: a text worker would hold the port open.
+        os.set_inheritable(given, False)
     folders.append(born.folder)
     setup(born.config.engine.log.log_level, born.config.engine.log.log_format)
     write_aside()

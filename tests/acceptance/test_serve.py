@@ -151,6 +151,13 @@ def test_the_api_process_never_loads_torch(served):
     assert "torch" in Path(f"/proc/{served.engine().pid}/maps").read_text()
 
 
+def test_helpers_of_a_front_end_hold_no_port(served, client):
+    client.completions.create(model="default", prompt="Once", max_tokens=1)
+    helpers = served.front().children(recursive=True)
+    assert helpers, "texts are made by processes of their own"
+    assert not [each for helper in helpers for each in helper.net_connections("tcp")]
+
+
 def test_idle_costs_no_cpu(served):
     wait_for(lambda: idle(served))
     processes = [psutil.Process(served.process.pid), served.front(), served.engine()]
