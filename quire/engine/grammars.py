@@ -102,6 +102,7 @@ class GrammarService:
         self._worker.close()
 
     def _submit(self, pending: PendingGrammar) -> None:
+        pending.unwanted = False  # it may have been, before it was held
         self._pending[pending.key] = pending
         self._worker.submit(pending)
 

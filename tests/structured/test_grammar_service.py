@@ -34,6 +34,7 @@ class Worker:
         self.done: list[PendingGrammar] = []
         self.compiled: set[str] = set()
         self.times_compiled = 0
+        self.waits = 0
         self.bad: set[str] = set()
 
     def submit(self, pending: PendingGrammar) -> None:
@@ -45,6 +46,11 @@ class Worker:
     def collect(self) -> list[PendingGrammar]:
         done, self.done = self.done, []
         return done
+
+    def wait(self) -> None:
+        self.work(1)
+        self.waits += 1
+        assert self.waits < 1000, "somebody waits for ever"
 
     def work(self, jobs: int) -> None:
         self.todo.sort(key=lambda pending: pending.number)
@@ -160,6 +166,30 @@ def test_a_grammar_that_is_given_up_and_asked_for_again_is_compiled(engine):
     engine.add("second", 1)
     engine.worker.work(1)  # it does not know yet
     assert engine.turn() == [] and engine.turn() == ["a{1}"]
+    engine.assert_idle()
+
+
+def test_what_was_given_up_while_it_was_compiled_makes_room_and_is_asked_for_again(engine):
+    engine.add("first", 0)
+    engine.worker.work(1)
+    engine.core.abort(["first"])  # it is compiled, but that was not collected
+    engine.turn()
+    for number in range(1, MOST + 1):
+        engine.add(str(number), number)
+    engine.add("last", 0)
+    begun = [form for _ in range(MOST) for form in engine.turn()]
+    assert begun[-1] == "a{0}" and len(begun) == MOST + 1
+    engine.assert_idle()
+
+
+def test_a_call_that_is_made_again_after_it_was_ended_early_does_not_wait_for_ever(engine):
+    for name in ("interrupted", "again"):
+        engine.add(f"{name} 1", 1)
+        engine.add(f"{name} 2", 2)
+        if name == "interrupted":
+            engine.core.abort([f"{name} 1", f"{name} 2"])
+    assert engine.service.wait_for_all() == []
+    assert engine.turn() == ["a{1}", "a{2}"]
     engine.assert_idle()
 
 
