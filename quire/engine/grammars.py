@@ -77,7 +77,8 @@ class GrammarService:
         for pending in self._pending.values():
             pending.unwanted = pending.key not in used
         if len(self._ready) > KEPT:
-            self._drop([key for key in self._ready if key not in used][: len(self._ready) - KEPT])
+            unused = [key for key in self._ready if key not in used]
+            self._drop(unused[: max(0, len(unused) - KEPT)])
         if self._held:
             self._let_go(used)
 
@@ -148,12 +149,13 @@ class GrammarService:
         """Whether one more may be compiled, if need be in the place of one whose turn comes later, or never."""
         if len(self._ready) + sum(pending.room for pending in self._pending.values()) < self.most:
             return True
-        key = next((key for key in self._ready if key not in soon), None)
+        used = self._scheduler.used_grammars
+        key = min((key for key in self._ready if key not in soon), key=used.__contains__, default=None)
         if key is None:
             return False  # those that are being compiled take the rest
         ready = self._ready[key]
         self._drop([key])
-        if key in self._scheduler.used_grammars:
+        if key in used:
             self._held[key] = replace(ready, number=next(self._numbers), room=False, compiled=False)
             self._scheduler.hold(key)
         return True

@@ -193,6 +193,30 @@ def test_a_call_that_is_made_again_after_it_was_ended_early_does_not_wait_for_ev
     engine.assert_idle()
 
 
+def test_grammars_in_use_take_no_place_of_those_that_are_kept_for_the_next_request(engine):
+    for number in range(MOST):
+        engine.add(str(number), number)
+    engine.turn(complete=False)
+    engine.core.abort([str(number) for number in range(KEPT)])
+    for number in range(KEPT):
+        engine.add(f"again {number}", number)
+    assert not engine.service.busy and engine.worker.times_compiled == MOST
+
+
+def test_what_nobody_uses_makes_room_before_what_is_needed_later():
+    engine = Engine("priority")
+    for number in range(MOST):
+        engine.add(str(number), number, priority=1)
+    engine.turn(complete=False)
+    engine.core.abort([str(MOST - 1)])
+    engine.core.add(request("free", None))
+    engine.add("urgent", 1000)  # now whoever is last is beyond what is compiled at a time
+    engine.turn(complete=False)
+    engine.turn(complete=False)
+    unused, last = (grammar_key(StructuredOutputsParams(regex=f"a{{{MOST - back}}}")) for back in (1, 2))
+    assert unused not in engine.worker.compiled and last in engine.worker.compiled
+
+
 def test_a_bad_grammar_is_refused_though_there_is_no_room_and_leaves_nothing(engine):
     engine.worker.bad.add("a{1000}")
     for number in range(MOST):
