@@ -142,7 +142,7 @@ class GrammarWorker:
                 pending.compiled = True
         except RequestError as error:
             return error
-        except Exception:
+        except BaseException:  # what panics in Rust is no Exception, and without this thread all would wait for ever
             return self._failure()
         return None
 
@@ -150,7 +150,7 @@ class GrammarWorker:
         try:
             if self._unused:
                 self._prepare(None)
-        except Exception:
+        except BaseException:  # as above
             self._failure()
 
     def _prepare(self, wanted: StructuredOutputsParams | None) -> None:

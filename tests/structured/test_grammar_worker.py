@@ -12,7 +12,7 @@ from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.messages.wire import FAILED, Refused
 from quire.structured import checker
 from quire.structured.matcher import Vocabulary
-from tests.waiting import HANG_S
+from tests.waiting import HANG_S, wait_for
 
 pytestmark = pytest.mark.plain
 
@@ -62,6 +62,18 @@ def test_a_thread_that_cannot_be_begun_is_tried_again(worker, willing) -> None:
     with mock.patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
         assert seen_to(worker, pending(1)).error.code == FAILED
     assert seen_to(worker, pending(1)).error is None
+
+
+class Panic(BaseException):
+    """As a panic of Rust's comes: no Exception."""
+
+
+def test_a_panic_fails_its_own_grammar_and_ends_no_thread(worker, willing, executor) -> None:
+    executor.prepare.side_effect = [Panic, Panic, None]
+    assert seen_to(worker, pending(1)).error.code == FAILED
+    worker.drop(["x"])
+    wait_for(lambda: executor.prepare.call_count == 2)
+    assert seen_to(worker, pending(2)).compiled
 
 
 def test_a_fault_of_the_engine_is_not_told_as_the_requests() -> None:
