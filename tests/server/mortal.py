@@ -247,7 +247,9 @@ if __name__ == "__main__":
 
     # `test_supervision.py` has the waits; here every death would cost seconds.
     core_supervisor.FIRST_WAIT_S = 0.2
-    core_supervisor.STACKS_S = fronts.STACKS_S = fronts.ANSWER_S = supervisor.ABORT_S = HANG_S
+    core_supervisor.STACKS_S = fronts.STACKS_S = fronts.ANSWER_S = HANG_S
+    # Tests give up before these are over: whatever they see ends because of what has happened.
+    supervisor.ABORT_S = supervisor.CORE_STOP_S = supervisor.GOODBYE_S = fronts.GONE_S = 2 * HANG_S
     startup.PATIENCE_S = startup.LINGER_S = HANG_S
 
     given = dict(word.split("=", 1) for word in sys.argv[3:])
