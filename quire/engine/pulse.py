@@ -7,7 +7,6 @@ point.
 
 import mmap
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,9 +26,9 @@ _LENGTH = 2
 
 def shared_page() -> int:
     """A descriptor of a page that child processes may map; it leaves nothing behind."""
-    if sys.platform == "linux":
+    try:
         descriptor = os.memfd_create("quire-pulse")
-    else:
+    except AttributeError:  # another system, or a Python that was built for an older C library
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, SIZE)

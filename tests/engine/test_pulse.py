@@ -1,5 +1,6 @@
 """The page that tells whether a core moves, read while another process writes it."""
 
+import os
 import subprocess
 import sys
 
@@ -23,8 +24,15 @@ while True:
 """
 
 
-def test_nobody_sees_a_number_half_written() -> None:
-    descriptor = shared_page()
+@pytest.fixture(params=["memory", "file"])
+def descriptor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A page, also as it is made where Python was built without memfd_create."""
+    if request.param == "file":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    return shared_page()
+
+
+def test_nobody_sees_a_number_half_written(descriptor: int) -> None:
     pulse = Pulse(descriptor)
     pulse.reset()
     command = [sys.executable, "-c", BEATS, str(descriptor)]
@@ -56,8 +64,7 @@ class Dies:
         raise KeyboardInterrupt
 
 
-def test_a_text_that_was_not_written_whole_is_none() -> None:
-    descriptor = shared_page()
+def test_a_text_that_was_not_written_whole_is_none(descriptor: int) -> None:
     pulse, seen = Pulse(descriptor), Pulse(descriptor)
     pulse.trial("a longer one")
     assert seen.tried == "a longer one"
