@@ -14,11 +14,13 @@ from quire.chat.sandbox import Limits
 from quire.chat.template import ChatTemplate
 from quire.tokenizer.tokenizer import Tokenizer
 from tests.chat.samples import CHATML, TEMPLATES
+from tests.timing import grows_evenly
 from tests.tokenizer.samples import make_byte_bpe, make_llama
 from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.plain
 HI = [{"role": "user", "content": "hi"}]
+LONGER = "it ran longer than 0.3 s"
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +47,9 @@ def test_bad_source_is_refused_at_the_start(tokenizer: Tokenizer) -> None:
         (
             "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
             "template_timeout",
-            "longer",
+            LONGER,
         ),
-        ("{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "template_timeout", "longer"),
+        ("{% for i in range(9999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "template_timeout", LONGER),
         (
             "{% set ns = namespace(x='a') %}{% for i in range(99999) %}{{ 'abcdefgh' }}{% endfor %}",
             "template_timeout",
@@ -60,9 +62,11 @@ def test_bad_source_is_refused_at_the_start(tokenizer: Tokenizer) -> None:
 )
 def test_failing_templates_are_errors_of_the_request(tokenizer: Tokenizer, source: str, code: str, says: str) -> None:
     # Only those that compute for ever may end by their time: it may go by while somebody else has the processor.
-    template = ChatTemplate(source, tokenizer, Limits(seconds=0.3 if says == "longer" else HANG_S, chars=100_000))
+    template = ChatTemplate(source, tokenizer, Limits(seconds=0.3 if says == LONGER else HANG_S, chars=100_000))
+    began = time.thread_time()
     with pytest.raises(RequestError, match=says) as error:
         template.render(HI)
+    assert time.thread_time() - began < 20
     assert (error.value.param, error.value.code) == ("messages", code)
     assert "/" not in error.value.message
 
@@ -285,12 +289,8 @@ def test_work_grows_with_the_conversation(tokenizer: Tokenizer, literal: str) ->
 
     def seconds(count: int) -> float:
         messages = [{"role": "user", "content": f"hello {literal} world"}] * count
-        times = []
-        for _ in range(3):
-            start = time.thread_time()
-            template.render(messages)
-            times.append(time.thread_time() - start)
-        return min(times)
+        start = time.thread_time()
+        template.render(messages)
+        return time.thread_time() - start
 
-    seconds(10)
-    assert any(seconds(800) < 2.6 * seconds(400) for _ in range(20))
+    assert grows_evenly(seconds, 1600)

@@ -1,13 +1,13 @@
 """`quire` as a process: fast, and alive where importing torch kills the interpreter."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.timing import children_cpu_s, takes_less_than
 from tests.waiting import HANG_S
 
 pytestmark = pytest.mark.plain
@@ -22,18 +22,17 @@ def deadly_torch(tmp_path: Path) -> dict[str, str]:
 
 def cpu_s(*words: str, env: dict[str, str]) -> float:
     """Processor seconds of a Python program: unlike wall time they do not count what others run."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before = children_cpu_s()
     done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return children_cpu_s() - before
 
 
 @pytest.mark.parametrize("flag", ["--version", "--help"])
 def test_version_and_help_are_fast_and_import_no_torch(flag: str, deadly_torch: dict[str, str]) -> None:
-    """A few times what an empty program takes, however fast the machine is: of up to twenty tries one must say so."""
+    """A few times what an empty program takes, however fast the machine is: about twice, when this was written."""
     command, nothing = ("-m", "quire.cli", flag), ("-c", "pass")
-    assert any(cpu_s(*command, env=deadly_torch) < 4 * cpu_s(*nothing, env=deadly_torch) for _ in range(20))
+    assert takes_less_than(6, lambda: cpu_s(*nothing, env=deadly_torch), lambda: cpu_s(*command, env=deadly_torch))
 
 
 def test_the_trap_is_a_trap(deadly_torch: dict[str, str]) -> None:

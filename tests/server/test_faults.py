@@ -28,7 +28,7 @@ def expected(prompt: list[int], count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def two() -> RunningServer:
-    """Two front ends; tests leave it serving. That a process has ended is seen by itself: nothing here counts as hung."""
+    """Two front ends; tests leave it serving. Nothing here counts as hung: that a process has ended must be seen."""
     with server("api_server_count=2", "stream_write_timeout_s=1", "stall_timeout_s=3600") as family:
         yield family
 

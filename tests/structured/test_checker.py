@@ -15,6 +15,7 @@ from quire.messages.structured import StructuredOutputsParams
 from quire.structured import checker as checker_module
 from quire.structured.checker import GrammarChecker
 from quire.structured.matcher import Vocabulary
+from tests.timing import children_cpu_s
 
 pytestmark = pytest.mark.multi
 
@@ -156,7 +157,11 @@ def test_a_tokenizer_that_cannot_be_read_is_said(tmp_path):
         checker.close()
 
 
-def test_a_bomb_ends_within_its_limits(checker):
+def test_a_bomb_ends_within_its_limits():
+    before = children_cpu_s()
+    checker = GrammarChecker(VOCABULARY)
     with pytest.raises(RequestError) as caught:
         checker.check(StructuredOutputsParams(grammar=BOMB))
+    checker.close()
     assert caught.value.code in ("grammar_timeout", "grammar_too_complex")
+    assert children_cpu_s() - before < 10, "some of it to begin, and 2 s for the bomb"
