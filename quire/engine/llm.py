@@ -8,7 +8,7 @@ The core is turned in the caller's thread; an `LLM` is for one thread at a time.
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import msgspec
 
 from quire.base.collector import what_lives_spared
-from quire.base.errors import ConfigError, EngineDeadError, EngineError
+from quire.base.errors import ConfigError, EngineDeadError, EngineError, RequestError
 from quire.base.registry import load
 from quire.config.sources import engine_config
 from quire.engine.front import ChatMessage, FrontEnd, Prompt, as_list
@@ -29,7 +29,7 @@ from quire.messages.pooling import PoolingParams
 from quire.messages.prompts import PairPrompt
 from quire.messages.request import Request, Scheduling
 from quire.messages.validate_pooling import SAMPLING
-from quire.messages.wire import EngineFacts
+from quire.messages.wire import EngineFacts, Refused
 from quire.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class LLM(PoolingCalls):
         self._ended = "was closed"
         self._processor = OutputProcessor(self._front.tokenizer)
         self._ready: dict[str, deque[RequestOutput]] = {}
+        self._refused: dict[str, EngineError | RequestError] = {}  # until its own call hears of it
         self._single_rank = config.parallel.tensor_parallel_size == 1
 
     def __enter__(self) -> Self:
@@ -204,8 +205,8 @@ class LLM(PoolingCalls):
                 core.add(request)
                 self._processor.add(request, text, p)
                 self._ready[request.id] = deque()
-            for refused in core.grammars.wait_for_all():
-                raise refused.error
+            self._note(core.grammars.wait_for_all())
+            self._raise_refused(ids)
         except BaseException:
             self._drop(ids)
             raise
@@ -224,15 +225,15 @@ class LLM(PoolingCalls):
                             left.discard(request_id)
                         yield output
                 if left:
+                    self._raise_refused(left)
                     self._turn()
         finally:
             self._drop(ids)
 
     def _turn(self) -> None:
         core = self._running()
-        if core.grammars.busy:
-            for refused in core.grammars.collect():  # by a fault of the engine: each was checked before anything ran
-                raise refused.error
+        if core.grammars.busy and self._note(core.grammars.collect()):
+            return
         try:
             deltas = core.turn()
         except BaseException as error:
@@ -255,10 +256,21 @@ class LLM(PoolingCalls):
             if output.request_id in self._ready:
                 self._ready[output.request_id].append(output)
 
+    def _note(self, refused: Sequence[Refused]) -> bool:
+        """Keep refusals for the calls whose they are. Returns whether there are any."""
+        self._refused.update((refusal.id, refusal.error) for refusal in refused)
+        return bool(refused)
+
+    def _raise_refused(self, ids: Iterable[str]) -> None:
+        for request_id in ids:
+            if request_id in self._refused:
+                raise self._refused[request_id]
+
     def _drop(self, ids: Sequence[str]) -> None:
         """Forget requests; those still running are ended."""
         for request_id in ids:
             self._ready.pop(request_id, None)
+            self._refused.pop(request_id, None)
             self._processor.abort(request_id)
         if self._core is not None:
             self._core.abort(list(ids))

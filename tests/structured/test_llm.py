@@ -3,12 +3,13 @@
 import json
 import re
 import threading
+from unittest import mock
 
 import jsonschema
 import pytest
 
 from quire import LLM, SamplingParams
-from quire.base.errors import RequestError
+from quire.base.errors import EngineError, RequestError
 from quire.engine import grammars
 from quire.messages.structured import StructuredOutputsParams
 from quire.structured.llguidance import LLBackend
@@ -139,6 +140,19 @@ def test_a_bad_grammar_is_refused_before_anything_runs(shipped):
             shipped.generate(PROMPTS, sampled(0, StructuredOutputsParams(json={"type": "strng"})))
         assert caught.value.code == "invalid_schema"
     assert not shipped._core.scheduler.has_work
+
+
+def test_a_fault_on_the_grammar_of_one_call_harms_no_other_call(shipped, monkeypatch):
+    core = shipped._core
+    monkeypatch.setattr(core.grammars, "most", 0)
+    held = shipped._submit(PROMPTS[:1], [sampled(0, StructuredOutputsParams(regex="held"))], [0])
+    monkeypatch.setattr(core.grammars, "most", 1)
+    monkeypatch.setattr(core.executor, "prepare", mock.Mock(side_effect=OSError("no memory")))
+    (free,) = shipped.generate(PROMPTS[0], SamplingParams(max_tokens=30, ignore_eos=True))
+    assert len(free.outputs[0].token_ids) == 30
+    with pytest.raises(EngineError, match="could not be compiled"):
+        list(shipped._outputs(held))
+    assert not core.scheduler.has_work and not shipped._refused
 
 
 def test_few_of_many_schemas_are_compiled_at_a_time_and_fewer_are_kept_after_them(shipped, monkeypatch):
