@@ -4,9 +4,9 @@ import ctypes
 
 
 def give_back_freed() -> None:
-    """Give back the pages of this process's heap that nothing uses; next to nothing takes a fraction of a ms.
+    """Give back the pages of this process's heap that nothing uses: a fraction of a ms to tens, by its holes.
 
-    Does nothing where the C library is not glibc.
+    Other threads that want memory wait meanwhile. Does nothing where the C library is not glibc.
     """
     try:
         trim = ctypes.CDLL(None).malloc_trim

@@ -26,6 +26,10 @@ log = get_logger(__name__)
 
 JOIN_S = 5.0
 
+QUIET_S = 5.0
+"""How long nothing must have been asked for before unused grammars are dropped by themselves, and their memory goes
+back to the system: that takes tens of ms where the heap has many holes, and whoever wants memory meanwhile waits."""
+
 LAST = sys.maxsize
 """The number of what can wait until nothing else is to be done."""
 
@@ -89,7 +93,7 @@ class GrammarWorker:
             self._todo.put((pending.number, pending))
 
     def drop(self, keys: Iterable[str]) -> None:
-        """Have compiled grammars dropped: before the next is compiled, at the latest."""
+        """Have compiled grammars dropped: before the next is compiled, or when none has been for a while."""
         self._unused.extend(keys)
         self._todo.put((LAST, None))
 
@@ -121,12 +125,18 @@ class GrammarWorker:
             self._thread = thread
 
     def _work(self) -> None:
+        patience: float | None = None
         while True:
-            _, pending = self._todo.get()
+            try:
+                _, pending = self._todo.get(timeout=patience)
+            except queue.Empty:
+                self._drop_unused()
+                patience = None
+                continue
             if self._closed:
                 break
             if pending is None:
-                self._drop_unused()
+                patience = QUIET_S
             else:
                 pending.error = None if pending.unwanted else self._see_to(pending)
                 self._tell(pending)
@@ -148,8 +158,7 @@ class GrammarWorker:
 
     def _drop_unused(self) -> None:
         try:
-            if self._unused:
-                self._prepare(None)
+            self._prepare(None)
         except BaseException:  # as above
             self._failure()
 

@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 
 from quire.base.errors import EngineError, RequestError
+from quire.engine import grammar_worker
 from quire.engine.grammar_worker import GrammarWorker, PendingGrammar
 from quire.messages.structured import FIELD, StructuredOutputsParams
 from quire.messages.wire import FAILED, Refused
@@ -68,7 +69,8 @@ class Panic(BaseException):
     """As a panic of Rust's comes: no Exception."""
 
 
-def test_a_panic_fails_its_own_grammar_and_ends_no_thread(worker, willing, executor) -> None:
+def test_a_panic_fails_its_own_grammar_and_ends_no_thread(worker, willing, executor, monkeypatch) -> None:
+    monkeypatch.setattr(grammar_worker, "QUIET_S", 0.0)
     executor.prepare.side_effect = [Panic, Panic, None]
     assert seen_to(worker, pending(1)).error.code == FAILED
     worker.drop(["x"])
@@ -100,17 +102,14 @@ def test_a_bad_grammar_is_told_and_an_unwanted_one_is_left_alone(worker, willing
     assert seen_to(worker, unwanted).error is None and not unwanted.checked
 
 
-def test_the_oldest_comes_first_and_what_is_unused_goes_before_the_next_or_by_itself(worker, willing, executor) -> None:
-    begun, go_on, dropped = threading.Event(), threading.Event(), threading.Event()
+def test_the_oldest_comes_first_and_what_is_unused_goes_before_the_next(worker, willing, executor) -> None:
+    begun, go_on = threading.Event(), threading.Event()
     calls: list[tuple[str | None, list[str]]] = []
 
     def prepare(wanted, vocabulary, unused) -> None:
         calls.append((wanted and wanted.regex, unused))
         begun.set()
         assert go_on.wait(HANG_S)
-        if wanted is None:
-            dropped.set()
-            raise OSError("the rank has gone")  # ends no thread
 
     executor.prepare.side_effect = prepare
     worker.submit(pending(1))
@@ -123,7 +122,20 @@ def test_the_oldest_comes_first_and_what_is_unused_goes_before_the_next_or_by_it
     while len(done) < 3:
         worker.wait()
         done += worker.collect()
-    worker.drop(["z"])
-    assert dropped.wait(HANG_S)
-    assert calls == [("a{1}", []), ("a{2}", ["x", "y"]), ("a{3}", []), (None, ["z"])]
-    assert seen_to(worker, pending(4)).compiled
+    assert calls == [("a{1}", []), ("a{2}", ["x", "y"]), ("a{3}", [])]
+
+
+def test_what_is_unused_goes_by_itself_once_nothing_is_asked_for(worker, willing, executor, monkeypatch) -> None:
+    monkeypatch.setattr(grammar_worker, "QUIET_S", 2 * HANG_S)
+    assert seen_to(worker, pending(1)).compiled
+    worker.drop(["x"])
+    wait_for(worker._todo.empty)
+    assert seen_to(worker, pending(2)).compiled
+    assert [call.args[2] for call in executor.prepare.call_args_list] == [[], ["x"]]  # nothing else was dropped for
+    monkeypatch.setattr(grammar_worker, "QUIET_S", 0.0)
+    executor.prepare.side_effect = OSError("the rank has gone")  # ends no thread
+    worker.drop(["y"])
+    wait_for(lambda: executor.prepare.call_count == 3)
+    assert executor.prepare.call_args.args[::2] == (None, ["y"])
+    executor.prepare.side_effect = None
+    assert seen_to(worker, pending(3)).compiled

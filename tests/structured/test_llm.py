@@ -10,7 +10,7 @@ import pytest
 
 from quire import LLM, SamplingParams
 from quire.base.errors import EngineError, RequestError
-from quire.engine import grammars
+from quire.engine import grammar_worker, grammars
 from quire.messages.structured import StructuredOutputsParams
 from quire.structured.llguidance import LLBackend
 from tests.waiting import wait_for
@@ -147,7 +147,7 @@ def test_a_fault_on_the_grammar_of_one_call_harms_no_other_call(shipped, monkeyp
     monkeypatch.setattr(core.grammars, "most", 0)
     held = shipped._submit(PROMPTS[:1], [sampled(0, StructuredOutputsParams(regex="held"))], [0])
     monkeypatch.setattr(core.grammars, "most", 1)
-    monkeypatch.setattr(core.executor, "prepare", mock.Mock(side_effect=OSError("no memory")))
+    monkeypatch.setattr(LLBackend, "compile", mock.Mock(side_effect=OSError("no memory")))
     (free,) = shipped.generate(PROMPTS[0], SamplingParams(max_tokens=30, ignore_eos=True))
     assert len(free.outputs[0].token_ids) == 30
     with pytest.raises(EngineError, match="could not be compiled"):
@@ -166,6 +166,7 @@ def test_few_of_many_schemas_are_compiled_at_a_time_and_fewer_are_kept_after_the
 
     monkeypatch.setattr(LLBackend, "compile", noted)
     monkeypatch.setattr(grammars, "KEPT", 2)
+    monkeypatch.setattr(grammar_worker, "QUIET_S", 0.1)
     monkeypatch.setattr(shipped._core.grammars, "most", 8)
     count = 30
     params = [
