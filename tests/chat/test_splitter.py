@@ -3,7 +3,6 @@
 import gc
 import importlib
 import json
-import math
 import time
 from itertools import pairwise
 from pkgutil import iter_modules
@@ -21,6 +20,7 @@ from quire.chat.formats.recognise import TOOLS as FORMATS
 from quire.chat.formats.recognise import reasoning_format, tool_format
 from quire.chat.splitter import StreamSplitter
 from tests.chat.tool_texts import ANSWERS, CONTENT, TOOLS, Answer
+from tests.timing import grows_evenly
 
 pytestmark = pytest.mark.plain
 
@@ -203,16 +203,13 @@ def split_twice(format: str, text: str) -> float:
     "format", ["hermes", "qwen3_coder", "pythonic", "mistral", "llama3_json", "gemma4", "harmony", "minimax_m2"]
 )
 def test_linear_time(format: str) -> None:
-    """Twice the text takes twice the time, not four times: of up to twenty tries one must say so."""
     for flood in FLOODS:
         for start in STARTS:
-            texts = [(start + flood * (size // len(flood)))[:size] for size in (10_000, 20_000)]
-            ratio = math.inf
-            for _ in range(20):
-                ratio = min(ratio, split_twice(format, texts[1]) / split_twice(format, texts[0]))
-                if ratio < 3:
-                    break
-            assert ratio < 3, (format, start, flood)
+
+            def seconds(size: int, start: str = start, flood: str = flood) -> float:
+                return split_twice(format, (start + flood * (size // len(flood)))[:size])
+
+            assert grows_evenly(seconds, 10_000), (start, flood)
 
 
 @pytest.mark.parametrize(
