@@ -8,6 +8,7 @@ import itertools
 from typing import Protocol
 
 from quire.messages.control import Answers, Ask, Count, Counted, Fetch, Fetched, FromFront, Nothing, Question, Reply
+from quire.server.errors import unavailable
 
 PATIENCE_S = 30.0
 """Longer than the supervisor waits for the others, also where somebody else has its processor for seconds."""
@@ -63,11 +64,11 @@ class SupervisedPeers:
         self._asked: dict[int, asyncio.Future[list[Reply]]] = {}
 
     async def counted(self, own: Counted) -> list[Counted]:
-        """See `Peers`. Raises TimeoutError if the supervisor does not answer."""
+        """See `Peers`. Raises ApiError 503 if the supervisor does not answer."""
         return [reply for reply in await self._ask(Count(), own) if isinstance(reply, Counted)]
 
     async def fetch(self, owner: bytes, id: str, cancel: bool = False) -> Fetched | None:
-        """See `Peers`. Raises TimeoutError if the supervisor does not answer."""
+        """See `Peers`. Raises ApiError 503 if the supervisor does not answer."""
         if self.count == 1:
             return None
         replies = await self._ask(Fetch(owner, id, cancel), Nothing())
@@ -85,5 +86,8 @@ class SupervisedPeers:
         self._channel.send(Ask(number, question, own))
         try:
             return await asyncio.wait_for(waiting, PATIENCE_S)
+        except TimeoutError:
+            # Sums without the others would be too small: counters never fall.
+            raise unavailable("The supervisor does not answer; try again later.", "not_ready") from None
         finally:
             del self._asked[number]

@@ -1,4 +1,4 @@
-"""Front ends as children: one that never says anything is replaced, too."""
+"""Front ends as children: one that never says anything is replaced, too. And what they ask each other."""
 
 import asyncio
 import os
@@ -13,6 +13,8 @@ import pytest
 from quire.base.errors import ConfigError
 from quire.messages.control import Answered, Ask, Count, Counted, Tally
 from quire.server import fronts as module
+from quire.server import peers
+from quire.server.errors import ApiError
 from quire.server.fronts import Child, Fronts
 from quire.server.tallies import total
 from tests.engine.toy import make_toy
@@ -108,6 +110,15 @@ def test_an_answer_is_not_for_whoever_takes_the_asker_s_place() -> None:
         assert not heir.channel.send.called and not fronts._exchanges
 
     asyncio.run(play())
+
+
+def test_a_supervisor_that_stands_still_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "PATIENCE_S", 0.01)
+    asked = peers.SupervisedPeers(mock.Mock(), 2)
+    for answer in (asked.counted(_counted(1.0)), asked.fetch(b"", "resp_1")):
+        with pytest.raises(ApiError) as error:
+            asyncio.run(answer)
+        assert (error.value.status, error.value.code) == (503, "not_ready")
 
 
 def _counted(value: float) -> Counted:

@@ -39,8 +39,9 @@ WORKERS = 2
 LONG_JOB_CHARS = 200_000
 """Of text (or bytes, or six times as many token ids): from here on a job takes tens of milliseconds."""
 
-RENDER_S = 30.0
-"""Whoever renders for longer is killed: a worker ends itself after far less processor time, unless it was stopped."""
+RENDER_S = 20.0
+"""Whoever renders for longer is killed: a worker ends itself after far less processor time, unless it was stopped. What
+waits for it meanwhile (PATIENCE_S) lives to see the next one begin."""
 
 JOB_S = 120.0
 PATIENCE_S = 30.0
