@@ -242,6 +242,8 @@ void group_tile(const Product& p, const Place& at) {
     for (long b = 0; b < blocks; b++, w += block) {
         if (f.ahead) f.ahead = (blocks - b) * block > AHEAD + block ? AHEAD : AHEAD + jump;
         if (b == blocks / 2) f.now = f.later;
+        for (long line = 0; f.ahead && line < head; line += 64)
+            for (int c = 0; c < C; c += V) fetch(w + c / V * panel + line + f.ahead);
         const uint8_t* codes = w + head + lane * T::vector_bytes;
         for (long g = 0; g < groups; g++, factors += R, starts += R) {
             typename T::Sum sums[R][C];
