@@ -62,7 +62,10 @@ class GrammarService:
         """See to the grammar of a request that the scheduler has taken, before it plans again."""
         wanted = request.params.structured_outputs
         key = grammar_key(wanted)
-        if wanted is None or key is None or key in self._pending or key in self._held:
+        if wanted is None or key is None or key in self._held:
+            return
+        if key in self._pending:
+            self._pending[key].unwanted = False
             return
         if key in self._ready:
             self._ready.move_to_end(key)
@@ -73,14 +76,17 @@ class GrammarService:
 
     def arrange(self) -> None:
         """Drop what is needed no more and have compiled what is needed next: before each plan, and after aborts."""
-        used = self._scheduler.used_grammars
-        for pending in self._pending.values():
-            pending.unwanted = pending.key not in used
+        for key in self._scheduler.take_given_up_grammars():
+            if key in self._pending:
+                self._pending[key].unwanted = True
+            elif self._held.pop(key, None) is not None:
+                self._scheduler.ready(key)
         if len(self._ready) > KEPT:
+            used = self._scheduler.used_grammars
             unused = [key for key in self._ready if key not in used]
             self._drop(unused[: max(0, len(unused) - KEPT)])
         if self._held:
-            self._let_go(used)
+            self._let_go()
 
     def collect(self) -> list[Refused]:
         """Take in what is done: sequences may start, or their requests are refused."""
@@ -131,11 +137,8 @@ class GrammarService:
             self._scheduler.abort(request_id)
         return [Refused(request_id, error.message, error.param, error.code) for request_id in users]
 
-    def _let_go(self, used: Collection[str]) -> None:
+    def _let_go(self) -> None:
         """Have compiled what is held, for those who are served next."""
-        for key in [key for key in self._held if key not in used]:
-            del self._held[key]
-            self._scheduler.ready(key)
         soon = self._scheduler.next_grammars(self.most)
         for key in soon:
             if key in self._held:

@@ -165,6 +165,10 @@ class Scheduler:
         """Those of sequences that have not ended, as they are now."""
         return self.roster.grammars.users.keys()
 
+    def take_given_up_grammars(self) -> set[str]:
+        """Those whose last user has ended since this was last asked, unless another has come."""
+        return self.roster.grammars.take_given_up()
+
     def users(self, grammar: str) -> list[str]:
         """Requests of this grammar that have not ended."""
         return sorted({seq.id for seq in self.roster.grammars.users.get(grammar, ())})

@@ -163,8 +163,8 @@ def test_what_is_held_and_given_up_is_forgotten(engine):
 def test_a_grammar_that_is_given_up_and_asked_for_again_is_compiled(engine):
     engine.add("first", 1)
     engine.core.abort(["first"])
+    engine.worker.work(1)  # nothing is done: nobody wants it
     engine.add("second", 1)
-    engine.worker.work(1)  # it does not know yet
     assert engine.turn() == [] and engine.turn() == ["a{1}"]
     engine.assert_idle()
 
@@ -180,6 +180,20 @@ def test_what_was_given_up_while_it_was_compiled_makes_room_and_is_asked_for_aga
     begun = [form for _ in range(MOST) for form in engine.turn()]
     assert begun[-1] == "a{0}" and len(begun) == MOST + 1
     engine.assert_idle()
+
+
+def test_a_turn_looks_at_no_more_grammars_the_more_are_held(engine):
+    class Held(dict):
+        def __iter__(self):
+            raise AssertionError("all that are held are looked at")
+
+    for number in range(3 * MOST):
+        engine.add(str(number), number)
+    engine.turn(complete=False)
+    engine.service._held = Held(engine.service._held)
+    engine.core.abort([str(3 * MOST - 1)])
+    engine.turn()
+    assert len(engine.service._held) == 2 * MOST - 1
 
 
 def test_a_call_that_is_made_again_after_it_was_ended_early_does_not_wait_for_ever(engine):

@@ -10,12 +10,14 @@ class Grammars:
         pending: their keys.
         bound: sequences that run and keep to a grammar.
         users: by key, the sequences that have not ended.
+        given_up: keys whose last user has ended; others may have come for them since.
     """
 
     def __init__(self) -> None:
         self.pending: set[str] = set()
         self.bound: set[Sequence] = set()
         self.users: dict[str, set[Sequence]] = {}
+        self.given_up: set[str] = set()
 
     def enter(self, seq: Sequence) -> None:
         """A sequence has come."""
@@ -28,6 +30,12 @@ class Grammars:
             self.users[seq.grammar].discard(seq)
             if not self.users[seq.grammar]:
                 del self.users[seq.grammar]
+                self.given_up.add(seq.grammar)
+
+    def take_given_up(self) -> set[str]:
+        """Those whose last user has ended since this was last asked, unless another has come."""
+        taken, self.given_up = self.given_up, set()
+        return {key for key in taken if key not in self.users}
 
     def holds(self, seq: Sequence) -> bool:
         """Whether `seq` waits for its grammar."""
