@@ -102,7 +102,7 @@ class CoreProcess:
                 # Ctrl-C in a terminal is for the launcher, which ends the core in its own way.
                 start_new_session=True,
             )
-        except OSError:
+        except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         assert process.stdin is not None

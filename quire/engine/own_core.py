@@ -17,6 +17,9 @@ from quire.messages.wire import EngineFacts, Failed
 
 STOP_TIMEOUT_S = 5.0
 
+ON_ITS_WAY_S = 0.5
+"""What a core has sent before it ended may take as long to be here."""
+
 
 async def start_core(
     config: EngineConfig, model: ModelFacts, core: Sequence[str]
@@ -47,6 +50,8 @@ async def _first_facts(client: CoreClient, process: CoreProcess, pulse: Pulse) -
     said = asyncio.create_task(client.receive())
     try:
         await asyncio.wait([ended, said], return_when=asyncio.FIRST_COMPLETED)
+        if not said.done() and not pulse.said:
+            await asyncio.wait([said], timeout=ON_ITS_WAY_S)
         if not said.done():
             raise EngineError(pulse.said or f"{ended.result()} before it was ready; its log is above")
         message = said.result()
