@@ -1,7 +1,7 @@
 """`Roster`: where every sequence is, and what it holds.
 
 Owns the queues, the resources and the counters; moves sequences between states so that each is in exactly one place and
-gives back all it has when it leaves. It decides nothing: the planner and the settling of results do.
+gives back all it has when it leaves. It decides nothing: the planner and the applying of results do.
 """
 
 from dataclasses import dataclass

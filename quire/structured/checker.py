@@ -1,6 +1,6 @@
 """`GrammarChecker`: asks a process, starts one when it is needed, and tells from its end why it ended.
 
-Calls wait for that process, so they are made from a thread of their own (`engine/grammars.py`).
+Calls wait for that process, so they are made from a thread of their own (`engine/grammar_worker.py`).
 """
 
 import signal

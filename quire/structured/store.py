@@ -53,7 +53,7 @@ class GrammarStore:
     def start(self, wanted: StructuredOutputsParams) -> Matcher:
         """A matcher at the start of the grammar.
 
-        It is there as long as a sequence that has not ended uses it. A plan on its way to a rank may begin one that has
+        It is there as long as a sequence that runs uses it. A plan on its way to a rank may begin one that has
         ended since, whose grammar is gone; that alone is compiled again, here, and not kept: nobody would say that it
         may go.
         """
