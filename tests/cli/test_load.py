@@ -57,8 +57,8 @@ def test_every_token_is_counted(senders: int, capsys: pytest.CaptureFixture[str]
 
 @contextlib.contextmanager
 def answering_from(count: int) -> Iterator[Serving]:
-    """A server that answers nobody before so many requests are open at a time."""
-    with Serving(FakeEngine(pause_at=0)) as server, ThreadPoolExecutor(1) as aside:
+    """A server that answers nobody before so many requests are open at a time, and then takes its time."""
+    with Serving(FakeEngine(pause_at=0, step_s=0.005)) as server, ThreadPoolExecutor(1) as aside:
         waiting = aside.submit(wait_for, lambda: server.engine.most_open >= count)
         waiting.add_done_callback(lambda _: server.call(server.engine.resume))
         yield server
