@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 def pytest_collection_finish() -> None:
     """Python's collector is asked by each engine that is closed: it need not go through all that tests import."""
     gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """What was frozen above is not, as in a process of a user."""
+    gc.unfreeze()
+    yield
     gc.freeze()
 
 

@@ -2,21 +2,12 @@
 
 import gc
 import weakref
-from collections.abc import Iterator
 
 import pytest
 
 from quire.base.collector import MOST_YOUNG, collector_paused, what_lives_spared
 
-pytestmark = pytest.mark.plain
-
-
-@pytest.fixture(autouse=True)
-def thawed() -> Iterator[None]:
-    """What tests/conftest.py has frozen is not, as in a process of a user."""
-    gc.unfreeze()
-    yield
-    gc.freeze()
+pytestmark = [pytest.mark.plain, pytest.mark.usefixtures("thawed")]
 
 
 @pytest.mark.parametrize("running", [True, False])

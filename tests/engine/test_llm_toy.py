@@ -1,9 +1,11 @@
 """`LLM` on the toy model: every way of scheduling gives what the oracle says, and nothing is left behind."""
 
+import gc
 import random
 
 import psutil
 import pytest
+import torch
 
 from quire import LLM, SamplingParams
 from quire.base.errors import ConfigError, EngineError, RequestError
@@ -73,6 +75,24 @@ def test_every_way_of_scheduling_equals_the_oracle(toy, name):
     if settings.get("enable_prefix_caching", True) and name == "plain":
         assert stats.prefix_hits > 0
         assert any(output.num_cached_tokens for output in again)
+
+
+@pytest.mark.usefixtures("thawed")
+def test_the_collector_is_held_while_an_engine_generates_and_free_afterwards(toy):
+    def seen(past: object, logits: torch.Tensor) -> torch.Tensor:
+        frozen.append(gc.get_freeze_count() > 0)
+        return logits
+
+    frozen, before = [], gc.get_threshold()
+    with LLM(str(toy[0]), kv_cache_memory_bytes=1 << 20) as llm:
+        params = SamplingParams(max_tokens=2, logits_processors=[seen], **GREEDY)
+        llm.generate([[5]], params)
+        assert (gc.get_freeze_count(), gc.get_threshold()) == (0, before)
+        with pytest.raises(RequestError):
+            llm.generate([[5], [5] * 10_000], params)
+        assert (gc.get_freeze_count(), gc.get_threshold()) == (0, before)
+    assert frozen == [True] * 2
+    assert (gc.get_freeze_count(), gc.get_threshold()) == (0, before)
 
 
 def test_stop_token_ends_a_sequence_and_is_reported(toy):
