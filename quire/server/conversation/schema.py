@@ -52,7 +52,7 @@ class Generating(msgspec.Struct, kw_only=True):
 
 
 class ChatRequest(Generating, kw_only=True):
-    """POST /v1/chat/completions. `messages` are checked in `messages.py`, tools in `tools.py`."""
+    """A chat, of whichever dialect. `messages` are checked in `chat/messages.py`, tools in `tools.py`."""
 
     messages: object
     logprobs: bool | None = None
