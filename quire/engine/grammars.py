@@ -152,10 +152,11 @@ class GrammarService:
         """Whether one more may be compiled, if need be in the place of one whose turn comes later, or never."""
         if len(self._ready) + sum(pending.room for pending in self._pending.values()) < self.most:
             return True
-        used = self._scheduler.used_grammars
-        key = min((key for key in self._ready if key not in soon), key=used.__contains__, default=None)
+        used, leaving = self._scheduler.used_grammars, self._scheduler.leaving_grammars
+        others = (key for key in self._ready if key not in soon and key not in leaving)
+        key = min(others, key=used.__contains__, default=None)
         if key is None:
-            return False  # those that are being compiled take the rest
+            return False  # those that are being compiled, or that a plan in flight may need, take the rest
         ready = self._ready[key]
         self._drop([key])
         if key in used:

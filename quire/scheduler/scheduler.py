@@ -165,6 +165,11 @@ class Scheduler:
         """Those of sequences that have not ended, as they are now."""
         return self.roster.grammars.users.keys()
 
+    @property
+    def leaving_grammars(self) -> Collection[str]:
+        """Those of sequences that no longer run, but that a plan in flight may yet begin."""
+        return {seq.grammar for seq in self.roster.leaving if seq.grammar is not None}
+
     def take_given_up_grammars(self) -> set[str]:
         """Those whose last user has ended since this was last asked, unless another has come."""
         return self.roster.grammars.take_given_up()

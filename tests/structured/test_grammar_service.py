@@ -209,6 +209,20 @@ def test_a_turn_looks_at_no_more_grammars_the_more_are_held(engine):
     assert len(engine.service._held) == 2 * MOST - 1
 
 
+def test_a_row_that_ends_before_its_plan_has_begun_it_makes_no_room_until_then(engine):
+    for number in range(MOST + 1):
+        engine.add(str(number), number)
+    engine.worker.work(MOST + 1)
+    engine.service.collect()
+    plan = engine.scheduler.plan(0.0)
+    engine.core.abort(["0"])
+    pending = engine.ranks.step(plan)
+    assert "a{0}" in engine.ranks.begun and len(engine.service._held) == 1
+    engine.scheduler.commit(pending.result())
+    engine.turn(jobs=0)
+    assert len(engine.worker.compiled) == MOST - 1 and not engine.service._held
+
+
 def test_a_call_that_is_made_again_after_it_was_ended_early_does_not_wait_for_ever(engine):
     for name in ("interrupted", "again"):
         engine.add(f"{name} 1", 1)
