@@ -156,7 +156,9 @@ class Reader(threading.Thread):
     def run(self) -> None:
         try:
             with httpx.stream("POST", f"{self.family.url}/v1/completions", json=self.json, timeout=HANG_S) as answer:
-                self.front = self.family.front_of(answer)
+                # Whoever looked while a process came or went has not found it, and looks again.
+                for _ in range(10):
+                    self.front = self.front or self.family.front_of(answer)
                 for line in answer.iter_lines():
                     if self._left:
                         break
