@@ -14,6 +14,7 @@ from quire.engine.launch_delay import LaunchDelay
 from quire.executors.base import Executor, Pending
 from quire.messages.plan import StepPlan
 from quire.messages.request import Request
+from quire.messages.structured import grammar_key
 from quire.messages.wire import Delta, EngineFacts
 from quire.scheduler.scheduler import Scheduler
 
@@ -97,9 +98,11 @@ class EngineCore:
 
     def add(self, request: Request) -> None:
         """Take a request. Raises RequestError if it can never fit, or if its grammar is known to be bad."""
-        self.grammars.refuse_bad(request)
+        wanted = request.params.structured_outputs
+        key = grammar_key(wanted)
+        self.grammars.refuse_bad(key)
         self.scheduler.add(request, self._clock())
-        self.grammars.want(request)
+        self.grammars.want(key, wanted)
 
     def abort(self, ids: list[str]) -> None:
         """End requests; unknown ids are ignored."""

@@ -12,8 +12,7 @@ from itertools import count
 
 from quire.base.errors import RequestError
 from quire.engine.grammar_worker import GrammarWorker, PendingGrammar
-from quire.messages.request import Request
-from quire.messages.structured import grammar_key
+from quire.messages.structured import StructuredOutputsParams
 from quire.messages.wire import FAILED, Refused
 from quire.scheduler.scheduler import Scheduler
 
@@ -52,16 +51,14 @@ class GrammarService:
         """Whether a grammar is being checked or compiled."""
         return bool(self._pending)
 
-    def refuse_bad(self, request: Request) -> None:
-        """Raise RequestError if a request's grammar is known to be bad."""
-        refusal = self._refused.get(grammar_key(request.params.structured_outputs) or "")
+    def refuse_bad(self, key: str | None) -> None:
+        """Raise RequestError if a request's grammar is known to be bad; None is of a free text."""
+        refusal = self._refused.get(key or "")
         if refusal is not None:
             raise RequestError(refusal.message, refusal.param, refusal.code)
 
-    def want(self, request: Request) -> None:
-        """See to the grammar of a request that the scheduler has taken, before it plans again."""
-        wanted = request.params.structured_outputs
-        key = grammar_key(wanted)
+    def want(self, key: str | None, wanted: StructuredOutputsParams | None) -> None:
+        """See to the grammar, if any, of a request that the scheduler has taken, before it plans again."""
         if wanted is None or key is None or key in self._held:
             return
         if key in self._pending:
