@@ -3,6 +3,8 @@
 A model file says what one layer is; the orders of its parts are in `layers/blocks.py`.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -16,10 +18,12 @@ from quire.layers.attention import Attention, AttentionPlan
 from quire.layers.blocks import Block, FeedForward, PreNorm
 from quire.layers.build import Build
 from quire.layers.embedding import Embedding, Head, vocabulary_part
+from quire.layers.kinds import fewest, kind_of
 from quire.layers.mlp import GatedMLP
 from quire.layers.norm import Norm, RMSNorm
 from quire.layers.norm_linear import Stream
 from quire.layers.scores import decoder_scores
+from quire.ops.registry import Choice
 from quire.ops.step import StepInputs
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -95,9 +99,13 @@ class Decoder(nn.Module):
         shared = config.tie_word_embeddings and not head.quantizes(part)
         tied = head.name("weight") if shared and facts.pooling is None else None
         self.embedding = Embedding(m / names.embedding, config.vocab_size, config.embedding_size, tied)
-        layers = [self.layer(m / f"{names.layers}.{i}", i) for i in range(config.num_hidden_layers)]
-        self.layers = nn.ModuleList(layers)
-        self._layers = layers
+        self._every: list[tuple[Block, list[Choice]]] = []
+        for i in range(config.num_hidden_layers):
+            before = len(b.choices)
+            block = self.layer(m / f"{names.layers}.{i}", i)
+            self._every.append((block, b.choices[before:]))
+        self._layers = [block for block, _ in self._every]
+        self.layers = nn.ModuleList(self._layers)
         self.norm = self.last_norm(m / names.norm)
         words = m / names.embedding if config.tie_word_embeddings else head
         self.scorer = decoder_scores(facts, b, words.name("weight"))
@@ -141,6 +149,16 @@ class Decoder(nn.Module):
         last = self._layers[-1]
         stream = last.last(stream, step) if step.ends else last.forward(stream, step)
         return stream.total(self.mesh) if self.norm is None else stream.join(self.norm, self.mesh)[0]
+
+    @contextmanager
+    def abridged(self) -> Iterator[None]:
+        """See `Model`."""
+        kept = fewest([kind_of(block, choices) for block, choices in self._every])
+        self._layers = [self._every[i][0] for i in kept]
+        try:
+            yield
+        finally:
+            self._layers = [block for block, _ in self._every]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, hidden) to (n, vocab) over the whole vocabulary, in the model's dtype, on every rank."""

@@ -1,6 +1,7 @@
 """What the runner asks of a model."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -23,6 +24,13 @@ class Reader(Protocol):
 
 class Model(Reader, Protocol):
     """One that generates."""
+
+    def abridged(self) -> AbstractContextManager[None]:
+        """In this context a pass takes every kernel that it takes otherwise, through as few layers as do.
+
+        What it computes means nothing.
+        """
+        ...
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Rows of hidden states to logits of the whole vocabulary: (n, vocab)."""

@@ -6,6 +6,8 @@ the real scheduler, rows, pages, transport and server are tested with it. `confi
 of recurrent state).
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import msgspec
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,10 @@ class Toy(nn.Module):
         if step.ends:
             total = total[step.last_tokens]
         return (total % MODULUS * 31 % self.config.vocab_size).float()[:, None]
+
+    def abridged(self) -> AbstractContextManager[None]:
+        """See `Model`: it has no layers."""
+        return nullcontext()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, vocab_size) float32: 10 at the hashed token, 0 elsewhere."""

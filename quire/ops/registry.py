@@ -114,6 +114,7 @@ class Choice:
         capturable: whether a graph may record it, with any number of tokens.
         starts: what to call before the first step, each with the spec.
         batch_invariant: whether one provider serves all steps, and is that.
+        spec: what they were chosen for.
     """
 
     op: str
@@ -124,6 +125,7 @@ class Choice:
     capturable: bool = True
     starts: tuple[tuple[Start, Any], ...] = ()
     batch_invariant: bool = False
+    spec: Any = None
 
 
 OPS: dict[str, Op] = {}
@@ -218,6 +220,7 @@ def choose(
         all(served.capturable for served in table),
         starts,
         len(table) == 1 and chosen[0].batch_invariant,
+        spec,
     )
 
 

@@ -165,6 +165,10 @@ class GenerationWarmUp:
     @torch.inference_mode()
     def run_all(self) -> None:
         """Steps of all sizes, all ways to draw tokens, for one row and for several, prompts beside rows that decode."""
+        with self._steps.passes.model.abridged():
+            self._run_all()
+
+    def _run_all(self) -> None:
         rows, budget = self._spec.max_num_seqs, self._spec.max_num_batched_tokens
         most = self._layout.max_model_len - 1
         for tokens in self._spec.warm_tokens:
@@ -181,10 +185,11 @@ class GenerationWarmUp:
     @torch.inference_mode()
     def rehearse(self) -> None:
         """The largest step, all others, and what is recorded elsewhere: all that may compile a kernel."""
-        self.run_largest()
-        self.run_all()
-        # What compiles longest are kernels of decode steps: they shall not be the last to be heard of.
-        self._record(Recorder(self._steps.rows.device, rehearses=True), self._steps.graphs, self._steps.ragged)
+        with self._steps.passes.model.abridged():
+            self.run_largest()
+            self._run_all()
+            # What compiles longest are kernels of decode steps: they shall not be the last to be heard of.
+            self._record(Recorder(self._steps.rows.device, rehearses=True), self._steps.graphs, self._steps.ragged)
         # Steps to come are not recorded ones yet: they take the kernels that these replace.
         self._steps.forget()
 

@@ -87,6 +87,10 @@ class Adopted(nn.Module):
             hidden = self._forward_pass.run(self.inner, step)
         return hidden[step.last_tokens] if step.ends else hidden
 
+    def abridged(self) -> AbstractContextManager[None]:
+        """See `Model`: what its layers are is not known here, so all are run."""
+        return nullcontext()
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, hidden) to (n, vocab)."""
         return self._head(hidden[None])[0]
