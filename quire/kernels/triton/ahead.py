@@ -17,6 +17,7 @@ from typing import Any
 
 import triton
 from triton.runtime import driver
+from triton.runtime.cache import triton_key
 from triton.runtime.jit import JITFunction
 
 from quire.base.interpreter import python
@@ -46,6 +47,8 @@ class Compiler:
     """
 
     def __init__(self, workers: int) -> None:
+        # Triton names what it keeps by a hash of its whole library, which it would read when a kernel is first wanted.
+        Thread(target=triton_key, name="quire-triton-key", daemon=True).start()
         name_kernels()
         self._workers = workers
         self._helper: subprocess.Popen[str] | None = None
