@@ -15,7 +15,7 @@ from torch import Tensor
 from quire.kernels.triton.attention.listing import Elsewhere, Work
 from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
 from quire.kernels.triton.attention.shared import LOG2E, bounded, bulk_of
-from quire.kernels.triton.launch import INTERPRETED, begin, device_of
+from quire.kernels.triton.launch import INTERPRETED, begin, device_of, next_power_of_2
 from quire.ops.attention import AttentionSpec, KVPages
 from quire.ops.step import SharedInputs, StepInputs
 
@@ -236,7 +236,7 @@ def listed(shared: SharedInputs, spec: AttentionSpec, itemsize: int) -> Beginnin
         return torch.empty(shape, dtype=torch.int32, device=device)
 
     shape = shape_of(rows * spec.heads // spec.kv_heads, _padded(spec.head_dim), itemsize)
-    most, groups, block = most_splits(rows), empty(rows, 4), max(16, triton.next_power_of_2(rows))
+    most, groups, block = most_splits(rows), empty(rows, 4), max(16, next_power_of_2(rows))
     members, splits, items, total = empty(rows), empty(rows), empty(rows * most, 8), empty(1)
     _list_members[(rows,)](shared.number, shared.tokens, members, groups, splits, rows, BLOCK=block, num_warps=1)
     _list_items[(rows,)](
@@ -265,13 +265,13 @@ def attend_shared(
 
 
 def _padded(dim: int) -> int:
-    power: int = triton.next_power_of_2(dim)
+    power: int = next_power_of_2(dim)
     return max(16, power)
 
 
 def _lines(shape: Shape, spec: AttentionSpec) -> int:
     """Query rows of a program: those of one sequence at least."""
-    power: int = triton.next_power_of_2(spec.heads // spec.kv_heads)
+    power: int = next_power_of_2(spec.heads // spec.kv_heads)
     return max(shape.lines, power)
 
 

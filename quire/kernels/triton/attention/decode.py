@@ -5,17 +5,17 @@ which kernels take them, depends on the size of the batch: in small ones one doe
 others do what comes before and after (`runs`).
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
-import triton
 from torch import Tensor
 
 from quire.kernels.triton import tuned
 from quire.kernels.triton.attention import cascade, listing, runs, splits
 from quire.kernels.triton.attention.heads import triton_prepare
 from quire.kernels.triton.attention.narrow import kept, scales
-from quire.kernels.triton.launch import INTERPRETED, device_of
+from quire.kernels.triton.launch import INTERPRETED, device_of, next_power_of_2
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, attend
 from quire.ops.registry import provide
 from quire.ops.step import GroupInputs, StepInputs
@@ -44,6 +44,7 @@ class Shape:
     registers: int = 255
 
 
+@functools.cache
 def shape_of(pairs: int, group: int, size: tuple[int, int], shares: bool, device: torch.device) -> Shape:
     """For `pairs` of a row and a KV head and `group` query heads each.
 
@@ -80,7 +81,7 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
     out = torch.empty(rows, spec.heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
     if not rows:
         return out
-    device, dim = device_of(qkv.device), triton.next_power_of_2(spec.head_dim)
+    device, dim = device_of(qkv.device), next_power_of_2(spec.head_dim)
     width = max(dim, 16 if spec.kept == spec.dtype else 32)
     shares = _shares(where, spec)
     pairs, group = rows * spec.kv_heads, spec.heads // spec.kv_heads
@@ -98,7 +99,7 @@ def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepI
     common |= {"GROUP": spec.heads // spec.kv_heads, "num_warps": shape.warps, **device.options}
     (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
     constants = common | form | _constants(spec, shape, work, shares)
-    group = triton.next_power_of_2(common["GROUP"])
+    group = next_power_of_2(common["GROUP"])
     merging = {"GROUP_P": group, "AT_ONCE": max(1, min(16, 8192 // (group * dim)))}
     v_pairs = v_pool.view(torch.uint16) if form["FORMAT"] else None
     sinks = weights.sinks if spec.sinks else None

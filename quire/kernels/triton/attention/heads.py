@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quire.kernels.triton.attention.narrow import kept, narrowed, scales
 from quire.kernels.triton.attention.shared import partner, rotated
-from quire.kernels.triton.launch import begin, device_of
+from quire.kernels.triton.launch import begin, cdiv, device_of, next_power_of_2
 from quire.ops.attention import AttentionSpec, HeadWeights, KVPages, prepare
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs
@@ -125,7 +125,7 @@ def _prepare_whole(
 @provide("triton", prepare, batch_invariant=True)
 def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `prepare`."""
-    tokens, dim = len(qkv), triton.next_power_of_2(spec.head_dim)
+    tokens, dim = len(qkv), next_power_of_2(spec.head_dim)
     out = torch.empty(tokens, spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
     if not tokens:
         return out
@@ -137,10 +137,10 @@ def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: Step
     sizes = {"HEADS": spec.heads, "KV_HEADS": spec.kv_heads, "D": spec.head_dim, "NORM": spec.norm_eps is not None}
     launch = {"num_warps": 4, **form, **device_of(qkv.device).options}
     if spec.rotary_dim == spec.head_dim == dim:
-        block = max(1, min(triton.next_power_of_2(sum(spec.parts)), 2048 // dim))
-        _prepare_whole[(tokens, triton.cdiv(sum(spec.parts), block))](*given, **sizes, BLOCK=block, **launch)
+        block = max(1, min(next_power_of_2(sum(spec.parts)), 2048 // dim))
+        _prepare_whole[(tokens, cdiv(sum(spec.parts), block))](*given, **sizes, BLOCK=block, **launch)
     else:
         block = max(1, 1024 // dim)
-        grid = (tokens, triton.cdiv(sum(spec.parts), block))
+        grid = (tokens, cdiv(sum(spec.parts), block))
         _prepare[grid](*given, **sizes, DP=dim, BLOCK=block, ROTARY=spec.rotary_dim, **launch)
     return out

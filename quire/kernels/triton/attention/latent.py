@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
 from quire.kernels.triton.attention.shared import LOG2E
-from quire.kernels.triton.launch import INTERPRETED, device_of
+from quire.kernels.triton.launch import INTERPRETED, cdiv, device_of, next_power_of_2
 from quire.ops.attention import KVPages
 from quire.ops.latent import LatentSpec, latent_attention
 from quire.ops.registry import provide
@@ -158,7 +158,7 @@ def triton_latent_attention(q: Tensor, up: Tensor, pages: KVPages, step: StepInp
     room = device_of(device).shared_bytes * 3 // 4
     while shape.tile > 16 and shape.tile * (spec.rank + spec.turned) * q.itemsize > room:
         shape = replace(shape, tile=shape.tile // 2)
-    blocks = triton.cdiv(spec.heads, shape.block)
+    blocks = cdiv(spec.heads, shape.block)
     splits = splits_of(rows * blocks, shape, device)
     out = torch.empty_like(inner)
     partial = torch.empty(splits if splits > 1 else 0, *inner.shape, dtype=torch.float32, device=device)
@@ -166,14 +166,14 @@ def triton_latent_attention(q: Tensor, up: Tensor, pages: KVPages, step: StepInp
     _part[(rows, blocks, splits)](
         inner, q, latents, keys, table, table.stride(0), step.seq_lens, out, partial, logs, rows,
         spec.scale * latent_scale, key_scale / latent_scale, latent_scale,
-        HEADS=spec.heads, RANK=spec.rank, RANK_P=max(16, triton.next_power_of_2(spec.rank)),
-        PLAIN=spec.plain, TURNED=spec.turned, TURNED_P=max(16, triton.next_power_of_2(spec.turned)),
+        HEADS=spec.heads, RANK=spec.rank, RANK_P=max(16, next_power_of_2(spec.rank)),
+        PLAIN=spec.plain, TURNED=spec.turned, TURNED_P=max(16, next_power_of_2(spec.turned)),
         BLOCK=shape.block, PAGE=pages.k.shape[1], TILE=shape.tile, SPLITS=splits,
         STAGES=device_of(device).stages(shape.stages), WIDE=INTERPRETED, **form, num_warps=shape.warps,
     )  # fmt: skip
     if splits > 1:
-        block = min(triton.next_power_of_2(spec.rank), MERGED // splits)
-        _merge[(spec.heads * rows, triton.cdiv(spec.rank, block))](
+        block = min(next_power_of_2(spec.rank), MERGED // splits)
+        _merge[(spec.heads * rows, cdiv(spec.rank, block))](
             partial, logs, out, rows, spec.heads, spec.rank, block, splits, num_warps=4
         )
     made = torch.bmm(out, up[:, spec.plain :].transpose(1, 2))

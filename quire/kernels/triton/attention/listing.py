@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quire.kernels.triton.attention.shared import first_seen
+from quire.kernels.triton.launch import cdiv, next_power_of_2
 from quire.ops.attention import AttentionSpec
 from quire.ops.step import GroupInputs
 
@@ -282,7 +283,7 @@ def make(lengths: Tensor, where: GroupInputs, cut: Cut, spec: AttentionSpec, els
     # A border between runs cuts one row at most.
     most = rows + cut.runs if cut.runs else rows * cut.splits
     parts = most + rows * (elsewhere.most if elsewhere else 0)
-    tiles = rows * (triton.cdiv(table.shape[1] * page_size, cut.tile) + 1)
+    tiles = rows * (cdiv(table.shape[1] * page_size, cut.tile) + 1)
     work = Work(
         splits=empty(most, FIELDS.value),
         total=empty(1),
@@ -299,9 +300,9 @@ def make(lengths: Tensor, where: GroupInputs, cut: Cut, spec: AttentionSpec, els
     _list[(rows,)](
         lengths, *others, table, table.stride(0), work.splits, work.total, work.firsts, work.first_parts, work.tiles,
         work.places, work.runs, rows, WINDOW=spec.window or 0, CHUNK=spec.chunk or 0, SHARED=elsewhere is not None,
-        TILE=cut.tile, SPLITS=triton.next_power_of_2(cut.runs + 1) if cut.runs else cut.splits, RUNS=cut.runs,
+        TILE=cut.tile, SPLITS=next_power_of_2(cut.runs + 1) if cut.runs else cut.splits, RUNS=cut.runs,
         PAGE=page_size, PIECE=piece,
-        BLOCK=max(16, triton.next_power_of_2(rows)), AT_ONCE=max(16, 256 * piece // cut.tile), num_warps=4,
+        BLOCK=max(16, next_power_of_2(rows)), AT_ONCE=max(16, 256 * piece // cut.tile), num_warps=4,
     )  # fmt: skip
     work.arrived.zero_()
     return work

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quire.kernels.triton.attention.narrow import halved, kept, scales, widened
 from quire.kernels.triton.attention.shared import LOG2E, bulk_of, first_seen, weigh
-from quire.kernels.triton.launch import INTERPRETED, device_of
+from quire.kernels.triton.launch import INTERPRETED, device_of, next_power_of_2
 from quire.ops.attention import AttentionSpec, KVPages, paged_attention
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs
@@ -247,8 +247,8 @@ def triton_paged_attention(
     if not len(q):
         return out
     q = q.contiguous()
-    group, dim = spec.heads // spec.kv_heads, max(16, triton.next_power_of_2(spec.head_dim))
-    group_p, page_table = triton.next_power_of_2(group), step.groups[pages.group].page_table
+    group, dim = spec.heads // spec.kv_heads, max(16, next_power_of_2(spec.head_dim))
+    group_p, page_table = next_power_of_2(group), step.groups[pages.group].page_table
     (k_pool, v_pool, form), (k_scale, v_scale) = kept(pages), scales(pages)
     bulk = (None, None) if spec.batch_invariant else bulk_of(KVPages(k_pool, v_pool), COPIED)
     widest = max(q.dtype, pages.k.dtype, key=lambda dtype: dtype.itemsize)

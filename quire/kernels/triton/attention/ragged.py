@@ -11,7 +11,7 @@ from torch import Tensor
 
 from quire.kernels.triton.attention.prefill import list_blocks
 from quire.kernels.triton.attention.shared import weigh
-from quire.kernels.triton.launch import INTERPRETED, device_of
+from quire.kernels.triton.launch import INTERPRETED, device_of, next_power_of_2
 from quire.ops.ragged import RaggedSpec, ragged_attention
 from quire.ops.registry import provide
 from quire.ops.step import StepInputs
@@ -79,7 +79,7 @@ def triton_ragged_attention(q: Tensor, k: Tensor, v: Tensor, step: StepInputs, s
     out = torch.empty_like(q)
     if not len(q):
         return out
-    dim = max(16, triton.next_power_of_2(spec.head_dim))
+    dim = max(16, next_power_of_2(spec.head_dim))
     rows, tile, stages, warps = shape_of(dim, q.dtype)
     blocks, total = step.once(("blocks", rows), lambda: list_blocks(step, rows))
     _attend[(spec.heads, len(blocks))](

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quire.kernels.triton import tuned
 from quire.kernels.triton.dense.activation import activate
-from quire.kernels.triton.launch import device_of, release, wait
+from quire.kernels.triton.launch import cdiv, device_of, next_power_of_2, release, wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +159,8 @@ def shape_of(inputs: int, outputs: int, gate: bool, device: torch.device) -> Sha
     find no room beside those start late, and read their weights when the others have long waited for them.
     """
     found = Shape(**tuned.choose("one row", device, {"inputs": inputs, "outputs": outputs, "gate": int(gate)}))
-    chunk = min(found.chunk, triton.next_power_of_2(inputs))
-    return replace(found, chunk=chunk, held=min(found.held, triton.cdiv(inputs, chunk)))
+    chunk = min(found.chunk, next_power_of_2(inputs))
+    return replace(found, chunk=chunk, held=min(found.held, cdiv(inputs, chunk)))
 
 
 def product(
@@ -173,7 +173,7 @@ def product(
     out = torch.empty((1, outputs), dtype=x.dtype, device=x.device)
     delta = norm.delta if norm else None
     total = norm.total if norm else None
-    _gemv_kernel[(triton.cdiv(outputs, shape.outputs),)](
+    _gemv_kernel[(cdiv(outputs, shape.outputs),)](
         x.contiguous(), x if delta is None else delta.contiguous(), norm.weight if norm else weight,
         weight, weight if bias is None else bias, out, out if total is None else total,
         K=inputs, N=outputs, EPS=norm.eps if norm else 0.0, OFFSET=norm.offset if norm else 0.0,

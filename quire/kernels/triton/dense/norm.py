@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.launch import device_of, release, wait
+from quire.kernels.triton.launch import device_of, next_power_of_2, release, wait
 from quire.ops.norm import NormSpec, add_rms_norm, rms_norm
 from quire.ops.registry import provide
 
@@ -55,7 +55,7 @@ def _launch(x: Tensor, delta: Tensor | None, weight: Tensor, total: Tensor | Non
     flat = x.reshape(rows, size)
     out = torch.empty_like(flat, memory_format=torch.contiguous_format)
     if rows:
-        block = triton.next_power_of_2(size)
+        block = next_power_of_2(size)
         _norm_kernel[(rows,)](
             flat,
             flat if delta is None else delta,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quire.kernels.triton import tuned
 from quire.kernels.triton.dense.activation import activate
-from quire.kernels.triton.launch import device_of, release, wait
+from quire.kernels.triton.launch import cdiv, device_of, next_power_of_2, release, wait
 
 MOST_TILES = 4096
 """Tiles of one product whose parts may be counted at once."""
@@ -223,23 +223,24 @@ def tiling(outputs: int, inputs: int, rows: int, gate: bool, device: torch.devic
     tiles that need no parts. Large ones read the rows' values again for each tile, so their tiles are as tall as still
     keeps all multiprocessors busy.
     """
-    wide = max(16, triton.next_power_of_2(rows))
+    wide = max(16, next_power_of_2(rows))
     small = outputs * inputs * (2 if gate else 1) <= SMALL
     facts = {"rows": wide, "inputs": inputs, "outputs": outputs, "gate": int(gate), "small": int(small)}
     rule = Rule(**tuned.choose("few rows", device, facts))
     wide = rule.rows or wide
-    parts = max(rule.parts, parts_for(triton.cdiv(outputs, rule.outputs), rule.blocks, inputs // rule.share))
+    parts = max(rule.parts, parts_for(cdiv(outputs, rule.outputs), rule.blocks, inputs // rule.share))
     held = 0
     if rule.held:
         # No more weights in flight than shared memory holds twice: of this kernel and of the next.
-        parts = max(parts, triton.cdiv(inputs, rule.held // wide))
-        held = triton.cdiv(inputs, rule.depth * parts)
+        parts = max(parts, cdiv(inputs, rule.held // wide))
+        held = cdiv(inputs, rule.depth * parts)
     return Tiling(rule.outputs, wide, rule.depth, parts, rule.stages, rule.warps, held)
 
 
+@functools.cache
 def fitted(cut: Tiling, inputs: int, gate: bool, shared: int) -> Tiling:
     """`cut`, with as much in flight as `shared` bytes of memory hold."""
-    steps = triton.cdiv(inputs, cut.depth * cut.parts)
+    steps = cdiv(inputs, cut.depth * cut.parts)
     cut = replace(cut, held=min(cut.held, steps))
     weights, values = cut.outputs * (2 if gate else 1), cut.rows
     held = cut.held * (weights + (values if cut.held == steps else 0))
@@ -267,17 +268,17 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str, cut: Tili
     outputs = len(weight) // 2 if gate else len(weight)
     cut = cut or tiling(outputs, inputs, rows, bool(gate), x.device)
     cut = fitted(cut, inputs, bool(gate), device_of(x.device).shared_bytes)
-    tiles = triton.cdiv(outputs, cut.outputs)
+    tiles = cdiv(outputs, cut.outputs)
     assert tiles <= MOST_TILES or cut.parts == 1
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     slots = tiles * cut.parts * cut.outputs * cut.rows * (2 if gate else 1) if cut.parts > 1 else 0
     partial = torch.empty(slots, dtype=torch.float32, device=x.device) if slots else out
-    rest = triton.cdiv(inputs, cut.depth * cut.parts) * cut.depth - cut.held * cut.depth
+    rest = cdiv(inputs, cut.depth * cut.parts) * cut.depth - cut.held * cut.depth
     _skinny_kernel[(tiles, cut.parts)](
         x.contiguous(), weight, weight if bias is None else bias, out, partial, counters_of(x.device), rows,
         K=inputs, N=outputs, GATE=gate, BIAS=bias is not None,
         OUTPUTS=cut.outputs, ROWS=cut.rows, DEPTH=cut.depth, PARTS=cut.parts, STAGES=cut.stages, HELD=cut.held,
-        FETCH=min(triton.next_power_of_2(triton.cdiv(rest, 64)), 8) if rest > 0 else 0,
+        FETCH=min(next_power_of_2(cdiv(rest, 64)), 8) if rest > 0 else 0,
         WIDEN=triton.knobs.runtime.interpret, num_warps=cut.warps, **device_of(x.device).options,
     )  # fmt: skip
     return out

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.launch import device_of, release, wait
+from quire.kernels.triton.launch import cdiv, device_of, release, wait
 from quire.kernels.triton.moe.product import Product, pow2
 from quire.kernels.triton.moe.route import choose, expert_of, keys_of, routing, without
 from quire.ops.moe import MoeSpec
@@ -103,10 +103,10 @@ def moe_few(
     act = torch.empty(tokens * top_k, spec.inner, dtype=x.dtype, device=x.device)
     out = torch.empty_like(x)
     first, second = products[0].within(spec.inner, spec.hidden), products[1].within(spec.hidden, spec.inner)
-    _few_gate_up_kernel[(tokens * top_k, triton.cdiv(spec.inner, first.block_n))](
+    _few_gate_up_kernel[(tokens * top_k, cdiv(spec.inner, first.block_n))](
         x, logits, gate_up, act, BLOCK_N=first.block_n, BLOCK_K=first.block_k, num_warps=first.warps, **sizes
     )
-    _few_down_kernel[(tokens, triton.cdiv(spec.hidden, second.block_n))](
+    _few_down_kernel[(tokens, cdiv(spec.hidden, second.block_n))](
         act, logits, down, out, NORMALIZE=spec.route.normalize, SLOTS=pow2(top_k),
         EARLY=early, BLOCK_N=second.block_n, BLOCK_K=second.block_k, num_warps=second.warps, **sizes,
     )  # fmt: skip

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from quire.kernels.triton.launch import begin, device_of
+from quire.kernels.triton.launch import begin, cdiv, device_of
 from quire.kernels.triton.moe.product import Product
 from quire.kernels.triton.moe.route import Sorted
 from quire.ops.moe import MoeSpec
@@ -243,7 +243,7 @@ def gate_up_of(x: Tensor, weight: Tensor, order: Sorted, spec: MoeSpec, plan: Pl
     product = plan.gate_up.within(spec.inner, spec.hidden).fitting(plan.tile, 2, x)
     act = torch.empty(len(order.entries), spec.inner, dtype=x.dtype, device=x.device)
     rows, options = _cut(weight, spec.inner, product, plan)
-    _gate_up_kernel[(triton.cdiv(spec.inner, product.block_n), len(order.tile_expert))](
+    _gate_up_kernel[(cdiv(spec.inner, product.block_n), len(order.tile_expert))](
         x, rows, act, *order.lists, TOP_K=spec.route.top_k, **options, **_sizes(spec, x)
     )
     return act
@@ -254,7 +254,7 @@ def down_of(act: Tensor, weight: Tensor, order: Sorted, spec: MoeSpec, plan: Pla
     product = plan.down.within(spec.hidden, spec.inner).fitting(plan.tile, 1, act)
     made = torch.empty(len(order.entries), spec.hidden, dtype=act.dtype, device=act.device)
     rows, options = _cut(weight, spec.hidden, product, plan)
-    _down_kernel[(triton.cdiv(spec.hidden, product.block_n), len(order.tile_expert))](
+    _down_kernel[(cdiv(spec.hidden, product.block_n), len(order.tile_expert))](
         act, *_tiles_of(act, product, plan, options["TMA"]), rows, made, *order.lists, **options, **_sizes(spec, act)
     )
     return made
@@ -264,7 +264,7 @@ def combine(made: Tensor, order: Sorted) -> Tensor:
     """The weighted sums over the slots of each token: (tokens, hidden)."""
     (tokens, top_k), hidden = order.weights.shape, made.shape[1]
     out = torch.empty(tokens, hidden, dtype=made.dtype, device=made.device)
-    _combine_kernel[(tokens, triton.cdiv(hidden, COMBINE_BLOCK))](
+    _combine_kernel[(tokens, cdiv(hidden, COMBINE_BLOCK))](
         made, order.weights, out, HIDDEN=hidden, TOP_K=top_k, BLOCK=COMBINE_BLOCK, **device_of(made.device).options
     )  # fmt: skip
     return out

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-import triton
 from torch import Tensor
 
-from quire.kernels.triton.launch import device_of
+from quire.kernels.triton.launch import device_of, next_power_of_2
 
 BARRIERS = 1024
 """Bytes of shared memory that the copy engine's barriers may take."""
@@ -39,4 +38,4 @@ class Product:
 
 def pow2(n: int) -> int:
     """The power of two that is not less than `n`."""
-    return max(1, int(triton.next_power_of_2(n)))
+    return max(1, int(next_power_of_2(n)))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.launch import begin, device_of
+from quire.kernels.triton.launch import begin, cdiv, device_of
 from quire.kernels.triton.moe.product import pow2
 from quire.ops.moe import RouteSpec, route
 from quire.ops.registry import provide
@@ -213,7 +213,7 @@ def _routed(logits: Tensor, spec: RouteSpec, rows: int, count: bool) -> tuple[Te
     tokens, launch = logits.shape[0], device_of(logits.device).options
     ids = torch.empty(tokens, spec.top_k, dtype=torch.int32, device=logits.device)
     weights = torch.empty(tokens, spec.top_k, dtype=torch.float32, device=logits.device)
-    blocks = triton.cdiv(tokens, rows)
+    blocks = cdiv(tokens, rows)
     counts = torch.empty(blocks if count else 0, spec.experts, dtype=torch.int32, device=logits.device)
     if tokens:
         _route_kernel[(blocks,)](
@@ -254,7 +254,7 @@ def _counted(logits: Tensor, spec: RouteSpec, rows: int, bias: Tensor | None) ->
         return _routed(logits, spec, rows, count=True)
     weights, ids = route.reference(logits, spec, bias)
     ids = ids.contiguous()
-    counts = torch.empty(triton.cdiv(len(ids), rows), spec.experts, dtype=torch.int32, device=ids.device)
+    counts = torch.empty(cdiv(len(ids), rows), spec.experts, dtype=torch.int32, device=ids.device)
     _count_kernel[(len(counts),)](
         ids, counts, len(ids), EXPERTS=spec.experts, TOP_K=spec.top_k, ROWS=rows, E=pow2(spec.experts),
         num_warps=_warps(rows, spec), **device_of(ids.device).options,

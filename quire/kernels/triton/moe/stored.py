@@ -16,7 +16,7 @@ from quire.kernels.triton.dense.quantized.rows import of_rows
 from quire.kernels.triton.dense.quantized.skinny import Tiling, fitted
 from quire.kernels.triton.dense.quantized.sweep import row_words, swept
 from quire.kernels.triton.dense.quantized.weight import COARSE, Weight, unread
-from quire.kernels.triton.launch import INTERPRETED, begin, device_of
+from quire.kernels.triton.launch import INTERPRETED, begin, cdiv, device_of
 from quire.kernels.triton.moe.grouped import combine
 from quire.kernels.triton.moe.route import Sorted, refuses_sort, sort
 from quire.ops.moe import CLAMP, GAIN, MoeBiases
@@ -140,7 +140,7 @@ def _product(x: Tensor, half: Half, order: Sorted, cut: Tiling) -> Tensor:
     outputs = weight.outputs // len(order.ends) // per
     cut = fitted(cut, weight, half.pairs, x)
     out = torch.empty(len(order.entries), outputs, dtype=x.dtype, device=x.device)
-    _product_kernel[(triton.cdiv(outputs, cut.outputs), len(order.tile_expert))](
+    _product_kernel[(cdiv(outputs, cut.outputs), len(order.tile_expert))](
         x, *weight.tensors, x if half.bias is None else half.bias, order.weights, out, *order.lists,
         K=weight.inputs, N=outputs, GATE=half.gate, PAIRS=half.pairs, BIAS=half.bias is not None, WEIGH=half.weigh,
         TOP_K=order.weights.shape[1], OUTPUTS=cut.outputs, TILE=cut.rows, DEPTH=cut.depth, STAGES=cut.stages,

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import cdiv
 from quire.kernels.triton.recurrent.chunks import pages_of, slots_of
 from quire.ops.recurrent import ConvSpec, StatePages, causal_conv1d
 from quire.ops.registry import provide
@@ -129,7 +130,7 @@ def triton_causal_conv1d(
         return out
     slots, given = slots_of(step, pages.group), weight if bias is None else bias
     sizes = spec.channels, spec.width
-    each = (sequences, triton.cdiv(spec.channels, CHANNELS_OF_ONE))
+    each = (sequences, cdiv(spec.channels, CHANNELS_OF_ONE))
     if step.max_query == 1:
         _one[each](
             x,
@@ -147,7 +148,7 @@ def triton_causal_conv1d(
         )
         return out
     starts = step.query_start
-    _several[(triton.cdiv(tokens, TOKENS), triton.cdiv(spec.channels, CHANNELS))](
+    _several[(cdiv(tokens, TOKENS), cdiv(spec.channels, CHANNELS))](
         x,
         weight,
         given,

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import cdiv
 from quire.kernels.triton.recurrent.chunks import block_of, pages_of, slots_of, softplus
 from quire.kernels.triton.recurrent.delta_chunks import by_chunks
 from quire.ops.delta import KEY_EPS, DeltaSpec, DeltaWeights, gated_delta_rule
@@ -82,7 +83,7 @@ def triton_gated_delta_rule(
         by_chunks(inputs, pages, out, step, spec)
         return out
     block = min(VALUES, block_of(spec.value_dim))
-    _one[(tokens * heads, triton.cdiv(spec.value_dim, block))](
+    _one[(tokens * heads, cdiv(spec.value_dim, block))](
         *inputs,
         pages.state,
         slots_of(step, pages.group),

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.launch import device_of
+from quire.kernels.triton.launch import cdiv, device_of
 from quire.kernels.triton.recurrent.chunks import (
     CHUNK,
     beside,
@@ -247,7 +247,7 @@ def by_chunks(inputs: tuple[Tensor, ...], pages: StatePages, out: Tensor, step: 
     )
     block = _width(spec, beside(step) * heads, qkv)
     turn = CHUNK * (2 * block_of(key) + block + 2 * CHUNK) * qkv.itemsize
-    _walk[(sequences, heads, triton.cdiv(value, block))](
+    _walk[(sequences, heads, cdiv(value, block))](
         qkv,
         pages.state,
         chunks.slots,
@@ -275,7 +275,7 @@ def _width(spec: DeltaSpec, heads: int, x: Tensor) -> int:
     Narrow blocks are faster while all of them run at once. Wide ones suit Hopper's matrix units, with 2 bytes a number.
     """
     device, value = device_of(x.device), spec.value_dim
-    waits = heads * triton.cdiv(value, TILES.walk) > device.processors
+    waits = heads * cdiv(value, TILES.walk) > device.processors
     holds = device.dependent and device.shared_bytes >= WIDE_SHARED and block_of(spec.key_dim) <= WIDE_KEY
     if waits and holds and x.itemsize == 2 and value % TILES.wide == 0:
         return TILES.wide

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import next_power_of_2
 from quire.ops.norm import GatedNormSpec, gated_rms_norm
 from quire.ops.registry import provide
 
@@ -51,7 +52,7 @@ def triton_gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, spec: GatedNo
     x = x.contiguous()
     out = torch.empty_like(x)
     if len(x):
-        block = int(triton.next_power_of_2(spec.size))
+        block = int(next_power_of_2(spec.size))
         _norm[(len(x) * spec.groups,)](
             x,
             gate,

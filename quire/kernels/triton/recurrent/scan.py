@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.launch import device_of
+from quire.kernels.triton.launch import cdiv, device_of
 from quire.kernels.triton.recurrent.chunks import (
     CHUNK,
     beside,
@@ -210,7 +210,7 @@ def triton_ssd_scan(
         _by_chunks((xbc, dt, weights), pages, out, step, spec)
         return out
     block = min(TILES.one, block_of(spec.head_dim))
-    _one[(tokens * heads, triton.cdiv(spec.head_dim, block))](
+    _one[(tokens * heads, cdiv(spec.head_dim, block))](
         xbc,
         dt,
         weights.a_log,
@@ -241,7 +241,7 @@ def _by_chunks(
     chunks, sequences, heads = chunks_of(step, pages.group), len(step.seq_lens), spec.heads
     xbc, dt, weights = inputs
     times, totals = torch.empty(2, chunks.room, heads, CHUNK, dtype=torch.float32, device=xbc.device)
-    _measure[(chunks.room, triton.cdiv(heads, HEADS))](
+    _measure[(chunks.room, cdiv(heads, HEADS))](
         dt,
         weights.a_log,
         weights.dt_bias,
@@ -260,7 +260,7 @@ def _by_chunks(
         num_warps=4,
     )
     block = min(TILES.walk, block_of(spec.head_dim))
-    blocks, turn = triton.cdiv(spec.head_dim, block), CHUNK * (2 * block_of(spec.state) + block) * xbc.itemsize
+    blocks, turn = cdiv(spec.head_dim, block), CHUNK * (2 * block_of(spec.state) + block) * xbc.itemsize
     shared = block == TILES.walk and beside(step) * heads * blocks > device_of(xbc.device).processors
     _walk[(sequences, heads, blocks)](
         xbc,

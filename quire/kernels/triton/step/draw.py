@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import cdiv, next_power_of_2
 from quire.kernels.triton.step.noise import log_exponential, row_key
 from quire.kernels.triton.step.places import (
     BINS,
@@ -359,12 +360,12 @@ def triton_draw_tokens(
     """See `draw_tokens`. Without a sort, and with `groups` only to leave out what no row needs."""
     logits = logits.contiguous()
     count, vocab = logits.shape
-    parts = triton.cdiv(vocab, PART)
+    parts = cdiv(vocab, PART)
     s = _space(count, parts, logits.device)
     drawn = torch.empty(2, count, dtype=torch.int64, device=logits.device)
     grid, shape = (count, parts), {"PART": PART, "num_warps": WARPS}
     row = (rows, known, table.numbers, table.integers)
-    width = triton.next_power_of_2(parts)
+    width = next_power_of_2(parts)
     _scan[grid](logits, s.tops, s.firsts, s.counts, s.masses, s.listed, vocab, **shape)
     _tally[grid](logits, *row, s.tops, s.best, s.best_ids, s.counts, s.masses, vocab, parts, WIDTH=width, **shape)
     if groups is None or any(group.kind is not Kind.PLAIN for group in groups):

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import cdiv
 from quire.ops.draw import FREQUENCY, PRESENCE, REPETITION, RowTable
 from quire.ops.edit import ANY_TOKEN, IN_PROMPT, EditTables, Slots, edit_logits
 from quire.ops.registry import provide
@@ -109,7 +110,7 @@ def triton_edit_logits(
     # What is not there stays unread.
     offsets, counts = tables.offsets or Slots(edited, rows), tables.counts or Slots(known, rows)
     masks = known if tables.masks is None else tables.masks
-    _edit[count, triton.cdiv(vocab, PART)](
+    _edit[count, cdiv(vocab, PART)](
         *(logits, rows, table.numbers, offsets.table, offsets.of_row, counts.table, counts.of_row, masks),
         *(edited, vocab, masks.shape[-1]),
         *(int(tables.offsets is not None), int(tables.counts is not None), int(tables.masks is not None)),

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import cdiv, next_power_of_2
 from quire.ops.greedy import greedy_sample
 from quire.ops.registry import provide
 
@@ -60,10 +61,10 @@ def triton_greedy_sample(logits: Tensor) -> Tensor:
     """See `greedy_sample`."""
     logits = logits.contiguous()
     rows, vocab = logits.shape
-    parts = triton.cdiv(vocab, PART)
+    parts = cdiv(vocab, PART)
     tops = torch.empty(rows, parts, dtype=torch.float32, device=logits.device)
     ids = torch.empty(rows, parts, dtype=torch.int32, device=logits.device)
     drawn = torch.empty(2, rows, dtype=torch.int64, device=logits.device)
     _maximum_of_parts[rows, parts](logits, tops, ids, vocab, PART=PART, num_warps=8)
-    _maximum[(rows,)](tops, ids, drawn, rows, parts, vocab, WIDTH=triton.next_power_of_2(parts), num_warps=1)
+    _maximum[(rows,)](tops, ids, drawn, rows, parts, vocab, WIDTH=next_power_of_2(parts), num_warps=1)
     return drawn

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import cdiv
 from quire.ops.inputs import Bounds, step_inputs
 from quire.ops.registry import provide
 from quire.ops.step import GroupInputs, StepInputs
@@ -70,14 +71,14 @@ def triton_step_inputs(
         return made
     count = len(order)
     # Every line begins where kernels expect tensors to: they would be compiled anew otherwise.
-    stride = triton.cdiv(count + 1, ALIGNED) * ALIGNED
+    stride = cdiv(count + 1, ALIGNED) * ALIGNED
     lengths = torch.empty(2, stride, dtype=torch.int32, device=order.device)
     groups = []
     for table, size in zip(page_tables, page_sizes, strict=True):
         width = -(-max_seq // size)
         numbers = torch.empty(3, stride, dtype=torch.int64, device=order.device)
         pages = torch.empty(count, width, dtype=torch.int32, device=order.device)
-        grid = (count, triton.cdiv(width, BLOCK))
+        grid = (count, cdiv(width, BLOCK))
         widths = (stride, width, table.shape[1], tokens.shape[1])
         _decode_inputs[grid](
             order, tokens, computed, table, numbers, lengths, pages, *widths, PAGE=size, BLOCK=BLOCK, num_warps=2

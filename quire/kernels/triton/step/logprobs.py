@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quire.kernels.triton.launch import cdiv, next_power_of_2
 from quire.kernels.triton.step.places import NOWHERE, id_at, logit_at, place_of
 from quire.ops.logprobs import Logprobs, token_logprobs
 from quire.ops.registry import provide
@@ -116,7 +117,7 @@ def triton_token_logprobs(logits: Tensor, chosen: Tensor, top: int, wanted: Tens
         described: Logprobs = token_logprobs(logits, chosen, top)
         return described
     logits, device = logits.contiguous(), logits.device
-    parts = triton.cdiv(vocab, PART)
+    parts = cdiv(vocab, PART)
     tops, sums = torch.empty(count, parts, device=device), torch.empty(count, parts, device=device)
     ahead = torch.empty(count, parts, dtype=torch.int32, device=device)
     places = torch.empty(count, parts, top, dtype=torch.int64, device=device)
@@ -130,6 +131,6 @@ def triton_token_logprobs(logits: Tensor, chosen: Tensor, top: int, wanted: Tens
     lists, sizes = (tops, sums, ahead, places), {"top": top, "with_wanted": int(wanted is not None)}
     _describe_parts[count, parts](*given, *lists, vocab, **sizes, PART=PART, num_warps=WARPS)
     outs = (found.ids, found.values, found.ranks)
-    width = triton.next_power_of_2(parts)
+    width = next_power_of_2(parts)
     _merge[(count,)](*given, *lists, *outs, vocab, parts, **sizes, WIDTH=width, num_warps=4)
     return found

@@ -19,7 +19,7 @@ from quire.kernels.triton.dense.quantized.dots import raised, unit_sums, whole_i
 from quire.kernels.triton.dense.quantized.rows import of_rows
 from quire.kernels.triton.dense.quantized.sweep import row_words
 from quire.kernels.triton.dense.quantized.weight import COARSE, Weight, converts
-from quire.kernels.triton.launch import INTERPRETED, device_of, release, wait
+from quire.kernels.triton.launch import INTERPRETED, cdiv, device_of, next_power_of_2, release, wait
 
 UNIT, LANES = 8, 32
 """Words that a thread takes at a time, threads of a warp."""
@@ -246,8 +246,8 @@ def shape_of(weight: Weight, gate: bool, device: torch.device) -> Shape:
 
 def fitted(shape: Shape, weight: Weight) -> Shape:
     """`shape`, no wider than the weight's rows."""
-    units = max(LANES, min(shape.units, triton.next_power_of_2(triton.cdiv(weight.row_words, UNIT))))
-    return replace(shape, units=units, ahead=min(shape.ahead, triton.cdiv(weight.row_words, UNIT * units)))
+    units = max(LANES, min(shape.units, next_power_of_2(cdiv(weight.row_words, UNIT))))
+    return replace(shape, units=units, ahead=min(shape.ahead, cdiv(weight.row_words, UNIT * units)))
 
 
 def product(x: Tensor, weight: Weight, bias: Tensor | None, gate: str, shape: Shape | None = None) -> Tensor:
@@ -255,7 +255,7 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None, gate: str, shape: Sh
     outputs = weight.outputs // 2 if gate else weight.outputs
     shape = fitted(shape or shape_of(weight, bool(gate), x.device), weight)
     out = torch.empty((1, outputs), dtype=weight.sums(x.dtype), device=x.device)
-    _gemv_kernel[(triton.cdiv(outputs, shape.outputs),)](
+    _gemv_kernel[(cdiv(outputs, shape.outputs),)](
         x.contiguous(), *weight.tensors, x if bias is None else bias, out,
         K=weight.inputs, N=outputs, GATE=gate, BIAS=bias is not None,
         OUTPUTS=shape.outputs, UNITS=shape.units, AHEAD=shape.ahead, DOTS=counts(weight),

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quire.kernels.triton.dense.quantized.weight import Weight, converts
-from quire.kernels.triton.launch import device_of, release, wait
+from quire.kernels.triton.launch import cdiv, device_of, next_power_of_2, release, wait
 
 MOST_INPUTS = 1 << 15
 """Of a row that a block holds."""
@@ -96,8 +96,8 @@ def rounded(x: Tensor, dtype: torch.dtype, width: int, group: int | None = None)
     more than were given, of which nothing is said, since the library takes them by sixteens.
     """
     rows, inputs = x.shape
-    tall = rows if group is None else triton.cdiv(rows, LIBRARY_OUTPUTS) * LIBRARY_OUTPUTS
-    runs = triton.next_power_of_2(triton.cdiv(inputs, 64))
+    tall = rows if group is None else cdiv(rows, LIBRARY_OUTPUTS) * LIBRARY_OUTPUTS
+    runs = next_power_of_2(cdiv(inputs, 64))
     out = torch.empty((tall, width), dtype=dtype, device=x.device)
     scales = torch.empty((inputs // group if group else 1, tall), dtype=torch.float32, device=x.device)
     most = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
@@ -161,7 +161,7 @@ def _integers(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None) -> 
     rows, outputs = len(x), len(codes)
     out = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
     tall, wide = 128, 128
-    _product_kernel[(triton.cdiv(rows, tall) * triton.cdiv(outputs, wide),)](
+    _product_kernel[(cdiv(rows, tall) * cdiv(outputs, wide),)](
         values, of_rows, codes, scales, out if bias is None else bias, out, rows,
         K=codes.shape[1], N=outputs, BIAS=bias is not None, ROWS=tall, OUTPUTS=wide, DEPTH=128, ABREAST=8,
         num_warps=8, num_stages=device_of(x.device).stages(4), **device_of(x.device).options,

@@ -15,7 +15,7 @@ from quire.kernels.triton.dense.quantized.rows import of_rows
 from quire.kernels.triton.dense.quantized.sweep import row_words, swept
 from quire.kernels.triton.dense.quantized.weight import Weight
 from quire.kernels.triton.dense.skinny import MOST_TILES, all_parts, counters_of, fetch, finished, parts_for
-from quire.kernels.triton.launch import device_of, release, wait
+from quire.kernels.triton.launch import cdiv, device_of, next_power_of_2, release, wait
 from quire.quantization.words import RUN
 
 BLOCKS = 200
@@ -96,18 +96,18 @@ def _skinny_kernel(
 def tiling(weight: Weight, rows: int, gate: bool) -> Tiling:
     """How to cut a product of `rows` rows. The rules are what measurements on one H200 had in common."""
     outputs = weight.outputs // 2 if gate else weight.outputs
-    wide = max(16, triton.next_power_of_2(rows))
+    wide = max(16, next_power_of_2(rows))
     if gate:
-        parts = parts_for(triton.cdiv(outputs, 64), BLOCKS, weight.row_words // 256)
+        parts = parts_for(cdiv(outputs, 64), BLOCKS, weight.row_words // 256)
         return Tiling(64, wide, 64, parts, 8 if wide < 64 else 4, 4)
     if wide < 64:
-        tiles = triton.cdiv(outputs, 64)
+        tiles = cdiv(outputs, 64)
         parts = parts_for(tiles, BLOCKS, weight.row_words // 256)
         if tiles <= MOST_TILES:
             # Long rows are cut until their parts are as short as those of others, as far as tiles can be counted.
             parts = max(parts, parts_for(1, weight.row_words // 512, weight.row_words // 256))
         return Tiling(64, wide, 64, parts, 8, 4)
-    parts = parts_for(triton.cdiv(outputs, 128), BLOCKS // 2, weight.row_words // 256)
+    parts = parts_for(cdiv(outputs, 128), BLOCKS // 2, weight.row_words // 256)
     return Tiling(128, wide, 64, parts, 4, 8)
 
 
@@ -124,17 +124,17 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None, gate: str, cut: Tili
     rows = len(x)
     outputs = weight.outputs // 2 if gate else weight.outputs
     cut = fitted(cut or tiling(weight, rows, bool(gate)), weight, bool(gate), x)
-    tiles = triton.cdiv(outputs, cut.outputs)
+    tiles = cdiv(outputs, cut.outputs)
     assert tiles <= MOST_TILES or cut.parts == 1
     out = torch.empty((rows, outputs), dtype=weight.sums(x.dtype), device=x.device)
     slots = tiles * cut.parts * cut.outputs * cut.rows * (2 if gate else 1) if cut.parts > 1 else 0
     partial = torch.empty(slots, dtype=torch.float32, device=x.device) if slots else out
-    lines = triton.cdiv(triton.cdiv(weight.row_words, cut.parts), LINE.value)
+    lines = cdiv(cdiv(weight.row_words, cut.parts), LINE.value)
     _skinny_kernel[(tiles, cut.parts)](
         x.contiguous(), *weight.tensors, x if bias is None else bias, out, partial, counters_of(x.device), rows,
         K=weight.inputs, N=outputs, GATE=gate, BIAS=bias is not None,
         OUTPUTS=cut.outputs, ROWS=cut.rows, DEPTH=cut.depth, PARTS=cut.parts, STAGES=cut.stages,
-        FETCH=min(triton.next_power_of_2(lines), FETCHED), WIDEN=triton.knobs.runtime.interpret,
+        FETCH=min(next_power_of_2(lines), FETCHED), WIDEN=triton.knobs.runtime.interpret,
         num_warps=cut.warps, **weight.constants, **device_of(x.device).options,
     )  # fmt: skip
     return out

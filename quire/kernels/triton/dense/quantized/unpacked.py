@@ -12,7 +12,7 @@ from torch import Tensor
 from quire.kernels.triton.dense.quantized.decode import eights, fours, scale
 from quire.kernels.triton.dense.quantized.sweep import row_words
 from quire.kernels.triton.dense.quantized.weight import Weight
-from quire.kernels.triton.launch import device_of, release, wait
+from quire.kernels.triton.launch import cdiv, device_of, release, wait
 
 TILE_VALUES = 1 << 25
 """Values of a weight that exist as such at one time."""
@@ -67,7 +67,7 @@ def _unpack_kernel(
 def values(weight: Weight, first: int, count: int, dtype: torch.dtype) -> Tensor:
     """Rows `first` to `first + count` of a weight: (count, inputs)."""
     out = torch.empty((count, weight.inputs), dtype=weight.sums(dtype), device=weight.data.device)
-    _unpack_kernel[(triton.cdiv(count, LINES), triton.cdiv(weight.row_words, WORDS))](
+    _unpack_kernel[(cdiv(count, LINES), cdiv(weight.row_words, WORDS))](
         *weight.tensors, out, first, count, K=weight.inputs, LINES=LINES, WORDS=WORDS,
         **weight.constants, **device_of(out.device).options,
     )  # fmt: skip
