@@ -67,8 +67,8 @@ def cdiv(x: int, y: int) -> int:
 
 
 def next_power_of_2(n: int) -> int:
-    """The least power of 2 that is not below `n`, which is 1 or more. Triton's own is as slow as its `cdiv`."""
-    return 1 << (n - 1).bit_length()
+    """The least power of 2 that is not below `n`; 1 of 0. Triton's own is as slow as its `cdiv`."""
+    return 1 << max(n - 1, 0).bit_length()
 
 
 @triton.jit

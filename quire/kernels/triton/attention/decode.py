@@ -77,7 +77,7 @@ def _shares(where: GroupInputs, spec: AttentionSpec) -> bool:
 @provide("triton", attend, _refuses)
 def triton_attend(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `attend`. Every sequence has one token."""
-    rows, where = len(qkv), step.groups[pages.group]
+    rows, where = qkv.shape[0], step.groups[pages.group]
     out = torch.empty(rows, spec.heads * spec.head_dim, dtype=qkv.dtype, device=qkv.device)
     if not rows:
         return out

@@ -125,7 +125,7 @@ def _prepare_whole(
 @provide("triton", prepare, batch_invariant=True)
 def triton_prepare(qkv: Tensor, weights: HeadWeights, pages: KVPages, step: StepInputs, spec: AttentionSpec) -> Tensor:
     """See `prepare`."""
-    tokens, dim = len(qkv), next_power_of_2(spec.head_dim)
+    tokens, dim = qkv.shape[0], next_power_of_2(spec.head_dim)
     out = torch.empty(tokens, spec.heads, spec.head_dim, dtype=qkv.dtype, device=qkv.device)
     if not tokens:
         return out

@@ -244,7 +244,7 @@ def triton_paged_attention(
 ) -> Tensor:
     """See `paged_attention`."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if not len(q):
+    if not q.shape[0]:
         return out
     q = q.contiguous()
     group, dim = spec.heads // spec.kv_heads, max(16, next_power_of_2(spec.head_dim))

@@ -5,6 +5,7 @@ registers before it waits for the kernel before it. The norm that feeds a produc
 to the result), and so is the gate that follows.
 """
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -152,6 +153,7 @@ def _gemv_kernel(
     tl.store(out + n, result.to(out.dtype.element_ty), mask=owned)
 
 
+@functools.cache
 def shape_of(inputs: int, outputs: int, gate: bool, device: torch.device) -> Shape:
     """How to cut a product on `device`, so that it fits beside what runs before and after it.
 
@@ -168,7 +170,7 @@ def product(
 ) -> Tensor:
     """x @ weight.T + bias, of normed x with a `norm`, then gated where `gate` names an activation; x is (1, inputs)."""
     inputs = x.shape[1]
-    outputs = len(weight) // 2 if gate else len(weight)
+    outputs = weight.shape[0] // 2 if gate else weight.shape[0]
     shape = shape or shape_of(inputs, outputs, bool(gate), x.device)
     out = torch.empty((1, outputs), dtype=x.dtype, device=x.device)
     delta = norm.delta if norm else None

@@ -38,9 +38,9 @@ def _tokens(spec: LinearSpec) -> Tokens:
 @provide("triton", linear, _refuses, tokens=_tokens)
 def triton_linear(x: Tensor, weight: Tensor, bias: Tensor | None, spec: LinearSpec) -> Tensor:
     """See `linear`."""
-    if not len(x):
+    if not x.shape[0]:
         return x.new_empty((0, spec.outputs))
-    if len(x) == 1:
+    if x.shape[0] == 1:
         return gemv.product(x, weight, bias, "")
     return skinny.product(x, weight, bias, "")
 
@@ -55,7 +55,7 @@ def triton_norm_linear(
     spec: NormLinearSpec,
 ) -> tuple[Tensor, Tensor]:
     """See `norm_linear`."""
-    if len(residual) == 1:
+    if residual.shape[0] == 1:
         norm = _norm(residual, delta, norm_weight, spec.norm)
         return gemv.product(residual, weight, bias, "", norm), residual if norm.total is None else norm.total
     normed, total = _joined(residual, delta, norm_weight, spec.norm)
@@ -73,9 +73,9 @@ def triton_norm_gate_up(
 ) -> tuple[Tensor, Tensor]:
     """See `norm_gate_up`."""
     kind = spec.gate.activation
-    if not len(residual):
+    if not residual.shape[0]:
         return residual.new_empty((0, spec.gate.inner)), residual
-    if len(residual) == 1:
+    if residual.shape[0] == 1:
         norm = _norm(residual, delta, norm_weight, spec.norm)
         return gemv.product(residual, weight, bias, kind, norm), residual if norm.total is None else norm.total
     normed, total = _joined(residual, delta, norm_weight, spec.norm)

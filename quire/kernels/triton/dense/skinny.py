@@ -265,7 +265,7 @@ def parts_for(tiles: int, blocks: int, most: int) -> int:
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str, cut: Tiling | None = None) -> Tensor:
     """x @ weight.T + bias, then gated where `gate` names an activation; 1 to 128 rows."""
     rows, inputs = x.shape
-    outputs = len(weight) // 2 if gate else len(weight)
+    outputs = weight.shape[0] // 2 if gate else weight.shape[0]
     cut = cut or tiling(outputs, inputs, rows, bool(gate), x.device)
     cut = fitted(cut, inputs, bool(gate), device_of(x.device).shared_bytes)
     tiles = cdiv(outputs, cut.outputs)

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.launch import cdiv, device_of, release, wait
-from quire.kernels.triton.moe.product import Product, pow2
+from quire.kernels.triton.launch import cdiv, device_of, next_power_of_2, release, wait
+from quire.kernels.triton.moe.product import Product
 from quire.kernels.triton.moe.route import choose, expert_of, keys_of, routing, without
 from quire.ops.moe import MoeSpec
 
@@ -107,7 +107,7 @@ def moe_few(
         x, logits, gate_up, act, BLOCK_N=first.block_n, BLOCK_K=first.block_k, num_warps=first.warps, **sizes
     )
     _few_down_kernel[(tokens, cdiv(spec.hidden, second.block_n))](
-        act, logits, down, out, NORMALIZE=spec.route.normalize, SLOTS=pow2(top_k),
+        act, logits, down, out, NORMALIZE=spec.route.normalize, SLOTS=next_power_of_2(top_k),
         EARLY=early, BLOCK_N=second.block_n, BLOCK_K=second.block_k, num_warps=second.warps, **sizes,
     )  # fmt: skip
     return out

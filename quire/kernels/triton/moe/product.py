@@ -21,7 +21,7 @@ class Product:
 
     def within(self, rows: int, depth: int) -> "Product":
         """No larger than the weights are, and no smaller than a matrix instruction."""
-        n, k = min(self.block_n, max(16, pow2(rows))), min(self.block_k, max(16, pow2(depth)))
+        n, k = min(self.block_n, max(16, next_power_of_2(rows))), min(self.block_k, max(16, next_power_of_2(depth)))
         return replace(self, block_n=n, block_k=k)
 
     def fitting(self, tile: int, matrices: int, x: Tensor) -> "Product":
@@ -34,8 +34,3 @@ class Product:
             else:
                 fitting = replace(fitting, block_k=fitting.block_k // 2)
         return fitting
-
-
-def pow2(n: int) -> int:
-    """The power of two that is not less than `n`."""
-    return max(1, int(next_power_of_2(n)))

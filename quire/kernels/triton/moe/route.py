@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.launch import begin, cdiv, device_of
-from quire.kernels.triton.moe.product import pow2
+from quire.kernels.triton.launch import begin, cdiv, device_of, next_power_of_2
 from quire.ops.moe import RouteSpec, route
 from quire.ops.registry import provide
 
@@ -182,7 +181,7 @@ def _sort_kernel(
 def routing(spec: RouteSpec, logits: Tensor) -> dict[str, Any]:
     """Constants of all kernels that read logits."""
     wide = logits.dtype == torch.float32
-    return {"EXPERTS": spec.experts, "TOP_K": spec.top_k, "WIDE": wide, "E": pow2(spec.experts)}
+    return {"EXPERTS": spec.experts, "TOP_K": spec.top_k, "WIDE": wide, "E": next_power_of_2(spec.experts)}
 
 
 def refuses_route(spec: RouteSpec) -> str | None:
@@ -218,7 +217,7 @@ def _routed(logits: Tensor, spec: RouteSpec, rows: int, count: bool) -> tuple[Te
     if tokens:
         _route_kernel[(blocks,)](
             logits, ids, weights, counts, tokens,
-            NORMALIZE=spec.normalize, ROWS=rows, SLOTS=pow2(spec.top_k), COUNT=count,
+            NORMALIZE=spec.normalize, ROWS=rows, SLOTS=next_power_of_2(spec.top_k), COUNT=count,
             num_warps=_warps(rows, spec), **routing(spec, logits), **launch,
         )  # fmt: skip
     return weights, ids, counts
@@ -256,7 +255,7 @@ def _counted(logits: Tensor, spec: RouteSpec, rows: int, bias: Tensor | None) ->
     ids = ids.contiguous()
     counts = torch.empty(cdiv(len(ids), rows), spec.experts, dtype=torch.int32, device=ids.device)
     _count_kernel[(len(counts),)](
-        ids, counts, len(ids), EXPERTS=spec.experts, TOP_K=spec.top_k, ROWS=rows, E=pow2(spec.experts),
+        ids, counts, len(ids), EXPERTS=spec.experts, TOP_K=spec.top_k, ROWS=rows, E=next_power_of_2(spec.experts),
         num_warps=_warps(rows, spec), **device_of(ids.device).options,
     )  # fmt: skip
     return weights, ids, counts
@@ -274,11 +273,11 @@ def sort(logits: Tensor, spec: RouteSpec, tile: int, bias: Tensor | None = None)
     weights, ids, counts = _counted(logits, spec, rows, bias)
     _sort_kernel[(counts.shape[0],)](
         ids, counts, entries, ends, expert, start, tokens, tiles,
-        EXPERTS=spec.experts, TOP_K=spec.top_k, ROWS=rows, E=pow2(spec.experts), TILE=tile, CHUNK=32,
+        EXPERTS=spec.experts, TOP_K=spec.top_k, ROWS=rows, E=next_power_of_2(spec.experts), TILE=tile, CHUNK=32,
         num_warps=_warps(rows, spec), **launch,
     )  # fmt: skip
     return Sorted(weights, entries, ends, expert, start)
 
 
 def _warps(rows: int, spec: RouteSpec) -> int:
-    return 8 if rows * pow2(spec.experts) > 1 << 12 else 4
+    return 8 if rows * next_power_of_2(spec.experts) > 1 << 12 else 4
