@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import msgspec
@@ -159,8 +160,13 @@ class GenerationWarmUp:
         self._spec, self._layout, self._steps, self._memory = spec, layout, steps, memory
 
     def run_largest(self) -> None:
-        """The whole token budget, all rows, and the way of drawing that needs most memory."""
-        run_once(self._steps, largest_step(self._spec, self._layout))
+        """The whole token budget, all rows, and the way of drawing that needs most memory.
+
+        Where kernels compile, few layers are run: what one has needed the next finds again, so all need no more. Others
+        run all, since how long it takes counts, too.
+        """
+        with self._steps.passes.model.abridged() if self._spec.warm_tokens else nullcontext():
+            run_once(self._steps, largest_step(self._spec, self._layout))
 
     @torch.inference_mode()
     def run_all(self) -> None:
