@@ -2,6 +2,7 @@
 
 import argparse
 import statistics
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -88,6 +89,8 @@ def report(session: Session, figure: Figure) -> None:
         line |= {"bound_TFLOP": significant(allowed.operations / 1e12)}
     if figure.phases is not None:
         line["phases"] = {phase: significant(seconds) for phase, seconds in figure.phases.items()}
+        # Where Python keeps none, each start compiles all of torch's sources anew.
+        line["bytecode_kept"] = not sys.dont_write_bytecode
     if session.experts is not None:
         line["distinct_experts"] = significant(session.experts)
     ledger.append(args.ledger, line)
