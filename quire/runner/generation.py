@@ -74,8 +74,8 @@ class GenerationSteps:
         """Rows that end, rows that begin, and what else the plan changes."""
         self.rows.apply(plan)
         if self.sampler is not None:
-            for row in plan.released:
-                self.sampler.end(row)
+            if plan.released:
+                self.sampler.end(*plan.released)
             if plan.new:
                 self.sampler.begin(*plan.new)
 

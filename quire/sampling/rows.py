@@ -6,6 +6,7 @@ sampler; the host part decides which work a batch needs at all.
 
 import inspect
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
@@ -19,7 +20,7 @@ from quire.ops.edit import IN_PROMPT, EditTables
 from quire.ops.noise import seed_key
 from quire.sampling.bans import Bans, entries
 from quire.sampling.sent import sent
-from quire.sampling.slots import SlotTable
+from quire.sampling.slots import Content, SlotTable
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy, as in vLLM: dividing by them would leave float32."""
@@ -114,24 +115,27 @@ class RowState:
         return EditTables(self.offsets.slots, self.counts.slots, self.bans.lasting())
 
     def begin(self, *rows: NewRow) -> None:
-        """Sequences enter rows, each another one: every field of these rows is written."""
-        for new in rows:
-            self._begin(new)
-        if rows:
-            self._write(rows)
+        """Sequences enter rows, each another one: every field of these rows is written.
 
-    def _begin(self, new: NewRow) -> None:
-        """All but the row's lines of the table."""
-        self.end(new.row)
+        Raises:
+            IndexError: the row has penalties and a token outside the vocabulary.
+        """
+        if not rows:
+            return
+        self.end(*(new.row for new in rows))
+        features = [self._begin(new) for new in rows]
+        pairs = list(zip(rows, features, strict=True))
+        self.counts.lend([_counts(new, found) for new, found in pairs if found & PENALTIES])
+        self.offsets.lend([_offsets(new, self.vocab) for new, found in pairs if Feature.OFFSET in found])
+        self._write(rows)
+
+    def _begin(self, new: NewRow) -> Feature:
+        """All but what tables hold, which is written for all new rows at once. Returns the row's features."""
         params = new.params
-        features = _penalties(params)
-        self._begin_counts(new, features)
-        features |= self._begin_offsets(new) | self._begin_bans(new)
+        features = _edits(params)
+        if self._begin_bans(new):
+            features |= Feature.BANS
         processors = tuple(Processor(call, _wants_prompt(call)) for call in params.logits_processors or [])
-        if processors:
-            features |= Feature.CALLABLES
-        if params.structured_outputs is not None:
-            features |= Feature.GRAMMAR
         self.host[new.row] = SamplingRow(
             features=features,
             edited=bool(features),
@@ -142,14 +146,16 @@ class RowState:
             prompt_len=new.prompt_len,
             processors=processors,
         )
+        return features
 
-    def end(self, row: int) -> None:
-        """The sequence of `row` has left. Ending a row that is not in use does nothing."""
+    def end(self, *rows: int) -> None:
+        """The sequences of `rows` have left. Ending a row that is not in use does nothing."""
         self.generation += 1
-        self.host[row] = None
-        self.counts.give_back(row)
-        self.offsets.give_back(row)
-        self.bans.drop(row)
+        for row in rows:
+            self.host[row] = None
+            self.bans.drop(row)
+        self.counts.give_back(rows)
+        self.offsets.give_back(rows)
 
     def tables(self, features: Feature) -> EditTables:
         """What edits the logits of a batch in which some row has `features`."""
@@ -168,37 +174,13 @@ class RowState:
         self.wanted.index_copy_(0, arrived[:, 0], arrived[:, 3].int())
         self.table.numbers.index_copy_(0, arrived[:, 0], sent(torch.tensor(numbers), self.device))
 
-    def _begin_counts(self, new: NewRow, features: Feature) -> None:
-        """Rebuild penalty counts from all tokens known, so that a sequence that returns has lost nothing."""
-        if not features & PENALTIES:
-            return
-        counts = torch.bincount(torch.tensor(new.token_ids[new.prompt_len :], dtype=torch.int64), minlength=self.vocab)
-        if Feature.REPETITION in features:
-            counts[torch.tensor(new.token_ids[: new.prompt_len], dtype=torch.int64)] |= IN_PROMPT
-        self.counts.lend(new.row, counts)
-
-    def _begin_offsets(self, new: NewRow) -> Feature:
-        bias, allowed = new.params.logit_bias, new.params.allowed_token_ids
-        if not bias and allowed is None:
-            return Feature(0)
-        offset = torch.zeros(self.vocab)
-        for token, value in (bias or {}).items():
-            if 0 <= token < self.vocab:
-                offset[token] = value
-        if allowed is not None:
-            mask = torch.ones(self.vocab, dtype=torch.bool)
-            mask[[token for token in allowed if 0 <= token < self.vocab]] = False
-            offset.masked_fill_(mask, -torch.inf)
-        self.offsets.lend(new.row, offset)
-        return Feature.OFFSET
-
-    def _begin_bans(self, new: NewRow) -> Feature:
+    def _begin_bans(self, new: NewRow) -> bool:
+        """Whether the row has any."""
         early = {*new.eos_token_ids, *(new.params.stop_token_ids or [])} if new.params.min_tokens else set()
         found = entries(new.bad_words_ids, early, new.prompt_len + new.params.min_tokens, self.vocab)
-        if found is None:
-            return Feature(0)
-        self.bans.set(new.row, found)
-        return Feature.BANS
+        if found is not None:
+            self.bans.set(new.row, found)
+        return found is not None
 
 
 def _kind(params: SamplingParams, vocab: int) -> Kind | None:
@@ -232,13 +214,36 @@ def _numbers(params: SamplingParams, *, greedy: bool) -> list[float]:
     ]
 
 
-def _penalties(params: SamplingParams) -> Feature:
+def _edits(params: SamplingParams) -> Feature:
+    """What changes the row's logits, but for bans."""
     features = Feature(0)
     if params.repetition_penalty != 1:
         features |= Feature.REPETITION
     if params.frequency_penalty or params.presence_penalty:
         features |= Feature.FREQUENCY
+    if params.logit_bias or params.allowed_token_ids is not None:
+        features |= Feature.OFFSET
+    if params.logits_processors:
+        features |= Feature.CALLABLES
+    if params.structured_outputs is not None:
+        features |= Feature.GRAMMAR
     return features
+
+
+def _counts(new: NewRow, features: Feature) -> Content:
+    """Penalty counts of all tokens known, so that a sequence that returns has lost nothing."""
+    prompt = new.token_ids[: new.prompt_len] if Feature.REPETITION in features else []
+    marks = array("i", [IN_PROMPT]) * len(prompt)
+    return Content(new.row, 0, array("q", prompt), marks, counted=array("q", new.token_ids[new.prompt_len :]))
+
+
+def _offsets(new: NewRow, vocab: int) -> Content:
+    """The bias; with allowed tokens -inf at all others. Tokens outside the vocabulary are left out."""
+    bias, allowed = new.params.logit_bias or {}, new.params.allowed_token_ids
+    held = bias if allowed is None else {token: bias.get(token, 0.0) for token in allowed}
+    held = {token: value for token, value in held.items() if 0 <= token < vocab}
+    fill = 0.0 if allowed is None else -math.inf
+    return Content(new.row, fill, array("q", held), array("f", held.values()))
 
 
 def _wants_prompt(call: LogitsProcessor) -> bool:

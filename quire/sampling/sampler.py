@@ -70,10 +70,11 @@ class Sampler:
             self._masks.begin(new)
 
     @torch.inference_mode()
-    def end(self, row: int) -> None:
-        """The sequence of `row` has left."""
-        self._state.end(row)
-        self._masks.end(row)
+    def end(self, *rows: int) -> None:
+        """The sequences of `rows` have left."""
+        self._state.end(*rows)
+        for row in rows:
+            self._masks.end(row)
 
     @torch.inference_mode()
     def sample(self, logits: Tensor, rows: list[int], rows_device: Tensor, history: Tensor, known: Tensor) -> Samples:
