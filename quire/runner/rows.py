@@ -15,6 +15,9 @@ from quire.messages.state import Layout
 from quire.ops.step import SharedInputs, StepInputs
 from quire.runner.upload import upload, upload_short
 
+MOST_PADDING = 1 << 18
+"""Numbers that are sent for nothing, at most: a megabyte."""
+
 LEAST_SAVED = 96 << 20
 """Bytes that must be saved in each layer: on an H200, two more kernels take as long as reading 60 to 90 MB."""
 
@@ -73,8 +76,8 @@ class Rows:
         """Apply the plan's diff: rows that leave, rows that begin, who begins alike, pages that are added."""
         for row in plan.released:
             self.host.pop(row, None)
-        if plan.new:
-            self._begin(plan.new)
+        for new_rows in _batches(plan.new):
+            self._begin(new_rows)
         if plan.shared is not None:
             self._share(plan.shared)
         for group in range(len(self.page_tables)):
@@ -95,7 +98,7 @@ class Rows:
             self.host[grant.row].computed += grant.tokens
 
     def _begin(self, new_rows: list[NewRow]) -> None:
-        """All numbers of the new rows travel in one copy; then each kind finds its places in one go."""
+        """All numbers of the new rows travel in one copy, as many for each; each kind then finds its places in one go."""
         count = len(new_rows)
         kinds = [[new.token_ids for new in new_rows]]
         kinds += [[new.pages[group] for new in new_rows] for group in range(len(self.page_tables))]
@@ -149,3 +152,14 @@ class Rows:
         if pages:
             at = upload(rows + columns + pages, self.device).view(3, -1)
             self.page_tables[group].index_put_((at[0], at[1]), at[2].int())
+
+
+def _batches(new_rows: list[NewRow]) -> list[list[NewRow]]:
+    """Rows that begin together: all, or those of about the same length where the longest is much longer than others."""
+    lengths = [len(new.token_ids) for new in new_rows]
+    if len(lengths) * max(lengths, default=0) - sum(lengths) <= MOST_PADDING:
+        return [new_rows] if new_rows else []
+    alike: dict[int, list[NewRow]] = {}
+    for new, length in zip(new_rows, lengths, strict=True):
+        alike.setdefault(length.bit_length(), []).append(new)
+    return list(alike.values())

@@ -9,6 +9,7 @@ from quire.messages.params import SamplingParams
 from quire.messages.plan import Grant, NewRow, SharedPages, StepPlan
 from quire.messages.state import GroupLayout, Layout, Retention, StateSpec
 from quire.ops.samples import step_over
+from quire.runner import upload
 from quire.runner.rows import Rows
 
 pytestmark = pytest.mark.torch
@@ -38,6 +39,24 @@ def test_new_rows_overwrite_all_that_stood_there():
     assert [table[0].tolist() for table in rows.page_tables] == [[4, 0, 0, 0, 0], [2, *[0] * 9]]
     for tensor in (rows.tokens, rows.known, rows.computed, *rows.page_tables):
         assert (tensor[[1, 3]] == 77).all(), "a row that nobody named was touched"
+
+
+def test_a_long_prompt_among_short_ones_makes_nobody_send_as_much(monkeypatch):
+    sent = []
+
+    def note(values, device):
+        sent.append(len(values))
+        return upload.upload_short(values, device)
+
+    monkeypatch.setattr("quire.runner.rows.upload_short", note)
+    length, count = 20_000, 40
+    rows = Rows(count + 1, length, Layout(LAYOUT.groups, length), torch.device("cpu"))
+    new = [new_row(row, [row + 1] * 3) for row in range(count)] + [new_row(count, range(length))]
+    rows.apply(StepPlan(1, [], new, []))
+    assert sum(sent) < 2 * (length + 8 * count)
+    assert rows.tokens[count, :length].tolist() == list(range(length))
+    assert rows.tokens[:count, :4].tolist() == [[row + 1] * 3 + [0] for row in range(count)]
+    assert rows.known.tolist() == [3] * count + [length, 0]
 
 
 def test_only_groups_that_keep_all_tokens_are_told_who_begins_alike():
