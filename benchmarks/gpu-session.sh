@@ -38,7 +38,10 @@ table() {
 }
 
 tests() {
-    local alone=(tests/gpu/test_restart.py "tests/gpu/test_compiled.py::test_memory_is_enough_with_every_row_and_page_in_use")
+    local alone=(
+        tests/gpu/test_restart.py "tests/gpu/test_compiled.py::test_memory_is_enough_with_every_row_and_page_in_use"
+        tests/gpu/test_smoke.py::test_pages_are_sized_from_measured_memory_and_given_back
+    )
     local many=()
     python3 -c 'import xdist' 2>/dev/null && many=(-n 10)
     logged tests python3 -m pytest -q -m gpu -p no:benchmark "${many[@]}" tests/gpu "${alone[@]/#/--deselect=}"
