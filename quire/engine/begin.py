@@ -26,6 +26,7 @@ from quire.messages.state import Capacity, Layout
 from quire.messages.wire import EngineFacts
 from quire.platforms import detect
 from quire.platforms.ahead import ahead, pays
+from quire.platforms.waking import wake
 from quire.scheduler.build import make
 from quire.structured.matcher import Vocabulary
 from quire.version import __version__
@@ -100,6 +101,7 @@ def begin(
         ConfigError, PlatformError, CheckpointError: before any device memory is taken, where that is possible.
     """
     timeline = timeline or Timeline()
+    wake(config.device.device)
     with ahead().clearing(_cleared_bytes(config, model)):
         # torch is imported here, if it was not before.
         spec = _resolved(config, model, streams)

@@ -5,8 +5,9 @@ the rank that makes it nor on how tensors are cut or fused: tensor-parallel 1 an
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import groupby
 
 import torch
@@ -22,21 +23,25 @@ _LONG = (0xFF51AFD7ED558CCD - (1 << 64), 0xC4CEB9FE1A85EC53 - (1 << 64))
 _SHORT = (0x85EBCA6B - (1 << 32), 0xC2B2AE35 - (1 << 32))
 _ROWS, _COLUMNS = 0, 1
 
+Hashes = Callable[[Span, int, torch.device], Tensor]
+
 
 @torch.no_grad()
 def fill_dummy(model: Parametrised, seed: int, mesh: Mesh) -> None:
     """Give every parameter of `model` random values: matrices keep the scale of their input, norms are close to 1."""
+    # Layers have matrices of the same sizes.
+    hashes = cache(_hashes)
     for weight in weights_of(model):
         row = 0
         for parts, spans in _runs(weight, mesh):
             rows = len(parts) * (spans[0].length + spans[0].zeros)
             storage = weight.stored
             if storage is None:
-                _fill(weight.data[row : row + rows], parts, spans, seed)
+                _fill(weight.data[row : row + rows], parts, spans, seed, hashes)
             else:
                 dtype = getattr(torch, storage.dtype)
                 values = torch.empty(rows, storage.inputs, dtype=dtype, device=weight.device)
-                _fill(values, parts, spans, seed)
+                _fill(values, parts, spans, seed, hashes)
                 storage.put(weight.data, row, values)
             row += rows
         if weight.recipe.center:
@@ -54,7 +59,7 @@ def _runs(weight: Weight, mesh: Mesh) -> Iterator[tuple[list[Part], list[Span]]]
             yield parts, spans
 
 
-def _fill(target: Tensor, parts: list[Part], spans: list[Span], seed: int) -> None:
+def _fill(target: Tensor, parts: list[Part], spans: list[Span], seed: int, hashes: Hashes) -> None:
     """Fill the rows of `parts`, one after another. Parts that are padded come alone."""
     for dim, span in enumerate(spans):
         if span.zeros:
@@ -66,8 +71,8 @@ def _fill(target: Tensor, parts: list[Part], spans: list[Span], seed: int) -> No
     inputs = first.shape[-1] if first.columns is None else first.columns[1]
     deviation = inputs**-0.5 if len(first.shape) > 1 else 0.05
     keys = torch.tensor([_key(seed, part.name) for part in parts], dtype=torch.int32, device=target.device)
-    rows = (keys[:, None] + _hashes(spans[0], _ROWS, target.device)).view(-1, 1)
-    columns = _hashes(spans[1] if len(spans) == 2 else Span(0, matrix.shape[1]), _COLUMNS, target.device)
+    rows = (keys[:, None] + hashes(spans[0], _ROWS, target.device)).view(-1, 1)
+    columns = hashes(spans[1] if len(spans) == 2 else Span(0, matrix.shape[1]), _COLUMNS, target.device)
     step = max(1, BLOCK_ITEMS // max(1, len(columns)))
     for begin in range(0, len(rows), step):
         values = _mix(rows[begin : begin + step] + columns)

@@ -98,7 +98,7 @@ class Rows:
             self.host[grant.row].computed += grant.tokens
 
     def _begin(self, new_rows: list[NewRow]) -> None:
-        """All numbers of the rows travel in one copy, as many for each row; then each kind finds its places in one go."""
+        """All numbers of the rows travel in one copy, as many for each; then each kind finds its places in one go."""
         count = len(new_rows)
         kinds = [[new.token_ids for new in new_rows]]
         kinds += [[new.pages[group] for new in new_rows] for group in range(len(self.page_tables))]
