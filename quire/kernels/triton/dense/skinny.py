@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quire.kernels.triton import tuned
 from quire.kernels.triton.dense.activation import activate
-from quire.kernels.triton.launch import cdiv, device_of, next_power_of_2, release, wait
+from quire.kernels.triton.launch import INTERPRETED, cdiv, device_of, next_power_of_2, release, wait
 
 MOST_TILES = 4096
 """Tiles of one product whose parts may be counted at once."""
@@ -279,6 +279,6 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, gate: str, cut: Tili
         K=inputs, N=outputs, GATE=gate, BIAS=bias is not None,
         OUTPUTS=cut.outputs, ROWS=cut.rows, DEPTH=cut.depth, PARTS=cut.parts, STAGES=cut.stages, HELD=cut.held,
         FETCH=min(next_power_of_2(cdiv(rest, 64)), 8) if rest > 0 else 0,
-        WIDEN=triton.knobs.runtime.interpret, num_warps=cut.warps, **device_of(x.device).options,
+        WIDEN=INTERPRETED, num_warps=cut.warps, **device_of(x.device).options,
     )  # fmt: skip
     return out

@@ -13,14 +13,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from quire.kernels.triton.launch import begin, cdiv, device_of
+from quire.kernels.triton.launch import INTERPRETED, begin, cdiv, device_of
 from quire.kernels.triton.moe.product import Product
 from quire.kernels.triton.moe.route import Sorted
 from quire.ops.moe import MoeSpec
 
 COMBINE_BLOCK = 1024
-INTERPRETED: bool = triton.knobs.runtime.interpret
-"""The interpreter multiplies the bits of 16-bit floats: there they are widened first."""
 
 
 @triton.jit

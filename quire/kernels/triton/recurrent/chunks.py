@@ -8,13 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quire.kernels.triton.launch import device_of, next_power_of_2
+from quire.kernels.triton.launch import INTERPRETED, device_of, next_power_of_2
 from quire.ops.recurrent import state_slots
 from quire.ops.step import StepInputs
 
-CHUNK = 32 if triton.knobs.runtime.interpret else 64
+CHUNK = 32 if INTERPRETED else 64
 """Tokens. The interpreter takes its time for every turn of a loop."""
-WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
+WIDEN = tl.constexpr(INTERPRETED)
 """The interpreter multiplies no bfloat16 matrices."""
 EXACT = tl.constexpr("ieee" if torch.version.cuda is None else "tf32x3")
 """How float32 matrices are multiplied: on NVIDIA's GPUs by three products of parts, which loses next to nothing."""
@@ -80,7 +80,7 @@ def beside(step: StepInputs) -> int:
 @cache
 def stages_for(turn_bytes: int, most: int, device: torch.device) -> int:
     """How deep a loop that loads so many bytes a turn is pipelined, so that it fits in shared memory."""
-    if triton.knobs.runtime.interpret or device.type != "cuda":
+    if INTERPRETED or device.type != "cuda":
         return most
     return max(1, min(most, device_of(device).shared_bytes // turn_bytes - 1))
 

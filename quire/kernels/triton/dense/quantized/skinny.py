@@ -15,7 +15,7 @@ from quire.kernels.triton.dense.quantized.rows import of_rows
 from quire.kernels.triton.dense.quantized.sweep import row_words, swept
 from quire.kernels.triton.dense.quantized.weight import Weight
 from quire.kernels.triton.dense.skinny import MOST_TILES, all_parts, counters_of, fetch, finished, parts_for
-from quire.kernels.triton.launch import cdiv, device_of, next_power_of_2, release, wait
+from quire.kernels.triton.launch import INTERPRETED, cdiv, device_of, next_power_of_2, release, wait
 from quire.quantization.words import RUN
 
 BLOCKS = 200
@@ -134,7 +134,7 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None, gate: str, cut: Tili
         x.contiguous(), *weight.tensors, x if bias is None else bias, out, partial, counters_of(x.device), rows,
         K=weight.inputs, N=outputs, GATE=gate, BIAS=bias is not None,
         OUTPUTS=cut.outputs, ROWS=cut.rows, DEPTH=cut.depth, PARTS=cut.parts, STAGES=cut.stages,
-        FETCH=min(next_power_of_2(lines), FETCHED), WIDEN=triton.knobs.runtime.interpret,
+        FETCH=min(next_power_of_2(lines), FETCHED), WIDEN=INTERPRETED,
         num_warps=cut.warps, **weight.constants, **device_of(x.device).options,
     )  # fmt: skip
     return out
