@@ -5,7 +5,10 @@ Never imports torch: a child process looks (`child`). Ends with exit code 1 if s
 
 import argparse
 import platform as python_platform
+import sys
 from importlib import metadata
+from importlib.util import cache_from_source, find_spec
+from pathlib import Path
 
 import psutil
 
@@ -39,9 +42,19 @@ def machine() -> list[str]:
     return [
         f"quire       {__version__}",
         f"python      {python_platform.python_version()} on {python_platform.platform()}",
+        *bytecode(),
         f"memory      {memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f} GiB",
         f"processor   {psutil.cpu_count(logical=False) or '?'} cores, {psutil.cpu_count()} threads",
     ]
+
+
+def bytecode() -> list[str]:
+    """A line where Python keeps none of torch: it was installed without, and Python may not or must not write it."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None or Path(cache_from_source(spec.origin)).exists():
+        return []
+    compile_it = f"{sys.executable} -m compileall -q {Path(spec.origin).parent}"
+    return [f"            keeps no bytecode of torch, so each start takes a second or two longer; fix: {compile_it}"]
 
 
 def device(survey: Survey) -> list[str]:

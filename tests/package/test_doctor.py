@@ -1,7 +1,9 @@
 """`quire doctor`: what it prints, and the exit status, with a sound torch and with broken ones."""
 
 import os
+import subprocess
 from argparse import Namespace
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,20 @@ def test_what_is_in_the_way_comes_with_its_remedy(
     assert status == 1
     assert "A GPU is shut." in text
     assert "fix: open it" in text
+
+
+@pytest.mark.plain
+def test_torch_without_bytecode_costs_time_at_each_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "torch"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(doctor, "find_spec", lambda name: spec_from_file_location(name, package / "__init__.py"))
+    (line,) = doctor.bytecode()
+    interpreter, *words = line.partition("fix: ")[2].split()
+    subprocess.run([interpreter, *words], check=True)
+    assert doctor.bytecode() == []
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert doctor.bytecode() == []
 
 
 @pytest.mark.plain
