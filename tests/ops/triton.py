@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,72 @@ if INTERPRETER:
         return np.where(np.isnan(values), (bits >> 16) | 0x40, nearest).astype(np.uint16)
 
     interpreter._convert_float = _rounded
+
+    class Bounds:
+        """Triton's interpreter, with memory that no argument of the running kernel holds out of bounds.
+
+        It reads and writes wherever a pointer leads, as a GPU does.
+        """
+
+        def __init__(self, plain: Any) -> None:
+            self._plain = plain
+            self._begins = self._ends = np.empty(0, dtype=np.uint64)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._plain, name)
+
+        def allow(self, tensors: list[Any]) -> None:
+            """Whole storages: what lies beside a view is somebody's, too."""
+            held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+            self._begins = np.array(sorted(held), dtype=np.uint64)
+            self._ends = self._begins + np.array([held[begin] for begin in sorted(held)], dtype=np.uint64)
+
+        def load(self, pointers: Any, mask: Any, other: Any, dtype: Any) -> Any:
+            self._check("reads", pointers, mask, np.dtype(dtype).itemsize)
+            return self._plain.load(pointers, mask, other, dtype)
+
+        def store(self, pointers: Any, values: Any, mask: Any) -> Any:
+            self._check("writes", pointers, mask, np.asarray(values).itemsize)
+            return self._plain.store(pointers, values, mask)
+
+        def atomic_rmw(self, kind: Any, pointers: Any, values: Any, mask: Any, order: Any) -> Any:
+            self._check("changes", pointers, mask, np.asarray(values).itemsize)
+            return self._plain.atomic_rmw(kind, pointers, values, mask, order)
+
+        def atomic_cas(self, pointers: Any, expected: Any, values: Any, order: Any) -> Any:
+            self._check("changes", pointers, np.ones_like(pointers, dtype=bool), np.asarray(values).itemsize)
+            return self._plain.atomic_cas(pointers, expected, values, order)
+
+        def _check(self, does: str, pointers: Any, mask: Any, size: int) -> None:
+            wanted = np.asarray(pointers)[np.asarray(mask, dtype=bool)].astype(np.uint64)
+            if not len(wanted):
+                return
+            owner = np.searchsorted(self._begins, wanted, side="right").astype(np.int64) - 1
+            inside = (owner >= 0) & (wanted + np.uint64(size) <= self._ends[owner])
+            assert inside.all(), f"a kernel {does} memory that none of its arguments holds"
+            assert not (wanted % np.uint64(size)).any(), f"a kernel {does} numbers of {size} bytes off their alignment"
+
+    BOUNDS = Bounds(interpreter._interpreter)
+    interpreter._interpreter = BOUNDS
+    _taken = interpreter.GridExecutor._init_args_hst
+
+    def _within(executor: Any, given: Any, named: Any) -> Any:
+        found, options = _taken(executor, given, named)
+        BOUNDS.allow(list(_tensors([*found, *options.values()])))
+        return found, options
+
+    interpreter.GridExecutor._init_args_hst = _within
+
+
+def _tensors(values: Any) -> Iterator[Any]:
+    """Those among the arguments of a kernel, in tuples and descriptors, too."""
+    for value in values:
+        if hasattr(value, "data_ptr"):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _tensors(value)
+        elif hasattr(value, "base"):
+            yield value.base
 
 
 def said_by(name: str, **environ: str) -> Any:
