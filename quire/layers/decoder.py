@@ -154,11 +154,11 @@ class Decoder(nn.Module):
     def abridged(self) -> Iterator[None]:
         """See `Model`."""
         kept = fewest([kind_of(block, choices) for block, choices in self._every])
-        self._layers = [self._every[i][0] for i in kept]
+        before, self._layers = self._layers, [self._every[i][0] for i in kept]
         try:
             yield
         finally:
-            self._layers = [block for block, _ in self._every]
+            self._layers = before
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, hidden) to (n, vocab) over the whole vocabulary, in the model's dtype, on every rank."""

@@ -170,7 +170,11 @@ class GenerationWarmUp:
 
     @torch.inference_mode()
     def run_all(self) -> None:
-        """Steps of all sizes, all ways to draw tokens, for one row and for several, prompts beside rows that decode."""
+        """Steps of all sizes, all ways to draw tokens, for one row and for several, prompts beside rows that decode.
+
+        One goes through all layers, which may keep what they make at their first step; the others through few.
+        """
+        self._run([1], DRAWS[0])
         with self._steps.passes.model.abridged():
             self._run_all()
 

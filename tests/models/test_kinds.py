@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from quire.layers.build import Build
 from quire.layers.decoder import Decoder
-from quire.layers.kinds import fewest
+from quire.layers.kinds import fewest, kind_of
+from quire.ops.norm import NormSpec, rms_norm
+from quire.ops.registry import Choice, choose
 from quire.ops.samples import step_over
 from quire.ops.step import StepInputs
 from tests.models.driver import Driver
 from tests.models.families import BASE, FAMILY
 
 pytestmark = pytest.mark.torch
-TIMES = 3
-"""So many times the layers that a family's tiny checkpoint has."""
 DEPTHS = ("n_layer", "num_hidden_layers")
 
 
@@ -64,15 +64,56 @@ class Noting(Build):
 
 
 def deepened(config):
-    """With more layers; lists and words that say something of each are repeated."""
+    """With more layers like the first on both sides of the others; so are lists and words that speak of each."""
     depths = {name: config[name] for name in DEPTHS if name in config}
     count = min(depths.values(), default=len(config.get("layers_block_type", "")))
-    repeated = {
-        name: value * TIMES
+    longer = {
+        name: value[:1] * 3 + value + value[:1] * 2
         for name, value in config.items()
         if isinstance(value, list | str) and len(value) == count and name != "model_type"
     }
-    return {**config, **repeated, **dict.fromkeys(depths, count * TIMES)}
+    return {**config, **longer, **dict.fromkeys(depths, count + 5)}
+
+
+class Layer(torch.nn.Module):
+    """One of a kind, but for what a test changes."""
+
+    def __init__(self, inner=torch.nn.Linear, dtype=torch.float32, sizes=(4, 2), bias=True):
+        super().__init__()
+        self.inner = inner(*sizes, dtype=dtype, bias=bias)
+
+
+class Other(torch.nn.Linear):
+    """Computes something else of weights like those of `Linear`."""
+
+
+CHOICE = Choice("rms_norm", "triton", lambda: None, {}, spec=NormSpec(4, 1e-6, 0.0, "float32", "cpu"))
+
+
+def test_layers_are_alike_whatever_their_weights_hold():
+    assert kind_of(Layer(), [CHOICE]) == kind_of(Layer(), [replace(CHOICE, function=lambda: 1)])
+
+
+@pytest.mark.parametrize(
+    ("layer", "choices"),
+    [
+        (Layer(inner=Other), [CHOICE]),
+        (Layer(dtype=torch.bfloat16), [CHOICE]),
+        (Layer(sizes=(2, 4)), [CHOICE]),
+        (Layer(bias=False), [CHOICE]),
+        (Layer(), [CHOICE, CHOICE]),
+        (Layer(), [replace(CHOICE, provider="reference")]),
+        (Layer(), [replace(CHOICE, op="layer_norm")]),
+        (Layer(), [replace(CHOICE, spec=replace(CHOICE.spec, offset=1.0))]),
+    ],
+    ids=["module", "dtype", "shape", "bias", "ops", "provider", "op", "spec"],
+)
+def test_layers_that_take_other_kernels_are_not_alike(layer, choices):
+    assert kind_of(layer, choices) != kind_of(Layer(), [CHOICE])
+
+
+def test_a_choice_says_what_it_was_made_for():
+    assert choose(rms_norm, CHOICE.spec, []).spec is CHOICE.spec
 
 
 @pytest.mark.parametrize("name", FAMILY)
@@ -100,3 +141,7 @@ def test_few_layers_call_what_all_call(name, tmp_path, monkeypatch):
         few, kept = run()
     assert len(every) == len(few) and all(call in few for call in every)
     assert kept < depth == run()[1]
+    with model.abridged():
+        with model.abridged():
+            assert run()[1] == kept
+        assert run()[1] == kept, "who is within another forgot it"
