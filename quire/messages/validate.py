@@ -23,10 +23,12 @@ Encode = Callable[[str], list[int]]
 
 MAX_N = 128
 MAX_STOP_STRINGS = 16
-MAX_STOP_BYTES = 4096
+MAX_STOP_CHARS = 4096
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 1024
+MAX_BAD_WORD_TOKENS = 32
+"""All rows' words are compared with what rows end in at each step, as far back as the longest of them reaches."""
 MAX_BAD_WORDS_CHARS = 1 << 16
 """They are encoded where requests are checked, where other requests wait."""
 MAX_SALT_CHARS = 128
@@ -227,8 +229,8 @@ def _check_stops(params: SamplingParams, vocab_size: int) -> None:
         raise RequestError(f"stop takes at most {MAX_STOP_STRINGS} strings, but has {len(stops)}.", "stop")
     if not all(stops):
         raise RequestError("stop must not hold an empty string: it would end every text at once.", "stop")
-    if any(len(stop.encode("utf-8", "replace")) > MAX_STOP_BYTES for stop in stops):
-        raise RequestError(f"a string in stop is longer than {MAX_STOP_BYTES} bytes.", "stop")
+    if any(len(stop.encode("utf-8", "replace")) > MAX_STOP_CHARS for stop in stops):
+        raise RequestError(f"a string in stop is longer than {MAX_STOP_CHARS} bytes.", "stop")
     if stops and not params.detokenize:
         raise RequestError("stop strings need detokenize=True: without text there is nothing to find.", "stop")
     if params.stop_token_ids is not None:
@@ -253,7 +255,7 @@ def _check_biases(params: SamplingParams, vocab_size: int) -> None:
     if params.bad_words is not None:
         _check_list("bad_words", params.bad_words, MAX_BAD_WORDS)
         for word in params.bad_words:
-            check_text("bad_words", word, MAX_STOP_BYTES)
+            check_text("bad_words", word, MAX_STOP_CHARS)
         if sum(map(len, params.bad_words)) > MAX_BAD_WORDS_CHARS:
             raise RequestError(f"bad_words may have at most {MAX_BAD_WORDS_CHARS} characters together.", "bad_words")
 
@@ -339,6 +341,9 @@ def _bad_words_ids(words: list[str], encode: Encode | None, vocab_size: int) -> 
         # A spelling that ends with the plain one can never be completed anyway.
         if spaced[-len(plain) :] != plain:
             sequences.append(spaced)
+        if (tokens := max(len(plain), len(spaced))) > MAX_BAD_WORD_TOKENS:
+            which = f"{word.strip()[:40]!r} is {tokens} tokens"
+            raise RequestError(f"bad_words: {which}; a word may have {MAX_BAD_WORD_TOKENS}.", "bad_words")
     for sequence in sequences:
         check_token_ids("bad_words", sequence, vocab_size)
     return sequences

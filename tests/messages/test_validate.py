@@ -8,7 +8,7 @@ from quire.base.errors import RequestError
 from quire.messages.params import SamplingParams
 from quire.messages.request import Request, Scheduling
 from quire.messages.state import GroupLayout, Layout, StateSpec
-from quire.messages.validate import FrontFacts, make_request
+from quire.messages.validate import MAX_BAD_WORD_TOKENS, FrontFacts, make_request
 from quire.messages.wire import EngineFacts
 
 pytestmark = pytest.mark.plain
@@ -132,6 +132,15 @@ def test_truncation_keeps_the_end_of_the_prompt() -> None:
 
 def test_top_k_has_one_word_for_all() -> None:
     assert [make(top_k=k).params.top_k for k in (-1, 0, 1, VOCAB - 1, VOCAB, 2**31)] == [0, 0, 1, VOCAB - 1, 0, 0]
+
+
+def test_a_bad_word_is_not_as_long_as_a_text() -> None:
+    """Each step looks back as far as the longest of all rows' words."""
+    most = MAX_BAD_WORD_TOKENS
+    assert len(make(bad_words=["n" * (most - 1)]).bad_words_ids[0]) == most - 1
+    with pytest.raises(RequestError, match=f"is {most + 1} tokens; a word may have {most}") as refused:
+        make(bad_words=["no", "n" * most])
+    assert refused.value.param == "bad_words"
 
 
 def test_bad_words_are_spelled_with_and_without_space() -> None:
