@@ -232,7 +232,7 @@ def _edits(params: SamplingParams) -> Feature:
 
 def _counts(new: NewRow, features: Feature) -> Content:
     """Penalty counts of all tokens known, so that a sequence that returns has lost nothing."""
-    prompt = new.token_ids[: new.prompt_len] if Feature.REPETITION in features else []
+    prompt = set(new.token_ids[: new.prompt_len]) if Feature.REPETITION in features else ()
     marks = array("i", [IN_PROMPT]) * len(prompt)
     return Content(new.row, 0, array("q", prompt), marks, counted=array("q", new.token_ids[new.prompt_len :]))
 
