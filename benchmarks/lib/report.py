@@ -2,9 +2,10 @@
 
 import argparse
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
+
+from quire.base.interpreter import sources_of
 
 from . import ledger, targets
 from .bounds import Bound, Ceilings
@@ -90,7 +91,7 @@ def report(session: Session, figure: Figure) -> None:
     if figure.phases is not None:
         line["phases"] = {phase: significant(seconds) for phase, seconds in figure.phases.items()}
         # Where Python keeps none, each start compiles all of torch's sources anew.
-        line["bytecode_kept"] = not sys.dont_write_bytecode
+        line["bytecode_kept"] = sources_of("torch") is None
     if session.experts is not None:
         line["distinct_experts"] = significant(session.experts)
     ledger.append(args.ledger, line)

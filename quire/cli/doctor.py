@@ -7,11 +7,10 @@ import argparse
 import platform as python_platform
 import sys
 from importlib import metadata
-from importlib.util import cache_from_source, find_spec
-from pathlib import Path
 
 import psutil
 
+from quire.base.interpreter import sources_of
 from quire.cli.child import ask
 from quire.config.sources import load
 from quire.messages.survey import OpReport, Survey, Trouble
@@ -49,11 +48,11 @@ def machine() -> list[str]:
 
 
 def bytecode() -> list[str]:
-    """A line where Python keeps none of torch: it was installed without, and Python may not or must not write it."""
-    spec = find_spec("torch")
-    if spec is None or spec.origin is None or Path(cache_from_source(spec.origin)).exists():
+    """A line where Python keeps none of torch."""
+    folder = sources_of("torch")
+    if folder is None:
         return []
-    compile_it = f"{sys.executable} -m compileall -q {Path(spec.origin).parent}"
+    compile_it = f"{sys.executable} -m compileall -q {folder}"
     return [f"            keeps no bytecode of torch, so each start takes a second or two longer; fix: {compile_it}"]
 
 

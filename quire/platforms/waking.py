@@ -8,6 +8,8 @@ import ctypes
 import sys
 import threading
 
+from quire.platforms.host import look
+
 CUDA = "libcuda.so.1"
 
 
@@ -17,9 +19,12 @@ def wake(device: str) -> threading.Thread | None:
     Args:
         device: as the user named it.
 
-    Returns: what begins it; None where a CPU is asked for, or torch is there already and may have begun it.
+    Returns: what begins it; None where nothing of NVIDIA's will run, or torch is there already and may have begun it.
     """
-    if device == "cpu" or "torch" in sys.modules:
+    if "torch" in sys.modules or device.strip().lower().startswith(("cpu", "rocm", "xpu")):
+        return None
+    host = look()
+    if host.gpus_hidden or "NVIDIA" not in host.gpu_vendors:
         return None
     thread = threading.Thread(target=_begin, name="quire-driver", daemon=True)
     thread.start()

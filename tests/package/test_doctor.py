@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from quire.base import interpreter
 from quire.cli import child, doctor
 from quire.config.spec import PlatformFacts
 from quire.messages.survey import OpReport, Survey, TorchReport, Trouble
@@ -80,12 +81,11 @@ def test_torch_without_bytecode_costs_time_at_each_start(tmp_path: Path, monkeyp
     package = tmp_path / "torch"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    monkeypatch.setattr(doctor, "find_spec", lambda name: spec_from_file_location(name, package / "__init__.py"))
+    monkeypatch.setattr(interpreter, "find_spec", lambda name: spec_from_file_location(name, package / "__init__.py"))
     (line,) = doctor.bytecode()
-    interpreter, *words = line.partition("fix: ")[2].split()
-    subprocess.run([interpreter, *words], check=True)
+    subprocess.run(line.partition("fix: ")[2].split(), check=True)
     assert doctor.bytecode() == []
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(interpreter, "find_spec", lambda name: None)
     assert doctor.bytecode() == []
 
 
