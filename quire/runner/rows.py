@@ -16,7 +16,8 @@ from quire.ops.step import SharedInputs, StepInputs
 from quire.runner.upload import upload, upload_short
 
 MOST_PADDING = 1 << 18
-"""Numbers that are sent for nothing, at most: a megabyte."""
+"""Tokens' numbers that may be sent for nothing, a megabyte. Beyond, rows of about the same length travel together, and
+less than half of what is sent is padding."""
 
 LEAST_SAVED = 96 << 20
 """Bytes that must be saved in each layer: on an H200, two more kernels take as long as reading 60 to 90 MB."""
@@ -155,7 +156,7 @@ class Rows:
 
 
 def _batches(new_rows: list[NewRow]) -> list[list[NewRow]]:
-    """Rows that begin together: all, or those of about the same length where the longest is much longer than others."""
+    """Rows that travel together, padded to the longest: all, or those whose lengths have as many binary digits."""
     lengths = [len(new.token_ids) for new in new_rows]
     if len(lengths) * max(lengths, default=0) - sum(lengths) <= MOST_PADDING:
         return [new_rows] if new_rows else []

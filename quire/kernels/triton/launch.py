@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-"""The interpreter multiplies no bfloat16 matrices: there, products take float32."""
+"""Programs run one after another on a CPU, as torch has no device for them. The interpreter multiplies no bfloat16
+matrices: there, products take float32."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,14 +265,12 @@ def attend_shared(
 
 
 def _padded(dim: int) -> int:
-    power: int = next_power_of_2(dim)
-    return max(16, power)
+    return max(16, next_power_of_2(dim))
 
 
 def _lines(shape: Shape, spec: AttentionSpec) -> int:
     """Query rows of a program: those of one sequence at least."""
-    power: int = next_power_of_2(spec.heads // spec.kv_heads)
-    return max(shape.lines, power)
+    return max(shape.lines, next_power_of_2(spec.heads // spec.kv_heads))
 
 
 def _programs(shape: Shape, device: torch.device) -> int:

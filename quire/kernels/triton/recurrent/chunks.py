@@ -69,7 +69,7 @@ def slots_of(step: StepInputs, group: int) -> Tensor:
 
 def block_of(size: int) -> int:
     """Values of a tile that holds `size` of them and can be multiplied as a matrix."""
-    return max(16, int(next_power_of_2(size)))
+    return max(16, next_power_of_2(size))
 
 
 def beside(step: StepInputs) -> int:

@@ -52,7 +52,7 @@ def triton_gated_rms_norm(x: Tensor, gate: Tensor, weight: Tensor, spec: GatedNo
     x = x.contiguous()
     out = torch.empty_like(x)
     if len(x):
-        block = int(next_power_of_2(spec.size))
+        block = next_power_of_2(spec.size)
         _norm[(len(x) * spec.groups,)](
             x,
             gate,

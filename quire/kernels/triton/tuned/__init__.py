@@ -13,7 +13,8 @@ from importlib import resources
 from typing import Any
 
 import torch
-import triton
+
+from quire.kernels.triton.launch import INTERPRETED
 
 
 def choose(kernel: str, device: torch.device, facts: Mapping[str, int]) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def _holds(fact: int, wanted: int | list[int]) -> bool:
 
 @functools.cache
 def _name(device: torch.device) -> str:
-    if triton.knobs.runtime.interpret or device.type != "cuda":
+    if INTERPRETED or device.type != "cuda":
         return "default"
     return torch.cuda.get_device_name(device).lower().replace(" ", "-")
 

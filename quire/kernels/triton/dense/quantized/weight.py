@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from quire.kernels.triton.dense.quantized.decode import BOOKS, EIGHTS, FOURS
+from quire.kernels.triton.launch import INTERPRETED
 from quire.ops.stored import WeightSpec, arrange, offer
 from quire.quantization.scaled import Form, Scaled
 from quire.quantization.storage import Storage
@@ -25,14 +25,14 @@ BYTES = ("float8_e4m3fn", "e8m0")
 @functools.cache
 def converts(device: torch.device) -> bool:
     """Whether `device` widens floats of 8 bits, and multiplies bfloat16, by instructions."""
-    if triton.knobs.runtime.interpret or device.type != "cuda" or torch.version.cuda is None:
+    if INTERPRETED or device.type != "cuda" or torch.version.cuda is None:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def runs_on(device: str) -> bool:
     """Whether these kernels run there."""
-    return torch.device(device).type in ("cuda", "xpu") or triton.knobs.runtime.interpret
+    return torch.device(device).type in ("cuda", "xpu") or INTERPRETED
 
 
 def unread(storage: Storage) -> str | None:
