@@ -23,10 +23,11 @@ Encode = Callable[[str], list[int]]
 
 MAX_N = 128
 MAX_STOP_STRINGS = 16
-MAX_STOP_CHARS = 4096
+MAX_STOP_BYTES = 4096
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 1024
+MAX_BAD_WORD_CHARS = 4096
 MAX_BAD_WORD_TOKENS = 32
 """All rows' words are compared with what rows end in at each step, as far back as the longest of them reaches."""
 MAX_BAD_WORDS_CHARS = 1 << 16
@@ -229,8 +230,8 @@ def _check_stops(params: SamplingParams, vocab_size: int) -> None:
         raise RequestError(f"stop takes at most {MAX_STOP_STRINGS} strings, but has {len(stops)}.", "stop")
     if not all(stops):
         raise RequestError("stop must not hold an empty string: it would end every text at once.", "stop")
-    if any(len(stop.encode("utf-8", "replace")) > MAX_STOP_CHARS for stop in stops):
-        raise RequestError(f"a string in stop is longer than {MAX_STOP_CHARS} bytes.", "stop")
+    if any(len(stop.encode("utf-8", "replace")) > MAX_STOP_BYTES for stop in stops):
+        raise RequestError(f"a string in stop is longer than {MAX_STOP_BYTES} bytes.", "stop")
     if stops and not params.detokenize:
         raise RequestError("stop strings need detokenize=True: without text there is nothing to find.", "stop")
     if params.stop_token_ids is not None:
@@ -255,7 +256,7 @@ def _check_biases(params: SamplingParams, vocab_size: int) -> None:
     if params.bad_words is not None:
         _check_list("bad_words", params.bad_words, MAX_BAD_WORDS)
         for word in params.bad_words:
-            check_text("bad_words", word, MAX_STOP_CHARS)
+            check_text("bad_words", word, MAX_BAD_WORD_CHARS)
         if sum(map(len, params.bad_words)) > MAX_BAD_WORDS_CHARS:
             raise RequestError(f"bad_words may have at most {MAX_BAD_WORDS_CHARS} characters together.", "bad_words")
 
