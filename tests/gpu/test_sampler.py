@@ -1,9 +1,14 @@
 """On a real GPU the sampler draws what it draws on a CPU: equal noise, whose logarithms alone are rounded anew."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 
 from quire.messages.params import SamplingParams
+from quire.messages.plan import NewRow
+from quire.sampling.rows import RowState
 from tests.sampling.rig import CPU, Rig, assert_drawn_from, exact
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -39,6 +44,40 @@ def drawn(params: SamplingParams, device: torch.device) -> list[list[int]]:
 def test_draws_equal_those_of_the_cpu(case):
     params = SamplingParams(**CASES[case])
     assert drawn(params, torch.device("cuda")) == drawn(params, CPU)
+
+
+@contextmanager
+def never_waiting() -> Iterator[None]:
+    """Whatever waits for the device raises an error here."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def held(device: torch.device) -> list[list[float]]:
+    """What rows hold that began together, some of them again; the host never waits for the device meanwhile."""
+    ways = [SamplingParams(**way) for way in CASES.values() if "logits_processors" not in way]
+    ways += [SamplingParams(frequency_penalty=0.5), SamplingParams(logit_bias={2: -1.5}, repetition_penalty=0.8)]
+    new = [
+        NewRow(row, [row, 7, 7, 9, *[4, 4, row] * (row % 3)], 4, 0, [], ways[row % len(ways)], row, [], [], 99)
+        for row in range(ROWS)
+    ]
+    state = RowState(ROWS, VOCAB, device)
+    state.begin(*new[:5])
+    with nullcontext() if device.type == "cpu" else never_waiting():
+        state.end(1, 3)
+        state.begin(*new[::-1])
+        state.end(0, 4)
+    tables = [table.slots.gather(torch.arange(ROWS, device=device)) for table in (state.counts, state.offsets)]
+    return [table.double().flatten().tolist() for table in (*tables, state.table.numbers, state.table.integers)]
+
+
+def test_rows_that_begin_together_hold_what_they_hold_on_a_cpu():
+    on_cpu = held(CPU)
+    assert held(torch.device("cuda")) == on_cpu
+    assert len(set(on_cpu[0])) > 4
 
 
 @pytest.mark.parametrize("setting", NUCLEI, ids=str)
