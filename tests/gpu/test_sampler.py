@@ -77,7 +77,7 @@ def held(device: torch.device) -> list[list[float]]:
 def test_rows_that_begin_together_hold_what_they_hold_on_a_cpu():
     on_cpu = held(CPU)
     assert held(torch.device("cuda")) == on_cpu
-    assert len(set(on_cpu[0])) > 4
+    assert len(set(on_cpu[0])) > 3, "prompts are marked, outputs counted"
 
 
 @pytest.mark.parametrize("setting", NUCLEI, ids=str)
