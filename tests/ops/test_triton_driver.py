@@ -130,7 +130,9 @@ def test_memory_for_all_blocks_is_asked_for(launched, monkeypatch):
         return room
 
     monkeypatch.setattr(driver._allocation, "_allocator", SimpleNamespace(get=lambda: allocate))
-    launcher({"n": "i32"}, global_scratch_size=128, global_scratch_align=16)(3, 2, 1, 9, 1, None, None, None, None, 4)
+    # It holds what it packs.
+    kernel = launcher({"n": "i32"}, global_scratch_size=128, global_scratch_align=16)
+    kernel(3, 2, 1, 9, 1, None, None, None, None, 4)
     assert asked == [(768, 16, 9)]
     assert ctypes.c_uint64.from_address(launched[0][3][1]).value == room.data_ptr()
 
