@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,7 +46,8 @@ if INTERPRETER:
 
         def __init__(self, plain: Any) -> None:
             self._plain = plain
-            self._begins = self._ends = np.empty(0, dtype=np.uint64)
+            self._begins: list[int] = []
+            self._ends: list[int] = []
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._plain, name)
@@ -53,8 +55,8 @@ if INTERPRETER:
         def allow(self, tensors: list[Any]) -> None:
             """Whole storages: what lies beside a view is somebody's, too."""
             held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-            self._begins = np.array(sorted(held), dtype=np.uint64)
-            self._ends = self._begins + np.array([held[begin] for begin in sorted(held)], dtype=np.uint64)
+            self._begins = sorted(held)
+            self._ends = [begin + held[begin] for begin in self._begins]
 
         def load(self, pointers: Any, mask: Any, other: Any, dtype: Any) -> Any:
             self._check("reads", pointers, mask, np.dtype(dtype).itemsize)
@@ -73,13 +75,21 @@ if INTERPRETER:
             return self._plain.atomic_cas(pointers, expected, values, order)
 
         def _check(self, does: str, pointers: Any, mask: Any, size: int) -> None:
-            wanted = np.asarray(pointers)[np.asarray(mask, dtype=bool)].astype(np.uint64)
-            if not len(wanted):
+            wanted, mask = np.asarray(pointers), np.asarray(mask)
+            wanted = wanted if mask.all() else wanted[mask.astype(bool)]
+            if not wanted.size:
                 return
-            owner = np.searchsorted(self._begins, wanted, side="right").astype(np.int64) - 1
-            inside = (owner >= 0) & (wanted + np.uint64(size) <= self._ends[owner])
-            assert inside.all(), f"a kernel {does} memory that none of its arguments holds"
-            assert not (wanted % np.uint64(size)).any(), f"a kernel {does} numbers of {size} bytes off their alignment"
+            aligned = not int(np.bitwise_or.reduce(wanted, axis=None)) & (size - 1)
+            assert aligned, f"a kernel {does} numbers of {size} bytes off their alignment"
+            # Nearly always all lie in one tensor.
+            first, last = int(wanted.min()), int(wanted.max())
+            if not self._holds(first, last + size):
+                inside = all(self._holds(at, at + size) for at in np.unique(wanted).tolist())
+                assert inside, f"a kernel {does} memory that none of its arguments holds"
+
+        def _holds(self, begin: int, end: int) -> bool:
+            owner = bisect_right(self._begins, begin) - 1
+            return owner >= 0 and end <= self._ends[owner]
 
     BOUNDS = Bounds(interpreter._interpreter)
     interpreter._interpreter = BOUNDS
