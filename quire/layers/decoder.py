@@ -6,6 +6,7 @@ A model file says what one layer is; the orders of its parts are in `layers/bloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, ClassVar
 
 import msgspec
@@ -99,12 +100,13 @@ class Decoder(nn.Module):
         shared = config.tie_word_embeddings and not head.quantizes(part)
         tied = head.name("weight") if shared and facts.pooling is None else None
         self.embedding = Embedding(m / names.embedding, config.vocab_size, config.embedding_size, tied)
-        self._every: list[tuple[Block, list[Choice]]] = []
+        # What a pass goes through.
+        self._layers: list[Block] = []
+        self._choices: list[list[Choice]] = []
         for i in range(config.num_hidden_layers):
             before = len(b.choices)
-            block = self.layer(m / f"{names.layers}.{i}", i)
-            self._every.append((block, b.choices[before:]))
-        self._layers = [block for block, _ in self._every]
+            self._layers.append(self.layer(m / f"{names.layers}.{i}", i))
+            self._choices.append(b.choices[before:])
         self.layers = nn.ModuleList(self._layers)
         self.norm = self.last_norm(m / names.norm)
         words = m / names.embedding if config.tie_word_embeddings else head
@@ -153,12 +155,17 @@ class Decoder(nn.Module):
     @contextmanager
     def abridged(self) -> Iterator[None]:
         """See `Model`."""
-        kept = fewest([kind_of(block, choices) for block, choices in self._every])
-        before, self._layers = self._layers, [self._every[i][0] for i in kept]
+        before, self._layers = self._layers, self._few
         try:
             yield
         finally:
             self._layers = before
+
+    @cached_property
+    def _few(self) -> list[Block]:
+        """Layers that take every kernel. First asked for where all are gone through."""
+        kept = fewest([kind_of(*made) for made in zip(self._layers, self._choices, strict=True)])
+        return [self._layers[i] for i in kept]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, hidden) to (n, vocab) over the whole vocabulary, in the model's dtype, on every rank."""
