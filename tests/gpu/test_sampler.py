@@ -1,7 +1,6 @@
 """On a real GPU the sampler draws what it draws on a CPU: equal noise, whose logarithms alone are rounded anew."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch
 from quire.messages.params import SamplingParams
 from quire.messages.plan import NewRow
 from quire.sampling.rows import RowState
-from tests.sampling.rig import CPU, Rig, assert_drawn_from, exact
+from tests.sampling.rig import CPU, Rig, assert_drawn_from, exact, no_waiting
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -46,16 +45,6 @@ def test_draws_equal_those_of_the_cpu(case):
     assert drawn(params, torch.device("cuda")) == drawn(params, CPU)
 
 
-@contextmanager
-def never_waiting() -> Iterator[None]:
-    """Whatever waits for the device raises an error here."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def held(device: torch.device) -> list[list[float]]:
     """What rows hold that began together, some of them again; the host never waits for the device meanwhile."""
     ways = [SamplingParams(**way) for way in CASES.values() if "logits_processors" not in way]
@@ -66,7 +55,7 @@ def held(device: torch.device) -> list[list[float]]:
     ]
     state = RowState(ROWS, VOCAB, device)
     state.begin(*new[:5])
-    with nullcontext() if device.type == "cpu" else never_waiting():
+    with nullcontext() if device.type == "cpu" else no_waiting():
         state.end(1, 3)
         state.begin(*new[::-1])
         state.end(0, 4)

@@ -1,8 +1,5 @@
 """Draws of the kernels on a GPU follow the exact distribution, as those of the references on a CPU do."""
 
-import warnings
-from contextlib import contextmanager
-
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -13,7 +10,7 @@ from quire import SamplingParams  # noqa: E402
 from quire.messages.plan import NewRow  # noqa: E402
 from quire.sampling.batch import DrawMode  # noqa: E402
 from tests.sampling.grammar import WANTED, FoldStore  # noqa: E402
-from tests.sampling.rig import Rig, assert_drawn_from, exact  # noqa: E402
+from tests.sampling.rig import Rig, assert_drawn_from, exact, no_waiting  # noqa: E402
 from tests.sampling.test_distribution import ADVANCING, COUNTING, LOGITS, OUTPUT, VOCAB  # noqa: E402
 
 ROWS, TURNS = 2000, 10
@@ -41,18 +38,6 @@ SETTINGS = (
     SamplingParams(temperature=1.0, top_p=0.9, min_tokens=2, stop_token_ids=[3]),
     SamplingParams(temperature=1.0, structured_outputs=WANTED),
 )
-
-
-@contextmanager
-def no_waiting():
-    """What waits for the device is an error; no test after this one sees the mode."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_no_change_of_a_batch_waits_for_the_device():

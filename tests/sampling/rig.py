@@ -1,5 +1,9 @@
 """A sampler with a history, as the runner has them, and the exact distribution that it must draw from."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from scipy import stats
@@ -69,6 +73,18 @@ class Rig:
         assert not bad
         assert not errors
         return tokens
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """What waits for the GPU is an error; no test after this one sees the mode."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def exact(
