@@ -18,11 +18,6 @@ CODES = {torch.int32: "i", torch.float32: "f"}
 """Type codes of what a table may hold."""
 
 
-def no_tokens() -> "array[int]":
-    """No tokens at all, of type code q."""
-    return array("q")
-
-
 @dataclass(frozen=True, slots=True)
 class Content:
     """What the slot of a row holds, as the few numbers in which it differs from a slot of one value.
@@ -30,7 +25,7 @@ class Content:
     Attributes:
         row: whose slot it is.
         fill: the value wherever nothing else is said.
-        tokens: of type code q, where `values` stand. One may come again, with the same value.
+        tokens: of type code q, where `values` stand; each once.
         values: of the table's type code, one per token.
         counted: of type code q: each adds 1 at its token, as often as it comes.
     """
@@ -39,7 +34,7 @@ class Content:
     fill: float
     tokens: "array[int]"
     values: "array[int] | array[float]"
-    counted: "array[int]" = field(default_factory=no_tokens)
+    counted: "array[int]" = field(default_factory=lambda: array("q"))
 
 
 class SlotTable:

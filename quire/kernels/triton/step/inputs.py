@@ -75,7 +75,7 @@ def triton_step_inputs(
     lengths = torch.empty(2, stride, dtype=torch.int32, device=order.device)
     groups = []
     for table, size in zip(page_tables, page_sizes, strict=True):
-        width = -(-max_seq // size)
+        width = cdiv(max_seq, size)
         numbers = torch.empty(3, stride, dtype=torch.int64, device=order.device)
         pages = torch.empty(count, width, dtype=torch.int32, device=order.device)
         grid = (count, cdiv(width, BLOCK))
